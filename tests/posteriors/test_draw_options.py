@@ -63,7 +63,7 @@ def test_deviations_grow_with_the_root_of_the_scale(posterior):
     one, four, nine = draw(1.0), draw(4.0), draw(9.0)
     torch.testing.assert_close(nine - four, four - one, rtol=1e-3, atol=1e-5)
     assert float((four - one).norm()) > 1e-4
-    if posterior.scale == 1:
+    if posterior.draw_options["scale"].default == 1:
         assert torch.equal(one, torch.stack([n(data.val.inputs).detach() for n in fitted.sample_networks(3)]))
 
 
@@ -121,3 +121,17 @@ def test_values_are_checked():
         MCDropout(draw_rate=1.0)
     assert MAP().draw_options == {}
     assert COVARIANCE_SCALE.default == 1
+    assert SWAG().get_draw_option("scale") == 0.5 == SWAG(scale="auto").get_draw_option("scale")
+
+
+def test_what_nobody_has_set_is_chosen_where_the_budget_is_automatic():
+    data, automatic = make_data(), TrainingConfig(min_epochs=3, min_steps=6, batch_size=20)
+    fitted = fit(make_network, data, SWAG(rank=2), Plain(), automatic)
+    assert fitted.posterior.scale is not None
+    assert fitted.info["training"]["draw_options"]["scale"]["val_nll"]
+    for posterior, config in ((SWAG(rank=2, scale=2.0), automatic), (SWAG(rank=2), CONFIG)):
+        fitted = fit(make_network, data, posterior, Plain(), config)
+        assert fitted.posterior == posterior
+        assert "draw_options" not in fitted.info["training"]
+    arrays = fit(make_network, (data.train.inputs, data.train.targets), SWAG(rank=2), Plain(), automatic)
+    assert arrays.posterior.scale is None

@@ -1,5 +1,7 @@
 """The number of epochs that follows from a smallest number of epochs and of steps."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,10 @@ from flatbayes.experiments.run import MAX_HISTORY_EPOCHS, thin_records
 from flatbayes.training import FINE_TUNING, CollectionConfig, TrainingConfig
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.compatibility import count_snapshots
+from flatbayes.training.distributed.launch import make_fabric
+from flatbayes.training.run_factory import strengthen_prior
 from flatbayes.training.schedules import is_collection_step
+from flatbayes.training.setup import prepare_runs
 
 SHORT = TrainingConfig(min_epochs=3, min_steps=20, batch_size=16)
 
@@ -68,3 +73,22 @@ def test_the_history_of_thousands_of_epochs_is_thinned():
     assert len(thin) <= MAX_HISTORY_EPOCHS + 2
     assert [record["epoch"] for record in thin if "val_nll" in record] == [1500, 3000]
     assert thin_records(records[:1000]) == records[:1000]
+
+
+def test_classifiers_with_default_options_have_a_prior_for_few_examples():
+    def get_decay(targets, **options):
+        config = TrainingConfig(**{"min_epochs": 1, "min_steps": 1} | options)
+        factory, _ = prepare_runs(nn.Linear(3, 2), (inputs, targets), MAP(), Plain(), config)
+        optimizer = factory.create_run([0], make_fabric(config)).leader.init_state(nn.Linear(3, 2)).optimizer
+        return optimizer.param_groups[0]["weight_decay"]
+
+    inputs = torch.randn(100, 3)
+    classes, numbers = torch.arange(100) % 2, torch.randn(100)
+    assert get_decay(classes) == 2 / 100
+    assert get_decay(classes, epochs=1) == 5e-4
+    assert get_decay(numbers) == 5e-4
+    own = partial(torch.optim.SGD, lr=0.1, weight_decay=1e-3)
+    assert get_decay(classes, optimizer=own) == 1e-3
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    assert strengthen_prior(adam, 0.1) is adam
+    assert strengthen_prior(own, 1e-4).keywords["weight_decay"] == 1e-3

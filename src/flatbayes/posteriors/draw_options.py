@@ -24,7 +24,7 @@ class DrawOption:
     """An option that only draws depend on.
 
     Attributes:
-        default: The value of `auto` without validation examples, and until one is chosen.
+        default: The value of `auto` without validation examples, and until one is chosen; and that of None.
         candidates: Values to try, in ascending order. The geometric means of the best and its neighbours follow.
     """
 
@@ -32,28 +32,24 @@ class DrawOption:
     candidates: tuple[float, ...]
 
 
-COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0))
+COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0))
 """A factor on the covariance of the draws."""
 
 
-def check_scale(scale: AutoFloat, minimum: float = 0.0) -> None:
+def check_scale(scale: AutoFloat | None) -> None:
     """Validate a factor on the covariance of the draws.
 
-    Args:
-        scale: The factor.
-        minimum: It must be above this number.
-
     Raises:
-        ValueError: The factor is neither such a finite number nor `auto`.
+        ValueError: The factor is neither a positive and finite number nor `auto` nor None.
     """
-    if scale != AUTO and (isinstance(scale, str) or not minimum < scale < math.inf):
+    if scale not in (AUTO, None) and (isinstance(scale, str) or not 0 < scale < math.inf):
         raise ValueError(
             f"scale multiplies the covariance: it must be positive and finite, or 'auto'; got {scale!r}."
         )
 
 
 def get_draw_option(options: Mapping[str, DrawOption], component: Any, name: str) -> Any:
-    """The value of an option, and its default in place of `auto`.
+    """The value of an option, and its default in place of `auto` and None.
 
     Args:
         options: The draw options of a posterior.
@@ -61,15 +57,18 @@ def get_draw_option(options: Mapping[str, DrawOption], component: Any, name: str
         name: Name of one of the options.
     """
     value = getattr(component, name)
-    return options[name].default if isinstance(value, str) and value == AUTO else value
+    return options[name].default if value in (AUTO, None) else value
 
 
-def list_auto_options(options: Mapping[str, DrawOption], component: Any) -> dict[str, DrawOption]:
+def list_auto_options(
+    options: Mapping[str, DrawOption], component: Any, *, with_none: bool = False
+) -> dict[str, DrawOption]:
     """The options whose value is `auto`, by dotted name.
 
     Args:
         options: The draw options of a posterior, by dotted name.
         component: The posterior.
+        with_none: Whether those that are None, which nobody has set, are listed too.
     """
 
     def get_value(path: str) -> Any:
@@ -78,7 +77,8 @@ def list_auto_options(options: Mapping[str, DrawOption], component: Any) -> dict
             value = getattr(value, name)
         return value
 
-    return {name: option for name, option in options.items() if get_value(name) == AUTO}
+    wanted = (AUTO, None) if with_none else (AUTO,)
+    return {name: option for name, option in options.items() if get_value(name) in wanted}
 
 
 def replace_option(component: T, path: str, value: Any) -> T:

@@ -91,7 +91,7 @@ class IVON(Posterior):
             layers. `last_layer`: those of the last module with any, in registration order. `all`: all. Or a list of
             name patterns, such as `["head.*", "*.bias"]`.
         scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
-            examples after training, 1 without any.
+            examples after training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
 
     Examples:
         >>> fitted = fit(MLP, data, IVON(beta2=0.999), SAM(rho=0.1), config)
@@ -109,7 +109,7 @@ class IVON(Posterior):
     rescale_lr: bool = True
     clip_radius: float | None = None
     params: ParameterSelection = field(default="all", hash=False)  # a list cannot be hashed
-    scale: AutoFloat = 1.0
+    scale: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)

@@ -79,7 +79,7 @@ class Laplace(Posterior):
             training data perfectly leave almost no curvature and need less; `flatbayes.posteriors.presets` has values
             to start from (0.03 for `last_layer`, 0.001 for `kron` and `diag`).
         scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
-            examples after training, 1 without any.
+            examples after training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
 
     Examples:
         >>> fitted = fit(MLP, data, Laplace(temperature=0.03), SAM(rho=0.1), config)
@@ -92,7 +92,7 @@ class Laplace(Posterior):
     prior_precision: float | None = None
     tune: PriorTuning = "none"
     temperature: float = 1.0
-    scale: AutoFloat = 1.0
+    scale: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("structure", CurvatureStructure), ("predictive", PredictiveMode), ("tune", PriorTuning)):

@@ -69,7 +69,7 @@ class LRT(Posterior):
         estimator: Noise in training. `local` samples every activation independently. `flipout` samples weights once
             per batch and gives each example random signs, so that positions of a convolution stay correlated.
         scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
-            examples after training, 1 without any.
+            examples after training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
 
     Examples:
         >>> fitted = fit(MLP, data, LRT(temperature=0.1), SAM(rho=0.1), config)
@@ -81,7 +81,7 @@ class LRT(Posterior):
     temperature: float = 1.0
     initial_std: float = 0.01
     estimator: NoiseEstimator = "local"
-    scale: AutoFloat = 1.0
+    scale: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         check_variational_options(self.prior_precision, self.temperature, self.initial_std)

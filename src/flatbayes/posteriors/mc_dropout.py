@@ -37,8 +37,8 @@ class MCDropout(Posterior):
             in training, at rates of their own.
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.
-        draw_rate: Rate of draws, in place of that of training (None). `auto`: chosen on validation examples after
-            training, that of training without any.
+        draw_rate: Rate of draws. `auto`: chosen on validation examples after training, that of training without any.
+            None: `auto` where the number of epochs is automatic, otherwise that of training.
 
     Examples:
         >>> fitted = fit(MLP, data, MCDropout(rate=0.1), SAM(rho=0.1), config)

@@ -70,7 +70,7 @@ class SGLD(Posterior):
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
         scale: Factor on the covariance of the draws: the distance of a snapshot from the mean of the stored ones is
             multiplied by its square root. Training does not depend on it. `auto`: chosen on validation examples after
-            training, 1 without any.
+            training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
 
     Examples:
         >>> fitted = fit(MLP, data, SGLD(prior_precision=1.0), SAM(rho=0.1), config)
@@ -82,7 +82,7 @@ class SGLD(Posterior):
     temperature: float = 1.0
     max_snapshots: int = 30
     storage: Storage = "device"
-    scale: AutoFloat = 1.0
+    scale: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)

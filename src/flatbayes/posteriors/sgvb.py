@@ -78,7 +78,7 @@ class SGVB(Posterior):
             `["head.*", "*.bias"]`.
         prior_mean: Mean of the prior: `zero`, or `initial` for the initial weights, which suits a pretrained network.
         scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
-            examples after training, 1 without any.
+            examples after training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
 
     Examples:
         >>> fitted = fit(MLP, data, SGVB(temperature=0.1), SAM(rho=0.1), config)
@@ -92,7 +92,7 @@ class SGVB(Posterior):
     num_samples: int = 1
     params: ParameterSelection = field(default="weights", hash=False)
     prior_mean: PriorMean = "zero"
-    scale: AutoFloat = 1.0
+    scale: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         check_variational_options(self.prior_precision, self.temperature, self.initial_std)

@@ -54,7 +54,7 @@ class SWAG(Posterior):
         rank: Number of iterates in the low-rank part of the covariance; 0 is SWAG-Diag.
         scale: Factor on the covariance of the draws. Maddox et al. use 0.5 with a low-rank part and 1 for SWAG-Diag;
             0 puts all mass on the mean (stochastic weight averaging, SWA). `auto`: chosen on validation examples
-            after training, 0.5 without any.
+            after training, 0.5 without any. None: `auto` where the number of epochs is automatic, otherwise 0.5.
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.
         storage: Where deviations are stored: with the model (`device`) or in main memory (`cpu`).
@@ -72,7 +72,7 @@ class SWAG(Posterior):
     """
 
     rank: int = 20
-    scale: AutoFloat = 0.5
+    scale: AutoFloat | None = None
     prior_precision: float | None = None
     storage: Storage = "device"
     bfloat16: bool = False

@@ -14,20 +14,26 @@ MAX_EXAMPLES = 2000
 CHOICE_KEY = "draw_options"
 
 
-def choose_draw_options(fitted: FittedPosterior, training_data: TrainingData, *, can_predict: bool) -> dict[str, Any]:
+def choose_draw_options(
+    fitted: FittedPosterior, training_data: TrainingData, *, can_predict: bool, is_automatic: bool
+) -> dict[str, Any]:
     """The values of the options that are "auto", one after the other, and the reason for each, as plain data.
 
     Args:
         fitted: The posterior.
         training_data: Has the validation examples.
         can_predict: Whether the likelihood has a predictive distribution.
+        is_automatic: Whether the number of epochs is automatic; options that are None are then chosen too.
 
     Returns:
         By dotted name of the option: its `value`; with validation examples their number and the pairs of value and
         NLL that were compared, without any the `reason` why the value is the default.
     """
-    options = list_auto_options(fitted.posterior.draw_options, fitted.posterior)
+    posterior = fitted.posterior
+    options = list_auto_options(posterior.draw_options, posterior, with_none=is_automatic)
     examples = training_data.sample_validation(MAX_EXAMPLES) if options and can_predict else None
+    if examples is None:  # what nobody has set needs no explanation
+        options = list_auto_options(posterior.draw_options, posterior)
     choices: dict[str, Any] = {}
     for name, option in options.items():
         if examples is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,10 @@ from flatbayes.training.run import Branch, RunStatus, TrainingRun
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
 
+MIN_PRIOR_PRECISION = 2.0
+"""Smallest prior precision of a classifier whose options are all defaults, in place of a weight decay of 5e-4: chosen
+on the first half of studies/defaults (docs/defaults.md)."""
+
 
 @dataclass(frozen=True)
 class RunFactory:
@@ -40,6 +45,7 @@ class RunFactory:
         seed: Seed of everything random.
         warm_start: Pretrained weights and frozen parameters.
         auto_flatness: The flatness before its radius is chosen on validation data; None if the radius is a number.
+        is_automatic: Whether the number of epochs was left to the data.
     """
 
     posterior: Posterior
@@ -51,10 +57,12 @@ class RunFactory:
     seed: int
     warm_start: WarmStart = WarmStart()
     auto_flatness: Flatness | None = None
+    is_automatic: bool = False
 
     def __post_init__(self) -> None:
         config = self.config.resolve_clip_norm(self.likelihood)
         if config.epochs is None:
+            object.__setattr__(self, "is_automatic", True)
             config = config.resolve_epochs(self.training_data.count_batches(config))
         object.__setattr__(self, "config", config)
 
@@ -141,9 +149,10 @@ class RunFactory:
             num_data: Number of training examples.
             stack: The vectorized networks of the run, if it has several.
         """
+        make_optimizer = self._get_optimizer_factory(num_data)
 
         def init_state(network: nn.Module) -> State:
-            return self.posterior.init(network, self._make_optimizer, num_data)
+            return self.posterior.init(network, make_optimizer, num_data)
 
         name = describe_branch(self.posterior, self.config)
         if stack is None:
@@ -152,7 +161,7 @@ class RunFactory:
             name,
             self.posterior,
             self.config,
-            init_state=lambda _: stack_state(stack, init_state, self._make_optimizer),
+            init_state=lambda _: stack_state(stack, init_state, make_optimizer),
             split_state=lambda stacked: unstack_states(stacked, stack, init_state),
         )
 
@@ -179,12 +188,30 @@ class RunFactory:
             copy.load_state_dict(network.state_dict())
             return copy
 
-    @property
-    def _make_optimizer(self) -> OptimizerFactory:
-        return self.config.optimizer or self.posterior.default_optimizer
+    def _get_optimizer_factory(self, num_data: int) -> OptimizerFactory:
+        """The optimizer of the configuration, or the default one, whose weight decay is stronger for few examples."""
+        if self.config.optimizer is not None:
+            return self.config.optimizer
+        default = self.posterior.default_optimizer
+        if self.is_automatic and isinstance(self.likelihood, Categorical) and not self.warm_start.weights:
+            return strengthen_prior(default, MIN_PRIOR_PRECISION / num_data)
+        return default
 
     def _spawn_batches_seed(self, member: int) -> int:
         return spawn_seed(Stream.BATCHES, self.seed, member)
+
+
+def strengthen_prior(make_optimizer: OptimizerFactory, weight_decay: float) -> OptimizerFactory:
+    """The optimizer with at least this weight decay; unchanged if it has none, where the posterior has the prior.
+
+    Args:
+        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
+        weight_decay: The smallest weight decay.
+    """
+    if not isinstance(make_optimizer, partial) or not make_optimizer.keywords.get("weight_decay"):
+        return make_optimizer
+    options = make_optimizer.keywords
+    return partial(make_optimizer.func, **options | {"weight_decay": max(options["weight_decay"], weight_decay)})
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:

@@ -238,7 +238,12 @@ class TrainingSetup:
         """
         fitted, factory = self.make_fitted(states, training=training, **info), self.factory
         choices = self.world.read_on_main(
-            lambda: choose_draw_options(fitted, factory.training_data, can_predict=factory.likelihood.has_predictive)
+            lambda: choose_draw_options(
+                fitted,
+                factory.training_data,
+                can_predict=factory.likelihood.has_predictive,
+                is_automatic=factory.is_automatic,
+            )
         )
         if not choices:
             return fitted
