@@ -67,8 +67,10 @@ class IVON(Posterior):
     The optimizer must be torch.optim.SGD without momentum: momentum and step sizes are those of IVON, and the
     learning rate is that of SGD with momentum times about two. Between steps the model has the mean weights.
 
-    The Hessian has a memory of 1 / (1 - beta2) steps. In a training with fewer steps it stays near
-    `initial_hessian`: choose a smaller `beta2`, such as 1 - 10 / steps.
+    The Hessian has a memory of 1 / (1 - beta2) steps. In a training with fewer steps it stays near `initial_hessian`,
+    which is then a size of steps and noise that is the same for all weights. A shorter memory suits data that
+    determine the weights: where a network fits its training data, the curvature is near zero, steps and noise grow
+    with its inverse, and predictions get worse unless `clip_radius` or a larger prior precision bounds them.
 
     Attributes:
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
