@@ -19,7 +19,7 @@ from flatbayes.core.context import get_distribution
 from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.spec import short_name
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors import BSAM, IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import BSAM, IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, EntropyMCMC, Laplace, MCDropout
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
@@ -57,6 +57,7 @@ CONFIGURED = [
     Ensemble(SWAG(rank=2), size=2),
     SGLD(),
     SGLD(prior_precision=2.0, temperature=0.5, max_snapshots=2, storage="cpu"),
+    SGLD(noise="lattice"),
     SGHMC(),
     SGHMC(friction=0.3, prior_precision=2.0, max_snapshots=3),
     Ensemble(SGHMC(), size=2),
@@ -77,7 +78,7 @@ CONFIGURED = [
     Laplace("kron", "sampled", tune="evidence"),
     Ensemble(Laplace("last_layer", "sampled", tune="evidence"), size=2),
 ]
-OWN_DYNAMICS = (SGLD, SGHMC, IVON, BSAM)
+OWN_DYNAMICS = (SGLD, SGHMC, IVON, BSAM, EntropyMCMC)
 DEFAULTS_OF_OTHERS = [
     getattr(posteriors, name)()
     for name in posteriors.__all__

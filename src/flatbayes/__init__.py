@@ -43,6 +43,7 @@ __all__ = [
     "Diabetes",
     "Digits",
     "Ensemble",
+    "EntropyMCMC",
     "FisherSAM",
     "FittedPosterior",
     "Flatness",
@@ -159,6 +160,7 @@ if TYPE_CHECKING:
         SGVB,
         SWAG,
         Ensemble,
+        EntropyMCMC,
         Laplace,
         MCDropout,
         Posterior,
@@ -202,7 +204,8 @@ else:
             "flatbayes.likelihoods": "Categorical CategoricalPredictive Custom Gaussian GaussianPredictive "
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
-            "flatbayes.posteriors": "BSAM Ensemble IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
+            "flatbayes.posteriors": "BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD "
+            "SGVB SWAG",
             "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior calibrate conformalize "
             "evaluate export_onnx export_torch",
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",

@@ -63,6 +63,8 @@ POSTERIORS: dict[str, Posterior] = {
     "MCDropout": posteriors.MCDropout(),
     "SWAG": posteriors.SWAG(rank=4),
     "SGLD": posteriors.SGLD(),
+    "SGLD, lattice": posteriors.SGLD(noise="lattice"),
+    "EntropyMCMC": posteriors.EntropyMCMC(),
     "SGHMC": posteriors.SGHMC(),
     "SGVB": posteriors.SGVB(),
     "SGVB, 2 samples": posteriors.SGVB(num_samples=2),

@@ -92,7 +92,9 @@ def test_training_and_flatness_change_the_weights(posterior):
     flat = snapshot(train(posterior, SAM(rho=0.1))[0].model)["weights"]
     for name in (n for n in begin if n.endswith("weight")):  # a bias before BatchNorm has no gradient
         assert not torch.equal(begin[name], plain[name])
-        assert not torch.equal(plain[name], flat[name])
+        if getattr(posterior, "noise", None) != "lattice":  # where a small tensor can take the same few steps
+            assert not torch.equal(plain[name], flat[name])
+    assert any(not torch.equal(plain[name], flat[name]) for name in begin)
 
 
 @every

@@ -1,7 +1,7 @@
 """Random state of PyTorch's global generators: capture, restore, replay; all random streams, and their seeds."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -267,15 +267,29 @@ def iter_normal_noise(
     Yields:
         Indices of tensors, and the noise of each. On an accelerator a group has one kernel.
     """
+    return _iter_noise(torch.randn, torch.randn_like, like, generators)
+
+
+def iter_uniform_noise(like: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Draw uniform noise on [0, 1) with the global generators, group by group; see `iter_normal_noise`."""
+    return _iter_noise(torch.rand, torch.rand_like, like, None)
+
+
+def _iter_noise(
+    draw: Callable[..., Tensor],
+    draw_like: Callable[[Tensor], Tensor],
+    like: Sequence[Tensor],
+    generators: Mapping[torch.device, torch.Generator] | None,
+) -> Iterator[tuple[list[int], list[Tensor]]]:
     is_grouped = any_on_accelerator(like)
     for group in group_tensors(like) if is_grouped else [[k] for k in range(len(like))]:
         members = [like[k] for k in group]
         first, total = members[0], sum(t.numel() for t in members)
         if generators is None and not is_grouped:
-            yield group, [torch.randn_like(first)]
+            yield group, [draw_like(first)]
             continue
         generator = None if generators is None else generators[first.device]
-        vector = torch.randn(total, generator=generator, device=first.device, dtype=first.dtype)
+        vector = draw(total, generator=generator, device=first.device, dtype=first.dtype)
         yield group, unflatten(vector, members)
 
 

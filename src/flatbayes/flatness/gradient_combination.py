@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.gradients import dense_gradient, replace_gradient
 from flatbayes.core.norms import broadcast_per_network, global_inner_product, global_norm
-from flatbayes.core.tensor_lists import clone_tensors
+from flatbayes.core.tensor_lists import clone_tensors, group_tensors
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import promoted_dtype
 from flatbayes.flatness.ascent import Perturbation, PerturbationFn, gradient_at_perturbation
@@ -95,17 +95,19 @@ def match_norm(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) -> None:
 
 
 def subtract_orthogonal_part(grads: Sequence[Tensor], flat_grads: Sequence[Tensor], alpha: float) -> None:
-    """F <- f - alpha (g - (g·f / f·f) f), in place, products over all tensors jointly.
+    """F <- f - alpha (g - (g·f / f·f) f), in place, products over all tensors jointly; exactly f where g equals f.
 
     Args:
-        grads: g, one per tensor.
+        grads: g, one per tensor, which is overwritten.
         flat_grads: f, one per tensor.
         alpha: Fraction of the part of g orthogonal to f.
     """
     length = global_inner_product(flat_grads, flat_grads)
     along = torch.where(length == 0, 0.0, global_inner_product(grads, flat_grads) / length)
-    torch._foreach_mul_(list(flat_grads), spread_factor(1 + alpha * along, flat_grads))
-    torch._foreach_add_(list(flat_grads), list(grads), alpha=-alpha)
+    for group in group_tensors(flat_grads):
+        plain, flat = [grads[k] for k in group], [flat_grads[k] for k in group]
+        torch._foreach_sub_(plain, torch._foreach_mul(flat, spread_factor(along, flat)))
+        torch._foreach_sub_(flat, plain, alpha=alpha)
 
 
 def spread_factor(factor: Tensor, tensors: Sequence[Tensor]) -> Tensor | list[Tensor]:

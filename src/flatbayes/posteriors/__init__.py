@@ -3,6 +3,7 @@
 from flatbayes.core.renames import explain_old_arguments
 from flatbayes.posteriors.bsam import BSAM
 from flatbayes.posteriors.ensemble import Ensemble
+from flatbayes.posteriors.entropy_mcmc import EntropyMCMC
 from flatbayes.posteriors.ivon import IVON
 from flatbayes.posteriors.laplace import Laplace
 from flatbayes.posteriors.lrt import LRT
@@ -24,6 +25,7 @@ __all__ = [
     "SGVB",
     "SWAG",
     "Ensemble",
+    "EntropyMCMC",
     "Laplace",
     "MCDropout",
     "Posterior",

@@ -143,6 +143,10 @@ class Ensemble(Posterior):
         """Return a snapshot of this run."""
         return self.member.load_snapshot(state, index)
 
+    def describe_state(self, state: State) -> Mapping[str, float]:
+        """Return the figures of this run."""
+        return self.member.describe_state(state)
+
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the layer in which the draws of this run differ."""
         return self.member.find_varying_layer(state)

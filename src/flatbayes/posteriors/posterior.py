@@ -290,6 +290,14 @@ class Posterior(ABC):
         """
         return
 
+    def describe_state(self, state: State) -> Mapping[str, float]:
+        """Return figures of the training by name, which the summary of a fit shows. Default: none.
+
+        Args:
+            state: The fitted state.
+        """
+        return {}
+
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the linear layer that has all weights in which draws of a state differ. Default: None, no layer.
 

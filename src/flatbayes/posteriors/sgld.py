@@ -10,19 +10,29 @@ In the limit of a small learning rate and small gradient noise the chain samples
 the temperature and L the mean negative log likelihood. At a finite learning rate the variances are too large by
 the fraction lr * curvature / 2. With a sharpness-aware gradient the chain samples the sharpness-aware posterior. That
 gradient is discontinuous where the gradient of L vanishes, so the error of a finite learning rate is larger there.
+
+With lattice noise (SGLRW, arXiv 2602.15925) every weight moves by exactly +d or -d, and the gradient is in the odds:
+
+    d = sqrt(2 * lr * temperature / num_data),   q = lr * g / d
+    w = w - d with probability (1 + clip(q, -1, 1)) / 2, else w + d
+
+The first two moments of a step are those of SGLD without its error of the learning rate, and noise of the gradient
+does not widen the chain, as long as |q| <= 1. Where |q| > 1 part of the drift is lost.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.randomness import iter_normal_noise
+from flatbayes.core.randomness import iter_normal_noise, iter_uniform_noise
+from flatbayes.core.tensor_lists import clone_tensors
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import (
@@ -50,6 +60,9 @@ ZERO_TEMPERATURE_HINT = (
 )
 """Added to the message that refuses a temperature."""
 
+Noise = Literal["gaussian", "lattice"]
+"""Distribution of the step of a weight: normal, or one of two values."""
+
 
 @dataclass(frozen=True)
 class SGLD(Posterior):
@@ -71,6 +84,10 @@ class SGLD(Posterior):
         scale: Factor on the covariance of the draws: the distance of a snapshot from the mean of the stored ones is
             multiplied by its square root. Training does not depend on it. `auto`: chosen on validation examples after
             training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
+        noise: `gaussian`, or `lattice`: every step of a weight has the same length, which bounds the effect of noisy
+            gradients, and the direction is random. Where too many steps are clipped (`clipped_share` in the summary
+            of the fit), lower the learning rate: a step is not clipped if sqrt(lr) * |gradient| is at most
+            sqrt(2 temperature / num_data).
 
     Examples:
         >>> fitted = fit(MLP, data, SGLD(prior_precision=1.0), SAM(rho=0.1), config)
@@ -83,8 +100,11 @@ class SGLD(Posterior):
     max_snapshots: int = 30
     storage: Storage = "device"
     scale: AutoFloat | None = None
+    noise: Noise = "gaussian"
 
     def __post_init__(self) -> None:
+        if self.noise not in get_args(Noise):
+            raise ValueError(f"noise must be {' or '.join(get_args(Noise))}, got {self.noise!r}.")
         check_prior_precision(self.prior_precision)
         check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
@@ -117,7 +137,8 @@ class SGLD(Posterior):
     def trajectory(self) -> Trajectory:
         """That of the chain: snapshots do not change it."""
         return Trajectory.of(
-            "langevin",
+            "langevin" if self.noise == "gaussian" else "lattice",
+            statistics=[] if self.noise == "gaussian" else ["clipping"],
             prior_precision=temper_precision(self.prior_precision, self.temperature),
             temperature=self.temperature,
         )
@@ -132,13 +153,49 @@ class SGLD(Posterior):
         check_plain_sgd(state.optimizer, "SGLD")
         state.statistics = allocate_snapshots(model, self.max_snapshots, self.storage)
         state.cpu_statistics = list_cpu_statistics(self.storage)
+        if self.noise == "lattice":
+            param = trainable_parameters(model)[0]
+            dtype = torch.promote_types(param.dtype, torch.float32)
+            state.statistics["clipping"] = param.new_zeros(2, 1, dtype=dtype, requires_grad=False)  # sum, steps
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """Do one optimizer step and add noise, which is drawn after the closure. Returns the loss of the batch."""
+        if self.noise == "lattice":
+            return self._step_on_lattice(state, closure)
         loss = step_optimizer(state, closure, self.prior_precision, self.temperature)
         add_langevin_noise(state.optimizer, self.temperature, state.num_data, friction=1.0)
         return loss
+
+    def _step_on_lattice(self, state: State, closure: Closure) -> Tensor:
+        """Turn the step of the optimizer, and its length, into the direction of a step on the lattice."""
+        start = list[tuple[list[Tensor], list[Tensor], float]]()
+
+        def record_start() -> Tensor:
+            loss = closure()
+            for group in state.optimizer.param_groups if state.optimizer is not None else []:
+                params = [param for param in group["params"] if param.grad is not None]
+                spacing = noise_std(float(group["lr"]), self.temperature, state.num_data, friction=1.0)
+                if params and spacing > 0:
+                    start.append((params, clone_tensors(params), spacing))
+            return loss
+
+        loss = step_optimizer(state, record_start, self.prior_precision, self.temperature)
+        num_clipped, num_weights = torch.zeros(()), 0
+        for params, values, spacing in start:
+            num_clipped = num_clipped.to(params[0].device) + move_on_lattice(params, values, spacing)
+            num_weights += sum(param.numel() for param in params)
+        if num_weights:
+            state.statistics["clipping"][0] += num_clipped / num_weights
+            state.statistics["clipping"][1] += 1
+        return loss
+
+    def describe_state(self, state: State) -> Mapping[str, float]:
+        """The share of the steps on the lattice that were clipped, over training and all weights."""
+        if self.noise == "gaussian":
+            return {}
+        share_sum, num_steps = state.statistics["clipping"][:, 0].tolist()
+        return {"clipped_share": share_sum / max(num_steps, 1)}
 
     def collect(self, state: State) -> None:
         """Store the current weights, up to `max_snapshots`."""
@@ -197,6 +254,31 @@ def add_langevin_noise(optimizer: Optimizer | None, temperature: float, num_data
         params = [param for param in group["params"] if param.grad is not None]
         for indices, noise in iter_normal_noise(params):
             torch._foreach_add_([params[k] for k in indices], noise, alpha=std)
+
+
+@torch.no_grad()
+def move_on_lattice(params: Sequence[Tensor], start: Sequence[Tensor], spacing: float) -> Tensor:
+    """Replace steps from `start` to `params` by steps of +spacing or -spacing with the same mean, in place.
+
+    A step x becomes +spacing with probability (1 + clip(x / spacing, -1, 1)) / 2.
+
+    Args:
+        params: The weights after a step without noise.
+        start: The weights before it.
+        spacing: d.
+
+    Returns:
+        Number of weights whose step was longer than the spacing, as a tensor without dimensions.
+    """
+    num_clipped = torch.zeros((), device=params[0].device)
+    for indices, uniform in iter_uniform_noise(params):
+        members, origins = [params[k] for k in indices], [start[k] for k in indices]
+        drifts = torch._foreach_sub(members, origins)
+        torch._foreach_div_(drifts, spacing)
+        num_clipped += torch.stack([(drift.abs() > 1).sum() for drift in drifts]).sum()
+        signs = [(2 * u - 1 < x).to(x.dtype) * 2 - 1 for u, x in zip(uniform, drifts, strict=True)]
+        torch._foreach_copy_(members, torch._foreach_add(origins, signs, alpha=spacing))
+    return num_clipped
 
 
 def check_plain_sgd(

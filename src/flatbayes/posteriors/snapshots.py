@@ -69,8 +69,19 @@ def add_snapshot(statistics: dict[str, Tensor], params: Sequence[Tensor]) -> Non
         statistics: The result of `allocate_snapshots`.
         params: The current weights.
     """
-    rows, count = statistics["snapshots"], int(statistics["count"]) + 1
+    count = int(statistics["count"]) + 1
+    store_snapshot(statistics["snapshots"], count, params)
     statistics["count"].fill_(count)
+
+
+def store_snapshot(rows: Tensor, count: int, params: Sequence[Tensor]) -> None:
+    """Store the weights of snapshot number `count` if it is selected, in place; the earlier ones are thinned.
+
+    Args:
+        rows: The storage, one row per snapshot.
+        count: Number of the snapshot, from 1 on.
+        params: Its weights.
+    """
     previous = select_snapshot_indices(count - 1, len(rows))
     selected = select_snapshot_indices(count, len(rows))
     if selected.step > previous.step:
@@ -93,15 +104,28 @@ def draw_snapshot(state: State, generator: torch.Generator, method: str, scale: 
     Raises:
         RuntimeError: No snapshot was collected.
     """
-    num_stored = count_stored_snapshots(state)
+    row = draw_snapshot_index(count_stored_snapshots(state), generator, method)
+    with load_snapshot(state, row, scale) as network:
+        yield network
+
+
+def draw_snapshot_index(num_stored: int, generator: torch.Generator, method: str) -> int:
+    """Return the number of a snapshot, drawn uniformly.
+
+    Args:
+        num_stored: Number of stored snapshots.
+        generator: Source of randomness.
+        method: Name of the posterior, for the error message.
+
+    Raises:
+        RuntimeError: No snapshot was collected.
+    """
     if not num_stored:
         raise RuntimeError(
             f"{method} needs at least 1 collected snapshot before a draw, got 0; lower collection.start_fraction or "
             "train longer."
         )
-    row = torch.multinomial(torch.ones(num_stored, device=generator.device), 1, generator=generator).item()
-    with load_snapshot(state, int(row), scale) as network:
-        yield network
+    return int(torch.multinomial(torch.ones(num_stored, device=generator.device), 1, generator=generator).item())
 
 
 def count_stored_snapshots(state: State) -> int:

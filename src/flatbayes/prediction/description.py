@@ -39,6 +39,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
             *(f"{name} {format_number(value)}" for name, value in _get_mapping(training, "last_epoch").items())
         ),
         "chosen": _describe_choices(training.get("draw_options")),
+        "diagnostics": describe_figures(posterior, states),
         "interrupted": str(info.get("interrupted", "")),
         "calibration": CalibrationMap.from_dict(info["calibration"]).describe() if "calibration" in info else "",
         "checks": _describe_checks(info.get("checks")),
@@ -98,6 +99,12 @@ def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
         _format_count(len(classes), "class", "classes") if isinstance(classes, list) and classes else "",
         _format_count(len(targets), "target") if isinstance(targets, list) and targets else "",
     )
+
+
+def describe_figures(posterior: Posterior, states: Sequence[State]) -> str:
+    """Figures of the training that the posterior reports, as means over the training runs."""
+    figures = [posterior.describe_state(state) for state in states]
+    return _join(*(f"{name} {format_number(sum(f[name] for f in figures) / len(figures))}" for name in figures[0]))
 
 
 def describe_networks(posterior: Posterior, states: Sequence[State]) -> str:
