@@ -60,6 +60,8 @@ class EntropyMCMC(Posterior):
 
     The optimizer must be torch.optim.SGD without momentum. The noise follows its current learning rate.
 
+    Use it for samples of flat basins at one gradient a step.
+
     Attributes:
         coupling: Variance of the difference between weights and anchor, which does not depend on the temperature. A
             wider one smooths the posterior of the anchor more. The learning rate can be at most
