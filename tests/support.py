@@ -19,7 +19,20 @@ from flatbayes.core.context import get_distribution
 from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.spec import short_name
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors import BSAM, IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, EntropyMCMC, Laplace, MCDropout
+from flatbayes.posteriors import (
+    BSAM,
+    IVON,
+    LRT,
+    MAP,
+    SGHMC,
+    SGLD,
+    SGVB,
+    SWAG,
+    Ensemble,
+    EntropyMCMC,
+    Laplace,
+    MCDropout,
+)
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
