@@ -195,8 +195,8 @@ class EntropyMCMC(Posterior):
         lr = 0.0 if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
         if lr > largest:
             raise ValueError(
-                f"The difference between weights and anchor diverges: the learning rate is {lr:g}, and can be at most "
-                f"coupling * num_data / temperature = {self.coupling:g} * {num_data} / {self.temperature:g} = "
+                f"The difference between weights and anchor diverges: the learning rate is {lr:g}, and can be at "
+                f"most coupling * num_data / temperature = {self.coupling:g} * {num_data} / {self.temperature:g} = "
                 f"{largest:g}. Lower the learning rate, or raise the coupling."
             )
 
