@@ -30,6 +30,7 @@ EXAMPLES = {
 }
 """Fields of abstract types."""
 SHOWN_ELSEWHERE = {
+    "AdaptiveConformal",
     "DataSplits",
     "Evaluation",
     "FittedPosterior",
@@ -38,8 +39,8 @@ SHOWN_ELSEWHERE = {
     "Reference",
     "TuningResult",
 }
-"""Classes whose repr needs consistent contents; instances are in test_display.py, tests/experiments and
-tests/reference."""
+"""Classes whose repr needs consistent contents; instances are in test_display.py, tests/calibration,
+tests/experiments and tests/reference."""
 
 
 def list_public_classes():

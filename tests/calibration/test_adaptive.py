@@ -41,7 +41,7 @@ def test_the_recursion_by_hand():
     assert thresholds == [math.inf, 1.0, 3.0, 2.0, 3.0]
     assert covered == [True, False, True, False, True]
     assert stream.error_rate == pytest.approx(0.6)
-    assert (stream.num_examples, stream.num_errors) == (5, 2)
+    assert repr(stream) == "<AdaptiveConformal at level 0.5: error rate 0.6, 5 examples, 0.4 of them outside>"
 
 
 @pytest.mark.parametrize("window", [None, 50])

@@ -43,7 +43,7 @@ class AdaptiveConformal:
 
     Examples:
         >>> stream = AdaptiveConformal(level=0.8, rate=0.05)
-        >>> stream.update(fitted.predict(data.val.inputs), data.val.targets)
+        >>> covered = stream.update(fitted.predict(data.val.inputs), data.val.targets)
         >>> for image, label in zip(inputs, labels):
         ...     predictive = fitted.predict(image[None])
         ...     region = stream.predict(predictive)
