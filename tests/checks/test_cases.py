@@ -10,7 +10,22 @@ import torch
 from torch import nn
 
 import flatbayes
-from flatbayes import IVON, LRT, MAP, MLP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, TrainingConfig, fit
+from flatbayes import (
+    IVON,
+    LRT,
+    MAP,
+    MLP,
+    SGHMC,
+    SGLD,
+    SGVB,
+    SWAG,
+    Ensemble,
+    Laplace,
+    MCDropout,
+    TrainingConfig,
+    fit,
+    posteriors,
+)
 from flatbayes.checks import CHECKS, CheckReport, Finding, check
 from flatbayes.checks.chains import find_chance_r_hat, summarize_chains
 from flatbayes.checks.norm_statistics import find_worst_layer
@@ -169,20 +184,12 @@ def test_confidence_of_numbers():
     assert not calm["coverage"].passed
 
 
+CHOSEN = {MCDropout: MCDropout(rate=0.1), SWAG: SWAG(rank=2), Laplace: Laplace("diag", "sampled")}
 POSTERIORS = [
-    MAP(),
-    MCDropout(rate=0.1),
-    SWAG(rank=2),
-    Ensemble(size=2),
-    Ensemble(SWAG(rank=2), size=2),
-    SGLD(),
-    Ensemble(SGHMC(), size=2),
-    SGVB(),
-    LRT(),
-    IVON(),
-    Laplace("diag", "sampled"),
-    Ensemble(Laplace(), size=2),
-]
+    CHOSEN.get(kind) or kind()
+    for kind in (getattr(posteriors, name) for name in posteriors.__all__)
+    if isinstance(kind, type) and issubclass(kind, posteriors.Posterior) and kind is not posteriors.Posterior
+] + [Ensemble(SWAG(rank=2), size=2), Ensemble(SGHMC(), size=2), Ensemble(Laplace(), size=2)]
 
 
 @pytest.mark.parametrize(
