@@ -1,8 +1,16 @@
 from functools import partial
 
+import numpy as np
 import pytest
+import torch
 
-from flatbayes.estimators.base import get_nested_params, replace_nested_params
+from flatbayes.estimators import FlatBayesClassifier
+from flatbayes.estimators.base import (
+    get_nested_params,
+    hold_out_validation,
+    make_data_splits,
+    replace_nested_params,
+)
 from flatbayes.flatness import SAM, Periodic
 from flatbayes.posteriors import SWAG, Ensemble
 from flatbayes.training import TrainingConfig
@@ -38,6 +46,31 @@ def test_invalid_values_and_names_raise():
 
 def test_option_groups_have_nested_names():
     config = TrainingConfig(epochs=3)
-    assert get_nested_params("config", config)["config__optimization__clip_norm"] is None
+    assert get_nested_params("config", config)["config__optimization__clip_norm"] == "auto"
     changed = replace_nested_params("config", config, {"optimization__clip_norm": 2.0, "epochs": 4})
     assert (changed.epochs, changed.optimization.clip_norm) == (4, 2.0)
+
+
+def test_rows_are_held_out_where_the_budget_is_automatic():
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=(100, 4)), np.array(["a"] * 59 + ["b"] * 40 + ["c"])
+    targets = torch.from_numpy(np.unique(y, return_inverse=True)[1])
+    data = make_data_splits(torch.from_numpy(X), targets, None, class_names=("a", "b", "c"))
+    held_out = hold_out_validation(data, 0.2, seed=7)
+    assert (len(held_out.train), len(held_out.val)) == (80, 20)
+    assert torch.cat([held_out.train.inputs, held_out.val.inputs]).unique(dim=0).shape == (100, 4)
+    assert held_out.train.targets.unique().tolist() == [0, 1, 2]
+    assert hold_out_validation(data, 0.09, seed=7) is data
+    labels = generator.permutation(y[:99])  # that nothing can be learnt about
+    quick = {"hidden": (16,), "random_state": 0}
+    stopped = FlatBayesClassifier(**quick).fit(X[:99], labels)
+    training = stopped.posterior_.info["training"]
+    assert training["last_epochs"] == [stopped.n_iter_]
+    assert stopped.n_iter_ < training["epochs"] == 1500  # of two steps
+    assert "scale" in training["draw_options"]
+    for options in ({"epochs": 6}, {"config": TrainingConfig(epochs=6)}):
+        whole = FlatBayesClassifier(**quick, **options).fit(X[:99], labels)
+        assert whole.posterior_.states[0].num_data == 99
+    assert stopped.posterior_.states[0].num_data == 84
+    with pytest.raises(ValueError, match="validation_fraction"):
+        FlatBayesClassifier(validation_fraction=1.0).fit(X[:99], labels)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
@@ -21,6 +22,7 @@ from torch import Tensor
 from flatbayes.core.components import resolve_component
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
+from flatbayes.data.stratified_split import VAL_STREAM, draw_stratified
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Predictive
 from flatbayes.likelihoods.labels import to_tensor
@@ -32,6 +34,8 @@ from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
 
 MAX_RANDOM_SEED = 2**31 - 1
+MIN_VALIDATION_ROWS = 10
+"""Fewest examples that are held out for validation; with fewer, all train."""
 SEPARATOR = "__"
 FLOAT_TYPES = (np.float64, np.float32)
 """Types of inputs; others become the first. Networks get float32, after standardization."""
@@ -59,6 +63,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     batch_size: int
     learning_rate: float | None
     config: TrainingConfig | None
+    validation_fraction: float
     num_draws: int
     random_state: Any
     verbose: bool
@@ -109,13 +114,18 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     def _fit_posterior(self, data: DataSplits) -> None:
         """Fit the posterior, and set the attributes that all fitted estimators have."""
         config = self._resolve_training_config()
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}.")
         self.seed_ = spawn_seed(Stream.ESTIMATOR, check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
+        if config.epochs is None:
+            data = hold_out_validation(data, self.validation_fraction, self.seed_)
         model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
         posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
         self.posterior_ = fit(
             model, data, posterior, flatness, config, seed=self.seed_, show_progress=bool(self.verbose)
         )
-        self.n_iter_ = self.posterior_.info["training"]["epochs"]
+        training = self.posterior_.info["training"]
+        self.n_iter_ = max(training.get("last_epochs", [training["epochs"]]))
 
     def _resolve_training_config(self) -> TrainingConfig:
         """The parameter `config`, or a configuration made of epochs, batch size and learning rate."""
@@ -126,7 +136,6 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
             epochs=self.epochs,
             batch_size=self.batch_size,
             optimizer=optimizer if self.learning_rate is None else partial(optimizer, lr=self.learning_rate),
-            num_validations=0,
         )
 
     def _get_component(self, name: str) -> Any:
@@ -183,6 +192,31 @@ def replace_nested_params(name: str, value: Any, changes: Mapping[str, Any]) -> 
             for field_name, inner in nested.items()
         },
     )
+
+
+def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSplits:
+    """Data with a validation split of random training examples; as they are where it would have too few.
+
+    At least one example of every class stays in the training split.
+
+    Args:
+        data: Data whose validation split is empty.
+        fraction: Fraction of the training examples.
+        seed: Seed of the choice.
+    """
+    targets = data.train.targets
+    num_val = round(fraction * len(targets))
+    if num_val < MIN_VALIDATION_ROWS:
+        return data
+    classes = torch.zeros(len(targets), dtype=torch.int64) if data.is_regression else targets
+    first = {int(label): row for row, label in reversed(list(enumerate(classes.tolist())))}
+    is_free = torch.ones(len(targets), dtype=torch.bool)
+    is_free[list(first.values())] = False
+    free = is_free.nonzero().flatten()
+    val = free[draw_stratified(classes[free], min(num_val, len(free)), [seed, VAL_STREAM])[0]]
+    is_train = torch.ones(len(targets), dtype=torch.bool)
+    is_train[val] = False
+    return replace(data, train=data.train.take(is_train.nonzero().flatten()), val=data.train.take(val.sort().values))
 
 
 def make_data_splits(

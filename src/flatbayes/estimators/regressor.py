@@ -34,6 +34,8 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         batch_size: Examples per step.
         learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
         config: A training configuration, which replaces the three parameters before.
+        validation_fraction: Fraction of the training examples that early stopping and the width of the posterior are
+            chosen on, where `epochs` and `config` are None; 0 for none. Below 10 examples all are trained on.
         num_draws: Networks averaged in a prediction.
         random_state: Seed of all random numbers, as in scikit-learn; with None every fit differs.
         verbose: Show a progress bar.
@@ -44,7 +46,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
             networks with `num_draws` and `seed=seed_`, and others with its own default.
         n_features_in_: Number of features of an example.
         feature_names_in_: Names of the features, if the training data have names.
-        n_iter_: Number of epochs trained.
+        n_iter_: Number of epochs trained, without those that early stopping gave up.
 
     Examples:
         >>> from sklearn.datasets import load_diabetes
@@ -67,6 +69,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         batch_size: int = 32,
         learning_rate: float | None = None,
         config: TrainingConfig | None = None,
+        validation_fraction: float = 0.15,
         num_draws: int = 30,
         random_state: Any = None,
         verbose: bool = False,
@@ -79,6 +82,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.config = config
+        self.validation_fraction = validation_fraction
         self.num_draws = num_draws
         self.random_state = random_state
         self.verbose = verbose
