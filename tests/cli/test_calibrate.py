@@ -156,10 +156,14 @@ def test_predict_and_evaluate_refuse_thresholds_of_other_predictions(trained, ca
     other = FittedPosterior.load("run")
     del other.info["calibration"]
     other.save("run")
-    for command in ([*predict, "--conformal", "0.9"], ["evaluate", "run"]):
-        capsys.readouterr()
-        assert main(command) == 2
-        assert "computed for another calibration" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main([*predict, "--conformal", "0.9"]) == 2
+    assert "computed for another calibration" in capsys.readouterr().err
+    assert main(["evaluate", "run"]) == 0  # the metrics do not need thresholds
+    assert "regions are not evaluated" in capsys.readouterr().out
+    (folder / "run" / "calibration.json").write_text('{"num_draws": 1}')
+    assert main([*predict, "--conformal", "0.9"]) == 2
+    assert "calibration.json is damaged" in capsys.readouterr().err
     (folder / "run" / "calibration.json").unlink()
     assert main([*predict, "--conformal", "0.9"]) == 2
     assert "has no thresholds yet" in capsys.readouterr().err

@@ -151,7 +151,11 @@ def print_thresholds(
     """
     if not (folder.path / THRESHOLDS_FILE).is_file():
         return
-    thresholds = Thresholds.load(folder.path, fitted)
+    try:
+        thresholds = Thresholds.load(folder.path, fitted)
+    except ValueError as error:  # the metrics do not need them
+        console.print(f"Prediction regions are not evaluated: {error}", highlight=False, soft_wrap=True, markup=False)
+        return
     if thresholds.source == split_name:
         return
     options |= {"seed": thresholds.seed}
