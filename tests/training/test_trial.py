@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes.flatness import SAM
+from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import MAP, SWAG, Laplace, MCDropout
 from flatbayes.training import Callback, CollectionConfig, TrainingConfig, fit
@@ -60,7 +60,7 @@ def test_an_operation_that_fails_is_reported_before_the_first_step(posterior, in
             lambda: Fails(in_training=in_training),
             loader(),
             posterior,
-            SAM(),
+            Plain() if posterior.perturbs_weights else SAM(),
             CONFIG,
             likelihood=Categorical(3),
             callback=counter,
