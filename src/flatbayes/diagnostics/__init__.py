@@ -1,6 +1,7 @@
 """Sharpness, Hessian spectrum and loss landscape of fitted posteriors, mixing of chains; nothing is modified."""
 
 from flatbayes.core.renames import explain_old_arguments
+from flatbayes.diagnostics.flatness_forecast import FlatnessForecast, forecast_flatness, forecast_from_history
 from flatbayes.diagnostics.hessian import (
     Curvature,
     HessianVectorProduct,
@@ -40,6 +41,7 @@ from flatbayes.diagnostics.sharpness import (
 __all__ = [
     "SHARPNESS_MEASURES",
     "Curvature",
+    "FlatnessForecast",
     "HessianVectorProduct",
     "LossGrid",
     "LossSlice",
@@ -56,6 +58,8 @@ __all__ = [
     "compute_solution_plane",
     "effective_sample_size",
     "estimate_trace",
+    "forecast_flatness",
+    "forecast_from_history",
     "largest_eigenvalues",
     "loss_along",
     "loss_at",

@@ -163,6 +163,7 @@ class ExperimentRun:
             reliability=evaluation.reliability,
             history=TrainingHistory(**columns),
             details=replace(details, ensemble_nlls=nlls),
+            radius=fitted.info.get("radius", {}),
             failed_checks={finding.name: finding.message for finding in report.failed},
         )
         return RunResult.from_dict(result.to_dict())  # as it is read back: numbers that are not finite become None

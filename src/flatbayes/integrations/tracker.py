@@ -85,6 +85,12 @@ class TrackerConfig:
         Raises:
             ValueError: They do not.
         """
+        if flatness.radius == "auto":
+            usual = flatness.with_radius(flatness.reference_radius)
+            raise ValueError(
+                f"The radius of {describe_name(flatness)} is chosen by trainings of `fit`, and this loop trains once: "
+                f"give a number, such as {describe_name(usual)}."
+            )
         if flatness.needs_weight_distribution and self.params != "all":
             raise ValueError(
                 f"{type(flatness).__name__} perturbs the weights by their distribution, so the posterior cannot be "

@@ -23,6 +23,7 @@ from flatbayes.reporting.queries import (
     select_family,
     select_runs,
 )
+from flatbayes.reporting.radius import describe_forecast, describe_radii
 
 if TYPE_CHECKING:  # slow to import
     from rich.table import Table
@@ -97,7 +98,7 @@ def summary_table(results: ComparisonResult, width: int | None = None) -> "Table
 
 
 def format_verdict(results: ComparisonResult) -> str:
-    """The conclusion in plain words, and lines on posteriors that are badly calibrated, and on checks that fail.
+    """The conclusion in plain words, and lines on calibration, failed checks, radii, and a forecast.
 
     Examples:
         >>> format_verdict(results)[:12]
@@ -107,6 +108,8 @@ def format_verdict(results: ComparisonResult) -> str:
         format_conclusion(select_family(results)),
         describe_miscalibration(results),
         describe_failed_checks(results),
+        describe_radii(results),
+        describe_forecast(results),
         *results.notes,
     ]
     return "\n".join(line for line in lines if line)
