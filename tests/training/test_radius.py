@@ -37,11 +37,13 @@ class Net(nn.Module):
         return self.layers(x)
 
 
-def make_data(with_val=True):
+def make_data(with_val=True, random=False):
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(80) % 2
     inputs = torch.randn(80, 3, generator=generator) + targets.view(-1, 1)
     train, val = (Split(inputs=inputs[rows], targets=targets[rows]) for rows in (slice(50), slice(50, None)))
+    if random:  # nothing but overfitting
+        train = Split(inputs=train.inputs, targets=torch.randint(0, 2, (50,), generator=generator))
     val = val if with_val else val.take(torch.arange(0))
     return DataSplits(train=train, val=val, test=val, class_names=("a", "b"), feature_names=(), augment=None)
 
@@ -52,6 +54,23 @@ def weights(fitted):
 
 def posterior_of(flat):
     return SGVB() if flat.needs_weight_distribution else SWAG(rank=2)
+
+
+@pytest.mark.parametrize("posterior", [MAP(), SWAG(rank=2), Ensemble(size=2)], ids=short_name)
+@pytest.mark.parametrize(("epochs", "is_whole"), [(6, False), (150, True)])
+def test_with_early_stopping_whole_trainings_are_tried_if_the_budget_allows(posterior, epochs, is_whole):
+    config, data = replace(CONFIG, epochs=epochs, early_stopping=True), make_data(random=is_whole)
+    fitted = fit(Net, data, posterior, SAM(rho="auto"), config)
+    record = fitted.info["radius"]
+    assert (record["start"] == 0) is is_whole
+    again = fit(Net, data, posterior, make_candidate(SAM(), record["value"], record["start"]), config)
+    assert torch.equal(weights(fitted), weights(again))
+    assert again.info["training"] == fitted.info["training"]
+    assert fitted.info["cost"]["gradients"] <= MAX_COST * 2 * 5 * epochs * posterior.num_members
+    if is_whole:
+        history = fit(Net, data, MAP(), Plain(), config).info["training"]["history"]["val_nll"]
+        lowest = min(value for value in history if value is not None)
+        assert dict(map(tuple, record["scores"]))[0.0] <= lowest
 
 
 OFTEN = (SAM(rho="auto"), MSAM(rho="auto"), LESAM(loss_budget="auto"), PosteriorSAM(rho="auto"))

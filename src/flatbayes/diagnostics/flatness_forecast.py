@@ -2,9 +2,9 @@
 
     p(pays) = sigmoid(INTERCEPT + SLOPE log10(gap)),    gap = validation NLL - training loss, at the end, in nats
 
-Flatness reduces overfitting, so it has nothing to gain where the gap is small. A logistic regression on the choice half
-of the benchmark of the defaults; `pays` means that the radius of `SAM(rho="auto")` is above 0 and the test NLL lower
-(studies/radius/forecast.py, docs/results/radius-forecast.json).
+Flatness reduces overfitting, so it has little to gain where the gap is small. A logistic regression on the choice
+half of the benchmark of the defaults, for MAP without early stopping; `pays` means that the radius of
+`SAM(rho="auto")` is above 0, and its test NLL lower (studies/radius/forecast.py).
 
     forecast_flatness(train_loss=0.01, val_nll=0.9).text
 """

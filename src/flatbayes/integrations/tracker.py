@@ -88,8 +88,8 @@ class TrackerConfig:
         if flatness.radius == "auto":
             usual = flatness.with_radius(flatness.reference_radius)
             raise ValueError(
-                f"The radius of {describe_name(flatness)} is chosen by trainings of `fit`, and this loop trains once: "
-                f"give a number, such as {describe_name(usual)}."
+                f"The radius of {describe_name(flatness)} is chosen by `fit`, in several trainings, and this loop "
+                f"trains once: give a number, such as {describe_name(usual)}."
             )
         if flatness.needs_weight_distribution and self.params != "all":
             raise ValueError(

@@ -26,9 +26,8 @@ import torch
 from flatbayes.core import TrainingProgress
 from flatbayes.core.files import read_json, write_json
 from flatbayes.flatness import Flatness, Plain
-from flatbayes.training.callbacks.callback import Callback
+from flatbayes.training.callbacks.callback import Callback, CallbackList
 from flatbayes.training.checkpoint import RADIUS_FILE, CheckpointManager
-from flatbayes.training.config import TrainingConfig
 from flatbayes.training.loop import train
 from flatbayes.training.members import list_groups
 from flatbayes.training.radius import (
@@ -151,13 +150,37 @@ def choose_radius(
         reason = f"{name} is {usual:g}, its usual value: {obstacle}."
         return RadiusChoice(name, usual, 0.0, (), reason)
     for factor in RADIUS_FACTORS:
-        if pilot.can_afford_candidate():
-            pilot.train_candidate(usual * factor)
-    scores = {radius: pilot.outcomes[radius].score for radius in sorted(pilot.outcomes)}
+        pilot.train_candidate(usual * factor)
+    scores = pilot.scores
     best = select_radius(scores)
     manager.preload(index, pilot.get_result(best))
     reason = describe_choice(name, best, pilot.start, scores)
     return RadiusChoice(name, best, pilot.start, tuple(scores.items()), reason)
+
+
+class BudgetError(RuntimeError):
+    """A training of a pilot has used up its gradients."""
+
+
+class BudgetGuard(Callback):
+    """Ends a training of a pilot that takes more gradients than are left.
+
+    Args:
+        run: The run.
+        limit: Largest number of gradients from its first step on.
+    """
+
+    def __init__(self, run: TrainingRun, limit: float) -> None:
+        self._run, self._limit = run, limit * (1 + 1e-9)
+
+    def on_step_end(self, step: int, loss: torch.Tensor, lr: float) -> None:
+        """Count the gradients.
+
+        Raises:
+            BudgetError: There are more.
+        """
+        if self._run.status.num_gradients > self._limit:
+            raise BudgetError
 
 
 @dataclass
@@ -165,23 +188,22 @@ class PilotOutcome:
     """A training of the pilot.
 
     Attributes:
-        score: Validation NLL of the first network at the end; None if training diverged.
+        end_score: Validation NLL of the first network at the end; None if training diverged.
+        best_score: The lowest one of all evaluations, with early stopping.
         checkpoints: State at the branch, and at the end.
         num_gradients: Gradients from the first step on.
         seconds: Duration from the first step on.
+        is_finished: Whether the budget has not ended it.
         caught: Warnings.
     """
 
-    score: float | None
+    end_score: float | None
+    best_score: float | None
     checkpoints: PilotCheckpoints
     num_gradients: float
     seconds: float
+    is_finished: bool = True
     caught: Sequence[warnings.WarningMessage] = ()
-
-
-def stops_early(config: TrainingConfig) -> bool:
-    """Whether a training may end before its last epoch."""
-    return bool(getattr(config, "stops_early", False))
 
 
 @dataclass
@@ -209,6 +231,17 @@ class Pilot:
     outcomes: dict[float, PilotOutcome] = field(default_factory=dict)
 
     @property
+    def scores(self) -> dict[float, float | None]:
+        """Validation NLL by radius: at the end, or with early stopping the lowest one of all evaluations.
+
+        Both depend on the training alone, and not on the posterior, so that posteriors can share it.
+        """
+        outcomes = {radius: self.outcomes[radius] for radius in sorted(self.outcomes)}
+        outcomes = {radius: x for radius, x in outcomes.items() if x.is_finished}
+        stops_early = self.setups[0].factory.config.stops_early
+        return {radius: x.best_score if stops_early else x.end_score for radius, x in outcomes.items()}
+
+    @property
     def budget(self) -> float:
         """Largest number of gradients of the pilot."""
         return MAX_COST * self.flatness.gradients_per_step * self.num_steps * len(self.members)
@@ -224,7 +257,7 @@ class Pilot:
         run = self._create_run(Plain())
         self.num_steps = run.config.num_epochs * len(run.batches)
         self.start = 1 - compute_pilot_fraction(self.flatness)
-        if stops_early(run.config):  # which may go back from here, and is to see plain training before
+        if run.config.stops_early:  # which may go back from here, and is to see plain training before
             self.start = max(self.start, run.config.collection.start_fraction)
         if self.num_steps == 0:
             return "there is no training"
@@ -239,7 +272,7 @@ class Pilot:
         self.train_candidate(0.0)
         checkpoints = self.outcomes[0.0].checkpoints
         is_whole = (
-            stops_early(self.setups[0].factory.config) and self.num_gradients + self._max_cost(0.0) <= self.budget
+            self.setups[0].factory.config.stops_early and self.num_gradients + self._max_cost(0.0) <= self.budget
         )
         if is_whole:
             self.start = 0.0
@@ -248,10 +281,6 @@ class Pilot:
             return f"a training of {self.num_steps} steps is too short to repeat its end"
         self.start = checkpoints.branch_progress[0] / checkpoints.branch_progress[1]
         return None
-
-    def can_afford_candidate(self) -> bool:
-        """Whether the largest cost of a further training is within the budget."""
-        return self.num_gradients + self._max_cost(self.start) <= self.budget * (1 + 1e-9)
 
     def train_candidate(self, radius: float) -> None:
         """Train with a radius.
@@ -265,18 +294,23 @@ class Pilot:
             branch = self.outcomes[0.0].checkpoints
             manager.branch, manager.branch_progress = branch.branch, branch.branch_progress
         session = make_session(run.config, self.setups[0].fabric, manager, self.index)
+        limit = self.budget - self.num_gradients + self._branch_gradients if radius else math.inf
         self.progress.on_run_start(self.members[0], 1, self.num_steps)
-        score = None
+        score, is_finished = None, True
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                train(run, session, self.progress)
+                train(run, session, CallbackList([self.progress, BudgetGuard(run, limit)]))
                 score = self._validate(run)
+            except BudgetError:
+                is_finished = False
             except (RuntimeError, ValueError):
                 if manager.branch is None and not radius:
                     raise
         status = run.status
-        self.outcomes[radius] = PilotOutcome(score, manager, status.num_gradients, status.elapsed_seconds(), caught)
+        best = score if score is None or status.best is None else min(score, status.best.val_nll)
+        seconds = status.elapsed_seconds()
+        self.outcomes[radius] = PilotOutcome(score, best, manager, status.num_gradients, seconds, is_finished, caught)
 
     def get_result(self, radius: float) -> dict[str, Any]:
         """The state at the end of a training, with the cost of the whole pilot; its warnings are shown.

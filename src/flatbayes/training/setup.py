@@ -76,7 +76,6 @@ def prepare_runs(
     check_compatibility(posterior, usual, config)
     if auto_flatness is not None:
         check_pilot(auto_flatness, posterior, config)
-        config = replace(config, early_stopping=False)  # the pilot repeats the end of a whole training
     examples: Any = normalize_data(data, val, config.batch_size, likelihood)
     if isinstance(examples, DataSplits):
         check_finite_splits(examples, ("train", "val"))
