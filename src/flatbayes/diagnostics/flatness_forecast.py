@@ -1,24 +1,26 @@
-"""Forecast of whether flatness pays, from what one plain training shows: its gap between validation and training.
+"""Forecast of whether flatness pays, from what one plain training shows: how far its validation NLL has risen again.
 
-    p(pays) = sigmoid(INTERCEPT + SLOPE log10(gap)),    gap = validation NLL - training loss, at the end, in nats
+    p(pays) = sigmoid(INTERCEPT + SLOPE log10(rise)),   rise = validation NLL at the end - lowest one on the way, nats
 
-Flatness reduces overfitting, so it has little to gain where the gap is small. A logistic regression on the choice
-half of the benchmark of the defaults, for MAP without early stopping; `pays` means that the radius of
-`SAM(rho="auto")` is above 0, and its test NLL lower (studies/radius/forecast.py).
+Flatness reduces overfitting, so it has little to gain where the validation NLL is at its lowest at the end,
+with early stopping for example. The logistic regression is that of twelve data sets, the choice half of the
+benchmark of the defaults: MLPs trained by MAP without early stopping. `pays` means that `SAM(rho="auto")`
+chooses a radius above 0, and its test NLL is lower (studies/radius/forecast.py). The gap to the training loss,
+the noise of the gradient and the sharpness at a distance of 0.1 predicted less well.
 
-    forecast_flatness(train_loss=0.01, val_nll=0.9).text
+    forecast_flatness(val_nll=1.1, lowest_val_nll=0.8).text
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-INTERCEPT, SLOPE = 0.0, 1.0
-"""Coefficients of the logistic regression."""
-MIN_GAP = 1e-3
-"""Smallest gap in nats: smaller and negative ones count as this."""
-ACCURACY = ""
-"""Accuracy on the held-out half, as text."""
+INTERCEPT, SLOPE = 1.33, 1.05
+"""Coefficients of the logistic regression; the probability is a half at a rise of 0.054."""
+MIN_RISE = 1e-3
+"""Smallest rise in nats: smaller ones count as this."""
+ACCURACY = "right on 9 of 10 held-out data sets, of which flatness paid on 8"
+"""Accuracy on the held-out half; its 95 % interval is 60 to 98 %."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,15 @@ class FlatnessForecast:
     """Forecast of whether a flatness pays.
 
     Attributes:
-        gap: Validation NLL minus training loss of plain training, in nats.
+        rise: Validation NLL at the end of plain training minus the lowest one, in nats.
         probability: Probability that it pays.
 
     Examples:
-        >>> forecast_flatness(train_loss=0.01, val_nll=1.9).pays
+        >>> FlatnessForecast(rise=0.3, probability=0.68).pays
         True
     """
 
-    gap: float
+    rise: float
     probability: float
 
     @property
@@ -47,48 +49,42 @@ class FlatnessForecast:
         """The forecast as a sentence, with the accuracy of the rule."""
         verb = "probably pays" if self.pays else "probably does not pay"
         return (
-            f"Flatness {verb} here (probability {self.probability:.2f}): the validation NLL of plain training is "
-            f"{self.gap:.3g} above its training loss. {ACCURACY}"
+            f"flatness {verb} here ({self.probability:.0%}), since the validation NLL of plain training ends "
+            f"{self.rise:.3g} above its lowest value (a rule that was {ACCURACY})."
         )
 
 
-def forecast_flatness(train_loss: float, val_nll: float) -> FlatnessForecast:
+def forecast_flatness(val_nll: float, lowest_val_nll: float) -> FlatnessForecast:
     """Forecast whether a flatness pays.
 
     Args:
-        train_loss: Mean training loss of plain training in its last epoch.
-        val_nll: Validation NLL of its network at the end.
+        val_nll: Validation NLL of the network at the end of plain training.
+        lowest_val_nll: The lowest one of all evaluations on the way.
 
     Raises:
         ValueError: One of them is not finite.
 
     Examples:
-        >>> forecast = forecast_flatness(train_loss=0.01, val_nll=0.02)
-        >>> forecast.pays, round(forecast.gap, 2)
-        (False, 0.01)
+        >>> forecast = forecast_flatness(val_nll=0.32, lowest_val_nll=0.31)
+        >>> forecast.pays, round(forecast.probability, 2)
+        (False, 0.32)
     """
-    gap = val_nll - train_loss
-    if not math.isfinite(gap):
-        raise ValueError(
-            f"A forecast needs a finite training loss and validation NLL, got {train_loss} and {val_nll}."
-        )
-    logit = INTERCEPT + SLOPE * math.log10(max(gap, MIN_GAP))
-    return FlatnessForecast(gap, 1 / (1 + math.exp(-logit)))
+    rise = val_nll - lowest_val_nll
+    if not math.isfinite(rise):
+        raise ValueError(f"A forecast needs finite validation NLLs, got {val_nll} and {lowest_val_nll}.")
+    logit = INTERCEPT + SLOPE * math.log10(max(rise, MIN_RISE))
+    return FlatnessForecast(rise, 1 / (1 + math.exp(-logit)))
 
 
-def forecast_from_history(
-    losses: Sequence[float | None], val_nlls: Sequence[float | None]
-) -> FlatnessForecast | None:
-    """Forecast from the history of a plain training; None without a validation.
+def forecast_from_history(val_nlls: Sequence[float | None]) -> FlatnessForecast | None:
+    """Forecast from the history of a plain training; None with fewer than two evaluations.
 
     Args:
-        losses: Training loss of each epoch; None where it was not recorded.
-        val_nlls: Validation NLL of each epoch.
+        val_nlls: Validation NLL after each epoch; None where there was no evaluation.
 
     Examples:
-        >>> forecast_from_history([0.5, 0.2, 0.1], [None, 0.9, 1.1]).gap
-        1.0
+        >>> round(forecast_from_history([None, 0.8, None, 1.1]).rise, 2)
+        0.3
     """
-    pairs = [(loss, nll) for loss, nll in zip(losses, val_nlls, strict=True) if loss is not None and nll is not None]
-    finite = [pair for pair in pairs if math.isfinite(pair[0]) and math.isfinite(pair[1])]
-    return forecast_flatness(*finite[-1]) if finite else None
+    finite = [nll for nll in val_nlls if nll is not None and math.isfinite(nll)]
+    return forecast_flatness(finite[-1], min(finite)) if len(finite) > 1 else None

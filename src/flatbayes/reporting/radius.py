@@ -27,7 +27,7 @@ def describe_radii(results: ComparisonResult) -> str:
 
 
 def describe_forecast(results: ComparisonResult) -> str:
-    """The forecast from the plain run whose gap is the median of all plain runs; empty without a validation history.
+    """The forecast from the plain run whose rise is the median of all plain runs; empty without a validation history.
 
     Args:
         results: The results.
@@ -36,9 +36,8 @@ def describe_forecast(results: ComparisonResult) -> str:
         forecast
         for posterior in dict.fromkeys(run.posterior for run in results.runs)
         for run in queries.select_runs(results, posterior, False)
-        if run.history is not None
-        and (forecast := forecast_from_history(run.history.loss, run.history.val_nll)) is not None
+        if run.history is not None and (forecast := forecast_from_history(run.history.val_nll)) is not None
     ]
     if not forecasts:
         return ""
-    return f"Forecast: {sorted(forecasts, key=lambda forecast: forecast.gap)[len(forecasts) // 2].text}"
+    return f"Forecast: {sorted(forecasts, key=lambda forecast: forecast.rise)[len(forecasts) // 2].text}"

@@ -232,14 +232,23 @@ class Pilot:
 
     @property
     def scores(self) -> dict[float, float | None]:
-        """Validation NLL by radius: at the end, or with early stopping the lowest one of all evaluations.
+        """Validation NLL by radius, of trainings that the budget has not ended: that at the end.
 
-        Both depend on the training alone, and not on the posterior, so that posteriors can share it.
+        With early stopping there is the lowest one of all evaluations too, which is that of posteriors without
+        snapshots; those with snapshots are near the end. A radius has the difference from radius 0 that is worse. So
+        the choice depends on the training alone, and posteriors can share it.
         """
-        outcomes = {radius: self.outcomes[radius] for radius in sorted(self.outcomes)}
-        outcomes = {radius: x for radius, x in outcomes.items() if x.is_finished}
-        stops_early = self.setups[0].factory.config.stops_early
-        return {radius: x.best_score if stops_early else x.end_score for radius, x in outcomes.items()}
+        plain, scores = self.outcomes[0.0], dict[float, float | None]()
+        for radius, x in sorted(self.outcomes.items()):
+            scores[radius] = x.best_score
+            if not (
+                x.end_score is None or x.best_score is None or plain.end_score is None or plain.best_score is None
+            ):
+                excess = x.end_score - plain.end_score - (x.best_score - plain.best_score)
+                scores[radius] = x.best_score + max(0.0, excess)
+            if not x.is_finished:
+                del scores[radius]
+        return scores
 
     @property
     def budget(self) -> float:
