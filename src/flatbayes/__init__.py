@@ -18,6 +18,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGVB",
+    "SVGD",
     "SWAG",
     "UCI",
     "VGG",
@@ -158,6 +159,7 @@ if TYPE_CHECKING:
         SGHMC,
         SGLD,
         SGVB,
+        SVGD,
         SWAG,
         Ensemble,
         EntropyMCMC,
@@ -205,7 +207,7 @@ else:
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD "
-            "SGVB SWAG",
+            "SGVB SVGD SWAG",
             "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior calibrate conformalize "
             "evaluate export_onnx export_torch",
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",

@@ -65,6 +65,7 @@ POSTERIORS: dict[str, Posterior] = {
     "SGLD": posteriors.SGLD(),
     "SGLD, lattice": posteriors.SGLD(noise="lattice"),
     "EntropyMCMC": posteriors.EntropyMCMC(),
+    "SVGD": posteriors.SVGD(num_particles=2),
     "SGHMC": posteriors.SGHMC(),
     "SGVB": posteriors.SGVB(),
     "SGVB, 2 samples": posteriors.SGVB(num_samples=2),

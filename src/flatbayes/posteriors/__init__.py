@@ -13,6 +13,7 @@ from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.sghmc import SGHMC
 from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.sgvb import SGVB
+from flatbayes.posteriors.svgd import SVGD
 from flatbayes.posteriors.swag import SWAG
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGVB",
+    "SVGD",
     "SWAG",
     "Ensemble",
     "EntropyMCMC",

@@ -200,6 +200,7 @@ def init_variational_optimizer(
     model: nn.Module,
     raw_scales: Sequence[nn.Parameter],
     prior_precision: PriorPrecision,
+    noun: str = "standard deviations",
 ) -> Optimizer | None:
     """Build the optimizer over the trainable parameters and the raw standard deviations, and validate it.
 
@@ -208,6 +209,7 @@ def init_variational_optimizer(
         model: The network, whose parameters are the means.
         raw_scales: Standard deviations before the softplus.
         prior_precision: The prior, for the error message.
+        noun: What they are, for the error message.
 
     Raises:
         ValueError: The optimizer has a weight decay, which would be a second prior, or omits the standard deviations.
@@ -219,13 +221,13 @@ def init_variational_optimizer(
     if decay > 0:
         raise ValueError(
             f"The prior is given twice: prior_precision={prior_precision}, and an optimizer with "
-            f"weight_decay={decay}, which would be a second prior on the means and one on the standard deviations. "
+            f"weight_decay={decay}, which would be a second prior on the weights and one on the {noun}. "
             "Set weight_decay=0 and choose prior_precision instead."
         )
     optimized_ids = {id(param) for group in optimizer.param_groups for param in group["params"]}
     if any(id(raw) not in optimized_ids for raw in raw_scales):
         raise ValueError(
-            "The optimizer omits the standard deviations, so they would never be trained. Build it over all "
+            f"The optimizer omits the {noun}, so they would never be trained. Build it over all "
             "parameters that it is given, including those that do not require a gradient, not over the model's."
         )
     return optimizer
