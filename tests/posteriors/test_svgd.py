@@ -58,8 +58,8 @@ def stationary_pair(linear, kink, bandwidth):
 
 @pytest.mark.parametrize(("rho", "lr", "tolerance"), [(0.0, 0.1, 1e-8), (0.1, 0.02, 3e-3)])
 def test_two_particles_on_a_gaussian_are_where_force_and_repulsion_balance(rho, lr, tolerance):
-    # The precision is 2 + 1 of the prior. The perturbation of FHBI flips its sign with phi: the fixed point is that of
-    # SVGD, around which a finite learning rate oscillates.
+    # The precision is 2 + 1 of the prior. The perturbation of FHBI flips its sign with phi: the fixed point is that
+    # of SVGD, around which a finite learning rate oscillates.
     posterior = SVGD(2, prior_precision=1.0, bandwidth=1.0, initial_std=0.5, rho=rho)
     particles, _ = run_steps(posterior, lambda w: w.square().sum(), Plain(), [0.3], steps=120, lr=lr)
     expected = math.sqrt(math.log(1 + 4 / 3) / 4)

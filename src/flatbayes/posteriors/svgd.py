@@ -1,7 +1,7 @@
 """Stein variational gradient descent (SVGD; Liu & Wang, NeurIPS 2016): particles that repel each other.
 
-M networks, the particles, move together so that their empirical distribution approaches the posterior. With the scores
-s_j, the gradients of the log posterior density, and a Gaussian kernel of bandwidth h:
+M networks, the particles, move together so that their empirical distribution approaches the posterior. With the
+scores s_j, the gradients of the log posterior density, and a Gaussian kernel of bandwidth h:
 
     k_ij = exp(-||x_i - x_j||² / h),   h = median squared distance / log(M + 1)
     phi_i = (1 / M) sum_j [k_ij s_j + (2 / h) (x_i - x_j) k_ij]
@@ -29,7 +29,7 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_materialized, check_real
-from flatbayes.core.randomness import RandomState, rewind_rng
+from flatbayes.core.randomness import RandomState, preserve_rng, rewind_rng
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, check_temperature, init_state, step_optimizer
@@ -115,7 +115,8 @@ class SVGD(Posterior):
         check_real(model.named_parameters(), "SVGD")
         state = init_state(model, None, num_data, None)
         # The gradient is set by formula. A tensor that requires gradients could not be loaded into.
-        particles = nn.Parameter(self._init_particles(model), requires_grad=False)
+        with preserve_rng(model):
+            particles = nn.Parameter(self._init_particles(model), requires_grad=False)
         state.statistics = {"particles": particles}
         state.optimizer = init_variational_optimizer(
             make_optimizer, model, [particles], self.prior_precision, "particles"
