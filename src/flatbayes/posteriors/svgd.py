@@ -9,8 +9,8 @@ scores s_j, the gradients of the log posterior density, and a Gaussian kernel of
     draw: one of the particles
 
 In the unit of the optimizer, particles that are far apart each take the step of MAP. With a sharpness-aware gradient
-it is flat SVGD: the scores are those of the sharpness-aware posterior. With `rho` it is flat-seeking inference on particles
-(FHBI, ICML 2025): all particles together are perturbed against phi, and kernel and scores are taken there,
+it is flat SVGD: the scores are those of the sharpness-aware posterior. With `rho` it is flat-seeking inference on
+particles (FHBI, ICML 2025): all particles together are perturbed against phi, and kernel and scores are taken there,
 
     x'_i = x_i - rho * phi_i / ||phi||,   x_i = x_i + lr * (M T / num_data) * phi_i(x')
 """
