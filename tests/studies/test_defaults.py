@@ -21,7 +21,7 @@ BY_NAME = {task.name: task for task in TASKS}
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch):
-    monkeypatch.setattr(runner, "TrainingConfig", partial(TrainingConfig, epochs=10))
+    monkeypatch.setattr(runner, "TrainingConfig", partial(TrainingConfig, min_epochs=10, min_steps=20))
 
 
 def make_job(name, folder, only, num_rows=80):
@@ -56,7 +56,7 @@ def test_results_are_those_of_fit(tmp_path):
     job = make_job("wide-numbers", tmp_path, ("SWAG", "SGVB"))
     run_jobs([job])
     data = job.task.split(0).splits
-    fitted = fit(MLP, data, SWAG(), config=TrainingConfig(epochs=10), seed=0)
+    fitted = fit(MLP, data, SWAG(), config=runner.TrainingConfig(), seed=0)
     metrics = measure(fitted.predict(data.test.inputs, seed=0), data.test.targets)
     assert read_json(job.path)["records"]["SWAG flat"]["metrics"] == pytest.approx(metrics, rel=1e-9)
 
