@@ -28,7 +28,7 @@ from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training.sharing import fit_together
-from studies.checks.summary import format_counts
+from studies.checks.summary import NULL_CHECKS, format_counts
 from studies.defaults.tasks import TaskData, select_tasks
 
 GROUPS: tuple[tuple[Posterior, ...], ...] = ((MAP(), SWAG(), Laplace()), (Ensemble(size=3),), (SGVB(),), (SGLD(),))
@@ -50,8 +50,8 @@ def draw_targets(fitted: FittedPosterior, split: Split, seed: int) -> torch.Tens
 
 
 def describe_report(report: CheckReport) -> dict[str, Any]:
-    """Value and result of every check."""
-    return {f.name: {"value": f.value, "passed": f.passed, "p": f.p_value} for f in report.findings}
+    """Value, with four digits, and result of every check."""
+    return {f.name: {"value": float(f"{f.value:.4g}"), "passed": f.passed} for f in report.findings}
 
 
 def run_fits(name: str, data: DataSplits, seed: int) -> Iterator[dict[str, Any]]:
@@ -71,6 +71,7 @@ def run_fits(name: str, data: DataSplits, seed: int) -> Iterator[dict[str, Any]]
                 "null": check(fitted, data.val.inputs, draw_targets(fitted, data.val, seed), seed=seed),
             }
             row |= {kind: describe_report(report) for kind, report in reports.items()}
+            row["null"] = {name: row["null"][name] for name in NULL_CHECKS if name in row["null"]}
             yield row | {"test_nll": evaluate(fitted, data.test, seed=seed).metrics["nll"]}
 
 

@@ -9,6 +9,8 @@ from flatbayes.checks.reliability import MAX_SCALE
 
 MIN_GAIN = 0.01
 """Decrease of the test NLL by more steps, or by fewer, that confirms an alarm."""
+NULL_CHECKS = ("confidence", "coverage")
+"""Checks that are right by construction for targets from the predictive distribution."""
 Row = Mapping[str, Any]
 
 
@@ -26,7 +28,7 @@ def count_alarms(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
         for name, entry in row["checks"].items():
             count = counts[name]
             count["fits"] += 1
-            count["null"] += name in ("confidence", "coverage") and not row["null"][name]["passed"]
+            count["null"] += name in NULL_CHECKS and not row["null"][name]["passed"]
             truth = confirm_alarm(name, row, by_fit)
             if entry["passed"]:
                 count["missed"] += name in ("too_few_steps", "too_many_steps") and truth is True
@@ -69,7 +71,7 @@ def format_counts(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, count in count_alarms(rows).items():
-        null = count["null"] if name in ("confidence", "coverage") else "–"
+        null = count["null"] if name in NULL_CHECKS else "–"
         missed = count["missed"] if name in ("too_few_steps", "too_many_steps") else "–"
         cells = (f"`{name}`", *(count[key] for key in ("fits", "alarms", "confirmed", "refuted")), missed, null)
         lines.append(f"| {' | '.join(map(str, cells))} |")

@@ -228,7 +228,7 @@ def test_report_reads_what_it_writes_and_shows_itself():
         report["mixing"]
 
 
-@pytest.mark.parametrize("change", [{"findings": 3}, {"skipped": {"a": 1}}, {"num_examples": "4"}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"findings": 3}, {"skipped": {"a": 1}}, {"num_examples": "4"}, {"more": 1}, {"notes": [3]}])
 def test_damaged_reports_are_refused(change):
     data = CheckReport((Finding("a", True, "b", "c", 1.0, "d"),), {}, 3, 4).to_dict()
     with pytest.raises(ValueError, match="report"):

@@ -67,6 +67,7 @@ class CheckReport:
         skipped: Why the other checks do not apply, by name.
         num_examples: Number of labelled examples.
         num_networks: Number of networks that were averaged.
+        notes: What else the evidence says, as sentences: nothing that fails.
 
     Examples:
         >>> report = check(fitted, data.val, num_draws=10)
@@ -79,6 +80,7 @@ class CheckReport:
     skipped: Mapping[str, str] = field(default_factory=dict)
     num_examples: int = 0
     num_networks: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -117,7 +119,7 @@ class CheckReport:
             for finding in self.findings
         ]
         header = ("check", "result", "finding", "limit", "p", "next")
-        notes = [f"{name} does not apply: {reason}" for name, reason in self.skipped.items()]
+        notes = [*self.notes, *(f"{name} does not apply: {reason}" for name, reason in self.skipped.items())]
         return format_html_table(self._title, header, rows, notes, num_label_columns=6)
 
     @property
@@ -141,7 +143,7 @@ class CheckReport:
             remedy = "" if finding.passed else f" Next: {finding.remedy}"
             entries[finding.name] = f"{verdict}  {finding.format()}.{remedy}"
         entries |= {name: f"–       {reason}" for name, reason in self.skipped.items()}
-        return format_entries(self._title, entries)
+        return "\n".join([format_entries(self._title, entries), *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with None for numbers that are not finite."""
@@ -167,7 +169,7 @@ class CheckReport:
         if not is_report(data):
             raise ValueError(f"Expected a report written by CheckReport.to_dict, got {str(data)[:80]}.")
         findings = tuple(Finding(**{**entry, "value": _to_float(entry["value"])}) for entry in data["findings"])
-        return cls(findings, dict(data["skipped"]), data["num_examples"], data["num_networks"])
+        return cls(findings, dict(data["skipped"]), data["num_examples"], data["num_networks"], tuple(data["notes"]))
 
 
 def is_report(data: Any) -> bool:
@@ -185,6 +187,8 @@ def is_report(data: Any) -> bool:
         and isinstance(data["skipped"], dict)
         and all(isinstance(text, str) for text in data["skipped"].values())
         and isinstance(data["findings"], list | tuple)
+        and isinstance(data["notes"], list | tuple)
+        and all(isinstance(text, str) for text in data["notes"])
         and all(map(_is_finding, data["findings"]))
     )
 

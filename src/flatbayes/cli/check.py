@@ -55,6 +55,7 @@ def print_failures(report: CheckReport, folder: Path) -> None:
         folder: Folder of the run, for the command that explains more.
     """
     lines = [f"checks   {report.describe()}", *(f"         {line}" for line in report.format_failures())]
+    lines += [f"         {note}" for note in report.notes]
     if report.failed:
         lines.append(f"         all findings: flatbayes check {folder}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
