@@ -228,7 +228,9 @@ def test_report_reads_what_it_writes_and_shows_itself():
         report["mixing"]
 
 
-@pytest.mark.parametrize("change", [{"findings": 3}, {"skipped": {"a": 1}}, {"num_examples": "4"}, {"more": 1}, {"notes": [3]}])
+@pytest.mark.parametrize(
+    "change", [{"findings": 3}, {"skipped": {"a": 1}}, {"num_examples": "4"}, {"more": 1}, {"notes": [3]}]
+)
 def test_damaged_reports_are_refused(change):
     data = CheckReport((Finding("a", True, "b", "c", 1.0, "d"),), {}, 3, 4).to_dict()
     with pytest.raises(ValueError, match="report"):
@@ -274,6 +276,15 @@ def test_p_values_are_corrected_for_the_number_of_tests():
     corrected = {finding.name: finding for finding in correct_p_values([kept, chance, untested])}
     assert {name: finding.passed for name, finding in corrected.items()} == {"a": False, "b": True, "c": False}
     assert corrected["a"].p_value == pytest.approx(0.8 * SIGNIFICANCE)
+
+
+def test_a_plain_training_has_a_forecast_of_whether_flatness_pays():
+    report = well().check(*validation())
+    assert report.notes[0].startswith("Forecast: ")
+    assert report.notes[0] in report.summary()
+    train, val = classes()
+    flat = fit(SMALL, train, MAP(), flatbayes.SAM(), TrainingConfig(epochs=2), val=val, show_progress=False)
+    assert flat.check(*val).notes == ()
 
 
 def test_curves():

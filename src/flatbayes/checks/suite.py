@@ -16,7 +16,12 @@ from flatbayes.checks.norm_statistics import check_norm_statistics
 from flatbayes.checks.reliability import check_confidence, check_coverage
 from flatbayes.checks.report import SIGNIFICANCE, CheckReport, Finding
 from flatbayes.checks.spread import check_one_network, check_wide_posterior
-from flatbayes.checks.training_length import check_diverged, check_too_few_steps, check_too_many_steps
+from flatbayes.checks.training_length import (
+    check_diverged,
+    check_too_few_steps,
+    check_too_many_steps,
+    forecast_flatness_gain,
+)
 from flatbayes.core.display import format_fields
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.prediction import FittedPosterior
@@ -129,7 +134,8 @@ def run_checks(evidence: Evidence) -> CheckReport:
     findings = correct_p_values([result for result in results.values() if isinstance(result, Finding)])
     skipped = {name: result for name, result in results.items() if isinstance(result, str)}
     ordered = tuple(sorted(findings, key=lambda finding: finding.passed))
-    return CheckReport(ordered, skipped, len(evidence.targets), evidence.num_networks)
+    notes = forecast_flatness_gain(evidence)
+    return CheckReport(ordered, skipped, len(evidence.targets), evidence.num_networks, notes)
 
 
 def correct_p_values(findings: list[Finding]) -> list[Finding]:

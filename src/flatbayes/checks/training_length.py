@@ -7,6 +7,7 @@ from itertools import pairwise
 from flatbayes.checks.evidence import Evidence, TrainingCurve, unwrap_likelihood
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
+from flatbayes.diagnostics.flatness_forecast import forecast_from_history
 from flatbayes.likelihoods import Categorical, Custom, Likelihood
 
 LATE_FRACTION = 0.2
@@ -101,6 +102,15 @@ def check_diverged(evidence: Evidence) -> Finding | str:
         f"at most {MAX_EXCESS_NATS} nats above it",
         remedy,
     )
+
+
+def forecast_flatness_gain(evidence: Evidence) -> tuple[str, ...]:
+    """A sentence on whether flatness would pay, from a plain training without early stopping; none for others."""
+    curve, training = TrainingCurve.read(evidence.fitted.info), evidence.fitted.info.get("training", {})
+    if curve is None or training.get("flatness") != "Plain" or training.get("best_epochs"):
+        return ()
+    forecast = forecast_from_history(curve.val_nlls)
+    return () if forecast is None else (f"Forecast: {forecast.text}",)
 
 
 def measure_late_fall(times: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
