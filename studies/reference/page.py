@@ -64,20 +64,22 @@ def format_metric(value: Mapping[str, float | None] | None) -> str:
 
 def describe_closeness(rows: list[dict[str, Any]], distance: str) -> list[str]:
     """Sentences on what brings methods closer, and on whether closeness goes with a better NLL."""
-    lines = []
+    lines = ["Rank correlation of distance and score; positive means that closer methods predict better:", ""]
     plain, flat = ([row for row in rows if row["flat"] is is_flat] for is_flat in (False, True))
     for text, group, name in (
-        ("SAM runs and the sharpness-aware reference", flat, distance),
-        ("plain runs and the plain reference", plain, distance.removesuffix("_flat")),
+        ("runs with SAM, distance to the sharpness-aware reference", flat, distance),
+        ("runs with Plain, distance to the plain reference", plain, distance.removesuffix("_flat")),
     ):
-        for score in ("nll", "nll_calibrated"):
-            result = rank_correlation(group, name, score)
-            if result is not None:
-                lines.append(
-                    f"* {text}: rank correlation of distance and {COLUMNS[score]} over {result['methods']} methods "
-                    f"{result['correlation']:+.2f} (p = {result['p_value']:.2g}); positive means that closer methods "
-                    "predict better."
-                )
+        for label, members in (("", group), ("the close half of ", select_closest(group, name))):
+            results = {score: rank_correlation(members, name, score) for score in ("nll", "nll_calibrated")}
+            values = [
+                f"{result['correlation']:+.2f} with {COLUMNS[score]} (p = {result['p_value']:.2g})"
+                for score, result in results.items()
+                if result is not None
+            ]
+            if values:
+                subject = f"{label}{text}"
+                lines.append(f"* {subject[0].upper()}{subject[1:]}, {len(members)} methods: {', '.join(values)}.")
     moved = compare_distances(rows)
     closer, farther = ([row["posterior"] for row in moved if row["closer"] == side] for side in ("flat", "plain"))
     lines.append(
@@ -86,6 +88,12 @@ def describe_closeness(rows: list[dict[str, Any]], distance: str) -> list[str]:
         "differences are within noise."
     )
     return lines
+
+
+def select_closest(rows: list[dict[str, Any]], distance: str) -> list[dict[str, Any]]:
+    """The half of the methods with the smallest distance."""
+    measured = [row for row in rows if distance in row["metrics"]]
+    return sorted(measured, key=lambda row: row["metrics"][distance]["mean"])[: (len(measured) + 1) // 2]
 
 
 def update_page() -> None:

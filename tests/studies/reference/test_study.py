@@ -11,7 +11,7 @@ from flatbayes import Ensemble, Posterior
 from flatbayes.experiments import RunResult
 from flatbayes.posteriors.optimization import max_weight_decay
 from flatbayes.reference.density import find_density
-from studies.reference.page import describe_closeness, format_metric, render_task
+from studies.reference.page import describe_closeness, format_metric, render_task, select_closest
 from studies.reference.study import (
     LR_FACTORS,
     compare_distances,
@@ -88,4 +88,6 @@ def test_table_and_conclusion():
     conclusion = "\n".join(describe_closeness(rows, "tv_flat"))
     assert "SAM brings A, B closer" in conclusion
     assert "takes C, D farther" in conclusion
+    assert "Runs with SAM, distance to the sharpness-aware reference, 4 methods: +1.00 with NLL" in conclusion
+    assert [row["posterior"] for row in select_closest(rows, "tv_flat")] == ["A", "A", "B", "B"]
     assert format_metric({"mean": math.pi, "sd": None}) == "3.142"
