@@ -191,3 +191,12 @@ def test_invalid_data_raise(iris):
         FlatBayesClassifier().predict(X)
     with pytest.raises(ValueError, match="NaN"):
         FlatBayesClassifier(**SMALL).fit(np.where(X > 7, np.nan, X), y)
+
+
+def test_a_radius_is_chosen_on_held_out_examples(iris):
+    X, y = iris
+    estimator = FlatBayesClassifier(MAP(), SAM(rho="auto"), epochs=12, hidden=(4,), random_state=0).fit(X, y)
+    record = estimator.posterior_.info["radius"]
+    assert [radius for radius, _ in record["scores"]] == [0.0, 0.1, 1.0]
+    assert estimator.posterior_.states[0].num_data < len(X)
+    assert FlatBayesClassifier().set_params(flatness__rho="auto").flatness == SAM(rho="auto")

@@ -117,10 +117,10 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}.")
         self.seed_ = spawn_seed(Stream.ESTIMATOR, check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
-        if config.epochs is None:
+        posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
+        if config.epochs is None or flatness.radius == "auto":
             data = hold_out_validation(data, self.validation_fraction, self.seed_)
         model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
-        posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
         self.posterior_ = fit(
             model, data, posterior, flatness, config, seed=self.seed_, show_progress=bool(self.verbose)
         )

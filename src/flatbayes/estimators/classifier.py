@@ -33,7 +33,8 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
         config: A training configuration, which replaces the three parameters before.
         validation_fraction: Fraction of the training examples that early stopping and the width of the posterior are
-            chosen on, where `epochs` and `config` are None; 0 for none. Below 10 examples all are trained on.
+            chosen on, where `epochs` and `config` are None, and a radius `auto`; 0 for none. Below 10 examples all
+            are trained on.
         num_draws: Networks averaged in a prediction.
         random_state: Seed of all random numbers, as in scikit-learn; with None every fit differs.
         verbose: Show a progress bar.
