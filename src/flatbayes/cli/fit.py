@@ -162,7 +162,7 @@ def run(options: Namespace) -> None:
         "model": to_spec(model),
         "posterior": to_spec(options.posterior),
         "flatness": to_spec(options.flatness),
-        "config": factory.config.to_dict(),
+        "config": training_config.to_dict(),
         "seed": options.seed,
         FINGERPRINT_KEY: {
             **{name: fingerprint[name] for name in ("train", "val")},
