@@ -1,7 +1,7 @@
 """Display of results: aligned text for terminals, and HTML tables for notebooks."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,11 @@ MAX_VALUE_CHARACTERS = 90
 def format_fields(instance: Any) -> str:
     """The repr of a dataclass with large contents: arrays as their shape, networks as their class, collections cut.
 
-    Small fields are as in the repr that `dataclass` makes. Use it as `__repr__` of a class.
+    Small fields are as in the repr that `dataclass` makes. Use it as `__repr__` of a class. Instances of
+    classes that are no dataclasses have the repr of `object`.
     """
+    if not is_dataclass(instance):
+        return object.__repr__(instance)
     shown = [field.name for field in fields(instance) if field.repr]
     values = [f"{name}={_format_field(getattr(instance, name))}" for name in shown]
     return f"{type(instance).__qualname__}({', '.join(values)})"
@@ -40,6 +43,8 @@ def _format_field(value: Any) -> str:
     if type(value) is dict:
         return "{" + ", ".join(f"{key!r}: {_format_field(entry)}" for key, entry in value.items()) + "}"
     text = " ".join(repr(value).split("\n"))
+    if vars(type(value)).get("__repr__") is format_fields:
+        return text
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.display import format_fields
 
 Radius = float | Literal["auto"]
 """Size of a perturbation, or `auto`: the trainings of flatbayes choose it on validation data."""
@@ -47,6 +48,11 @@ class Flatness(ABC):
 
     radius_field: ClassVar[str | None] = None
     """Name of the field that is the size of the perturbation; None without such a field."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__repr__" not in vars(cls):
+            setattr(cls, "__repr__", format_fields)  # noqa: B010  # `dataclass` would print long lists whole
 
     @property
     def radius(self) -> Radius | None:
