@@ -196,6 +196,8 @@ def render_goals(results: Sequence[TaskResult], before: Sequence[TaskResult]) ->
     """Table of the goals: reached or not on each half, with the data sets that miss them."""
     rows = [["Goal", *(f"{half}{suffix}" for half in HALVES for suffix in (", before", "")), "Misses, held-out half"]]
     for goal in list_goals():
+        if not any(map(goal.applies, results)):
+            continue
         cells = [goal.text]
         for half in HALVES:
             for group in (before, results):
@@ -231,6 +233,8 @@ def render_nll(results: Sequence[TaskResult], before: Sequence[TaskResult], half
                 format_nll(result.nll("truth")) if "truth" in result.metrics else "",
             ]
         )
+    if not any(AUTO in result.metrics for result in results):
+        rows = [[*row[:5], *row[6:]] for row in rows]
     return render_table(rows)
 
 
