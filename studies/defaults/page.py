@@ -47,6 +47,10 @@ class TaskResult:
         value = self.metrics.get(method, {}).get("nll")
         return float("inf") if value is None else value
 
+    def was_run(self, method: str) -> bool:
+        """Whether a method has a result or an error."""
+        return method in self.metrics or method in self.errors
+
     def best_baseline(self) -> str:
         """The baseline with the lowest NLL."""
         return min(NAMES, key=self.nll)
@@ -166,7 +170,7 @@ def list_goals() -> list[Goal]:
             Goal(
                 f"95 % intervals of {name} cover 90 to 98 % on every set of numbers",
                 1.0,
-                lambda result: result.is_regression,
+                lambda result, method=method: result.is_regression and result.was_run(method),  # type: ignore[misc]
                 covers,
             ),
         ]
@@ -216,18 +220,22 @@ def render_nll(results: Sequence[TaskResult], before: Sequence[TaskResult], half
     rows = [[*header, "best baseline", "linear", "truth"]]
     for result in filter(lambda result: result.half == half, results):
         best = result.best_baseline()
-        mark = " ✗" if result.is_behind(FLAT, best, TIE) else ""
-        estimator_mark = " ✗" if result.is_behind(ESTIMATOR, best, TIE) else ""
+        flat, estimator = (
+            format_nll(result.nll(method)) + (" ✗" if result.is_behind(method, best, TIE) else "")
+            if result.was_run(method)
+            else ""
+            for method in (FLAT, ESTIMATOR)
+        )
         old = earlier[result.task].nll(FLAT) if result.task in earlier else float("nan")
         rows.append(
             [
                 result.task,
                 f"{result.size[0]:,} × {result.size[1]:,}",
                 format_nll(old),
-                format_nll(result.nll(FLAT)) + mark,
+                flat,
                 format_nll(result.nll(PLAIN)),
                 format_nll(result.nll(AUTO)) if AUTO in result.metrics else "",
-                format_nll(result.nll(ESTIMATOR)) + estimator_mark,
+                estimator,
                 f"{format_nll(result.nll(best))} ({best})",
                 format_nll(result.nll(LINEAR)),
                 format_nll(result.nll("truth")) if "truth" in result.metrics else "",
