@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from flatbayes import MAP, MLP, SAM, SGLD, SWAG, Arrays, Digits, Ensemble, MCDropout, compare, tune
+from flatbayes import MAP, MLP, SAM, SGLD, SWAG, Arrays, Digits, Ensemble, MCDropout, Plain, compare, tune
+from flatbayes.core.spec import short_name
 from flatbayes.experiments import Comparison
 
 mpl.use("Agg")
@@ -110,11 +111,12 @@ def test_tuning_returns_the_best_hyperparameters():
     result = tune("MLP", (FEATURES, LABELS), MAP(), SAM(), {"epochs": 2}, num_trials=3, num_seeds=1, num_draws=1)
     assert len(result.trials) == 3
     scores = {trial["score"]: trial["flatness.rho"] for trial in result.trials}
-    assert result.best_score == min(scores)
-    assert result.flatness.rho == scores[result.best_score]
-    assert result.summary().splitlines()[1].split()[1] == f"{result.best_score:.4f}"
+    assert result.best_score == min(*scores, result.plain_score)
+    assert result.flatness_pays is (min(scores) < result.plain_score)
+    assert result.flatness == (SAM(rho=scores[min(scores)]) if result.flatness_pays else Plain())
+    assert result.summary().splitlines()[1].split()[1] == f"{min(scores):.4f}"
     assert len(result.to_pandas()) == 3
-    assert "x SAM(rho=" in repr(result)
+    assert f"x {short_name(result.flatness)}, nll {result.best_score:.4g}" in repr(result)
     assert result.plot().get_xlabel() == "flatness.rho"
     with pytest.raises(ValueError, match="no hyperparameter 'x'"):
         result.plot("x")
@@ -131,11 +133,11 @@ def test_trials_of_a_network_with_other_weights_are_not_reused(tmp_path):
     options = {"num_seeds": 1, "num_draws": 1, "folder": tmp_path, "config": {"epochs": 1}, "num_trials": 1}
     network, data = nn.Linear(3, 2), Arrays(FEATURES, LABELS)
     first = tune(network, data, MAP(), **options)
-    assert len(list(tmp_path.glob("runs/*.json"))) == 1
+    assert len(list(tmp_path.glob("runs/*.json"))) == 2  # a radius and plain training
     with torch.no_grad():
         network.weight.zero_()
     assert tune(network, data, MAP(), **options).best_run.cache_key() != first.best_run.cache_key()
-    assert len(list(tmp_path.glob("runs/*.json"))) == 2
+    assert len(list(tmp_path.glob("runs/*.json"))) == 4
 
 
 def test_runs_of_a_comparison_have_the_fingerprint_of_the_network():
