@@ -104,7 +104,8 @@ def test_all_evaluations_of_a_run_predict_the_same_inputs_once(monkeypatch):
     assert len({id(inputs) for inputs in predicted}) == count
     monkeypatch.setattr(FittedPosterior, "share_predictions", lambda fitted: nullcontext())
     assert run.execute().metrics == shared.metrics
-    assert len(predicted) == 2 * count + 3  # each for itself: the test split three times, and its part twice
+    # Each for itself: the test split four times (metrics, checks, likelihood, calibration), and its part twice.
+    assert len(predicted) == 2 * count + 4
 
 
 def test_sharpness_is_measured_on_training_examples(monkeypatch):
