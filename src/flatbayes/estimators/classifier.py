@@ -32,9 +32,9 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         batch_size: Examples per step.
         learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
         config: A training configuration, which replaces the three parameters before.
-        validation_fraction: Fraction of the training examples that early stopping and the width of the posterior are
-            chosen on, where `epochs` and `config` are None, and a radius `auto`; 0 for none. Below 10 examples all
-            are trained on.
+        validation_fraction: Fraction of the training examples that is held out where the number of epochs is
+            automatic, for early stopping and the width of the posterior, or where a radius is "auto". With 0, or
+            where it is fewer than 10 examples, none are held out.
         num_draws: Networks averaged in a prediction.
         random_state: Seed of all random numbers, as in scikit-learn; with None every fit differs.
         verbose: Show a progress bar.
