@@ -14,22 +14,22 @@ radius.
 Where plain training stops early, so that gradients are left for a whole training, radii are tried in whole trainings.
 """
 
-import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from flatbayes.core import TrainingProgress
 from flatbayes.core.files import read_json, write_json
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.training.callbacks.callback import Callback, CallbackList
 from flatbayes.training.checkpoint import RADIUS_FILE, CheckpointManager
+from flatbayes.training.early_stopping import unpack_checkpoint
 from flatbayes.training.loop import train
 from flatbayes.training.members import list_groups
+from flatbayes.training.pilot_checkpoints import PilotCheckpoints
 from flatbayes.training.radius import (
     MAX_COST,
     RADIUS_FACTORS,
@@ -44,56 +44,6 @@ from flatbayes.training.radius import (
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import make_session
 from flatbayes.training.setup import TrainingSetup
-
-
-@dataclass
-class PilotCheckpoints(CheckpointManager):
-    """States of a run at the branch and at the end, in main memory.
-
-    Early stopping makes a run shorter and takes it back; the state at the branch is then taken anew.
-
-    Attributes:
-        start: Fraction of training at which the branch is.
-        progress: Progress of the run.
-        branch: State at the first step from this fraction on; None before.
-        branch_progress: Step of that state, and the number of steps of the training.
-        end: State after the last step.
-    """
-
-    start: float = 1.0
-    progress: TrainingProgress = field(default_factory=TrainingProgress)
-    branch: bytes | None = None
-    branch_progress: tuple[int, int] = (0, 0)
-    end: bytes | None = None
-
-    def is_candidate_step(self, step: int, *, epoch_ended: bool) -> bool:
-        """Whether the state after this step, counted from 1, is that of the branch or of the end."""
-        total_steps = self.progress.total_steps or 0
-        is_end = step == total_steps
-        return is_end or (self.branch_progress[1] != total_steps and step >= self.start * total_steps)
-
-    def is_due(self, step: int, *, epoch_ended: bool) -> bool:
-        """Whether the state after this step, counted from 1, is that of the branch or of the end."""
-        return self.is_candidate_step(step, epoch_ended=epoch_ended)
-
-    def save(self, run_index: int, step: int, content: Mapping[str, Any]) -> None:
-        """Keep a copy of the state."""
-        buffer = io.BytesIO()
-        torch.save(dict(content), buffer)
-        if step == self.progress.total_steps:
-            self.end = buffer.getvalue()
-        else:
-            self.branch, self.branch_progress = buffer.getvalue(), (step, self.progress.total_steps or 0)
-
-    def load_latest(self, run_index: int) -> dict[str, Any] | None:
-        """The state at the branch, from which a run continues; None if there is none."""
-        return None if self.branch is None else load_state(self.branch)
-
-
-def load_state(serialised: bytes) -> dict[str, Any]:
-    """The content of a checkpoint in main memory."""
-    content: dict[str, Any] = torch.load(io.BytesIO(serialised), map_location="cpu", weights_only=True)
-    return content
 
 
 def resolve_radius(
@@ -337,7 +287,7 @@ class Pilot:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         others = [other for other in self.outcomes.values() if other is not outcome]
         shared = 0.0 if self.start == 0 else self._load_branch()["run_seconds"]
-        return load_state(outcome.checkpoints.end) | {
+        return unpack_checkpoint(outcome.checkpoints.end) | {
             "num_gradients": self.num_gradients,
             "run_seconds": outcome.seconds + sum(other.seconds - shared for other in others),
         }
@@ -349,7 +299,7 @@ class Pilot:
     def _load_branch(self) -> dict[str, Any]:
         branch = self.outcomes[0.0].checkpoints.branch
         assert branch is not None
-        return load_state(branch)
+        return unpack_checkpoint(branch)
 
     def _max_cost(self, start: float) -> float:
         """Gradients of a training from a fraction on, without early stopping."""
