@@ -28,7 +28,7 @@ def test_fits_predicts_saves_loads(posterior, flat, tmp_path):
             fit(network, loader, posterior, flat, CONFIG, likelihood=Categorical(3))
         return
     fitted = fit(network, loader, posterior, flat, CONFIG, likelihood=Categorical(3))
-    calls = posterior.num_members * getattr(posterior, "num_samples", 1) * (1 + posterior.perturbs_weights)
+    calls = posterior.num_members * getattr(posterior, "num_samples", 1)
     calls *= getattr(posterior, "num_particles", 1) * (2 if getattr(posterior, "rho", 0) else 1)
     assert fitted.info["cost"]["gradients"] / calls == pytest.approx(
         6 * flat.gradients_per_step, abs=1
