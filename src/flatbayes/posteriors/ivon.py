@@ -173,6 +173,7 @@ class IVON(Posterior):
             ),
             "step": torch.zeros((), dtype=torch.int64, device="cpu"),  # read without waiting for a device
         }
+        state.cpu_statistics = frozenset({"step"})
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:

@@ -181,13 +181,14 @@ class SGLD(Posterior):
             return loss
 
         loss = step_optimizer(state, record_start, self.prior_precision, self.temperature)
-        num_clipped, num_weights = torch.zeros(()), 0
+        clipping = state.statistics["clipping"]
+        num_clipped, num_weights = clipping.new_zeros(()), 0
         for params, values, spacing in start:
-            num_clipped = num_clipped.to(params[0].device) + move_on_lattice(params, values, spacing)
+            num_clipped += move_on_lattice(params, values, spacing).to(clipping.device)
             num_weights += sum(param.numel() for param in params)
         if num_weights:
-            state.statistics["clipping"][0] += num_clipped / num_weights
-            state.statistics["clipping"][1] += 1
+            clipping[0] += num_clipped / num_weights
+            clipping[1] += 1
         return loss
 
     def describe_state(self, state: State) -> Mapping[str, float]:
