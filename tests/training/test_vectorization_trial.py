@@ -332,7 +332,7 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(model, member, flatness, c
 
 def test_a_flatness_that_does_not_suit_the_posterior_says_so_in_any_way():
     for members in ("auto", "vectorized"):
-        with pytest.raises(ValueError, match="takes its geometry from the standard deviations"):
+        with pytest.raises(ValueError, match="takes its geometry from the Gaussian that a posterior has"):
             fit(
                 Small,
                 blobs(),
