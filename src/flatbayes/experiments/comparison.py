@@ -292,11 +292,9 @@ def compare(
         num_draws: Networks averaged in a prediction.
         split: Split to evaluate on: test, or val to choose hyperparameters.
         evaluations: Additional evaluations, such as corrupted images.
-        reference: Files of exact posteriors, by `flatbayes.reference.sample_reference`, whose predictions those of
-            every run are compared with: of the plain or the sharpness-aware posterior, or of both, for each data
-            split.
-        folder: Folder of the results. If it holds finished runs of the same comparison, these are not repeated. None
-            keeps nothing.
+        reference: Files of exact posteriors by `flatbayes.reference.sample_reference`, plain or sharpness-aware, for
+            each data split. The predictions of every run are compared with theirs.
+        folder: Folder of the results. Finished runs of this comparison in it are not repeated; None keeps nothing.
         overwrite: Delete the results in the folder first.
         num_jobs: Number of processes, spread over the GPUs; by default one per GPU, or without GPUs one per core
             where workers save more time than they need to start.
