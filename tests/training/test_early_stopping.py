@@ -123,14 +123,21 @@ class Interrupt(Callback):
             raise OSError("stopped")
 
 
+FLAT = {"posterior": SWAG(rank=2), "flatness": SAM(), "config": CONFIG}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return fit(make_network, make_data(), **FLAT)
+
+
 @pytest.mark.parametrize("step", [7, 45, 70])
-def test_it_continues_from_a_checkpoint(tmp_path, step):
-    data, options = make_data(), {"posterior": SWAG(rank=2), "flatness": SAM(), "config": CONFIG}
-    reference = fit(make_network, data, **options)
+def test_it_continues_from_a_checkpoint(tmp_path, step, reference):
+    data = make_data()
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0)
     with pytest.raises(OSError, match="stopped"):
-        fit(make_network, data, **options, checkpoints=checkpoints, callback=Interrupt(step))
-    again = fit(make_network, data, **options, checkpoints=checkpoints)
+        fit(make_network, data, **FLAT, checkpoints=checkpoints, callback=Interrupt(step))
+    again = fit(make_network, data, **FLAT, checkpoints=checkpoints)
     assert again.info["training"]["best_epochs"] == reference.info["training"]["best_epochs"]
     assert torch.equal(again.states[0].statistics["mean"], reference.states[0].statistics["mean"])
 
@@ -138,13 +145,12 @@ def test_it_continues_from_a_checkpoint(tmp_path, step):
 def test_posteriors_share_it():
     data, recordings = make_data(), {}
     methods = [(MAP(), CONFIG), (SWAG(rank=2), CONFIG), (Laplace(tune="evidence"), CONFIG)]
+    alone = [fit(make_network, data, posterior, Plain(), config) for posterior, config in methods]
+    means = [fitted.predict(data.test.inputs).mean for fitted in alone]
     for _ in range(2):  # the second time from the recordings
         outcomes = fit_together(make_network, data, methods, Plain(), recordings=recordings)
-        for (posterior, config), outcome in zip(methods, outcomes, strict=True):
-            alone = fit(make_network, data, posterior, Plain(), config)
-            assert torch.equal(outcome.fitted.predict(data.test.inputs).mean, alone.predict(data.test.inputs).mean), (
-                posterior
-            )
+        for (posterior, _), outcome, mean in zip(methods, outcomes, means, strict=True):
+            assert torch.equal(outcome.fitted.predict(data.test.inputs).mean, mean), posterior
     assert all(recording.is_complete for recording in recordings.values())
 
 
