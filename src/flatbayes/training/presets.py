@@ -13,21 +13,23 @@ def make_fsgld(
     The noise of the smoothing follows the temperature, so that the chain samples near the flattest minima. The step
     is w - lr (gradient of L at w + std xi) + sqrt(2 lr T / n) xi', one gradient.
 
-    Examples:
-        >>> from flatbayes.training.presets import make_fsgld
-        >>> posterior, flatness = make_fsgld(num_data=500, temperature=0.01)
-        >>> round(flatness.std, 4)
-        0.0511
-        >>> fitted = fit(MLP, data, posterior, flatness, config)
-
     Args:
         num_data: Number of training examples.
         temperature: T of the posterior; that of the authors by default.
         exponent: The exponent c of the coupling; see `smoothing_std`.
         prior_precision: Precision of a Gaussian prior; None for the optimizer's weight decay.
 
+    Returns:
+        Posterior and flatness, for `fit`.
+
     Raises:
         ValueError: The temperature is not positive.
+
+    Examples:
+        >>> posterior, flatness = make_fsgld(num_data=500, temperature=0.01)
+        >>> round(flatness.std, 4)
+        0.051
+        >>> fitted = fit(MLP, data, posterior, flatness, config)
     """
     std = smoothing_std(num_data, temperature, exponent)
     return SGLD(prior_precision=prior_precision, temperature=temperature), GaussianSmoothing(std=std)
@@ -36,9 +38,6 @@ def make_fsgld(
 def smoothing_std(num_data: int, temperature: float, exponent: float = 0.1) -> float:
     """Return beta^(-(1 + c) / 4), with beta = num_data / T the inverse temperature of the density exp(-beta L).
 
-    >>> round(smoothing_std(50_000, 1.0), 4)
-    0.051
-
     Args:
         num_data: Number of training examples.
         temperature: T.
@@ -46,6 +45,10 @@ def smoothing_std(num_data: int, temperature: float, exponent: float = 0.1) -> f
 
     Raises:
         ValueError: The temperature is not positive.
+
+    Examples:
+        >>> round(smoothing_std(50_000, 1.0), 4)
+        0.051
     """
     check_temperature(temperature)
     return float((num_data / temperature) ** (-(1 + exponent) / 4))
