@@ -56,7 +56,11 @@ ARGUMENTS = {
     "certify": ["runs/x", "--num_draws", "9", "--num_trial_draws", "2", "--num_test_draws", "2"],
     "shift": ["runs/x", "--num_draws", "1", "--max_examples", "8"],
     "report": ["runs/x"],
-}
+    "reference": [
+        "--data", "digits", "--data.train_size", "20", "--num_chains", "1", "--num_steps", "4", "--num_draws", "4",
+        "--num_tuning_steps", "10", "--num_descent_steps", "0", "--out", "runs/x/reference.safetensors",
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
