@@ -168,7 +168,7 @@ BAD = [
     (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, DenseNet, MLP"),
     (
         ["fit", *TINY, "--posterior", "nonsense", "--out", "o"],
-        "Unknown posterior 'nonsense'. Known: Ensemble, LRT, Laplace, MAP, MCD",
+        "Unknown posterior 'nonsense'. Known: BSAM, Ensemble, EntropyMCMC, IVON, LRT, Laplace, MAP, MCD",
     ),
     (
         ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],
@@ -181,8 +181,9 @@ BAD = [
     (["fit", *TINY, "--posterior", "sgld", "--flatness", "msam", "--out", "o"], "SGLD does not go with MSAM"),
     (["compare", *TINY, "--posteriors", "[sgvb]", "--flatness", "looksam", "--out", "o"], "does not go with LookSAM"),
     (["fit", *TINY, "--flatness.rho", "-1", "--out", "o"], "rho is the radius of a ball"),
-    (["fit", *TINY, "--flatness.rho", "inf", "--out", "o"], "inf"),
-    (["fit", *TINY, "--flatness.rho", "nan", "--out", "o"], "nan"),
+    (["fit", *TINY, "--flatness.rho", "inf", "--out", "o"], "--flatness.rho must be a number or auto, got 'inf'."),
+    (["fit", *TINY, "--flatness.rho", "nan", "--out", "o"], "--flatness.rho must be a number or auto, got 'nan'."),
+    (["fit", *TINY, "--optimizer.lr", "inf", "--out", "o"], "--optimizer.lr must be a number, got 'inf'."),
     (["fit", *TINY, "--epochs", "0", "--out", "o"], "epochs must be at least 1"),
     (["fit", *TINY, "--epochs", "many", "--out", "o"], "epochs"),
     (["fit", *TINY, "--num_draws", "0", "--out", "o"], "at least 1 draw"),

@@ -1,6 +1,7 @@
 """Types of option values in words, and values as people type them: lists without brackets, yes for true."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
@@ -170,7 +171,10 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _converts(float, value) if isinstance(value, str) else type(value) in (int, float)
+    """Texts must be finite: the parser does not read `inf` and `nan`."""
+    if isinstance(value, str):
+        return _converts(float, value) and math.isfinite(float(value))
+    return type(value) in (int, float)
 
 
 def _converts(convert: Callable[[str], Any], text: str) -> bool:
