@@ -39,7 +39,8 @@ def test_fit_evaluate_predict(here, capsys):
     assert main(["predict", "run", "--input", "line.csv", "--output", "p.csv", "--num_draws", "4"]) == 0
     with open("p.csv") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["mean", "std", "lower", "upper", "aleatoric", "epistemic", "epistemic_std"]
+    columns = ["mean", "std", "lower", "upper", "aleatoric", "epistemic", "epistemic_std", "outside_training"]
+    assert list(rows[0]) == columns
     assert len(rows) == 150
     assert all(float(row["lower"]) < float(row["mean"]) < float(row["upper"]) for row in rows)
 
