@@ -37,6 +37,8 @@ def check_mixing(evidence: Evidence) -> Finding | str:
         return "the snapshots cannot be predicted with in their order"
     rows = evidence.probe_rows[:: max(1, -(-len(evidence.probe_rows) // MAX_PROBED))]
     num_draws = num_snapshots * len(fitted.states)
+    if obstacle := evidence.find_obstacle(fitted, num_draws):
+        return obstacle
     chains = order_chains(evidence, evidence.predict(fitted, rows, num_draws, keep_members=True), num_draws)
     if chains is None:
         return "there are no predictions of single networks"

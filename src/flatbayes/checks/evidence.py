@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatbayes.core.buffers import norm_layers
 from flatbayes.likelihoods import Categorical, CategoricalPredictive, Custom, Gaussian, GaussianPredictive, Predictive
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
@@ -53,6 +54,22 @@ class Evidence:
         """Indices of at most `MAX_PROBES` examples, evenly spaced."""
         count = len(self.targets)
         return torch.linspace(0, count - 1, min(count, MAX_PROBES)).long()
+
+    def find_obstacle(self, fitted: FittedPosterior, num_draws: int) -> str | None:
+        """Why a posterior cannot predict for the examples; None if it can.
+
+        Args:
+            fitted: The posterior.
+            num_draws: Networks to draw.
+        """
+        if self.inputs is None:
+            return "the inputs are not one tensor"
+        has_norm_layers = any(norm_layers(state.model, state.updated_buffers) for state in fitted.states)
+        if fitted.statistics_inputs or not (fitted.posterior.needs_norm_reestimation and has_norm_layers):
+            return None
+        if fitted.norm_statistics.keys() >= set(fitted.sample_ids(num_draws, self.seed)):
+            return None
+        return "BatchNorm statistics of other networks need training inputs, which the artefact does not have"
 
     def predict(self, fitted: FittedPosterior, rows: Tensor, num_draws: int, *, keep_members: bool = False) -> Any:
         """Predictions of a posterior for some of the examples.

@@ -100,8 +100,8 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
         return "the posterior is not a Laplace approximation"
     if method.structure == "last_layer":
         return "a network that is linear in its random weights has one predictive"
-    if evidence.inputs is None:
-        return "the inputs are not one tensor"
+    if obstacle := evidence.find_obstacle(evidence.fitted, NUM_DRAWS):
+        return obstacle
     rows = evidence.probe_rows
     modes: tuple[PredictiveMode, ...] = ("linearised", "sampled")
     try:

@@ -90,8 +90,8 @@ def check_wide_posterior(evidence: Evidence) -> Finding | str:
     centre = make_centre(evidence.fitted)
     if centre is None:
         return f"{type(evidence.method).__name__} has no central network"
-    if evidence.inputs is None:
-        return "the inputs are not one tensor"
+    if obstacle := evidence.find_obstacle(centre, len(centre.states)):
+        return obstacle
     rows = evidence.probe_rows
     average = compute_example_nll(evidence.predictive.select(rows), evidence.targets[rows])
     alone = compute_example_nll(evidence.predict(centre, rows, len(centre.states)), evidence.targets[rows])
