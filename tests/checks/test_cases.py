@@ -261,6 +261,16 @@ def test_examples_without_a_label_are_left_out():
     assert half["wide_posterior"].value == pytest.approx(alone["wide_posterior"].value, abs=1e-6)
 
 
+def test_without_training_inputs_no_other_networks_are_drawn_and_remedies_name_the_scale_in_use():
+    posterior, (inputs, labels) = fitted(SWAG(rank=2), 10, with_batch_norm), validation()
+    report = posterior.check(inputs, labels, 3)
+    assert "(now 0.5)" in report["one_network"].remedy
+    assert "(now 0.5)" in report["wide_posterior"].remedy
+    kept = replace(posterior, statistics_inputs=())  # with the statistics of the draws
+    report = kept.check(inputs, labels, 3)
+    assert "BatchNorm statistics of other networks" in report.skipped["wide_posterior"]
+
+
 def test_a_loader_is_read_once_and_checks_without_inputs_are_skipped():
     inputs, labels = validation()
     batches = [(inputs[:200], labels[:200]), (inputs[200:], labels[200:])]

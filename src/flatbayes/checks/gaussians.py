@@ -122,7 +122,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
         f"the linearised and the sampled predictive differ by {distance:.3g} on average, in {unit}",
         distance,
         f"at most {MAX_DIFFERENCE:g}",
-        f"scale='auto', or a smaller one (now {method.scale}), a larger prior precision, or tune='evidence'",
+        f"scale='auto', or a smaller one (now {method.get_draw_option('scale')}), a larger prior precision, or tune='evidence'",
     )
 
 

@@ -159,9 +159,11 @@ def _suggest_narrower(posterior: Posterior) -> str:
 
 def _suggest_draw_option(posterior: Posterior, direction: str) -> str:
     """The options that draws depend on, with their values; nothing for a posterior without."""
-    names = list(posterior.draw_options)
-    texts = [f"{name}='auto', or a {direction} one (now {getattr(posterior, name)})" for name in names]
-    return ", ".join(texts)
+    values = {name: posterior.get_draw_option(name) for name in posterior.draw_options}
+    return ", ".join(
+        f"{name}='auto', or a {direction} one (now {'that of the training' if value is None else value})"
+        for name, value in values.items()
+    )
 
 
 def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
