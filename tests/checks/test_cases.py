@@ -262,7 +262,7 @@ def test_examples_without_a_label_are_left_out():
 
 
 def test_without_training_inputs_no_other_networks_are_drawn_and_remedies_name_the_scale_in_use():
-    posterior, (inputs, labels) = fitted(SWAG(rank=2), 10, with_batch_norm), validation()
+    posterior, (inputs, labels) = fitted(SWAG(rank=2), 10, NormNet), validation()
     report = posterior.check(inputs, labels, 3)
     assert "(now 0.5)" in report["one_network"].remedy
     assert "(now 0.5)" in report["wide_posterior"].remedy
