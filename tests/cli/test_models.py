@@ -120,7 +120,7 @@ class TestFromTrainedNetworks:
         some += ["--collection.snapshots_per_epoch", "1"]
         assert main(self.digits("--init", "map", "--posterior.rank", "2", *some, "--out", "swag")) == 0
         config = json.loads((tmp_path / "swag" / "config.json").read_text())
-        assert [config["config"][name] for name in ("epochs", "min_epochs", "min_steps")] == [100, 5, 300]
+        assert [config["config"][name] for name in ("epochs", "min_epochs", "min_steps")] == [None, 5, 300]
         assert config["config"]["schedule"]["init_args"]["end_factor"] == 0.3
         assert config["config"]["collection"]["snapshots_per_epoch"] == 1  # what is said counts
         assert config["init"] == ["map"]
