@@ -114,6 +114,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
     if distances is None:
         return "there is no distance for this kind of prediction"
     distance = float(distances.mean())
+    scale = method.get_draw_option("scale")
     unit = "total variation" if isinstance(predictives[0], CategoricalPredictive) else "standard deviations"
     return Finding(
         "laplace_width",
@@ -122,7 +123,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
         f"the linearised and the sampled predictive differ by {distance:.3g} on average, in {unit}",
         distance,
         f"at most {MAX_DIFFERENCE:g}",
-        f"scale='auto', or a smaller one (now {method.get_draw_option('scale')}), a larger prior precision, or tune='evidence'",
+        f"scale='auto', or a smaller one (now {scale}), a larger prior precision, or tune='evidence'",
     )
 
 
