@@ -236,8 +236,22 @@ class Posterior(ABC):
         return {}
 
     def get_draw_option(self, name: str) -> Any:
-        """Return the value of one of the `draw_options`, and its default in place of "auto"."""
-        return get_draw_option(self.draw_options, self, name)
+        """Return the value of one of the `draw_options`, and its default in place of "auto".
+
+        In a subclass with another `draw`, which has no options of its own, the default is that of the base class.
+
+        Args:
+            name: Name of the option.
+
+        Raises:
+            KeyError: No class of this posterior has the option.
+        """
+        for base in type(self).__mro__:
+            member = vars(base).get("draw_options", {})
+            options = member.__get__(self) if isinstance(member, property) else member
+            if name in options:
+                return get_draw_option(options, self, name)
+        raise KeyError(name)
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
