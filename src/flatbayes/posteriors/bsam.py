@@ -33,7 +33,7 @@ from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.randomness import RandomState, rewind_rng
 from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -151,7 +151,7 @@ class BSAM(Posterior):
         """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics."""
         params, mean = trainable_parameters(state.model), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        std = self._compute_std(state) * math.sqrt(self.get_draw_option("scale"))
+        std = scale_std(self._compute_std(state), self.get_draw_option("scale"))
         with swap_values(params, unflatten(torch.addcmul(mean, std, noise), params)), eval_mode(state.model):
             yield state.model
 

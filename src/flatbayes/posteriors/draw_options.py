@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from torch import Tensor
+
 AutoFloat = float | Literal["auto"]
 """A number, or `auto`: chosen on validation examples after training."""
 
@@ -34,6 +36,16 @@ class DrawOption:
 
 COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0))
 """A factor on the covariance of the draws."""
+
+
+def scale_std(std: Tensor, scale: float) -> Tensor:
+    """Multiply standard deviations with sqrt(scale); the tensor itself for scale 1, without a kernel on a device.
+
+    Args:
+        std: Standard deviations, or noise that they are a factor of.
+        scale: Factor on the covariance.
+    """
+    return std if scale == 1 else std * math.sqrt(scale)
 
 
 def check_scale(scale: AutoFloat | None) -> None:

@@ -41,7 +41,7 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -197,7 +197,7 @@ class IVON(Posterior):
         """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics."""
         (params, _), mean = self._split_parameters(state.model), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        std = self._compute_std(state) * math.sqrt(self.get_draw_option("scale"))
+        std = scale_std(self._compute_std(state), self.get_draw_option("scale"))
         weights = torch.addcmul(mean, std, noise)
         with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
             yield state.model

@@ -31,7 +31,7 @@ from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, make_curvature
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
 from flatbayes.posteriors.last_layer import find_last_linear
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -260,7 +260,7 @@ class Laplace(Posterior):
         """Return normal noise of variance `scale`, which offsets are linear in."""
         precision, size = state.statistics["prior_precision"], count_weights(curvature.params)
         noise = [torch.randn(size, generator=g, dtype=precision.dtype, device=precision.device) for g in generators]
-        return torch.stack(noise).mul_(math.sqrt(self.get_draw_option("scale")))
+        return scale_std(torch.stack(noise), self.get_draw_option("scale"))
 
     def _resolve_prior_precision(self, optimizer: Optimizer | None, num_data: int) -> float:
         """Return the prior precision of training; 0 if it is loaded or tuned later."""

@@ -11,7 +11,6 @@ flatness to perturb: it perturbs the means, with one perturbation for all noise 
 expectation, where `SGVB` takes the expectation of a maximum.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.tensor_lists import zero_tensors
 from flatbayes.core.weights import swap_values
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, resolve_prior_precisions
@@ -148,12 +147,12 @@ class LRT(Posterior):
 
         The caller re-estimates BatchNorm statistics.
         """
-        params, weights, factor = _get_random_parameters(state), [], math.sqrt(self.get_draw_option("scale"))
+        params, weights, scale = _get_random_parameters(state), [], self.get_draw_option("scale")
         with hold_means(state.model) as means:
             for name in params:
                 mean, raw = means[name], state.statistics[raw_scale_key(name)]
                 noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                weights.append(mean + raw_to_std(raw) * factor * noise)
+                weights.append(mean + scale_std(raw_to_std(raw), scale) * noise)
             with swap_values(list(params.values()), weights), eval_mode(state.model):
                 yield state.model
 

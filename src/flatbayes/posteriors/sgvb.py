@@ -12,7 +12,6 @@ stays outside the maximum. The objective is then that of the variational form of
 et al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_data KL(q || prior).
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, expand_precisions, resolve_prior_precisions
@@ -160,7 +159,7 @@ class SGVB(Posterior):
         """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics."""
         params, mean = self._get_random_parameters(state), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        std = raw_to_std(state.statistics["raw_scale"]) * math.sqrt(self.get_draw_option("scale"))
+        std = scale_std(raw_to_std(state.statistics["raw_scale"]), self.get_draw_option("scale"))
         weights = mean + std * noise
         with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
             yield state.model
