@@ -58,7 +58,7 @@ class PosteriorSAM(Flatness):
         geometry: `std`: the norm is sqrt(eᵀ Σ⁻¹ e) with the covariance Σ of the posterior, ||e / std|| for
             independent weights; weights without a distribution are not perturbed.
             `mean_over_std`: the norm is ||e / T|| with T = |mean| / std, and T = |w| for weights without a
-            distribution.
+            distribution, or whose standard deviation is 0, as for snapshots of a weight that does not change.
         initial_rho: Radius of `SAM` while the posterior has no distribution yet.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
@@ -149,7 +149,7 @@ def require_distribution() -> WeightDistribution:
 
 
 def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
-    """T: `|mean| / std`, and `|w|` for parameters without a distribution.
+    """T: `|mean| / std`, and `|w|` for weights without a distribution, or whose standard deviation is 0.
 
     Args:
         params: The parameters.
@@ -158,7 +158,7 @@ def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[Diagon
     pairs = list(zip(params, distributions, strict=True))
     scales = list(torch._foreach_abs([param.detach() if d is None else d.mean for param, d in pairs]))
     random = [k for k, d in enumerate(distributions) if d is not None]
-    stds = [d.std for d in distributions if d is not None]
+    stds = [d.std.masked_fill(d.std == 0, 1.0) for d in distributions if d is not None]
     if random:
         torch._foreach_div_([scales[k] for k in random], stds)
     return [scale.to(param.dtype) for scale, param in zip(scales, params, strict=True)]
