@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,7 @@ def test_snippets_run_in_order(path, tmp_path, monkeypatch):
     names = {}
     for block in snippets(path):
         exec(compile(block, path.name, "exec"), names)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)

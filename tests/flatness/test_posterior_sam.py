@@ -112,6 +112,11 @@ def test_std_does_not_depend_on_the_units_of_weights():
     torch.testing.assert_close(scales[0], scales[1])  # a pure number: its ball is not that of other units
 
 
+def test_a_weight_without_spread_has_the_scale_of_one_without_a_distribution():
+    mean, std = vector(2.0, -3.0), vector(0.5, 0.0)
+    torch.testing.assert_close(mean_over_std_scale([mean], [DiagonalGaussian(mean, std)]), [vector(4.0, 3.0)])
+
+
 def test_equal_standard_deviations_are_sam():
     seen = []
     for flat in (PosteriorSAM(rho=3.0), SAM(rho=0.06)):

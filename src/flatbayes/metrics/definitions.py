@@ -77,8 +77,7 @@ METRIC_FAMILIES: Mapping[MetricFamily, Mapping[str, MetricDefinition]] = Mapping
                     "NLL after temperature scaling, each half of the examples at the best temperature of the other"
                 ),
                 "dee": MetricDefinition(
-                    "Deep-ensemble equivalent: number of plain ensemble members with the same calibrated NLL, "
-                    "from 1 to the size of the ensemble of the comparison",
+                    "Deep-ensemble equivalent: number of plain ensemble members of the same calibrated likelihood",
                     True,
                 ),
             }
