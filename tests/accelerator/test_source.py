@@ -88,7 +88,7 @@ REASONS = {
     "posteriors/ggn.py:rounding_tolerance": NUMBER,
     "posteriors/ivon.py:IVON._compute_direction": "reads the number of steps, which is in main memory",
     "posteriors/laplace.py:*": AT_THE_END,
-    "posteriors/posterior.py:Trajectory.of": NUMBER,
+    "posteriors/requirements.py:Trajectory.of": NUMBER,
     "posteriors/linearised.py:_register_forward_mode_rules": "an example for a registration with torch",
     "posteriors/lrt.py:*_compute_gradients": "in the first step only: which parameters take part in the loss",
     "posteriors/lrt.py:LRT._get_prior_precisions": NUMBER,

@@ -12,7 +12,7 @@ from torch import nn
 import flatbayes
 from flatbayes.core import State
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, Ensemble, Laplace, Posterior, presets
-from flatbayes.posteriors.posterior import SnapshotRequirements
+from flatbayes.posteriors.requirements import SnapshotRequirements
 
 DEFAULTS = {
     "num_members": 1,

@@ -19,7 +19,8 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.context import WeightDistribution
 from flatbayes.posteriors.draw_options import DrawOption
 from flatbayes.posteriors.map import MAP
-from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotRequirements, Trajectory
+from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.requirements import LossRequirement, SnapshotRequirements, Trajectory
 
 
 @dataclass(frozen=True)

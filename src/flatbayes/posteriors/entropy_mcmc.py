@@ -38,8 +38,9 @@ from flatbayes.posteriors.optimization import (
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
+from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
+from flatbayes.posteriors.requirements import SnapshotRequirements
 from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd, noise_std
 from flatbayes.posteriors.snapshots import (
     Storage,

@@ -42,7 +42,8 @@ from flatbayes.posteriors.optimization import (
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.posterior import Posterior, Trajectory
+from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.requirements import Trajectory
 
 PredictiveMode = Literal["linearised", "sampled"]
 """Network of a draw: the linearised network, or the network itself at sampled weights."""

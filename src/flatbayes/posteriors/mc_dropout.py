@@ -21,8 +21,9 @@ from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.randomness import RandomState, Stream, draw_seed, make_generator, seeded_rng
 from flatbayes.posteriors.draw_options import AUTO, AutoFloat, DrawOption
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior, Trajectory
+from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
+from flatbayes.posteriors.requirements import Trajectory
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,9 @@ from flatbayes.posteriors.optimization import (
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
+from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
+from flatbayes.posteriors.requirements import SnapshotRequirements, Trajectory
 from flatbayes.posteriors.snapshots import (
     Storage,
     add_snapshot,

@@ -36,8 +36,9 @@ from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameters, write_blockwise
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
+from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
+from flatbayes.posteriors.requirements import SnapshotRequirements, Trajectory
 from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device, list_cpu_statistics
 
 MIN_SNAPSHOTS = 2
