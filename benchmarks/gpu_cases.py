@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from flatbayes import TrainingConfig, ViT, flatness, posteriors
+from flatbayes import SAM, Flatness, Plain, Posterior, TrainingConfig, ViT, flatness, posteriors
 from flatbayes.data import Augment, DataSplits, Split
 from flatbayes.training import CollectionConfig, DistributionConfig
 
@@ -17,6 +17,11 @@ POSTERIORS["SWAG"] = replace(POSTERIORS["SWAG"], rank=3)
 POSTERIORS["Ensemble"] = replace(POSTERIORS["Ensemble"], size=2)
 FLATNESSES = {name: getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"}
 """An instance of every exported method by name, with its defaults where a tiny network allows them."""
+
+
+def choose_flatness(posterior: Posterior) -> Flatness:
+    """SAM, or Plain for a posterior that perturbs the weights itself."""
+    return Plain() if posterior.perturbs_weights else SAM()
 
 
 def make_network() -> nn.Module:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from gpu_cases import POSTERIORS, make_config, make_network, make_splits
+from gpu_cases import POSTERIORS, choose_flatness, make_config, make_network, make_splits
 from gpu_report import Row
 from gpu_runner import Context, Skip
 from torch import Tensor, nn
 
-from flatbayes import MAP, MLP, SAM, SWAG, Categorical, FittedPosterior, PreResNet, evaluate, fit
+from flatbayes import MAP, MLP, SWAG, Categorical, FittedPosterior, PreResNet, evaluate, fit
 from flatbayes.training import Callback, Checkpoints
 from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
 
@@ -46,11 +46,12 @@ def find_difference(first: FittedPosterior, second: FittedPosterior, ignored: Co
 def run_fit(
     context: Context, posterior=None, model=make_network, data=None, callback=None, checkpoints=None, **options
 ):
-    """A short fit with SAM on the device of the context."""
+    """A short fit, with SAM where it suits the posterior, on the device of the context."""
     data = make_splits() if data is None else data
     config = make_config(context.device, **options)
     posterior = SWAG(rank=3) if posterior is None else posterior
-    return fit(model, data, posterior, SAM(), config, show_progress=False, callback=callback, checkpoints=checkpoints)
+    flat = choose_flatness(posterior)
+    return fit(model, data, posterior, flat, config, show_progress=False, callback=callback, checkpoints=checkpoints)
 
 
 def check_random_state(context: Context) -> Iterator[Row]:

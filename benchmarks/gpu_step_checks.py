@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_cases import FLATNESSES, POSTERIORS, make_config, make_network, make_splits
+from gpu_cases import FLATNESSES, POSTERIORS, choose_flatness, make_config, make_network, make_splits
 from gpu_report import Row
 from gpu_runner import Context, Skip
 from memory import CASES, measure_peak, take_steps
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes import SAM, Plain, fit
-from flatbayes.core import Closure
+from flatbayes.core import Closure, subset_batch
 from flatbayes.training import Callback
 from flatbayes.training.graph_capture import NUM_WARM_UP_PASSES, record_cuda_graph
 
@@ -59,25 +59,38 @@ class ForbidWaits(Callback):
         self._stack.close()
 
 
+class SubsetSetting(Setting):
+    """A setting whose closure takes the examples that a flatness asks for."""
+
+    def closure(self) -> torch.Tensor:
+        """The gradient of these examples."""
+        self.optimizer.zero_grad()
+        inputs, targets = subset_batch(self.inputs, self.targets)
+        loss = F.cross_entropy(self.network(inputs), targets)
+        loss.backward()
+        return loss.detach()
+
+
 def check_host_waits(context: Context) -> Iterator[Row]:
     """Steps of every flatness with MAP and of every posterior with SAM, in loops by hand and in `fit`."""
     waits: dict[str, str] = {}
     for name, flat in FLATNESSES.items():
         if not flat.needs_weight_distribution:
-            step = Setting(partial(make_preresnet, 20, 8), context.device).make_step(flat, NUM_STEPS)
+            step = SubsetSetting(partial(make_preresnet, 20, 8), context.device).make_step(flat, NUM_STEPS)
             step()
             with note_waits(waits, f"step, {name}"), forbid_host_waits(context.device):
                 for _ in range(NUM_STEPS - 1):
                     step()
     yield {"waits": waits}
     for name, posterior in POSTERIORS.items():
+        flat = choose_flatness(posterior)
         for precision in PRECISIONS[: 1 if context.is_cpu else None]:
             config = make_config(context.device, precision={"mode": precision}, num_validations=0, epochs=1)
             config = config.with_options(batch_size=20, optimizer=None)
             forbid = ForbidWaits(context.device, 3, 9)
             with note_waits(waits, f"fit, {name}, {precision}"):
                 try:
-                    fit(make_network, make_splits(), posterior, SAM(), config, callback=forbid, show_progress=False)
+                    fit(make_network, make_splits(), posterior, flat, config, callback=forbid, show_progress=False)
                 finally:
                     forbid.close()
         yield {"waits": waits}
