@@ -8,9 +8,9 @@ import torch
 from accelerator.pretend_device import DEVICE, pretend_device
 from accelerator.training import (
     BATCH_SIZE,
-    FLATNESSES,
     NUM_CLASSES,
     POSTERIORS,
+    choose_flatness,
     fit_on_device,
     make_inputs,
     make_regression_splits,
@@ -39,7 +39,9 @@ def fit_kind(kind: str, name: str) -> FittedPosterior:
     if kind == "numbers":
         likelihood = Gaussian.fit(torch.linspace(-1, 1, 8))
         options = {"make_data": make_regression_splits, "likelihood": likelihood}
-    return fit_on_device("mlp", POSTERIORS[name], FLATNESSES["SAM"], with_trial=True, num_validations=1, **options)
+    return fit_on_device(
+        "mlp", POSTERIORS[name], choose_flatness(name), with_trial=True, num_validations=1, **options
+    )
 
 
 @pytest.mark.parametrize("kind", ["classes", "numbers"])

@@ -11,8 +11,8 @@ from accelerator.training import (
     FLATNESSES,
     NUM_CLASSES,
     POSTERIORS,
+    choose_flatness,
     fit_on_device,
-    list_pairs,
     make_inputs,
 )
 from flatbayes.core import State
@@ -32,8 +32,7 @@ every_case = pytest.mark.parametrize(("network", "name"), CASES, ids=lambda valu
 @cache
 def fit_once(network: str, name: str) -> FittedPosterior:
     """Fitted with SAM, or with Plain if SAM is refused, inside of `pretend_device`."""
-    flat = FLATNESSES["SAM" if f"{name}/SAM" in list_pairs() else "Plain"]
-    return fit_on_device(network, POSTERIORS[name], flat, with_trial=True, num_validations=1)
+    return fit_on_device(network, POSTERIORS[name], choose_flatness(name), with_trial=True, num_validations=1)
 
 
 @pytest.fixture(autouse=True)

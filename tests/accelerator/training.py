@@ -105,6 +105,11 @@ def list_pairs() -> dict[str, tuple[Posterior, Flatness]]:
     return pairs
 
 
+def choose_flatness(name: str) -> Flatness:
+    """SAM, or Plain where SAM is refused."""
+    return FLATNESSES["SAM" if f"{name}/SAM" in list_pairs() else "Plain"]
+
+
 class PretendAccelerator(Accelerator):
     """The pretend device for Lightning Fabric."""
 
