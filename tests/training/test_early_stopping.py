@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import LRT, MAP, SAM, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
+from flatbayes import IVON, LRT, MAP, SAM, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
 from flatbayes.data import DataSplits, Split
 from flatbayes.training import (
     Callback,
@@ -83,6 +83,25 @@ def test_overfitted_epochs_are_given_up(posterior):
         nll = evaluate(fitted, data.val).metrics["nll"]
         assert nll == pytest.approx(min(validations.losses), rel=1e-5)  # of all evaluations
     assert "best_epochs" not in whole.info["training"]
+
+
+@pytest.mark.parametrize(
+    "posterior", [MAP(), SGVB(temperature=0.001), IVON(temperature=0.001)], ids=lambda p: type(p).__name__
+)
+def test_the_best_weights_have_the_statistics_of_their_epoch(posterior):
+    config = CONFIG.with_options(schedule=Constant())
+    if isinstance(posterior, SGVB):
+        config = config.with_options(optimizer=partial(torch.optim.Adam, lr=0.02))
+    best = fit(make_network, make_data(), posterior, Plain(), config)
+    (epoch,) = best.info["training"]["best_epochs"]
+    assert epoch < max(best.info["training"]["last_epochs"])
+    until_best = fit(make_network, make_data(), posterior, Plain(), config.with_options(epochs=epoch))
+    for state, expected in zip(best.states, until_best.states, strict=True):
+        assert state.statistics.keys() == expected.statistics.keys()
+        for name, statistic in expected.statistics.items():
+            assert torch.equal(state.statistics[name], statistic), name
+        for param, value in zip(state.model.parameters(), expected.model.parameters(), strict=True):
+            assert torch.equal(param, value)
 
 
 def test_a_training_that_is_best_at_its_end_is_the_whole_training():
