@@ -5,6 +5,7 @@ form: the first is found to rounding, the second is integrated numerically. Ever
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -82,37 +83,26 @@ def _log_cdf(standardized: Members) -> Values:
 def mixture_quantile_of_score(score: Values, means: Members, stds: Members) -> Values:
     """The y whose normal score this is, exact in both tails.
 
-    Newton's method for the score, which is a linear function of y for one member, with bisections as in
-    `mixture_quantile`.
+    The root is that of the score, which is a linear function of y for one member.
 
     Args:
         score: One score for each mixture.
         means: Means of the members, shape (draws, *batch).
         stds: Standard deviations of the members, of that shape.
     """
-    low, high = (means + score * stds).amin(0), (means + score * stds).amax(0)
-    quantile, last_step = low + 0.5 * (high - low), high - low
     tolerance = ROOT_TOLERANCE * torch.finfo(means.dtype).eps * (means.abs() + score.abs() * stds).amax(0)
-    for _ in range(MAX_ROOT_STEPS):
-        current = mixture_score(quantile, means, stds)
-        error = current - score
-        log_density = log_mean_density(normal_log_density(quantile, means, stds))
+
+    def evaluate(values: Values) -> tuple[Values, Values, Values]:
+        current = mixture_score(values, means, stds)
+        log_density = log_mean_density(normal_log_density(values, means, stds))
         slope = (log_density + current.square() / 2 + 0.5 * math.log(2 * math.pi)).exp()
-        is_exact = (error.abs() <= tolerance * slope) | (high - low <= tolerance)
-        if not is_accelerator(means) and bool(is_exact.all()):  # reading it would wait for an accelerator
-            break
-        low, high = torch.where(error < 0, quantile, low), torch.where(error < 0, high, quantile)
-        newton = quantile - error / slope
-        is_good = (newton > low) & (newton < high) & (2 * (newton - quantile).abs() < last_step.abs())
-        next_quantile = torch.where(is_exact, quantile, torch.where(is_good, newton, low + 0.5 * (high - low)))
-        last_step, quantile = next_quantile - quantile, next_quantile
-    return quantile
+        return current - score, slope, tolerance * slope
+
+    return _find_root(evaluate, means + score * stds, tolerance)
 
 
 def mixture_quantile(probability: float, means: Members, stds: Members) -> Values:
     """The y with P(Y <= y) = probability, between the smallest and the largest quantile of a member.
-
-    Newton's method, with a bisection where a step leaves the interval or is no shorter than half of the step before.
 
     Args:
         probability: One probability for all mixtures.
@@ -135,22 +125,42 @@ def mixture_quantile(probability: float, means: Members, stds: Members) -> Value
 def _find_quantiles(probability: float, means: Tensor, stds: Tensor) -> Tensor:
     """Quantiles of mixtures of the shape (draws, mixtures)."""
     score = float(torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)))
-    low, high = (means + score * stds).amin(0), (means + score * stds).amax(0)
-    quantile, last_step = low + 0.5 * (high - low), high - low
     scale = means.abs().amax(0) + abs(score) * stds.amax(0)
     tolerance = ROOT_TOLERANCE * torch.finfo(means.dtype).eps
+
+    def evaluate(values: Values) -> tuple[Values, Values, Values]:
+        density = normal_log_density(values, means, stds).exp().mean(0)
+        error = mixture_cdf(values, means, stds) - probability
+        return error, density, tolerance * (probability + density * scale)
+
+    return _find_root(evaluate, means + score * stds, tolerance * scale)
+
+
+def _find_root(
+    evaluate: Callable[[Values], tuple[Values, Values, Values]], brackets: Members, tolerance: Values
+) -> Values:
+    """The zero of an increasing function between the smallest and the largest of several values.
+
+    Newton's method, with a bisection where a step leaves the interval or is no shorter than half of the step before.
+
+    Args:
+        evaluate: Returns the function, its slope and the size of a function value that is taken for zero.
+        brackets: Values on both sides of the zero, shape (draws, *batch).
+        tolerance: Width of an interval that is taken for a point.
+    """
+    low, high = brackets.amin(0), brackets.amax(0)
+    root, last_step = low + 0.5 * (high - low), high - low
     for _ in range(MAX_ROOT_STEPS):
-        error = mixture_cdf(quantile, means, stds) - probability
-        density = normal_log_density(quantile, means, stds).exp().mean(0)
-        is_exact = (error.abs() <= tolerance * (probability + density * scale)) | (high - low <= tolerance * scale)
-        if not is_accelerator(means) and bool(is_exact.all()):  # reading it would wait for an accelerator
+        error, slope, error_tolerance = evaluate(root)
+        is_exact = (error.abs() <= error_tolerance) | (high - low <= tolerance)
+        if not is_accelerator(root) and bool(is_exact.all()):  # reading it would wait for an accelerator
             break
-        low, high = torch.where(error < 0, quantile, low), torch.where(error < 0, high, quantile)
-        newton = quantile - error / density
-        is_good = (newton > low) & (newton < high) & (2 * (newton - quantile).abs() < last_step.abs())
-        next_quantile = torch.where(is_exact, quantile, torch.where(is_good, newton, low + 0.5 * (high - low)))
-        last_step, quantile = next_quantile - quantile, next_quantile
-    return quantile
+        low, high = torch.where(error < 0, root, low), torch.where(error < 0, high, root)
+        newton = root - error / slope
+        is_good = (newton > low) & (newton < high) & (2 * (newton - root).abs() < last_step.abs())
+        next_root = torch.where(is_exact, root, torch.where(is_good, newton, low + 0.5 * (high - low)))
+        last_step, root = next_root - root, next_root
+    return root
 
 
 def normal_entropy(stds: Values) -> Values:
