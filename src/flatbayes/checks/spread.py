@@ -5,7 +5,9 @@ examples has about d / (2 n) nats of it, a small network with many examples hard
 network where I is small beside the entropy and beside this number.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def check_one_network(evidence: Evidence) -> Finding | str:
         f"mutual information of {information:.2g} nats",
         share,
         f"at least {format_percent(MIN_SPREAD)}",
-        _suggest_wider(evidence.method),
+        _suggest_wider(evidence),
     )
 
 
@@ -106,7 +108,7 @@ def check_wide_posterior(evidence: Evidence) -> Finding | str:
         f"central network {float(alone.mean()):.4g}",
         float(difference.mean()),
         f"at most {MAX_LOSS_OF_AVERAGE} nats more",
-        _suggest_narrower(evidence.method),
+        _suggest_narrower(evidence),
         run_paired_test(difference),
     )
 
@@ -134,8 +136,8 @@ def _replace_method(posterior: Posterior, method: Posterior) -> Posterior:
     return method
 
 
-def _suggest_wider(posterior: Posterior) -> str:
-    option = _suggest_draw_option(posterior, "larger")
+def _suggest_wider(evidence: Evidence) -> str:
+    posterior, option = evidence.method, _suggest_draw_option(evidence, "larger")
     match posterior:
         case SWAG():
             return f"{option}, a higher learning rate while snapshots are collected, or an Ensemble of SWAG"
@@ -151,19 +153,34 @@ def _suggest_wider(posterior: Posterior) -> str:
             return option or "Ensemble, whose members start from different weights"
 
 
-def _suggest_narrower(posterior: Posterior) -> str:
-    option = _suggest_draw_option(posterior, "smaller")
-    temperature = getattr(posterior, "temperature", None)
+def _suggest_narrower(evidence: Evidence) -> str:
+    option = _suggest_draw_option(evidence, "smaller")
+    temperature = getattr(evidence.method, "temperature", None)
     return option if temperature is None else f"{option}, or a lower temperature (now {temperature:g})"
 
 
-def _suggest_draw_option(posterior: Posterior, direction: str) -> str:
+def _suggest_draw_option(evidence: Evidence, direction: str) -> str:
     """The options that draws depend on, with their values; nothing for a posterior without."""
-    values = {name: posterior.get_draw_option(name) for name in posterior.draw_options}
-    return ", ".join(
-        f"{name}='auto', or a {direction} one (now {'that of the training' if value is None else value})"
-        for name, value in values.items()
-    )
+    selected, suggestions = _read_selected_options(evidence.fitted.info), []
+    for name in evidence.method.draw_options:
+        value = evidence.method.get_draw_option(name)
+        text = "that of the training" if value is None else value
+        if name in selected and selected[name] == value:
+            suggestions.append(f"a {direction} {name} than {text}, which has the lowest validation NLL")
+        else:
+            suggestions.append(f"{name}='auto', or a {direction} one (now {text})")
+    return ", ".join(suggestions)
+
+
+def _read_selected_options(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw options that were chosen on validation examples, with their values; `info` has data of any types."""
+    training = info.get("training")
+    choices = training.get("draw_options") if isinstance(training, Mapping) else None
+    return {
+        name.rpartition(".")[2]: choice["value"]
+        for name, choice in (choices.items() if isinstance(choices, Mapping) else ())
+        if isinstance(choice, Mapping) and "value" in choice and "reason" not in choice
+    }
 
 
 def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
