@@ -77,8 +77,7 @@ class Laplace(Posterior):
         temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
             below 1 a colder one, narrower and closer to the data. With a fixed weight decay in place of
             `prior_precision`, the covariance is proportional to T. 1 suits regression. Classifiers that fit their
-            training data perfectly leave almost no curvature and need less; `flatbayes.posteriors.presets` has values
-            to start from (0.03 for `last_layer`, 0.001 for `kron` and `diag`).
+            data have hardly any curvature and need less: try 0.03 for `last_layer`, 0.001 for `kron` and `diag`.
         scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
             examples after training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
 
