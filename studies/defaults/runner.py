@@ -302,15 +302,19 @@ def run_command_line(data: DataSplits, seed: int) -> Record:
     return {"metrics": metrics, "seconds": seconds}
 
 
+REPEAT_SECONDS = 0.05
+"""Time between two errors of a time limit."""
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError in the main thread after some seconds."""
+    """Raise a TimeoutError in the main thread after some seconds, and again where other code has caught it."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"more than {seconds:.0f} seconds")
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT_SECONDS)
     try:
         yield
     finally:

@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -74,6 +75,18 @@ def test_a_method_that_fails_has_a_record_and_the_others_run(tmp_path, monkeypat
 def test_a_fit_that_takes_too_long_is_stopped(tmp_path):
     job = replace(make_job("two-columns", tmp_path, ("SWAG",)), timeout=1e-3)
     assert len(run_jobs([job])) == len(runner.list_flatnesses())
+
+
+def test_a_time_limit_ends_code_that_catches_errors():
+    caught = 0
+    with pytest.raises(TimeoutError), runner.time_limit(1e-3):
+        while True:
+            try:
+                time.sleep(1)
+            except TimeoutError:
+                caught += 1
+                if caught == 2:
+                    raise
 
 
 def test_halves_are_fixed_and_of_equal_size():
