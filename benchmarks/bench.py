@@ -1,6 +1,6 @@
 """Benchmarks of speed and memory, as tables of ratios: ours, limit, target, and peers.
 
-make bench                    # all of it, about a quarter of an hour; writes docs/results/benchmarks.json
+make bench                    # all of it, about half an hour; writes docs/results/benchmarks.json
 make bench-quick              # a test that everything runs; the numbers are meaningless
 python benchmarks/bench.py --only step loop --out FILE
 """
