@@ -1,6 +1,7 @@
 """Tables of the two axes: posteriors, flatness, and the pairs that `fit` refuses.
 
-`python docs/hooks/axes.py` writes them into README.md, between its marks; pages of the site get them at every build.
+`python docs/hooks/axes.py` writes the first two into README.md, between its marks; pages of the site get their tables
+at every build.
 """
 
 import inspect
@@ -235,8 +236,8 @@ def summarize(kind: type) -> str:
 
 
 def render_axes() -> str:
-    """All three tables."""
-    return "\n\n".join([render_posteriors(), render_flatness(), render_refused_pairs()])
+    """Tables of both axes."""
+    return f"{render_posteriors()}\n\n{render_flatness()}"
 
 
 def update_readme() -> None:

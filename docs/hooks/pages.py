@@ -1,8 +1,9 @@
-"""Fills generated parts into pages: the examples, and the tables of the axes and of renamed names.
+"""Fills generated parts into pages: README.md, the examples, and the tables of the axes and of renamed names.
 
 A page holds a mark, such as `<!-- examples -->`, where the generated part goes.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,16 @@ from flatbayes.core import renames
 sys.path.insert(0, str(Path(__file__).parent))  # hooks are files, not a package
 import axes
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def render_readme() -> str:
+    """README.md up to its part about contributing, with links that are right on the site."""
+    text, _, _ = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Contributing\n")
+    text = re.sub(r"<!-- [^>]* -->\n*", "", text)
+    text = re.sub(r"\]\((?!https?:|#|docs/)", f"]({axes.REPOSITORY}/", text)
+    return re.sub(r'(\]\(|srcset="|src=")docs/', r"\1", text)
 
 
 def render_examples() -> str:
@@ -52,10 +62,10 @@ def render_renamed_options() -> str:
 
 
 MARKS: dict[str, Callable[[], str]] = {
-    "<!-- axes -->": axes.render_axes,
     "<!-- examples -->": render_examples,
     "<!-- integrations -->": axes.render_integrations,
     "<!-- methods -->": axes.render_methods,
+    "<!-- readme -->": render_readme,
     "<!-- refused pairs -->": axes.render_refused_pairs,
     "<!-- renamed objects -->": render_renamed_objects,
     "<!-- renamed arguments -->": render_renamed_arguments,
