@@ -1,8 +1,9 @@
-"""Defaults of posteriors, estimators and command line on 25 data sets, against the models of scikit-learn.
+r"""Defaults of posteriors, estimators and command line on 25 data sets, against the models of scikit-learn.
 
     FLATBAYES_DATA=... python -m studies.defaults runs/defaults
     FLATBAYES_DATA=... python -m studies.defaults runs/defaults --half choice --only SWAG estimator
-    python -m studies.defaults runs/defaults --page docs --before docs/results/defaults-before.json
+    python -m studies.defaults runs/defaults --summary docs/results/defaults-after.json \
+        --page docs/defaults.md --before docs/results/defaults-before.json --readme README.md
 
 The same command resumes an interrupted run: what has a record is not fitted again.
 """
@@ -28,11 +29,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--summary", type=Path, help="write all results to this JSON file, and fit nothing")
     parser.add_argument("--page", type=Path, help="fill the tables of this page from --summary files")
     parser.add_argument("--before", type=Path, help="summary of an earlier run, for the page")
+    parser.add_argument("--readme", type=Path, help="README.md, whose paragraph on defaults is written")
     options = parser.parse_args(arguments)
     if options.summary is not None:
         write_summary(options.folder, options.summary)
     if options.page is not None:
-        write_page(options.page, options.summary, options.before)
+        write_page(options.page, options.summary, options.before, options.readme)
     if options.summary is not None or options.page is not None:
         return
     jobs = [

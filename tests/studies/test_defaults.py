@@ -1,6 +1,7 @@
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,19 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
 from flatbayes.training import TrainingConfig, fit
 from studies.defaults import baselines, runner
-from studies.defaults.page import FLAT, TaskResult, load_results, render_goals, write_page, write_summary
+from studies.defaults.page import (
+    FLAT,
+    TaskResult,
+    load_results,
+    render_claim,
+    render_goals,
+    write_page,
+    write_summary,
+)
 from studies.defaults.runner import Job, measure, run_jobs
 from studies.defaults.tasks import TASKS, select_tasks, truncate_task
 
+ROOT = Path(__file__).parents[2]
 BY_NAME = {task.name: task for task in TASKS}
 
 
@@ -158,3 +168,8 @@ def test_summary_averages_splits_and_leaves_out_failures(tmp_path):
     assert result.nll("linear") == 1.5
     assert result.nll("MAP flat") == float("inf")
     assert result.errors == {"MAP flat": "diverged"}
+
+
+def test_the_readme_says_what_the_results_say():
+    claim = render_claim(load_results(ROOT / "docs" / "results" / "defaults-after.json"))
+    assert claim in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
