@@ -4,12 +4,16 @@ import pytest
 import torch
 from hypothesis import settings
 
+import typecheck
+
 # On a machine with an accelerator too, the suite trains on the CPU, whose results it compares, and so do the commands
 # and workers that it starts. Tests marked `gpu` ask for the device themselves.
 os.environ |= {"FLATBAYES_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples in every run
 settings.load_profile("fixed")
+
+typecheck.install()
 
 
 def pytest_addoption(parser):
