@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -360,6 +360,18 @@ def test_noise_is_replayed_unless_it_is_resampled(flat):
 def test_an_invalid_radius_is_refused(flat, rho):
     with pytest.raises(ValueError, match="rho is the radius of a ball"):
         with_radius(flat, rho)
+
+
+@every_flatness
+def test_a_word_in_place_of_a_number_is_refused_except_an_automatic_radius(flat):
+    for field in fields(flat):
+        if field.type is float or field.name == flat.radius_field:
+            for word in ("auto", "large"):
+                if (field.name, word) != (flat.radius_field, "auto"):
+                    changed = copy.copy(flat)
+                    object.__setattr__(changed, field.name, word)  # the tests check the types of arguments before
+                    with pytest.raises((TypeError, ValueError)):
+                        changed.__post_init__()
 
 
 @every_flatness

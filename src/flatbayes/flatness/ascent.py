@@ -265,8 +265,23 @@ def _make_unused_error(
     )
 
 
-def check_radius(radius: float | Literal["auto"], meaning: str = "rho is the radius of a ball") -> None:
-    """Check that the size of a perturbation is `auto`, or finite and at least 0.
+def check_radius(radius: float, meaning: str = "rho is the radius of a ball", *, alternative: str = "") -> None:
+    """Check that the size of a perturbation is finite and at least 0.
+
+    Args:
+        radius: The value.
+        meaning: Start of the message.
+        alternative: What else is allowed, for the message.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(radius, str) or not 0 <= radius <= sys.float_info.max:  # also of integers that no float can hold
+        raise ValueError(f"{meaning}: it must be finite and at least 0{alternative}, got {radius!r}.")
+
+
+def check_radius_or_auto(radius: float | Literal["auto"], meaning: str = "rho is the radius of a ball") -> None:
+    """Check the field of a flatness that `radius_field` names: `auto`, or as `check_radius`.
 
     Args:
         radius: The value.
@@ -275,10 +290,8 @@ def check_radius(radius: float | Literal["auto"], meaning: str = "rho is the rad
     Raises:
         ValueError: It is not.
     """
-    if radius == "auto":
-        return
-    if isinstance(radius, str) or not 0 <= radius <= sys.float_info.max:  # also of integers that no float can hold
-        raise ValueError(f"{meaning}: it must be finite and at least 0, or 'auto', got {radius!r}.")
+    if radius != "auto":
+        check_radius(radius, meaning, alternative=", or 'auto'")
 
 
 def check_ascent_steps(ascent_steps: int) -> None:

@@ -28,7 +28,7 @@ from flatbayes.flatness.ascent import (
     Perturbation,
     check_ascent_steps,
     check_nuisance,
-    check_radius,
+    check_radius_or_auto,
     gradient_at_perturbation,
     perturbation_in_groups,
 )
@@ -66,7 +66,7 @@ class FisherSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
         check_ascent_steps(self.ascent_steps)
         if not 0 <= self.eta < float("inf"):

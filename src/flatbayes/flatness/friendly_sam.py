@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.core.tensor_lists import fill_with_zeros
-from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius_or_auto, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_average import update_average
 
@@ -68,7 +68,7 @@ class FriendlySAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
         if not 0 <= self.sigma < inf:
             raise ValueError(f"sigma must be finite and at least 0, got {self.sigma}; 0 is SAM.")

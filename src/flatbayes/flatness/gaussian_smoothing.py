@@ -27,7 +27,7 @@ from flatbayes.core.gradients import check_trainable, compute_some_gradients
 from flatbayes.core.randomness import Stream, draw_normal, spawn_seed
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import perturb
-from flatbayes.flatness.ascent import check_radius
+from flatbayes.flatness.ascent import check_radius_or_auto
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 
 
@@ -62,7 +62,7 @@ class GaussianSmoothing(Flatness):
     radius_field = "std"
 
     def __post_init__(self) -> None:
-        check_radius(self.std, "std is a standard deviation")
+        check_radius_or_auto(self.std, "std is a standard deviation")
 
     gradients_per_step = 1
 

@@ -22,7 +22,7 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_nuisance, check_radius
+from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, subtract_orthogonal_part
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -57,7 +57,7 @@ class GSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
         if not 0 <= self.alpha < inf:
             raise ValueError(f"alpha must be finite and at least 0, got {self.alpha}; 0 is SAM.")

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import MIN_NORM, Perturbation, check_nuisance, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import (
+    MIN_NORM,
+    Perturbation,
+    check_nuisance,
+    check_radius,
+    check_radius_or_auto,
+    gradient_at_perturbation,
+)
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius, require_training_fraction
 
 
@@ -59,9 +66,9 @@ class LESAM(Flatness):
     depends_on_loss_scale = True
 
     def __post_init__(self) -> None:
-        check_radius(self.rho_max)
+        check_radius(self.rho_max, "rho_max is a radius")
         check_nuisance(self.nuisance)
-        check_radius(self.loss_budget, "loss_budget is a rise of the loss")
+        check_radius_or_auto(self.loss_budget, "loss_budget is a rise of the loss")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"anneal is a fraction of training, from 0 to 1; got {self.anneal}.")
 

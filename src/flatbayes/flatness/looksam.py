@@ -25,7 +25,7 @@ from flatbayes.core.norms import broadcast_per_network, global_inner_product, gl
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.tensor_lists import fill_with_zeros, zero_tensors
 from flatbayes.core.traversal import trainable_by_name
-from flatbayes.flatness.ascent import check_nuisance, check_radius
+from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, spread_factor
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -65,7 +65,7 @@ class LookSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}.")

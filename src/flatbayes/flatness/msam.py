@@ -29,7 +29,7 @@ from flatbayes.core.norms import global_norm
 from flatbayes.core.tensor_lists import fill_with_zeros
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import perturb
-from flatbayes.flatness.ascent import Perturbation, check_radius
+from flatbayes.flatness.ascent import Perturbation, check_radius_or_auto
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_average import accumulate_gradients
 
@@ -61,7 +61,7 @@ class MSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}.")
 

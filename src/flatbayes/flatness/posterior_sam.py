@@ -31,6 +31,7 @@ from flatbayes.flatness.ascent import (
     check_ascent_steps,
     check_nuisance,
     check_radius,
+    check_radius_or_auto,
     gradient_at_perturbation,
 )
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
@@ -86,8 +87,8 @@ class PosteriorSAM(Flatness):
         return super().reference_radius * (1 if self.geometry == "std" else 1e-3)
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
-        check_radius(self.initial_rho)
+        check_radius_or_auto(self.rho)
+        check_radius(self.initial_rho, "initial_rho is a radius")
         check_nuisance(self.nuisance)
         check_ascent_steps(self.ascent_steps)
         if self.geometry not in get_args(Geometry):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius_or_auto, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 
@@ -58,7 +58,7 @@ class RandomPerturbation(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:

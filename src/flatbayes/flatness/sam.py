@@ -27,7 +27,7 @@ from flatbayes.flatness.ascent import (
     check_ascent_batch_fraction,
     check_ascent_steps,
     check_nuisance,
-    check_radius,
+    check_radius_or_auto,
     gradient_at_perturbation,
 )
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
@@ -75,7 +75,7 @@ class SAM(Flatness):
         return super().reference_radius * (10 if self.params == "norms" else 1)
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance, self.ascent_batch_fraction)
         check_ascent_steps(self.ascent_steps)
         check_ascent_batch_fraction(self.ascent_batch_fraction)

@@ -18,7 +18,7 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_nuisance, check_radius
+from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, match_norm
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -51,7 +51,7 @@ class StableSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
 
     stationary_after = inf  # a field of vectors that is not the gradient of a function

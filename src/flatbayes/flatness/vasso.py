@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius_or_auto, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_average import update_average
 
@@ -56,7 +56,7 @@ class VaSSO(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
         if not 0 < self.theta <= 1:
             raise ValueError(f"theta must be above 0 and at most 1, got {self.theta}; 1 is SAM.")

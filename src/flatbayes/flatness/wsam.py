@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_nuisance, check_radius
+from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, extrapolate_gradient
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -56,7 +56,7 @@ class WSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius(self.rho)
+        check_radius_or_auto(self.rho)
         check_nuisance(self.nuisance)
         if not 0 <= self.gamma < 1:
             raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}; 0.5 is SAM.")
