@@ -192,6 +192,21 @@ def test_refuses_a_model_without_trainable_parameters(posterior):
 
 
 @every
+def test_frozen_parameters_are_not_changed(posterior):
+    model = network()
+    frozen = [*model[0].parameters(), *model[1].parameters(), model[5].bias]
+    for param in frozen:
+        param.requires_grad_(False)
+    before = [param.clone() for param in frozen]
+    state, _ = train(posterior, SAM() if not posterior.perturbs_weights else Plain(), steps=3, model=model)
+    with posterior.draw(state, generator()):
+        pass
+    names = [name for name, param in model.named_parameters() if not param.requires_grad]
+    assert names == ["0.weight", "0.bias", "1.weight", "1.bias", "5.bias"]
+    assert all(torch.equal(*pair) for pair in zip(before, frozen, strict=True))
+
+
+@every
 def test_spec_round_trip(posterior):
     assert instantiate(to_spec(posterior), package="flatbayes.posteriors") == posterior
     assert isinstance(posterior, Posterior)
@@ -216,11 +231,6 @@ def test_draw_before_collecting_is_refused():
         ):
             pass
         SWAG().collect(state)
-
-
-@pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
-def test_has_weight_distribution_is_true_of_posteriors_that_set_one(posterior):
-    assert posterior.has_weight_distribution == sets_weight_distribution(posterior)
 
 
 def take_step(posterior, *, is_precomputed):

@@ -166,3 +166,7 @@ def test_invalid_hyperparameters_are_refused(options, message):
         SVGD(**options)
     with pytest.raises(ValueError, match=r"second prior on the weights and one on the particles"):
         SVGD().init(Weights(1.0), partial(torch.optim.SGD, lr=0.1, weight_decay=0.1), 10)
+    without = SVGD()
+    object.__setattr__(without, "prior_precision", None)  # the tests check the types of arguments before
+    with pytest.raises(ValueError, match="prior_precision must be a number"):
+        without.__post_init__()

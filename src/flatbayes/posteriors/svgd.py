@@ -60,7 +60,8 @@ class SVGD(Posterior):
         norm: Norm in which `rho` is measured. In many dimensions that of the Hilbert space is dominated by the width
             of the kernel, so that the perturbation is much shorter.
         initial_std: Standard deviation of the noise between the initial particles, around the weights of the network.
-            None: new initial weights of every layer that has `reset_parameters`.
+            None: new initial weights of every layer that has `reset_parameters`. Give a number where the network
+            starts from trained weights, which only the first particle would have otherwise.
 
     Examples:
         >>> fitted = fit(MLP, data, SVGD(num_particles=3), SAM(rho=0.1), config)
@@ -79,6 +80,8 @@ class SVGD(Posterior):
     def __post_init__(self) -> None:
         if self.num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, got {self.num_particles}.")
+        if self.prior_precision is None:
+            raise ValueError("prior_precision must be a number: the optimizer of SVGD has no weight decay.")
         check_prior_precision(self.prior_precision)
         check_temperature(self.temperature)
         if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
@@ -149,8 +152,9 @@ class SVGD(Posterior):
         rows = center.repeat(self.num_particles - 1, 1)
         if self.initial_std is not None:
             return rows.add_(torch.randn_like(rows), alpha=self.initial_std)
+        all_params = list(model.parameters())  # `reset_parameters` overwrites frozen ones too
         for row in rows:
-            with swap_values(params, params), preserve_buffers(model):
+            with swap_values(all_params, all_params), preserve_buffers(model):
                 for module in model.modules():
                     reset = getattr(module, "reset_parameters", None)
                     if callable(reset):
