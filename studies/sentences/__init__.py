@@ -1,0 +1,1 @@
+"""Flat against plain fine-tuning of a sentence encoder on few labelled sentences."""
