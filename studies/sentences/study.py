@@ -22,18 +22,15 @@ import torch
 
 from flatbayes import SAM, Plain, TrainingConfig
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
-from flatbayes.diagnostics import LossSurface
-from flatbayes.diagnostics.sharpness import one_step_gap
 from flatbayes.flatness import Flatness
-from flatbayes.metrics import aurc, auroc, classification_metrics, cross_fitted_nll, ensemble_nlls
-from flatbayes.posteriors import MAP, SWAG, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.prediction import FittedPosterior
+from flatbayes.posteriors import MAP, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import FitOutcome, fit_together
-from studies.sentences.task import Batch, Examples, Task
+from studies.sentences.evaluation import NUM_DRAWS, evaluate_all, measure_law
+from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
-RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
+RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 16
 EPOCHS = {100: 10, 200: 8, 500: 5, 2000: 3}
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
 SHARED: dict[str, Posterior] = {
@@ -44,8 +41,13 @@ SHARED: dict[str, Posterior] = {
     "Laplace": Laplace(tune="evidence"),
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.1."""
+VARIATIONAL: dict[str, Posterior] = {"SGVB": SGVB(temperature=0.1, prior_mean="initial")}
+"""Posteriors of adapters that need trainings of their own."""
 ENSEMBLE: dict[str, Posterior] = {"Ensemble": Ensemble(size=3)}
-SHARPNESS_RHO, NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 0.05, 50, 200
+GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3}
+"""CPU seconds of a gradient of a batch with the step of the optimizer; measured on the machine of the results."""
+DRAW_SECONDS, OVERHEAD_SECONDS = 0.0045, 12.0
+"""CPU seconds of a prediction of a sentence by one network, and of the checks and copies of a training."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,22 @@ class Setting:
         """Name of its folder."""
         return f"{self.trained}-{self.size}"
 
-    @property
-    def config(self) -> TrainingConfig:
-        """Hyperparameters of training: AdamW, warmup, and a constant rate for the last 40 %, where SWAG collects."""
+    def make_config(self, kind: str = "shared") -> TrainingConfig:
+        """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
+
+        Args:
+            kind: Kind of the training; the optimizer of a variational one has no weight decay, other than AdamW.
+        """
         lr = LEARNING_RATES[self.trained]
+        adamw, adam = (
+            partial(torch.optim.AdamW, lr=lr, weight_decay=0.01, fused=True),
+            partial(torch.optim.Adam, lr=lr, fused=True),
+        )
         return TrainingConfig(
-            epochs=EPOCHS.get(self.size, 2),
+            epochs=EPOCHS[self.size],
             batch_size=BATCH_SIZE,
             num_validations=0,
-            optimizer=partial(torch.optim.AdamW, lr=lr, weight_decay=0.01),
+            optimizer=adam if kind == "variational" else adamw,
             schedule=SWALinear(decay_start=0.4, decay_end=0.6, end_factor=0.5, warmup=0.1),
             optimization=OptimizationConfig(clip_norm=1.0),
             collection=CollectionConfig(start_fraction=0.6),
@@ -76,7 +85,8 @@ class Setting:
 
 
 SETTINGS = tuple(
-    Setting(*pair) for pair in [(200, "full"), (200, "lora"), *((n, t) for n in (100, 500, 2000) for t in ("full", "lora"))]
+    Setting(*pair)
+    for pair in [(200, "full"), (200, "lora"), *((n, t) for n in (100, 500, 2000) for t in ("full", "lora"))]
 )
 """In the order of the study."""
 
@@ -119,6 +129,27 @@ class Training:
         return self.path.is_file() and ("test" in read_json(self.path) or not with_test)  # type: ignore[operator]
 
 
+def count_trainings(setting: Setting) -> int:
+    """Number of files of a setting, if the chosen radius is not 0."""
+    num_kinds = 3 if setting.trained == "lora" else 2
+    return NUM_SELECTION_SEEDS * (len(RADII) - 1) + 2 * NUM_SEEDS * num_kinds
+
+
+def estimate_minutes(setting: Setting) -> float:
+    """CPU minutes of a setting.
+
+    Args:
+        setting: The setting.
+    """
+    num_steps = EPOCHS[setting.size] * math.ceil(setting.size / BATCH_SIZE)
+    plain = num_steps * GRADIENT_SECONDS[setting.trained]
+    num_networks = sum(NUM_DRAWS if posterior.stochastic else 1 for posterior in SHARED.values())
+    tests = num_networks * DRAW_SECONDS * (NUM_VAL + NUM_TEST + 2 * NUM_OOD) + OVERHEAD_SECONDS
+    choices = NUM_SELECTION_SEEDS * (len(RADII) - 1) * (2 * plain + OVERHEAD_SECONDS)
+    num_fits = 3 + (1 if setting.trained == "lora" else 0)  # the shared one, two more members, the variational one
+    return (choices + NUM_SEEDS * (num_fits * 3 * plain + 2 * tests)) / 60
+
+
 def run_setting(task: Task, setting: Setting, folder: Path) -> None:
     """Train and evaluate what has no file yet.
 
@@ -139,6 +170,9 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
     for seed in range(NUM_SEEDS):
         for rho in radii:
             run_training(task, make(seed, rho), SHARED, with_test=True)
+    for seed in range(NUM_SEEDS if setting.trained == "lora" else 0):
+        for rho in radii:
+            run_training(task, make(seed, rho, "variational"), VARIATIONAL, with_test=True)
     for seed in range(NUM_SEEDS):
         for rho in radii:
             run_training(task, make(seed, rho, "ensemble"), ENSEMBLE, with_test=True)
@@ -158,7 +192,10 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         return
     start, wall_start = time.process_time(), time.perf_counter()
     recordings = read_recordings(training.recording_path)
-    examples, config = task.draw_training(training.setting.size, training.seed), training.setting.config
+    examples, config = (
+        task.draw_training(training.setting.size, training.seed),
+        training.setting.make_config(training.kind),
+    )
     outcomes = fit_together(
         task.builders[training.setting.trained],
         examples.make_loader(BATCH_SIZE),
@@ -192,97 +229,25 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
 
 
 def describe_cost(fitted: dict[str, FitOutcome], wall: float, cpu: float) -> dict[str, float]:
-    """Seconds of the fits together, and of the same fits one by one: steps, snapshots and last passes of each.
+    """Cost of the fits: of the whole call, and of the training together and one by one, in seconds.
+
+    Each posterior reports the time of the common steps and of its own snapshots and last pass. The shortest of these
+    is taken for that of the steps.
 
     Args:
         fitted: The posteriors by name.
-        wall: Wall-clock seconds of the call that fitted all.
+        wall: Wall-clock seconds of the call that fitted all, with the checks before training.
         cpu: CPU seconds of this call.
     """
     costs = [outcome.fitted.info["cost"] for outcome in fitted.values() if outcome.fitted]
+    seconds = [cost["train_seconds"] for cost in costs]
+    steps = min(seconds, default=0.0)
     return {
-        "cpu_seconds": cpu,
-        "seconds": wall,
-        "seconds_one_by_one": sum(cost["train_seconds"] for cost in costs),
+        "call_seconds": wall,
+        "call_cpu_seconds": cpu,
+        "seconds_together": steps + sum(value - steps for value in seconds),
+        "seconds_one_by_one": sum(seconds),
         "gradients": costs[0]["gradients"] if costs else math.nan,
-    }
-
-
-def evaluate_all(
-    fitted: dict[str, FitOutcome], sets: dict[str, Examples], seed: int
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Metrics on labelled sentences by set and posterior; a posterior that failed has an infinite NLL.
-
-    Args:
-        fitted: The posteriors by name.
-        sets: `val` or `test`, or both, and other sentences, which are compared with those of `test`.
-        seed: Seed of draws.
-    """
-    batches = {name: examples.sort_into_batches() for name, examples in sets.items()}
-    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in sets if name in ("val", "test")}
-    for name, outcome in fitted.items():
-        try:
-            if outcome.fitted is None:
-                raise RuntimeError(str(outcome.error))
-            metrics = evaluate_one(outcome.fitted, batches, seed)
-        except RuntimeError as error:  # training failed, or a prediction is not finite
-            metrics = {key: {"nll": math.inf, "error": str(error)} for key in results}
-        for key, values in metrics.items():
-            results[key][name] = values
-    return results
-
-
-def evaluate_one(fitted: FittedPosterior, sets: dict[str, list[Batch]], seed: int) -> dict[str, dict[str, Any]]:
-    """Metrics on labelled sentences, and detection of other sentences by the entropy of the prediction.
-
-    All sets are predicted in one call, since the draws of large networks are not kept for the next one.
-
-    Args:
-        fitted: The posterior.
-        sets: Batches by name of the set.
-        seed: Seed of draws.
-    """
-    inputs = [inputs for batches in sets.values() for inputs, _ in batches]
-    is_ensemble = isinstance(fitted.posterior, Ensemble)
-    together: Any = fitted.predict(inputs, NUM_DRAWS, seed=seed, precision="bf16-mixed", keep_members=is_ensemble)
-    labels = {name: torch.cat([targets for _, targets in batches]) for name, batches in sets.items()}
-    rows = torch.arange(sum(map(len, labels.values()))).split([len(targets) for targets in labels.values()])
-    predictives = {name: together.select(part) for name, part in zip(sets, rows, strict=True)}
-    results: dict[str, dict[str, Any]] = {}
-    for name in [name for name in sets if name in ("val", "test")]:
-        log_probs, targets = predictives[name].log_probs, labels[name]
-        results[name] = classification_metrics(log_probs, targets) | {
-            "aurc": aurc(log_probs.max(-1).values.double(), (log_probs.argmax(-1) != targets).double()),
-            "nll_calibrated": cross_fitted_nll(log_probs, targets),
-        }
-        if is_ensemble:
-            results[name]["ensemble_nlls"] = ensemble_nlls(predictives[name].member_probs, targets)
-    for name in [name for name in sets if name not in results]:
-        entropies = predictives["test"].entropy, predictives[name].entropy
-        is_other = torch.arange(sum(map(len, entropies))) >= len(entropies[0])
-        results["test"][f"auroc_{name}"] = auroc(torch.cat(entropies), is_other)
-    return results
-
-
-def measure_law(fitted: FittedPosterior, examples: Examples, val_nll: float) -> dict[str, float]:
-    """What a training shows of itself: loss, generalization gap, sharpness, weights per example.
-
-    Args:
-        fitted: The MAP network.
-        examples: Its training sentences.
-        val_nll: Its NLL on validation sentences.
-    """
-    model, loss_fn = fitted.states[0].model, fitted.likelihood.loss
-    train = examples.select(range(min(len(examples), NUM_LOSS_EXAMPLES)))
-    loss = LossSurface(model, loss_fn, train.sort_into_batches()).loss()
-    few = examples.select(range(min(len(examples), NUM_SHARPNESS_EXAMPLES)))
-    surface = LossSurface(model, loss_fn, few.sort_into_batches())
-    num_weights = sum(param.numel() for param in surface.params)
-    return {
-        "train_loss": loss,
-        "gap": val_nll - loss,
-        "sharpness": one_step_gap(surface, SHARPNESS_RHO),
-        "weights_per_example": num_weights / len(examples),
     }
 
 
@@ -294,7 +259,9 @@ def select_radius(folder: Path) -> dict[str, Any]:
     """
     scores: dict[float, dict[str, float]] = {}
     for rho in (0.0, *RADII):
-        results: list[Any] = [read_json(folder / f"shared-{seed}-{rho:g}.json") for seed in range(NUM_SELECTION_SEEDS)]
+        results: list[Any] = [
+            read_json(folder / f"shared-{seed}-{rho:g}.json") for seed in range(NUM_SELECTION_SEEDS)
+        ]
         scores[rho] = {
             name: fmean(math.inf if (nll := result["val"][name]["nll"]) is None else nll for result in results)
             for name in results[0]["val"]
@@ -327,7 +294,7 @@ def read_recordings(path: Path) -> Recordings:
     """Recordings of an earlier call; empty where there is no file."""
     if not path.is_file():
         return {}
-    recordings: Recordings = pickle.loads(path.read_bytes())  # noqa: S301  # written by this study
+    recordings: Recordings = pickle.loads(path.read_bytes())  # written by this study
     return recordings
 
 

@@ -7,8 +7,9 @@ for every seed. Validation sentences come from the training file, test sentences
 import csv
 import importlib
 import inspect
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 NUM_VAL, NUM_TEST, NUM_OOD, MAX_TOKENS, EVAL_BATCH_SIZE = 120, 500, 80, 64, 40
 MODULES = ("argparse", "calendar", "collections", "csv", "datetime", "decimal", "difflib", "fractions", "functools",
@@ -51,9 +52,34 @@ class Examples:
         return [collate([(self.tokens[row], self.labels[row]) for row in chunk]) for chunk in chunks]
 
     def make_loader(self, batch_size: int) -> DataLoader[Batch]:
-        """Shuffled batches for training."""
+        """Batches for training in random order, each of sentences of similar length."""
         pairs = list(zip(self.tokens, self.labels, strict=True))
-        return DataLoader(pairs, batch_size, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+        sampler = LengthSampler([len(tokens) for tokens in self.tokens], batch_size)
+        return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LengthSampler(Sampler[list[int]]):
+    """Rows of batches of similar length: of 4 batches at a time in random order, sorted by length.
+
+    Attributes:
+        lengths: Length of every sentence.
+        batch_size: Sentences of a batch.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(len(self.lengths)).tolist()
+        size = 4 * self.batch_size
+        chunks = [sorted(order[k : k + size], key=self.lengths.__getitem__) for k in range(0, len(order), size)]
+        rows = [row for chunk in chunks for row in chunk]
+        batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        return iter([batches[k] for k in torch.randperm(len(batches)).tolist()])
 
 
 @dataclass(frozen=True)

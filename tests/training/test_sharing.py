@@ -162,6 +162,15 @@ def test_a_shared_training_ends_as_one_for_each_posterior(name, flat):
     assert len(set(map(id, models))) == len(models)
 
 
+def test_validation_batches_beside_a_loader_are_those_of_fit():
+    loader, val = [batch(0, 13), batch(1, 13)], [batch(2, 20)]
+    methods = [(MAP(), CONFIG), (SWAG(rank=2, scale="auto"), EARLY)]
+    outcomes = fit_together(make_network, loader, methods, SAM(), val=val, seed=1)
+    for (posterior, config), shared in zip(methods, outcomes, strict=True):
+        assert_same(shared.fitted, fit(make_network, loader, posterior, SAM(), config, val=val, seed=1))
+    assert "val_nll" in outcomes[1].fitted.info["training"]["draw_options"]["scale"]
+
+
 @pytest.mark.parametrize("members", ["vectorized", "workers"])
 def test_vectorized_members_and_those_of_workers_are_trained_beside_a_single_network(members):
     distribution = DistributionConfig(members=members)

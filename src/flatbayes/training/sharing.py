@@ -55,6 +55,7 @@ def fit_together(
     methods: Sequence[tuple[Posterior, TrainingConfig]],
     flatness: Flatness,
     *,
+    val: Any = None,
     seed: int = 0,
     callback: Callback | None = None,
     checkpoints: Checkpoints | None = None,
@@ -71,6 +72,7 @@ def fit_together(
         methods: Posteriors with their configurations, which may differ in `collection` only. Their trainings must be
             equal by `describe_training`.
         flatness: Where gradients are taken.
+        val: As for `fit`.
         seed: Seed of everything random.
         callback: Called after every step and epoch.
         checkpoints: As for `fit`. The same call, or one with some of the posteriors, continues from them; other
@@ -94,7 +96,7 @@ def fit_together(
             continue
         first = next(iter(setups.values()), None)
         try:
-            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, first)
+            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, first, val)
         except Exception as error:  # the others are fitted all the same
             outcomes[name] = FitOutcome(error=error)
     if setups:
@@ -126,6 +128,7 @@ def prepare_setup(
     config: TrainingConfig,
     seed: int,
     first: TrainingSetup | None = None,
+    val: Any = None,
 ) -> TrainingSetup:
     """Prepare and try a fit as `fit` does.
 
@@ -137,6 +140,7 @@ def prepare_setup(
         config: Training hyperparameters.
         seed: Seed of everything random.
         first: Prepared fit of another posterior, whose training data and likelihood are used.
+        val: As for `fit`.
 
     Raises:
         ValueError: As for `fit`.
@@ -149,7 +153,7 @@ def prepare_setup(
         factory = replace(first.factory, posterior=posterior, config=config)
         model_spec = first.info["model"]
     else:
-        factory, model_spec = prepare_runs(model, data, posterior, flatness, config, seed=seed)
+        factory, model_spec = prepare_runs(model, data, posterior, flatness, config, val=val, seed=seed)
     setup = TrainingSetup.create(factory, model_spec, None)
     run_trial(factory, setup.fabric)
     batches = factory.training_data.make_batches(factory.config, seed, setup.fabric)

@@ -1,0 +1,176 @@
+"""Fine-tuning on few sentences: batches, a whole setting with a tiny transformer, the summary and the page."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.core.files import write_json
+from studies.sentences import study, summary
+from studies.sentences.__main__ import main
+from studies.sentences.page import END, START
+from studies.sentences.study import Setting, Training
+from studies.sentences.task import Examples, LengthSampler, Task, shuffle_words
+
+
+class TinyTransformer(nn.Module):
+    """A transformer of one layer, with dropout, that is called as those of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8, padding_idx=0)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.layer(self.embedding(input_ids), src_key_padding_mask=attention_mask == 0)
+        weights = attention_mask[..., None].to(hidden.dtype)
+        return self.head((hidden * weights).sum(1) / weights.sum(1))
+
+
+def make_examples(count, seed):
+    """Sentences of 2 to 6 tokens, whose label says whether most tokens are above 10."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 7, (count,), generator=generator).tolist()
+    tokens = [torch.randint(1, 20, (length,), generator=generator).tolist() for length in lengths]
+    return Examples(tokens, [int(sum(row) > 10 * len(row)) for row in tokens])
+
+
+@pytest.fixture
+def task():
+    return Task(
+        make_examples(60, 0),
+        make_examples(20, 1),
+        make_examples(40, 2),
+        {"shuffled": make_examples(10, 3), "foreign": make_examples(10, 4)},
+        {"full": TinyTransformer, "lora": TinyTransformer},
+    )
+
+
+def test_batches_are_padded_to_their_longest_sentence_only():
+    batches = Examples([[5, 6, 7], [5], [5, 6]], [2, 0, 1]).sort_into_batches(2)
+    assert [inputs["input_ids"].tolist() for inputs, _ in batches] == [[[5, 0], [5, 6]], [[5, 6, 7]]]
+    assert batches[0][0]["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    assert [targets.tolist() for _, targets in batches] == [[0, 1], [2]]
+
+
+def test_training_batches_have_every_sentence_and_are_of_similar_length():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 40, (70,), generator=generator).tolist()
+    torch.manual_seed(0)
+    first, second = [list(LengthSampler(lengths, 8)) for _ in range(2)]
+    assert len(first) == len(LengthSampler(lengths, 8)) == 9
+    assert sorted(row for rows in first for row in rows) == list(range(70))
+    assert first != second
+    padded = [sum(len(rows) * max(lengths[row] for row in rows) for rows in batches) for batches in (first, second)]
+    assert max(padded) < 1.35 * sum(lengths)
+
+
+def test_training_sentences_are_nested_and_those_of_seeds_differ(task):
+    small, large = task.draw_training(10, 0), task.draw_training(30, 0)
+    assert large.tokens[:10] == small.tokens
+    assert task.draw_training(10, 1).tokens != small.tokens
+
+
+def test_shuffled_sentences_have_the_same_words():
+    text = "no one would call this a good film"
+    (shuffled,) = shuffle_words([text])
+    assert shuffled != text
+    assert sorted(shuffled.split()) == sorted(text.split())
+
+
+def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, monkeypatch):
+    setting = Setting(32, "lora")
+    monkeypatch.setattr(study, "EPOCHS", {32: 2})
+    monkeypatch.setattr(study, "RADII", (0.1,))
+    monkeypatch.setattr(study, "NUM_SEEDS", 2)
+    monkeypatch.setattr(study, "NUM_SELECTION_SEEDS", 1)
+    monkeypatch.setattr(study, "SHARED", {name: study.SHARED[name] for name in ("MAP", "SWAG")})
+    for module in (study, summary):
+        monkeypatch.setattr(module, "SETTINGS", (setting,))
+    monkeypatch.setattr(study, "select_radius", lambda folder: select_radius(folder) | {"rho": 0.1})
+    study.run_setting(task, setting, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "fit_together", None)
+        study.run_setting(task, setting, tmp_path)  # everything has a file
+    assert not list(tmp_path.glob("**/*.recording"))
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{START}\n{END}\nafter\n", encoding="utf-8")
+    main([str(tmp_path), "--summary", str(tmp_path / "summary.json"), "--page", str(page)])
+    data = summary.summarize_study(tmp_path)
+    assert data["finished_trainings"] == data["planned_trainings"] == 2 * 6
+    (result,) = data["settings"]
+    rows = {(row["posterior"], row["metric"]): row for row in result["rows"]}
+    assert {name for name, _ in rows} == {*study.SHARED, "SGVB", "Ensemble"}
+    assert {row["num_seeds"] for (_, metric), row in rows.items() if metric == "nll"} == {2}
+    assert result["sharing_factor"] > 1
+    assert 1 <= result["worth_ensemble"]["Ensemble"]["plain"] <= 3
+    first = next(t for t in data["trainings"] if t["kind"] == "shared")
+    assert first["weights_per_example"] == sum(p.numel() for p in TinyTransformer().parameters()) / 32
+    assert first["gap"] == first["val_nll"]["MAP"] - first["train_loss"]
+    assert first["sharpness"] > 0
+    text = page.read_text(encoding="utf-8")
+    assert f"{rows['MAP', 'nll']['plain']:.3f} → {rows['MAP', 'nll']['flat']:.3f}" in text
+    assert text.endswith("after\n")
+
+
+select_radius = study.select_radius
+
+
+def test_one_training_serves_all_posteriors(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "EPOCHS", {32: 2})
+    training = Training(tmp_path, Setting(32, "full"), 0, 0.1)
+    study.run_training(task, training, study.SHARED, with_test=False)
+    val = study.read_json(training.path)
+    assert val["cost"]["gradients"] == 8  # of four steps
+    assert "test" not in val
+    recording = training.recording_path.read_bytes()
+    study.run_training(task, training, study.SHARED, with_test=True)  # from the recording
+    assert training.recording_path.read_bytes() == recording
+    result = study.read_json(training.path)
+    assert result["val"] == val["val"]
+    assert set(result["test"]) == set(study.SHARED)
+    assert {"auroc_shuffled", "auroc_foreign", "aurc", "nll_calibrated"} <= set(result["test"]["SWAG"])
+
+
+def write_training(folder, kind, seed, rho, nll, **metrics):
+    entry = {"nll": nll, "accuracy": 0.8, "nll_calibrated": nll, **metrics}
+    name = "Ensemble" if kind == "ensemble" else "MAP"
+    training = {"trained": "full", "size": 100, "seed": seed, "rho": rho, "cpu_seconds": 30.0}
+    training |= {"cost": {"seconds_together": 10.0, "seconds_one_by_one": 40.0}, "val": {name: entry, "SWAG": entry}}
+    write_json(folder / f"{kind}-{seed}-{rho:g}.json", training | {"test": {name: entry}})
+
+
+def test_summary_of_known_results(tmp_path):
+    folder = tmp_path / "full-100"
+    folder.mkdir()
+    for seed in range(5):
+        write_training(folder, "shared", seed, 0.0, 0.7)
+        write_training(folder, "shared", seed, 0.1, 0.5 + 0.01 * seed)
+        write_training(folder, "ensemble", seed, 0.0, 0.5, ensemble_nlls=[0.8, 0.6, 0.4])
+    for rho, nll in ((0.02, 0.65), (0.05, 0.6), (0.2, None)):
+        for seed in range(2):
+            write_training(folder, "shared", seed, rho, nll)
+    record = study.select_radius(folder)
+    assert (record["rho"], record["best_by_method"]) == (0.1, {"MAP": 0.1, "SWAG": 0.1})
+    assert record["val_nll"][-1][1] is None  # diverged
+    write_json(folder / "selection.json", record)
+    data = summary.summarize_study(tmp_path)
+    (setting,) = data["settings"]
+    (row,) = [row for row in setting["rows"] if (row["posterior"], row["metric"]) == ("MAP", "nll")]
+    assert (row["num_seeds"], row["plain"], row["verdict"], row["verdict_holm"]) == (5, 0.7, "flat", "flat")
+    assert row["difference"] == pytest.approx(-0.18)
+    assert data["verdicts"]["all"]["before"] == {"flat": 2, "tie": 1}
+    assert setting["sharing_factor"] == 4
+    assert setting["cpu_minutes"] == 10.5
+    assert setting["worth_ensemble"]["MAP"]["plain"] == pytest.approx(1.5)
+    assert setting["worth_ensemble"]["MAP"]["flat"] == pytest.approx(2.4)
+
+
+def test_equal_size_is_interpolated_in_the_logarithm():
+    assert summary.find_equal_size(0.5, [100, 400], [0.6, 0.4]) == pytest.approx(200)
+    assert summary.find_equal_size(0.4, [100, 400], [0.6, 0.4]) == pytest.approx(400)
+    assert summary.find_equal_size(0.3, [100, 400], [0.6, 0.4]) is None
+    assert summary.find_equal_size(0.7, [100, 400], [0.6, 0.4]) is None
+    assert summary.find_equal_size(0.45, [100, 200, 400], [0.6, 0.4, 0.5]) == pytest.approx(100 * math.sqrt(2) ** 1.5)
