@@ -126,7 +126,7 @@ class Training:
 
     def is_done(self, *, with_test: bool) -> bool:
         """Whether the file has what is asked for."""
-        return self.path.is_file() and ("test" in read_json(self.path) or not with_test)  # type: ignore[operator]
+        return self.path.is_file() and ("test" in read_json(self.path) or not with_test)
 
 
 def count_trainings(setting: Setting) -> int:
@@ -208,7 +208,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     if training.kind == "shared" and not training.recording_path.is_file():
         training.recording_path.write_bytes(pickle.dumps(recordings))
     seconds = time.perf_counter() - wall_start, time.process_time() - start
-    result: dict[str, Any] = read_json(training.path) if training.path.is_file() else {}  # type: ignore[assignment]
+    result: dict[str, Any] = read_json(training.path) if training.path.is_file() else {}
     result |= {
         "trained": training.setting.trained,
         "size": training.setting.size,
@@ -306,4 +306,4 @@ def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
     """
     for setting in SETTINGS:
         for path in sorted((folder / setting.name).glob("*-*-*.json")):
-            yield read_json(path) | {"kind": path.stem.split("-")[0]}  # type: ignore[operator]
+            yield read_json(path) | {"kind": path.stem.split("-")[0]}

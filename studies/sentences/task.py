@@ -124,8 +124,8 @@ def load_task() -> Task:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     path = str(get_model_path())
     tokenizer = AutoTokenizer.from_pretrained(path)
 
@@ -135,11 +135,13 @@ def load_task() -> Task:
     train, dev = (read_table(name) for name in ("train.tsv", "dev.tsv"))
     train, test = train.sample(frac=1, random_state=0), dev.sample(NUM_TEST, random_state=0)
     val, pool = train[:NUM_VAL], train[NUM_VAL:]
-    shuffled, foreign = shuffle_words(test.text[:NUM_OOD]), list_foreign_sentences(NUM_OOD)
+    others = {"shuffled": shuffle_words(test.text[:NUM_OOD]), "foreign": list_foreign_sentences(NUM_OOD)}
     return Task(
-        *(encode(table.text, table.label) for table in (pool, val, test)),
-        {name: encode(texts, [0] * len(texts)) for name, texts in (("shuffled", shuffled), ("foreign", foreign))},
-        {"full": partial(build_network, path), "lora": partial(build_adapters, path)},
+        pool=encode(pool.text, pool.label),
+        val=encode(val.text, val.label),
+        test=encode(test.text, test.label),
+        ood={name: encode(texts, [0] * len(texts)) for name, texts in others.items()},
+        builders={"full": partial(build_network, path), "lora": partial(build_adapters, path)},
     )
 
 
@@ -174,7 +176,7 @@ def build_adapters(path: str) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
-    return get_peft_model(build_network(path), lora)  # type: ignore[arg-type]
+    return get_peft_model(build_network(path), lora)
 
 
 def shuffle_words(texts: Sequence[str]) -> list[str]:
