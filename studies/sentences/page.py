@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studies.sentences.summary import MAIN_METRICS
+from studies.sentences.summary import MAIN_METRICS, PACKAGES
 
 START, END = "<!-- tables, written by python -m studies.sentences -->", "<!-- end of tables -->"
 TRAINED = {"full": "all weights", "lora": "adapters (LoRA, rank 8)"}
@@ -48,9 +48,10 @@ def render_tables(summary: Mapping[str, Any]) -> str:
     sections = [render_headline(summary), render_choices(settings), *map(render_setting, settings)]
     sections.append(render_worth(summary))
     environment = summary["environment"]
+    names = [name for name in ("torch", *PACKAGES) if name in environment]
+    versions = ", ".join(f"{name} {environment[name]}" for name in names)
     sections.append(
-        f"{environment['processor']}, one thread; torch {environment['torch']}, Python {environment['python']}, "
-        f"{summary['cpu_minutes']:.0f} CPU minutes so far."
+        f"{environment['processor']}, one thread; {versions}; {summary['cpu_minutes']:.0f} CPU minutes so far."
     )
     return "\n\n".join(section for section in sections if section)
 

@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +14,9 @@ from flatbayes.experiments import RunResult, SummaryRow
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.summary import summarize_runs
 from flatbayes.metrics import ensemble_equivalent
+from studies.sentences.evaluation import NUM_DRAWS
 from studies.sentences.study import NUM_SEEDS, SETTINGS, Setting, count_trainings, load_trainings
+from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL
 
 METRICS = {
     "accuracy": True,
@@ -25,6 +29,7 @@ METRICS = {
     "auroc_foreign": True,
 }
 """Whether higher is better."""
+PACKAGES = ("transformers", "tokenizers", "peft")
 MAIN_METRICS = ("accuracy", "nll", "ece")
 
 
@@ -41,7 +46,9 @@ def summarize_study(folder: Path) -> dict[str, Any]:
         if (mine := [t for t in trainings if (t["trained"], t["size"]) == (setting.trained, setting.size)])
     ]
     data = {
-        "environment": describe_environment(),
+        "environment": describe_environment() | {name: version(name) for name in PACKAGES if find_spec(name)},
+        "num_sentences": {"val": NUM_VAL, "test": NUM_TEST, "shuffled": NUM_OOD, "foreign": NUM_OOD},
+        "num_draws": NUM_DRAWS,
         "finished_trainings": len(trainings),
         "planned_trainings": sum(map(count_trainings, SETTINGS)),
         "cpu_minutes": sum(training["cpu_seconds"] for training in trainings) / 60,
