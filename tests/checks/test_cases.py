@@ -1,6 +1,7 @@
 """Every check has a case that trips it and one that does not; small real fits, made once."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cache, partial
 from itertools import cycle
@@ -11,6 +12,7 @@ from torch import nn
 
 import flatbayes
 from flatbayes import (
+    BSAM,
     IVON,
     LRT,
     MAP,
@@ -26,7 +28,7 @@ from flatbayes import (
     fit,
     posteriors,
 )
-from flatbayes.checks import CHECKS, CheckReport, Finding, check
+from flatbayes.checks import CHECKS, CheckReport, Finding, check, gaussians
 from flatbayes.checks.chains import find_chance_r_hat, summarize_chains
 from flatbayes.checks.norm_statistics import find_worst_layer
 from flatbayes.checks.report import SIGNIFICANCE
@@ -167,11 +169,33 @@ def test_case(name, trips):
         assert finding.problem not in finding.format()
 
 
-@pytest.mark.parametrize("posterior", [LRT(), IVON()], ids=short_name)
+@pytest.mark.parametrize("posterior", [LRT(), IVON(), BSAM(beta2=0.9999)], ids=short_name)
 def test_a_variational_posterior_that_has_not_moved_is_not_learnt(posterior):
     report = fitted(posterior, 2).check(*validation())
     assert not report["collapse"].passed
     assert "started" in report["collapse"].message
+
+
+@pytest.mark.parametrize("posterior", [SGVB(), LRT(), IVON(), BSAM()], ids=short_name)
+def test_a_collapsed_posterior_is_told_options_that_it_has(posterior, monkeypatch):
+    monkeypatch.setattr(gaussians, "MAX_UNCHANGED_SHARE", 1.0)
+    monkeypatch.setattr(gaussians, "MIN_INFORMATION", 1.0)
+    finding = fitted(posterior, 2).check(*validation())["collapse"]
+    assert "collapsed" in finding.message
+    assert_options_exist(finding, posterior)
+
+
+def assert_options_exist(finding, posterior):
+    """The remedy names options of the posterior, or of the training."""
+    posterior = getattr(posterior, "member", posterior)
+    for name in re.findall(r"([a-z_]+) ?=", finding.remedy):
+        assert hasattr(posterior, name) or hasattr(TrainingConfig(), name) or name == "clip_norm", finding.remedy
+    assert not re.search(r"^, |, ,|: *$|\(now \d\.\d{6}", finding.remedy), finding.remedy
+
+
+def test_particles_are_not_a_chain():
+    report = fitted(posteriors.SVGD(num_particles=4), 3).check(*validation(), num_draws=4)
+    assert "particles" in report.skipped["mixing"]
 
 
 def test_confidence_of_numbers():
@@ -208,6 +232,8 @@ def test_every_check_gives_a_finding_or_a_reason(posterior, task):
     assert [finding.passed for finding in report.findings] == sorted(finding.passed for finding in report.findings)
     assert all(finding.threshold and not finding.message[0].islower() for finding in report.findings)
     assert all(math.isfinite(finding.value) or finding.name == "too_many_steps" for finding in report.findings)
+    for finding in report.findings:
+        assert_options_exist(finding, posterior)
     again = member.check(*validation(task), num_draws=6)
     assert str(again.to_dict()) == str(report.to_dict())
 

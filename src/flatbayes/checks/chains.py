@@ -30,6 +30,8 @@ def check_mixing(evidence: Evidence) -> Finding | str:
     counts = {fitted.posterior.count_stored_snapshots(state) for state in fitted.states}
     if counts == {0}:
         return "the draws are independent, not those of a chain"
+    if not fitted.posterior.snapshot_requirements.max_used:  # nothing is collected: all networks are trained
+        return "the draws are particles, not those of a chain"
     num_snapshots = min(counts)
     if num_snapshots < MIN_SNAPSHOTS:
         return f"R-hat needs at least {MIN_SNAPSHOTS} snapshots, and there are {num_snapshots}"

@@ -9,10 +9,11 @@ from flatbayes.checks.evidence import Evidence, get_method
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.checks.spread import measure_difference
 from flatbayes.core import State
+from flatbayes.core.display import format_number
 from flatbayes.core.tensor_lists import flatten
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
-from flatbayes.posteriors import IVON, LRT, SGVB, Ensemble, Laplace, Posterior
+from flatbayes.posteriors import BSAM, IVON, LRT, SGVB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.curvature import make_curvature
 from flatbayes.posteriors.laplace import PredictiveMode
 from flatbayes.posteriors.variational import raw_to_std
@@ -33,12 +34,13 @@ MAX_DIFFERENCE = 0.1
 def check_collapse(evidence: Evidence) -> Finding | str:
     """Whether a variational posterior is the prior, so that inputs explain nothing, or a point."""
     method = evidence.method
-    if not isinstance(method, SGVB | LRT | IVON):
+    if not isinstance(method, SGVB | LRT | IVON | BSAM):
         return "the posterior is not variational"
     ratios = torch.cat([collect_std_ratios(method, state) for state in evidence.fitted.states])
     share = float(((ratios.log().abs() < UNCHANGED_LOG_RATIO) | (ratios < MIN_RATIO)).double().mean())
     information = measure_explained(evidence.predictive)
     if share <= MAX_UNCHANGED_SHARE and information is not None and information < MIN_INFORMATION:
+        initial = "" if isinstance(method, IVON | BSAM) else "prior_precision='initial', "
         return Finding(
             "collapse",
             False,
@@ -46,7 +48,7 @@ def check_collapse(evidence: Evidence) -> Finding | str:
             f"the inputs explain {format_percent(information)} of the uncertainty about the target",
             information,
             f"at least {format_percent(MIN_INFORMATION)}",
-            f"a lower temperature (now {method.temperature:g}), prior_precision='initial', or a smaller network",
+            f"a lower temperature (now {method.temperature:g}), {initial}or a smaller network",
         )
     return Finding(
         "collapse",
@@ -56,7 +58,7 @@ def check_collapse(evidence: Evidence) -> Finding | str:
         share,
         f"at most {format_percent(MAX_UNCHANGED_SHARE)}",
         "beta2 = 1 - 10 / steps"
-        if isinstance(method, IVON)
+        if isinstance(method, IVON | BSAM)
         else "train longer, or a larger learning rate: a step moves log standard deviations by one learning rate",
     )
 
@@ -79,7 +81,7 @@ def measure_explained(predictive: Predictive) -> float | None:
     return None
 
 
-def collect_std_ratios(method: SGVB | LRT | IVON, state: State) -> Tensor:
+def collect_std_ratios(method: SGVB | LRT | IVON | BSAM, state: State) -> Tensor:
     """Standard deviations of all weights with a distribution, in units of those at the start, in one vector.
 
     Args:
@@ -89,6 +91,8 @@ def collect_std_ratios(method: SGVB | LRT | IVON, state: State) -> Tensor:
     if isinstance(method, IVON):
         decay, hessian = state.statistics["weight_decay"], state.statistics["hessian"]
         return ((method.initial_hessian + decay) / (hessian + decay)).sqrt().cpu()
+    if isinstance(method, BSAM):
+        return (method.initial_scale / state.statistics["scale"]).sqrt().cpu()
     raws = [tensor for name, tensor in state.statistics.items() if name.startswith("raw_scale")]
     return torch.cat([raw_to_std(raw.detach()).flatten().cpu() for raw in raws]) / method.initial_std
 
@@ -123,7 +127,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
         f"the linearised and the sampled predictive differ by {distance:.3g} on average, in {unit}",
         distance,
         f"at most {MAX_DIFFERENCE:g}",
-        f"scale='auto', or a smaller one (now {scale}), a larger prior precision, or tune='evidence'",
+        f"scale='auto', or a smaller one (now {format_number(scale)}), a larger prior precision, or tune='evidence'",
     )
 
 

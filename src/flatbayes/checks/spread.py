@@ -5,7 +5,7 @@ examples has about d / (2 n) nats of it, a small network with many examples hard
 network where I is small beside the entropy and beside this number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,17 +14,21 @@ from torch import Tensor
 from flatbayes.checks.calibration_tests import run_paired_test
 from flatbayes.checks.evidence import Evidence, compute_example_nll, get_method
 from flatbayes.checks.report import Finding, format_percent
+from flatbayes.core.display import format_number
 from flatbayes.core.traversal import list_parameters
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.posteriors import (
+    BSAM,
     IVON,
     LRT,
     MAP,
     SGHMC,
     SGLD,
     SGVB,
+    SVGD,
     SWAG,
     Ensemble,
+    EntropyMCMC,
     Laplace,
     MCDropout,
     Posterior,
@@ -137,39 +141,52 @@ def _replace_method(posterior: Posterior, method: Posterior) -> Posterior:
 
 
 def _suggest_wider(evidence: Evidence) -> str:
-    posterior, option = evidence.method, _suggest_draw_option(evidence, "larger")
+    posterior, before, after = evidence.method, list[str](), list[str]()
     match posterior:
         case SWAG():
-            return f"{option}, a higher learning rate while snapshots are collected, or an Ensemble of SWAG"
-        case SGVB() | LRT() | IVON():
-            return (
-                f"more steps for the standard deviations, {option}, or temperature 1 (now {posterior.temperature:g})"
-            )
-        case SGLD() | SGHMC():
-            return f"more epochs, a higher learning rate, {option}, or temperature 1 (now {posterior.temperature:g})"
+            after = ["a higher learning rate while snapshots are collected", "an Ensemble of SWAG"]
+        case SGVB() | LRT() | IVON() | BSAM():
+            before = ["more steps for the standard deviations"]
+        case SGLD() | SGHMC() | EntropyMCMC():
+            before = ["more epochs", "a higher learning rate"]
+        case SVGD(initial_std=float()):
+            before = ["initial_std=None, so that every particle starts from new weights"]
         case Laplace():
-            return f"{option}, temperature 1 (now {posterior.temperature:g}), or tune='evidence'"
-        case _:
-            return option or "Ensemble, whose members start from different weights"
+            after = ["tune='evidence'"]
+    temperature = getattr(posterior, "temperature", 1.0)
+    if temperature < 1:
+        after.append(f"temperature 1 (now {temperature:g})")
+    options = [*before, *_suggest_draw_options(evidence, "larger"), *after]
+    return join_alternatives(options or ["an Ensemble, whose members start from different weights"])
 
 
 def _suggest_narrower(evidence: Evidence) -> str:
-    option = _suggest_draw_option(evidence, "smaller")
-    temperature = getattr(evidence.method, "temperature", None)
-    return option if temperature is None else f"{option}, or a lower temperature (now {temperature:g})"
+    options, temperature = _suggest_draw_options(evidence, "smaller"), getattr(evidence.method, "temperature", None)
+    return join_alternatives(
+        options if temperature is None else [*options, f"a lower temperature (now {temperature:g})"]
+    )
 
 
-def _suggest_draw_option(evidence: Evidence, direction: str) -> str:
+def _suggest_draw_options(evidence: Evidence, direction: str) -> list[str]:
     """The options that draws depend on, with their values; nothing for a posterior without."""
     selected, suggestions = _read_selected_options(evidence.fitted.info), []
     for name in evidence.method.draw_options:
         value = evidence.method.get_draw_option(name)
-        text = "that of the training" if value is None else value
+        text = "that of the training" if value is None else format_number(value)
         if name in selected and selected[name] == value:
             suggestions.append(f"a {direction} {name} than {text}, which has the lowest validation NLL")
         else:
             suggestions.append(f"{name}='auto', or a {direction} one (now {text})")
-    return ", ".join(suggestions)
+    return suggestions
+
+
+def join_alternatives(alternatives: Sequence[str]) -> str:
+    """Join alternatives with commas, and an "or" before the last one.
+
+    >>> join_alternatives(["a"]), join_alternatives(["a", "b"]), join_alternatives(["a", "b", "c"])
+    ('a', 'a, or b', 'a, b, or c')
+    """
+    return ", or ".join(filter(None, [", ".join(alternatives[:-1]), alternatives[-1]]))
 
 
 def _read_selected_options(info: Mapping[str, Any]) -> dict[str, Any]:
