@@ -3,12 +3,12 @@
 For a small network on each data set the exact posterior is sampled, plain and with a radius, by full-batch MCLMC.
 Every posterior that flatbayes exports is trained with Plain and with SAM of this radius, with the same prior,
 temperature 1 and number of steps. Its learning rate is selected on validation data, by the NLL of plain training,
-from equally many multiples of its default. All seeds have the same data: they differ in initial weights, batches and
-noise.
+from equally many multiples of its default. On digits all seeds have the same data, and differ in initial weights,
+batches and noise; on UCI data every seed is one of the standard splits, with references of its own.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,18 @@ from torch import nn
 
 import flatbayes.posteriors
 from flatbayes import MLP, UCI, DataSource, Digits, Ensemble, Posterior, TrainingConfig
+from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, make_source
-from flatbayes.experiments import Comparison, Method, RunResult, compare_pairs, select_methods
+from flatbayes.experiments import Comparison, Method, RunResult, compare_pairs, execute_runs
+from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
 from flatbayes.experiments.references import ReferenceFile
 from flatbayes.experiments.run_folder import describe_environment
-from flatbayes.flatness import SAM
+from flatbayes.flatness import SAM, Plain
 from flatbayes.metrics import classification_metrics
 from flatbayes.posteriors import MAP
 from flatbayes.reference import Reference, ReferenceConfig, sample_reference
 from flatbayes.training import dry_run
+from studies.selection import select_settings
 
 LR_FACTORS = (0.3, 1.0, 3.0, 10.0)
 """Candidates for the learning rate, as multiples of the posterior's default."""
@@ -36,6 +39,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "Ensemble": [{"size": NUM_MEMBERS}],
     "Laplace": [{"structure": "last_layer"}, {"structure": "kron"}],
     "MCDropout": [{"rate": 0.1}],
+    "SGLD": [{"noise": "gaussian"}, {"noise": "lattice"}],
     "SWAG": [{"scale": 0.5}, {"scale": 1.0}],
 }
 """Options of posteriors that have no default, or more than one setting of interest."""
@@ -47,40 +51,48 @@ class Task:
 
     Attributes:
         title: Title for the tables.
-        source: Source of the data, of which the splits of seed 0 are used.
+        source: Source of the data.
         model: Builds the network.
         prior_precision: Precision of the prior.
-        rho: Radius of the sharpness-aware posterior.
+        rho: Radius of the sharpness-aware posterior, at which its chains mix.
+        plain: Sampler of the plain reference.
+        flat: Sampler of the sharpness-aware reference, with `ascent_steps + 1` times as many gradients in a step.
         epochs: Epochs of every training.
+        num_seeds: Number of seeds.
+        one_split: Whether all seeds have the splits of seed 0, with one pair of references; else each has its own.
     """
 
     title: str
     source: DataSource
-    model: partial[nn.Module]
+    model: Callable[..., nn.Module]
     prior_precision: float
     rho: float
+    plain: ReferenceConfig
+    flat: ReferenceConfig
     epochs: int = 60
+    num_seeds: int = 5
+    one_split: bool = True
 
 
 TASKS = {
-    "digits": Task("digits, 500 images, MLP 64-50-10", Digits(train_size=500), partial(MLP, hidden=(50,)), 10.0, 0.1),
-    "energy": Task(
-        "UCI energy, MLP 8-50-1", UCI(name="energy"), partial(MLP, hidden=(50,), constant_scale=True), 1.0, 0.01
+    "digits": Task(
+        "digits, 500 images, MLP 64-50-10",
+        Digits(train_size=500),
+        partial(MLP, hidden=(50,)),
+        prior_precision=10.0,
+        rho=0.07,
+        plain=ReferenceConfig(num_steps=6000, num_tuning_steps=1500, num_draws=500),
+        flat=ReferenceConfig(num_steps=8000, num_tuning_steps=1500, num_draws=500, num_descent_steps=200),
     ),
 }
-REFERENCES = {
-    "plain": ReferenceConfig(num_steps=5000, num_tuning_steps=1500),
-    "flat": ReferenceConfig(num_steps=20_000, num_tuning_steps=3000, num_descent_steps=200),
-}
-"""Chains of the flat reference mix more slowly, and a step of them takes four times as many gradients."""
 
 
 def load_references(task: Task, data: DataSplits, folder: Path) -> dict[str, Path]:
-    """Files of the plain and the sharpness-aware reference, which are sampled where they are missing."""
+    """Files of the plain and the sharpness-aware reference of a split, which are sampled where they are missing."""
     paths = {}
-    for name, rho in (("plain", 0.0), ("flat", task.rho)):
+    for name, base, rho in (("plain", task.plain, 0.0), ("flat", task.flat, task.rho)):
         paths[name] = folder / f"{name}.safetensors"
-        config = replace(REFERENCES[name], prior_precision=task.prior_precision, rho=rho)
+        config = replace(base, prior_precision=task.prior_precision, rho=rho)
         if not paths[name].exists() or Reference.load(paths[name]).config != config:
             sample_reference(task.model, data, config).save(paths[name])
     return paths
@@ -120,53 +132,135 @@ def make_candidates(posterior: Posterior, label: str, prior_precision: float, nu
     ]
 
 
-def run_task(name: str, folder: Path, num_seeds: int, num_jobs: int = 1) -> dict[str, Any]:
-    """Sample the references, select learning rates, train over seeds, and summarize.
+@dataclass(frozen=True)
+class Study:
+    """One data set in a folder.
+
+    Attributes:
+        name: A key of `TASKS`.
+        folder: Folder of references and runs.
+        task: The task.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return TASKS[self.name]
+
+    def load_data(self, seed: int) -> DataSplits:
+        """Data splits of a seed."""
+        return self.task.source.load(0 if self.task.one_split else seed)
+
+    @property
+    def common(self) -> Comparison:
+        """Data, network and training."""
+        return Comparison(
+            source=make_source(self.load_data(0)) if self.task.one_split else self.task.source,
+            model=self.task.model,
+            posteriors=[MAP()],
+            flatness=SAM(rho=self.task.rho),
+            config=TrainingConfig(epochs=self.task.epochs, batch_size=50),
+            num_seeds=self.task.num_seeds,
+        ).with_fingerprints()
+
+    def list_candidates(self) -> tuple[dict[str, list[Method]], dict[str, str]]:
+        """Settings of every posterior, and why a posterior is not trained with SAM."""
+        data, common = self.load_data(0), self.common
+        candidates, refusals = {}, {}
+        for label, posterior in list_posteriors(self.task.prior_precision).items():
+            candidates[label] = make_candidates(posterior, label, self.task.prior_precision, len(data.train))
+            config = candidates[label][0].apply_overrides(common.config)
+            try:
+                dry_run(self.task.model, data, posterior, common.flatness, config)
+            except ValueError as error:
+                refusals[label] = str(error)
+        return candidates, refusals
+
+    def select(self, num_jobs: int) -> tuple[list[Method], dict[str, Any], dict[str, str]]:
+        """The learning rate of every posterior by the validation NLL of plain training with seed 0.
+
+        Args:
+            num_jobs: Processes.
+        """
+        common, (candidates, refusals) = self.common, self.list_candidates()
+        runs = {name: [common.make_run(m, Plain(), 0) for m in methods] for name, methods in candidates.items()}
+        best, record = select_settings(runs, self.folder / "selection", num_jobs)
+        return [candidates[name][index] for name, index in best.items()], record, refusals
+
+    def run(
+        self, seed: int, methods: Sequence[Method], refusals: Mapping[str, str], num_jobs: int
+    ) -> list[RunResult]:
+        """Train and evaluate all methods with one seed.
+
+        Args:
+            seed: The seed.
+            methods: Posteriors with their settings.
+            refusals: Posteriors that go with `Plain` only.
+            num_jobs: Processes.
+        """
+        files = [ReferenceFile.open(path) for path in self.load_references(seed).values()]
+        common = replace(self.common, references=files)
+        runs = [
+            common.make_run(method, flatness, seed)
+            for method in methods
+            for flatness in (Plain(), common.flatness)
+            if flatness == Plain() or method.label not in refusals
+        ]
+        execute_runs(runs, self.folder / "runs", num_jobs)
+        results = [run.load_result(self.folder / "runs") for run in runs]
+        return [result for result in results if result is not None]
+
+    def load_references(self, seed: int) -> dict[str, Path]:
+        """Files of the references of a seed."""
+        name = "references" if self.task.one_split else f"references-{seed}"
+        return load_references(self.task, self.load_data(seed), self.folder / name)
+
+
+def run_task(name: str, folder: Path, num_seeds: int | None = None, num_jobs: int = 1) -> Iterator[dict[str, Any]]:
+    """Select learning rates, sample the references, train over seeds, and yield a summary after every seed.
 
     Args:
         name: A key of `TASKS`.
         folder: Folder of references and runs; the same call continues where it was stopped.
-        num_seeds: Seeds of the evaluation.
+        num_seeds: Seeds of the evaluation; None for those of the task.
         num_jobs: Processes.
     """
-    task = TASKS[name]
-    data = task.source.load(0)
-    flatness = SAM(rho=task.rho)
-    common = Comparison(
-        source=make_source(data),
-        model=task.model,
-        posteriors=[MAP()],
-        flatness=flatness,
-        config=TrainingConfig(epochs=task.epochs, batch_size=50),
-        num_seeds=num_seeds,
-    )
-    candidates, failures = {}, []
-    for label, posterior in list_posteriors(task.prior_precision).items():
-        methods = make_candidates(posterior, label, task.prior_precision, len(data.train))
-        try:
-            dry_run(task.model, data, posterior, flatness, methods[0].apply_overrides(common.config))
-            candidates[label] = methods
-        except (ValueError, RuntimeError, TypeError) as error:
-            failures.append(f"{label}: {error}")
-    selected = select_methods(
-        common, candidates, [flatness], folder / "selection", seeds=[0], jobs=num_jobs, num_extensions=0
-    )
-    references = load_references(task, data, folder)
-    files = list(map(ReferenceFile.open, references.values()))
-    comparison = replace(common, posteriors=selected, references=files)
-    results = comparison.run(folder / "comparison", jobs=num_jobs)
+    study, task = Study(name, folder), TASKS[name]
+    methods, selection, refusals = study.select(num_jobs)
+    runs: list[RunResult] = []
+    references: list[dict[str, Any]] = []
+    for seed in range(num_seeds or task.num_seeds):
+        runs += study.run(seed, methods, refusals, num_jobs)
+        if not task.one_split or seed == 0:
+            references.append(describe_references(study.load_references(seed), study.load_data(seed)))
+        completed, _ = add_ensemble_equivalents(runs, short_name(Plain()))
+        rows = summarize(completed)
+        yield {
+            "data": name,
+            "title": task.title,
+            "rho": task.rho,
+            "prior_precision": task.prior_precision,
+            "num_seeds": seed + 1,
+            "planned_seeds": task.num_seeds,
+            "one_split": task.one_split,
+            "epochs": task.epochs,
+            "references": references,
+            "rows": rows,
+            "selection": selection,
+            "plain_only": refusals,
+            "environment": describe_environment(),
+        }
+
+
+def describe_references(paths: Mapping[str, Path], data: DataSplits) -> dict[str, Any]:
+    """The references of a split, and the distance of the sharpness-aware to the plain one."""
+    plain, flat = (Reference.load(paths[kind]) for kind in ("plain", "flat"))
     return {
-        "data": name,
-        "title": task.title,
-        "rho": task.rho,
-        "prior_precision": task.prior_precision,
-        "num_seeds": num_seeds,
-        "epochs": task.epochs,
-        "references": {kind: describe_reference(path, data) for kind, path in references.items()},
-        "distance_of_references": compare_references(references),
-        "rows": summarize(results.runs),
-        "failures": [*failures, *results.failures],
-        "environment": describe_environment(),
+        **{kind: describe_reference(path, data) for kind, path in paths.items()},
+        "distance": plain.measure(flat.predictive),
     }
 
 
@@ -185,12 +279,6 @@ def describe_reference(path: Path, data: DataSplits) -> dict[str, Any]:
         "diagnostics": description["diagnostics"],
         "config": description["config"],
     }
-
-
-def compare_references(paths: Mapping[str, Path]) -> dict[str, float]:
-    """Distance of the sharpness-aware to the plain reference."""
-    plain, flat = (Reference.load(paths[kind]) for kind in ("plain", "flat"))
-    return plain.measure(flat.predictive)
 
 
 def summarize(runs: Sequence[RunResult]) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Rival methods as published, and ours, with equally many gradients."""

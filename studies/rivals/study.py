@@ -1,0 +1,260 @@
+"""Trainings of the study and their summary.
+
+For every task: three learning rates of every method on validation data with seed 0, then all methods on test data,
+seed by seed. Every method has the same number of gradients of a batch, early stopping aside.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+
+from flatbayes.core.spec import short_name
+from flatbayes.data import CIFAR10, DataSource, DataSplits, Digits
+from flatbayes.experiments import ExperimentRun, RunResult, compare_pairs, execute_runs
+from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
+from flatbayes.experiments.run_folder import describe_environment
+from flatbayes.flatness import Plain
+from flatbayes.models import MLP, ConvNet
+from studies.rivals.methods import LR_FACTORS, RHO, Entry, list_entries
+from studies.selection import select_settings
+
+METRICS = ("accuracy", "nll", "nll_calibrated", "ece", "brier", "dee")
+SINGLE_NETWORK = "SGD"
+BASELINE = "flat SWAG, default"
+"""The method that all others are compared with."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with its network.
+
+    Attributes:
+        title: Title for the tables.
+        source: Source of the data.
+        model: Builds the network.
+        budget: Gradients of a batch of every method.
+        num_data: Training examples.
+        batch_size: Examples of a step.
+        num_seeds: Seeds of the evaluation.
+        num_draws: Networks averaged in a prediction.
+    """
+
+    title: str
+    source: DataSource
+    model: Callable[..., nn.Module]
+    budget: int
+    num_data: int
+    batch_size: int
+    num_seeds: int
+    num_draws: int = 30
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The methods."""
+        return list_entries(self.num_data)
+
+    def make_run(self, entry: Entry, factor: float, seed: int) -> ExperimentRun:
+        """One training.
+
+        Args:
+            entry: The method.
+            factor: Multiple of its learning rate.
+            seed: The seed.
+        """
+        return ExperimentRun(
+            source=self.source,
+            model=self.model,
+            posterior=entry.posterior,
+            flatness=entry.flatness,
+            config=entry.make_config(factor, self.budget, self.num_data, self.batch_size),
+            seed=seed,
+            num_draws=self.num_draws,
+            posterior_name=entry.name,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewTestImages(CIFAR10):
+    """CIFAR-10 with a part of its test images, which the shared file has in random order.
+
+    Attributes:
+        num_test: Number of test images.
+    """
+
+    num_test: int = 2000
+
+    def load(self, seed: int) -> DataSplits:
+        """The splits of a seed; the test images are the same for all."""
+        data = super().load(seed)
+        return replace(data, test=data.test.take(torch.arange(self.num_test)))
+
+
+TASKS = {
+    "digits": Task(
+        "digits, 500 images, MLP 64-200-10",
+        Digits(train_size=500),
+        partial(MLP, hidden=(200,)),
+        budget=1600,
+        num_data=500,
+        batch_size=50,
+        num_seeds=5,
+    ),
+    "cifar10": Task(
+        "CIFAR-10, 1,000 images, ConvNet of width 8",
+        FewTestImages(train_size=1000, val_size=500, flip=False, pad=0),
+        partial(ConvNet, width=8),
+        budget=600,
+        num_data=1000,
+        batch_size=50,
+        num_seeds=3,
+        num_draws=10,
+    ),
+}
+
+
+def run_task(name: str, folder: Path, num_jobs: int = 1) -> Iterator[int]:
+    """Select the learning rates and train; yield the number of finished seeds after each. A stopped call goes on.
+
+    Args:
+        name: A key of `TASKS`.
+        folder: Folder of the runs.
+        num_jobs: Processes.
+    """
+    task = TASKS[name]
+    best, _ = select_settings(list_candidates(task), folder / "selection", num_jobs)
+    for seed in range(task.num_seeds):
+        execute_runs(list_runs(task, best, seed), folder / "runs", num_jobs)
+        yield seed + 1
+
+
+def list_candidates(task: Task) -> dict[str, list[ExperimentRun]]:
+    """The runs of the selection, by method; the long ensemble has the learning rate of its single network."""
+    return {
+        entry.name: [task.make_run(entry, factor, 0) for factor in LR_FACTORS]
+        for entry in task.entries
+        if entry.group != "reference"
+    }
+
+
+def list_runs(task: Task, best: Mapping[str, int], seed: int) -> list[ExperimentRun]:
+    """The runs of a seed with the selected learning rates.
+
+    Args:
+        task: The task.
+        best: Index of the selected learning rate, by method.
+        seed: The seed.
+    """
+    return [
+        task.make_run(entry, LR_FACTORS[best[name]], seed)
+        for entry in task.entries
+        if (name := SINGLE_NETWORK if entry.group == "reference" else entry.name) in best
+    ]
+
+
+def summarize_task(name: str, folder: Path) -> dict[str, Any]:
+    """Summary of the finished runs of a task.
+
+    Args:
+        name: A key of `TASKS`.
+        folder: Folder of the runs.
+    """
+    task = TASKS[name]
+    best, selection = select_settings(list_candidates(task), folder / "selection", run=False)
+    results: list[RunResult] = []
+    for seed in range(task.num_seeds):
+        runs = list_runs(task, best, seed)
+        results += [result for run in runs if (result := run.load_result(folder / "runs")) is not None]
+    completed, _ = add_ensemble_equivalents(results, short_name(Plain()))
+    by_name = {entry.name: [run for run in completed if run.posterior == entry.name] for entry in task.entries}
+    rows = [
+        summarize_entry(entry, by_name[entry.name], by_name[BASELINE])
+        | {"lr_factor": LR_FACTORS[best[name]], "val_nll": selection["val_nll"][name]}
+        for entry in task.entries
+        if by_name[entry.name]
+        for name in [SINGLE_NETWORK if entry.group == "reference" else entry.name]
+    ]
+    return {
+        "data": name,
+        "title": task.title,
+        "budget": task.budget,
+        "rho": RHO,
+        "lr_factors": LR_FACTORS,
+        "planned_runs": len(task.entries) * task.num_seeds,
+        "finished_runs": len(results),
+        "rows": rows,
+        "pairs": {
+            text: compare_runs(by_name[first], by_name[second])
+            for text, first, second in (
+                ("SVGD minus Ensemble", "SVGD", "Ensemble"),
+                ("flat SVGD minus SVGD", "flat SVGD", "SVGD"),
+                ("FHBI minus SVGD", "FHBI", "SVGD"),
+                ("flat IVON minus IVON", "flat IVON", "IVON"),
+                ("flat SWAG minus SWAG", "flat SWAG", "SWAG"),
+                ("flat Ensemble minus Ensemble", "flat Ensemble", "Ensemble"),
+                ("SAM minus SGD", "SAM", "SGD"),
+            )
+        },
+    }
+
+
+def summarize_entry(entry: Entry, runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any]:
+    """Mean and standard deviation of the metrics of a method, its cost, and its difference from the baseline.
+
+    Args:
+        entry: The method.
+        runs: Its runs.
+        baseline: Runs of the method that all are compared with.
+    """
+    metrics = {}
+    for name in METRICS:
+        values = [value for run in runs if (value := run.metrics.get(name)) is not None]
+        if values:
+            metrics[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
+    return {
+        "method": entry.name,
+        "group": entry.group,
+        "posterior": short_name(entry.posterior),
+        "flatness": short_name(entry.flatness),
+        "seeds": len(runs),
+        "metrics": metrics,
+        "gradients": fmean(run.cost.gradients or 0.0 for run in runs),
+        "seconds": fmean(run.cost.train_seconds or 0.0 for run in runs),
+        "against_baseline": compare_runs(runs, baseline),
+    }
+
+
+def compare_runs(first: Sequence[RunResult], second: Sequence[RunResult]) -> dict[str, Any]:
+    """Paired differences of NLL, raw and calibrated, first minus second; negative where the first is better.
+
+    Args:
+        first: Runs of a method.
+        second: Runs of another one.
+    """
+    differences: dict[str, Any] = {}
+    for metric in ("nll", "nll_calibrated"):
+        by_seed = {run.seed: run.metrics.get(metric) for run in second}
+        pairs = [
+            (other, value)
+            for run in first
+            if (value := run.metrics.get(metric)) is not None and (other := by_seed.get(run.seed)) is not None
+        ]
+        if pairs and first is not second:
+            comparison = compare_pairs(*zip(*pairs, strict=True), higher_is_better=False)
+            differences[metric] = {"difference": comparison.difference, "interval": comparison.interval}
+    return differences
+
+
+def describe_study(folder: Path) -> dict[str, Any]:
+    """Summaries of all tasks that have finished runs.
+
+    Args:
+        folder: Folder of the study.
+    """
+    summaries = [summarize_task(name, folder / name) for name in TASKS]
+    return {"tasks": [s for s in summaries if s["rows"]], "environment": describe_environment()}
