@@ -17,7 +17,21 @@ from flatbayes.core.process_group import RemoteProcessError, get_process_group_i
 from flatbayes.data import Augment, DataSplits, Split
 from flatbayes.flatness import ASAM, MSAM, SAM, GaussianSmoothing, LookSAM, Plain
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import (
+    BSAM,
+    IVON,
+    LRT,
+    MAP,
+    SGHMC,
+    SGLD,
+    SGVB,
+    SVGD,
+    SWAG,
+    Ensemble,
+    EntropyMCMC,
+    Laplace,
+    MCDropout,
+)
 from flatbayes.prediction.distributed import predict_distributed
 from flatbayes.training import (
     Callback,
@@ -150,6 +164,26 @@ SAME = {
     ),
     "sgld": (smooth, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
     "sghmc": (smooth, SGHMC(prior_precision=1.0), Plain(), replace(SLOW_SGD, batch_size=15)),
+    "flat lattice": (
+        smooth,
+        SGLD(prior_precision=1.0, noise="lattice"),
+        SAM(rho=0.5),
+        SLOW_SGD.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
+    ),
+    "flat entropy": (
+        smooth,
+        EntropyMCMC(prior_precision=1.0, coupling=0.1),
+        SAM(rho=0.5),
+        SLOW_SGD.with_options(distribution={"ascent_scope": "synchronised"}),
+    ),
+    "flat svgd": (
+        smooth,
+        SVGD(num_particles=2),
+        SAM(rho=0.5),
+        ADAM.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
+    ),
+    "particles together": (smooth, SVGD(num_particles=2, rho=0.5), Plain(), ADAM),
+    "bsam": (smooth, BSAM(prior_precision=1.0, num_sub_batches=1), Plain(), SLOW_SGD),
     "unused": (PartlyUnused, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
     "sharded": (smooth, MAP(), SAM(rho=0.5), SHARDED),
     "sharded swag": (
@@ -171,6 +205,9 @@ OTHER = {
     "local sgvb": (dropping, SGVB(), SAM(rho=0.5), replace(ADAM, batch_size=15)),
     "local sgld": (dropping, SGLD(prior_precision=1.0), SAM(rho=0.5), replace(SLOW_SGD, batch_size=15)),
     "dropout": (dropping, MCDropout(), SAM(rho=0.5, resample_noise=True), CONFIG),
+    "local entropy": (dropping, EntropyMCMC(prior_precision=1.0, coupling=0.1), SAM(rho=0.5), SLOW_SGD),
+    "local svgd": (dropping, SVGD(num_particles=2), SAM(rho=0.5), ADAM),
+    "sub-batches": (smooth, BSAM(prior_precision=1.0, num_sub_batches=2), Plain(), SLOW_SGD),
     "lrt": (smooth, LRT(), SAM(rho=0.5), ADAM),
     "flipout": (
         smooth,

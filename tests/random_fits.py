@@ -13,6 +13,19 @@ from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.config_groups import PrecisionConfig
 from random_models import NUM_CLASSES, ModelSpec, Pick, pick_model
 
+POSTERIOR_NAMES = ["MAP", "SWAG", "SGLD", "SGHMC", "SGVB", "IVON", "BSAM", "LRT", "Laplace", "MCDropout"]
+POSTERIOR_NAMES += ["EntropyMCMC", "SVGD"]
+FLATNESS_NAMES = ["Plain", "SAM", "ASAM", "FisherSAM", "LESAM", "LookSAM", "MSAM", "RandomPerturbation"]
+FLATNESS_NAMES += [
+    "GaussianSmoothing",
+    "PosteriorSAM",
+    "FriendlySAM",
+    "VaSSO",
+    "WSAM",
+    "GSAM",
+    "StableSAM",
+    "MSharpness",
+]
 SELECTIONS = ["weights", "no_biases", "biases", "norms", "last_layer", "all", ["head.*"], ["*weight"]]
 
 
@@ -45,8 +58,7 @@ class FitSpec:
 
 def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
     """A posterior with random valid options."""
-    kinds = ["MAP", "SWAG", "SGLD", "SGHMC", "SGVB", "IVON", "BSAM", "LRT", "Laplace", "MCDropout"]
-    match pick([*kinds, "Ensemble"] if may_nest else kinds):
+    match pick([*POSTERIOR_NAMES, "Ensemble"] if may_nest else POSTERIOR_NAMES):
         case "MAP":
             return posteriors.MAP(pick([None, 2.0]))
         case "SWAG":
@@ -57,7 +69,16 @@ def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
             }
             return posteriors.SWAG(pick([0, 2, 20]), pick([0.5, 0.0]), pick([None, 1.0]), **options)
         case "SGLD":
-            return posteriors.SGLD(pick([None, 2.0]), pick([1.0, 0.1]), pick([30, 2]), pick(["device", "cpu"]))
+            options = {"storage": pick(["device", "cpu"]), "noise": pick(["gaussian", "lattice"])}
+            return posteriors.SGLD(pick([None, 2.0]), pick([1.0, 0.1]), pick([30, 2]), **options)
+        case "EntropyMCMC":
+            options = {"storage": pick(["device", "cpu"]), "decay_anchor": pick([False, True])}
+            return posteriors.EntropyMCMC(
+                pick([0.1, 1.0]), pick([None, 2.0]), pick([1.0, 0.1]), pick([15, 2]), **options
+            )
+        case "SVGD":
+            options = {"norm": pick(["euclidean", "rkhs"]), "initial_std": pick([None, 0.1])}
+            return posteriors.SVGD(pick([2, 1]), pick([1.0, 10.0]), rho=pick([0.0, 0.1]), **options)
         case "SGHMC":
             return posteriors.SGHMC(pick([0.1, 1.0]), pick([None, 2.0]), pick([1.0, 0.1]), pick([30, 2]))
         case "SGVB":
@@ -85,9 +106,7 @@ def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
 
 def pick_flatness(pick: Pick, *, may_wrap: bool = True) -> Any:
     """A flatness with random valid options."""
-    kinds = ["Plain", "SAM", "ASAM", "FisherSAM", "LESAM", "LookSAM", "MSAM", "RandomPerturbation"]
-    kinds += ["GaussianSmoothing", "PosteriorSAM", "FriendlySAM", "VaSSO", "WSAM", "GSAM", "StableSAM", "MSharpness"]
-    name = pick([*kinds, "Delayed", "Periodic"] if may_wrap else kinds)
+    name = pick([*FLATNESS_NAMES, "Delayed", "Periodic"] if may_wrap else FLATNESS_NAMES)
     if name in ("SAM", "ASAM"):
         part = {"ascent_batch_fraction": pick([1.0, 0.5]), "params": pick(["all", *SELECTIONS[:-3], ["head.*"]])}
         steps = {"ascent_steps": pick([1, 2]), "resample_noise": pick([False, True])}
@@ -158,7 +177,11 @@ def make_valid(spec: FitSpec) -> FitSpec:
         and set(model.blocks) <= {"linear", "residual", "gated", "convolution"}
     )
     match member:
-        case posteriors.SGLD() | posteriors.SGHMC() | posteriors.IVON() | posteriors.BSAM():
+        case posteriors.SVGD():
+            optimizer = pick_other(optimizer, make_decayed_sgd, make_sgd)
+        case (
+            posteriors.SGLD() | posteriors.SGHMC() | posteriors.EntropyMCMC() | posteriors.IVON() | posteriors.BSAM()
+        ):
             optimizer = make_sgd if member.prior_precision is not None else pick_other(optimizer, make_adam, None)
             optimizer = make_weakly_decayed_sgd if optimizer is make_decayed_sgd else optimizer
         case posteriors.LRT() if not has_only_kfac_layers or model.sharing != "none":

@@ -74,6 +74,7 @@ CONFIGURED = [
     SGLD(noise="lattice"),
     SVGD(num_particles=2),
     SVGD(num_particles=2, rho=0.1, initial_std=0.01),
+    Ensemble(SVGD(num_particles=2), size=2),
     SGHMC(),
     SGHMC(friction=0.3, prior_precision=2.0, max_snapshots=3),
     Ensemble(SGHMC(), size=2),

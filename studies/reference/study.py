@@ -54,6 +54,7 @@ class Task:
         source: Source of the data.
         model: Builds the network.
         prior_precision: Precision of the prior.
+        temperature: Temperature of the density.
         rho: Radius of the sharpness-aware posterior, at which its chains mix.
         plain: Sampler of the plain reference.
         flat: Sampler of the sharpness-aware reference, with `ascent_steps + 1` times as many gradients in a step.
@@ -69,6 +70,7 @@ class Task:
     rho: float
     plain: ReferenceConfig
     flat: ReferenceConfig
+    temperature: float = 1.0
     epochs: int = 60
     num_seeds: int = 5
     one_split: bool = True
@@ -84,6 +86,20 @@ TASKS = {
         plain=ReferenceConfig(num_steps=6000, num_tuning_steps=1500, num_draws=500),
         flat=ReferenceConfig(num_steps=8000, num_tuning_steps=1500, num_draws=500, num_descent_steps=200),
     ),
+    "energy": Task(
+        "UCI energy at temperature 10, MLP 8-50-1",
+        UCI(name="energy"),
+        partial(MLP, hidden=(50,), constant_scale=True),
+        prior_precision=10.0,
+        temperature=10.0,
+        rho=0.02,
+        plain=ReferenceConfig(num_steps=1500, num_tuning_steps=600, num_draws=100, num_descent_steps=300),
+        flat=ReferenceConfig(
+            ascent_steps=2, num_steps=2000, num_tuning_steps=600, num_draws=100, num_descent_steps=300
+        ),
+        num_seeds=20,
+        one_split=False,
+    ),
 }
 
 
@@ -92,36 +108,46 @@ def load_references(task: Task, data: DataSplits, folder: Path) -> dict[str, Pat
     paths = {}
     for name, base, rho in (("plain", task.plain, 0.0), ("flat", task.flat, task.rho)):
         paths[name] = folder / f"{name}.safetensors"
-        config = replace(base, prior_precision=task.prior_precision, rho=rho)
+        config = replace(base, prior_precision=task.prior_precision, temperature=task.temperature, rho=rho)
         if not paths[name].exists() or Reference.load(paths[name]).config != config:
             sample_reference(task.model, data, config).save(paths[name])
     return paths
 
 
-def list_posteriors(prior_precision: float) -> dict[str, Posterior]:
-    """Every exported posterior by its label, with this prior and temperature 1."""
+def list_posteriors(prior_precision: float, temperature: float = 1.0) -> dict[str, Posterior]:
+    """Every exported posterior by its label, with this prior and temperature.
+
+    A posterior without a temperature has the mode of the density: its prior counts `temperature` times.
+
+    Args:
+        prior_precision: Precision of the prior.
+        temperature: Temperature of the density.
+    """
     posteriors: dict[str, Posterior] = {}
+    density = {"prior_precision": prior_precision, "temperature": temperature}
+    mode = {"prior_precision": prior_precision * temperature}
     for name in flatbayes.posteriors.__all__:
         kind = getattr(flatbayes.posteriors, name)
         if not (isinstance(kind, type) and issubclass(kind, Posterior)) or kind is Posterior:
             continue
         for options in VARIANTS.get(name, [{}]):
             names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-            arguments = dict(options) | ({"prior_precision": prior_precision} if "prior_precision" in names else {})
+            own = density if "temperature" in names else mode if "prior_precision" in names else {}
+            arguments: dict[str, Any] = {**options, **own}
             if kind is Ensemble:
-                arguments["member"] = MAP(prior_precision=prior_precision)
+                arguments["member"] = MAP(**mode)
             label = name if len(VARIANTS.get(name, [{}])) == 1 else f"{name} {'/'.join(map(str, options.values()))}"
             posteriors[label] = kind(**arguments)
     return posteriors
 
 
-def make_candidates(posterior: Posterior, label: str, prior_precision: float, num_data: int) -> list[Method]:
+def make_candidates(posterior: Posterior, label: str, task: Task, num_data: int) -> list[Method]:
     """The posterior with each learning rate; a posterior without a prior of its own has a weight decay."""
     default = posterior.default_optimizer
     optimizer, options = default.func, dict(default.keywords)  # type: ignore[attr-defined]
     member = posterior.member if isinstance(posterior, Ensemble) else posterior
     has_prior = getattr(member, "prior_precision", None) is not None
-    options["weight_decay"] = 0.0 if has_prior else prior_precision / num_data
+    options["weight_decay"] = 0.0 if has_prior else task.temperature * task.prior_precision / num_data
     return [
         Method(
             posterior,
@@ -170,8 +196,8 @@ class Study:
         """Settings of every posterior, and why a posterior is not trained with SAM."""
         data, common = self.load_data(0), self.common
         candidates, refusals = {}, {}
-        for label, posterior in list_posteriors(self.task.prior_precision).items():
-            candidates[label] = make_candidates(posterior, label, self.task.prior_precision, len(data.train))
+        for label, posterior in list_posteriors(self.task.prior_precision, self.task.temperature).items():
+            candidates[label] = make_candidates(posterior, label, self.task, len(data.train))
             config = candidates[label][0].apply_overrides(common.config)
             try:
                 dry_run(self.task.model, data, posterior, common.flatness, config)
@@ -243,6 +269,7 @@ def run_task(name: str, folder: Path, num_seeds: int | None = None, num_jobs: in
             "title": task.title,
             "rho": task.rho,
             "prior_precision": task.prior_precision,
+            "temperature": task.temperature,
             "num_seeds": seed + 1,
             "planned_seeds": task.num_seeds,
             "one_split": task.one_split,

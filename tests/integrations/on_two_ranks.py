@@ -10,13 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from flatbayes import IVON, LRT, SAM, SGHMC, SGVB, SWAG
+from flatbayes import IVON, LRT, SAM, SGHMC, SGVB, SVGD, SWAG, EntropyMCMC
 from flatbayes.integrations.lightning import FlatCallback
 
 FLAT, SIZE, EPOCHS, RATE = SAM(rho=0.3), 4, 2, 0.1
 MOMENTUM = partial(torch.optim.SGD, lr=RATE, momentum=0.9)
 NOISY = [
     (SGHMC(max_snapshots=3), partial(torch.optim.SGD, lr=RATE)),
+    (EntropyMCMC(coupling=0.5, max_snapshots=3), partial(torch.optim.SGD, lr=RATE)),
+    (SVGD(num_particles=2), partial(torch.optim.Adam, lr=0.01)),
     (SGVB(initial_std=0.1), partial(torch.optim.Adam, lr=0.01)),
     (IVON(beta2=0.9), partial(torch.optim.SGD, lr=RATE)),
     (LRT(initial_std=0.1), partial(torch.optim.Adam, lr=0.01)),

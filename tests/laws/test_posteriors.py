@@ -9,6 +9,7 @@ import torch
 from flatbayes.core.spec import instantiate, short_name, to_spec
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import SWAG, MCDropout, Posterior
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 from support import (
     FLAT,
     POSTERIORS,
@@ -16,6 +17,7 @@ from support import (
     advance,
     assert_same,
     batch,
+    classes_of,
     descent,
     named,
     needs_weight_distribution,
@@ -102,6 +104,26 @@ def test_same_seed_same_run(posterior):
     (one, losses), (other, other_losses) = train(posterior, SAM()), train(posterior, SAM())
     assert_same(snapshot(one.model), snapshot(other.model))
     assert torch.equal(torch.stack(losses), torch.stack(other_losses))
+
+
+@pytest.mark.parametrize(
+    "posterior", {classes_of(posterior): posterior for posterior in POSTERIORS}.values(), ids=str
+)
+def test_a_fit_depends_on_its_seed_and_not_on_the_global_random_state(posterior):
+    fits = []
+    collection = CollectionConfig(start_fraction=0.0, snapshots_per_epoch=2)
+    config = TrainingConfig(
+        epochs=1, batch_size=12, optimizer=descent(posterior), num_validations=0, collection=collection
+    )
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        fits.append(fit(lambda: network(), batch(size=24), posterior, Plain(), config, show_progress=False))
+    for one, other in zip(fits[0].states, fits[1].states, strict=True):
+        tensors, others = ({**state.model.state_dict(), **state.statistics} for state in (one, other))
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors)
+    if len(fits[0].states) == 2:
+        first, second = (state.statistics.get("particles") for state in fits[0].states)
+        assert first is None or not torch.equal(first, second)
 
 
 @every

@@ -73,12 +73,14 @@ class PosteriorSteps:
             optimizer.param_groups[0]["params"].extend(scales)
             return optimizer
 
-        try:
-            state = posterior.init(network, use_optimizer, num_data)
-        finally:
-            remove_params(optimizer, len(scales))
         process_group = get_process_group_info()
         seed = process_group.broadcast(torch.initial_seed()) if process_group.size > 1 else None
+        same_rng = nullcontext() if seed is None else seeded_rng(spawn_seed(Stream.INITIAL_STATE, seed), network)
+        try:
+            with same_rng:  # particles are the same in every process
+                state = posterior.init(network, use_optimizer, num_data)
+        finally:
+            remove_params(optimizer, len(scales))
         steps = PosteriorSteps(posterior, state, scales, noise_seed=None if is_optimizer_step(posterior) else seed)
         steps._adopt_layers(network)
         return steps

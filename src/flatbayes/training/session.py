@@ -16,7 +16,7 @@ from flatbayes.core.context import vectorized
 from flatbayes.core.interrupts import defer_interrupts, get_pending_interrupt, raise_pending_interrupt
 from flatbayes.core.networks import copy_network
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import RandomState, seeded_rng
+from flatbayes.core.randomness import RandomState, Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import CheckpointManager
@@ -63,7 +63,9 @@ class Session:
         Returns:
             Context with the engine and the posterior's state. The caller's random state is restored at its end.
         """
-        state = run.leader.state = run.leader.init_state(self.place(run))
+        module = self.place(run)
+        with seeded_rng(spawn_seed(Stream.INITIAL_STATE, run.seed), module):  # the same in every process
+            state = run.leader.state = run.leader.init_state(module)
         engine = Engine.create(self.fabric, state.model, state.optimizer, run.config)  # type: ignore[arg-type]
         state.optimizer = engine.optimizer
         for branch in run.followers:
