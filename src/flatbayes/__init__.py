@@ -20,6 +20,7 @@ __all__ = [
     "SGVB",
     "SVGD",
     "SWAG",
+    "TFB",
     "UCI",
     "VGG",
     "WSAM",
@@ -95,6 +96,7 @@ __all__ = [
     "export_torch",
     "fit",
     "tune",
+    "tune_draws",
 ]
 
 if TYPE_CHECKING:
@@ -161,6 +163,7 @@ if TYPE_CHECKING:
         SGVB,
         SVGD,
         SWAG,
+        TFB,
         Ensemble,
         EntropyMCMC,
         Laplace,
@@ -186,6 +189,7 @@ if TYPE_CHECKING:
         Schedule,
         SWALinear,
         TrainingConfig,
+        tune_draws,
     )
     from flatbayes.training.fit import fit
 else:
@@ -207,10 +211,11 @@ else:
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD "
-            "SGVB SVGD SWAG",
+            "SGVB SVGD SWAG TFB",
             "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior calibrate conformalize "
             "evaluate export_onnx export_torch",
-            "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",
+            "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig "
+            "tune_draws",
             "flatbayes.training.fit": "fit",
         },
         "calibration certification checks cli core data diagnostics distillation estimators experiments flatness "

@@ -103,6 +103,7 @@ REASONS = {
     "posteriors/snapshots.py:*": COUNT,
     "posteriors/swag.py:SWAG.*": COUNT,
     "posteriors/swag.py:SnapshotGaussian._gaussian": COUNT,
+    "posteriors/tfb.py:TFB.*": NUMBER,
     "prediction/inputs.py:match_image_layout": "inputs of the user, before they are moved",
     "prediction/inputs.py:find_nonfinite_rows": MESSAGE,
     "prediction/inputs.py:check_finite_predictions": MESSAGE,

@@ -123,7 +123,7 @@ def make_centre(fitted: FittedPosterior) -> FittedPosterior | None:
     Args:
         fitted: The posterior, with which the result shares its networks.
     """
-    scales = [name for name in fitted.posterior.draw_options if name.rpartition(".")[2] == "scale"]
+    scales = [name for name in fitted.posterior.draw_options if name.rpartition(".")[2] in ("scale", "std")]
     if scales and fitted.posterior.stochastic:
         posterior = fitted.posterior
         for name in scales:

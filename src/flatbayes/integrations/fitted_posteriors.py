@@ -14,6 +14,7 @@ from torch.utils.data import (
 )
 
 from flatbayes.core import State
+from flatbayes.core.adapters import share_frozen_parameters
 from flatbayes.core.buffers import find_updated_buffers, norm_layers
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
@@ -181,6 +182,7 @@ def join_posteriors(fitted_posteriors: Sequence[FittedPosterior]) -> FittedPoste
     if any(other != shapes[0] for other in shapes):
         raise ValueError("Members of an ensemble are networks of the same form, and the names or shapes differ.")
     states = [state for fitted in fitted_posteriors for state in fitted.states]
+    share_frozen_parameters([state.model for state in states])
     posterior = Ensemble(first.posterior, len(fitted_posteriors))
     return FittedPosterior(
         posterior, states, first.likelihood, first.transform, first.statistics_inputs, dict(first.info)

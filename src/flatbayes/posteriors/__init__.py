@@ -15,6 +15,7 @@ from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.svgd import SVGD
 from flatbayes.posteriors.swag import SWAG
+from flatbayes.posteriors.tfb import TFB
 
 __all__ = [
     "BSAM",
@@ -26,6 +27,7 @@ __all__ = [
     "SGVB",
     "SVGD",
     "SWAG",
+    "TFB",
     "Ensemble",
     "EntropyMCMC",
     "Laplace",

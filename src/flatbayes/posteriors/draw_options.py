@@ -2,7 +2,7 @@
 
     train once, with all draw options at their defaults
     for each option that is "auto": for each candidate: NLL of the validation examples with draws at that value
-    keep the value with the lowest NLL
+    keep the value with the lowest NLL; of an option with a tolerance the largest value that is within it
 
 This costs forward passes, and no training. `Posterior.draw_options` names the options of a posterior.
 """
@@ -21,17 +21,38 @@ AUTO: Literal["auto"] = "auto"
 T = TypeVar("T")
 
 
+Criterion = Literal["nll", "pseudo_nll", "changed_classes"]
+"""What an option may change: the NLL of the labels, that of the classes predicted at 0, or the predicted classes."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much an option may change predictions from those at 0.
+
+    Attributes:
+        criterion: What is compared. `nll`: its increase relative to its size; `pseudo_nll`: its change, likewise;
+            `changed_classes`: a share of the examples.
+        max_change: Largest accepted change.
+    """
+
+    criterion: Criterion
+    max_change: float
+
+
 @dataclass(frozen=True)
 class DrawOption:
     """An option that only draws depend on.
 
     Attributes:
         default: The value of `auto` without validation examples, and until one is chosen; and that of None.
-        candidates: Values to try, in ascending order. The geometric means of the best and its neighbours follow.
+        candidates: Values to try, in ascending order. The geometric means of the best and its neighbours follow. With
+            a tolerance, the search for the largest accepted value starts with these.
+        tolerance: Accept the largest value within it; None for the value with the lowest NLL.
     """
 
     default: float | None
     candidates: tuple[float, ...]
+    tolerance: Tolerance | None = None
 
 
 COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0))

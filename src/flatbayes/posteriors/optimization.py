@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
+from flatbayes.core.adapters import check_unmerged
 from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.networks import check_one_device
 from flatbayes.core.weights import trainable_parameters
@@ -44,10 +45,11 @@ def init_state(
     """Return a state with an optimizer over all trainable parameters and no statistics.
 
     Raises:
-        ValueError: The model is on several devices, no parameter is trainable, `num_data` is not positive, or the
-            prior is given twice.
+        ValueError: The model is on several devices or has a merged adapter, no parameter is trainable, `num_data` is
+            not positive, or the prior is given twice.
     """
     check_one_device(model)
+    check_unmerged(model, "so training would not change it and draws would not differ")
     params = trainable_parameters(model)
     if not params:
         raise ValueError("The model has no trainable parameters; set requires_grad on those to be learnt.")

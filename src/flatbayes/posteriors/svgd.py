@@ -152,10 +152,11 @@ class SVGD(Posterior):
         rows = center.repeat(self.num_particles - 1, 1)
         if self.initial_std is not None:
             return rows.add_(torch.randn_like(rows), alpha=self.initial_std)
-        all_params = list(model.parameters())  # `reset_parameters` overwrites frozen ones too
+        modules = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+        own_params = list({p: None for m in modules for p in m.parameters(recurse=False)})  # with frozen ones
         for row in rows:
-            with swap_values(all_params, all_params), preserve_buffers(model):
-                for module in model.modules():
+            with swap_values(own_params, own_params), preserve_buffers(model):
+                for module in modules:
                     reset = getattr(module, "reset_parameters", None)
                     if callable(reset):
                         reset()

@@ -32,8 +32,8 @@ _SUPPORTED_NAMES = ", ".join(layer_type.__name__ for layer_type in VARIATIONAL_T
 def make_variational_network(model: nn.Module) -> nn.Module:
     """Return a copy in which every trainable linear and convolutional layer is replaced by its variational type.
 
-    Layers that share a parameter share it in the copy, as a mean with one standard deviation. Their noise in training
-    is independent.
+    Frozen parameters are shared with the model. Layers that share a parameter share it in the copy, as a mean with
+    one standard deviation. Their noise in training is independent.
 
     Raises:
         ValueError: A layer has trainable weights and no variational type, or no layer has one.
@@ -54,6 +54,7 @@ def make_variational_network(model: nn.Module) -> nn.Module:
     )
     network = copy_network(
         model,
+        {id(param): param for param in model.parameters() if not param.requires_grad},
         advice="LRT trains a copy of the network with layers of its own. Remove the attribute, or use SGVB, which "
         "trains the network itself.",
     )

@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flatbayes.core.accelerators import describe_device
+from flatbayes.core.adapters import check_unmerged
 from flatbayes.core.files import atomic_write, remove_files
 from flatbayes.core.input_trees import ModelInputs, flatten_tree
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, get_interface
+from flatbayes.core.networks import hash_tensors
 from flatbayes.core.spec import to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.prediction.metadata import (
     NORM_STEM,
+    REFERENCE_SCHEMA,
     SCHEMA_VERSION,
     TENSORS_STEM,
     PosteriorMetadata,
@@ -38,7 +41,9 @@ from flatbayes.prediction.metadata import (
 from flatbayes.prediction.network_tensors import (
     check_numbers,
     collect_network_tensors,
+    frozen_parameters,
     list_buffer_names,
+    list_stored_tensors,
     select_required_numbers,
 )
 from flatbayes.prediction.restore import TRAINING_INPUTS_PREFIX, explain_damage, pop_prefix, restore_sampler
@@ -48,7 +53,9 @@ MAX_READ_ATTEMPTS = 10
 """Attempts to read an artefact that other processes replace meanwhile."""
 
 
-def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_inputs: bool = True) -> Path:
+def save_posterior(
+    sampler: NetworkSampler, folder: Path, *, with_training_inputs: bool = True, with_frozen: bool = True
+) -> Path:
     """Write the artefact, and remove the one that it replaces.
 
     Args:
@@ -56,10 +63,12 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
         folder: Folder of the artefact; created if necessary.
         with_training_inputs: Whether the batches of training inputs are stored, on which the running statistics of
             further draws are estimated.
+        with_frozen: Whether the parameters that were not trained are stored.
 
     Raises:
         TypeError: The transform or the posterior cannot be described by plain data.
-        ValueError: An entry of `info` that flatbayes uses has another type, or a tensor holds NaN.
+        ValueError: An entry of `info` that flatbayes uses has another type, a tensor holds NaN, an adapter is merged
+            into the frozen weights, or these are to be left out and differ between members.
         OSError: It cannot be written; an earlier artefact in the folder stays as it was.
     """
     if sampler.transform is not None and not isinstance(sampler.transform, Standardize):
@@ -67,7 +76,10 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
             f"Only a Standardize transform can be saved, got {type(sampler.transform).__name__}. Put other "
             "preparation of inputs into the model, or set transform=None and prepare them before predict."
         )
+    for state in sampler.states:
+        check_unmerged(state.model, "so the artefact would add it twice")
     statistics_inputs = sampler.statistics_inputs if with_training_inputs else ()
+    weights = list_stored_tensors([state.model for state in sampler.states], with_frozen=with_frozen)
     metadata: PosteriorMetadata = {
         "schema": SCHEMA_VERSION,
         "draw_rule": sampler.draw_rule,
@@ -75,18 +87,22 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
         "likelihood": _describe_likelihood(sampler.likelihood),
         "num_data": [state.num_data for state in sampler.states],
         "num_statistics_batches": len(statistics_inputs),
-        "frozen": [name for name, p in sampler.states[0].model.named_parameters() if not p.requires_grad],
+        "frozen": list(frozen_parameters(sampler.states[0].model)),
         "buffers": list_buffer_names(sampler.states[0].model),
         "updated_buffers": [
             None if state.updated_buffers is None else sorted(state.updated_buffers) for state in sampler.states
         ],
         "info": sampler.info,
     }
+    if any(len(tensors) < len(collect_network_tensors(sampler.states[0].model)) for tensors in weights):
+        metadata["schema"] = REFERENCE_SCHEMA
+        if not with_frozen:
+            metadata["frozen_sha256"] = hash_tensors(sorted(frozen_parameters(sampler.states[0].model).items()))
     check_info(sampler.info)
     interface = get_interface(sampler.states[0].model)
     if interface != NetworkInterface():
         metadata["interface"] = interface.describe()
-    tensors, norm_tensors = _collect_tensors(sampler, statistics_inputs), _collect_norm_statistics(sampler)
+    tensors, norm_tensors = _collect_tensors(sampler, weights, statistics_inputs), _collect_norm_statistics(sampler)
     if sampler.training_inputs is not None and with_training_inputs:
         statistics = sampler.training_inputs.to_tensors()
         tensors |= {f"{TRAINING_INPUTS_PREFIX}.{name}": tensor for name, tensor in statistics.items()}
@@ -141,12 +157,13 @@ def load_posterior(
     return restore_sampler(folder, metadata, tensors, norm_tensors, model, likelihood, output)
 
 
-def _collect_tensors(sampler: NetworkSampler, statistics_inputs: Sequence[ModelInputs]) -> dict[str, Tensor]:
+def _collect_tensors(
+    sampler: NetworkSampler, weights: Sequence[Mapping[str, Tensor]], statistics_inputs: Sequence[ModelInputs]
+) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for k, state in enumerate(sampler.states):
-        weights = collect_network_tensors(state.model)
-        check_numbers(select_required_numbers(state.model, weights) | state.statistics)
-        tensors |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items()}
+    for k, (state, stored) in enumerate(zip(sampler.states, weights, strict=True)):
+        check_numbers(select_required_numbers(state.model, stored) | state.statistics)
+        tensors |= {f"run.{k}.model.{name}": tensor for name, tensor in stored.items()}
         tensors |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
     for k, batch in enumerate(statistics_inputs):
         tensors |= flatten_tree(batch, f"inputs.{k}")

@@ -65,6 +65,9 @@ def _describe_choices(choices: Any) -> str:
     texts = []
     for name, choice in choices.items():
         losses = choice.get("val_nll", [])
+        if "changes" in choice:
+            texts.append(f"{name} {_describe_tolerance(choice)}")
+            continue
         compared = ", ".join(
             f"{'as trained' if value is None else format_number(value)}: "
             f"{'not finite' if loss is None else format_number(loss)}"
@@ -74,6 +77,22 @@ def _describe_choices(choices: Any) -> str:
         reason = f"lowest validation NLL of {compared}" if losses else f"the default: {choice.get('reason')}"
         texts.append(f"{name} {value} ({reason})")
     return _join(*texts)
+
+
+def _describe_tolerance(choice: Mapping[str, Any]) -> str:
+    """The largest value that validation examples accept, with the changes of the predictions that were compared."""
+    quantities = {
+        "nll": "relative increase of the validation NLL",
+        "pseudo_nll": "relative change of the NLL of its own classes",
+        "changed_classes": "share of changed classes",
+    }
+    compared = ", ".join(
+        f"{format_number(value)}: {'not finite' if change is None else format_number(change)}"
+        for value, change in choice["changes"]
+    )
+    quantity = quantities.get(choice["criterion"], choice["criterion"])
+    limit = format_number(choice["max_change"])
+    return f"{format_number(choice['value'])} (the largest with at most {limit} as {quantity} of {compared})"
 
 
 def describe_network(states: Sequence[State], model: Any) -> str:

@@ -50,7 +50,8 @@ class DrawSource:
         sampler: Draws the networks.
 
     Attributes:
-        num_elements: Number of weights and buffers of a network.
+        common_ids: Identities of the frozen parameters that all members share, which no draw changes.
+        num_elements: Number of the other weights, and of buffers, of a network.
     """
 
     def __init__(self, sampler: NetworkSampler) -> None:
@@ -66,7 +67,9 @@ class DrawSource:
         self._values = self._list_values()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
         self._tensors += [param for model in models for param in list_parameters(model)]  # also of a class of its own
-        self.num_elements = sum(tensor.numel() for tensor in (*list_parameters(models[0]), *models[0].buffers()))
+        self.common_ids = find_common_parameters(models)
+        params = [param for param in list_parameters(models[0]) if id(param) not in self.common_ids]
+        self.num_elements = sum(tensor.numel() for tensor in (*params, *models[0].buffers()))
         self._marks = _mark_tensors(self._tensors)
 
     def is_current(self, sampler: NetworkSampler) -> bool:
@@ -83,6 +86,12 @@ class DrawSource:
         return [value for mapping in self._mappings for value in mapping.values()]
 
 
+def find_common_parameters(models: Sequence[nn.Module]) -> frozenset[int]:
+    """Identities of the frozen parameters that are the same tensors in all networks."""
+    frozen = ({id(param) for param in list_parameters(model) if not param.requires_grad} for model in models)
+    return frozenset(set.intersection(*frozen))
+
+
 def _list_objects(sampler: NetworkSampler) -> list[object]:
     states = [item for state in sampler.states for item in (state.model, state.statistics)]
     return [sampler.posterior, sampler.transform, sampler.statistics_inputs, sampler.draw_rule, *states]
@@ -93,7 +102,7 @@ class _Row:
     """What belongs to a drawn network beside the values of its tensors.
 
     Attributes:
-        tensors: Parameters of the model, and buffers that the draw wrote to, which are swapped in.
+        tensors: Parameters of the model that are its own, and buffers that the draw wrote to, which are swapped in.
         indices: Their positions among all tensors.
         random_state: State of the generators before its forward passes.
     """
@@ -101,6 +110,34 @@ class _Row:
     tensors: list[Tensor]
     indices: list[int]
     random_state: RandomState
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Tensors of a network.
+
+    Attributes:
+        params: Parameters that are its own.
+        buffers: Buffers.
+        common: Frozen parameters that all members share.
+    """
+
+    params: dict[str, nn.Parameter]
+    buffers: dict[str, Tensor]
+    common: list[nn.Parameter]
+
+    @classmethod
+    def from_model(cls, model: nn.Module, common_ids: frozenset[int]) -> "_Member":
+        """The tensors of a network, of which some are shared."""
+        params = named_parameters(model)
+        own = {name: param for name, param in params.items() if id(param) not in common_ids}
+        common = [param for param in params.values() if id(param) in common_ids]
+        return cls(own, dict(model.named_buffers()), common)
+
+    @property
+    def others(self) -> list[Tensor]:
+        """What a draw may leave as it is: buffers, then shared parameters."""
+        return [*self.buffers.values(), *self.common]
 
 
 @dataclass(frozen=True)
@@ -135,9 +172,7 @@ class DrawnNetworks:
     autocast_dtype: torch.dtype | None = None
     can_keep: bool = True
     _rows: dict[int, _Row] = field(default_factory=dict, init=False, repr=False)
-    _members: dict[int, tuple[dict[str, nn.Parameter], dict[str, Tensor]]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _members: dict[int, "_Member"] = field(default_factory=dict, init=False, repr=False)
     _slots: dict[str, _Slot] = field(default_factory=dict, init=False, repr=False)
     _columns: list[Tensor] = field(default_factory=list, init=False, repr=False)
     _network: nn.Module = field(init=False, repr=False)
@@ -179,15 +214,14 @@ class DrawnNetworks:
             return
         if keep and self.can_keep:
             if member not in self._members:
-                self._members[member] = (named_parameters(model), dict(model.named_buffers()))
-            params, buffers = self._members[member]
-            marks = _mark_tensors(buffers.values())
+                self._members[member] = _Member.from_model(model, self.source.common_ids)
+            marks = _mark_tensors(self._members[member].others)
         with sampler.sampled_network(self.sample_ids[k], self.autocast_dtype) as network:
             if not (keep and self.can_keep):
                 yield network
                 return
             self.can_keep = network is model and self._keep_row(k, model, marks)
-            with self._check_writes(list(params.values())):
+            with self._check_writes(list(self._members[member].params.values())):
                 yield network
 
     def compute_all_outputs(
@@ -258,10 +292,13 @@ class DrawnNetworks:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _keep_row(self, k: int, model: nn.Module, marks: Sequence[TensorMark]) -> bool:
-        """Copy a drawn network to its row, if that is possible; `marks` are those of its buffers before the draw."""
-        params, buffers = self._members[self.sample_ids[k][1]]
-        tensors = {**params, **buffers}
+        """Copy a drawn network to its row, if that is possible; `marks` are those of the others before the draw."""
+        member = self._members[self.sample_ids[k][1]]
+        tensors = {**member.params, **member.buffers}
         values = list(tensors.values())
+        is_written = [new != old for new, old in zip(_mark_tensors(member.others), marks, strict=True)]
+        if any(is_written[len(member.buffers) :]):  # a draw that changes frozen weights
+            return False
         if any(module.training for module in list_modules(model)) or not values:
             return False
         if not self._columns:
@@ -274,9 +311,8 @@ class DrawnNetworks:
         if [(t.dtype, t.shape) for t in values] != [(slot.dtype, slot.shape) for slot in self._slots.values()]:
             return False
         copy_values([column[k] for column in self._columns], values)
-        current = _mark_tensors(buffers.values())
-        is_written = {name: new != old for name, new, old in zip(buffers, current, marks, strict=True)}
-        indices = [j for j, name in enumerate(tensors) if name in params or is_written[name]]
+        num_params = len(member.params)
+        indices = [j for j in range(len(values)) if j < num_params or is_written[j - num_params]]
         self._rows[k] = _Row([values[j] for j in indices], indices, RandomState.capture(model))
         return True
 

@@ -286,7 +286,7 @@ class FittedPosterior(NetworkSampler):
         """
         return compile_posterior(self, num_draws, seed)
 
-    def save(self, folder: str | Path, *, with_training_inputs: bool = True) -> Path:
+    def save(self, folder: str | Path, *, with_training_inputs: bool = True, with_frozen: bool = True) -> Path:
         """Write the artefact, in place of an earlier one in the folder, and return the folder.
 
         The artefact of a network with BatchNorm holds batches of training inputs, on which the running statistics of
@@ -297,12 +297,14 @@ class FittedPosterior(NetworkSampler):
             with_training_inputs: False leaves these batches out, and the statistics of the training inputs, where
                 training inputs must not be passed on. The networks that have been drawn before can then be drawn
                 again, and no others.
+            with_frozen: False leaves out the parameters that were not trained, such as those of the network below
+                adapters: the artefact has a checksum of them, and `load` needs a model with the same ones.
 
         Raises:
             TypeError: The transform or the posterior cannot be described by plain data.
             OSError: It cannot be written; an earlier artefact in the folder stays as it was.
         """
-        return save_posterior(self, Path(folder), with_training_inputs=with_training_inputs)
+        return save_posterior(self, Path(folder), with_training_inputs=with_training_inputs, with_frozen=with_frozen)
 
     @classmethod
     def load(

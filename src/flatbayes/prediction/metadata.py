@@ -17,7 +17,10 @@ SCHEMA_VERSION = 5
 names of the files with tensors, a file of its own for running statistics of draws, buffers that are not persistent,
 and which buffers training updated; schema 5 the rule of
 draws."""
-READABLE_SCHEMAS = (1, 2, 3, 4, 5)
+REFERENCE_SCHEMA = 6
+"""Schema of an artefact that leaves out frozen weights: those that all members share are stored with the first, and
+those of a published network may be missing altogether."""
+READABLE_SCHEMAS = (1, 2, 3, 4, 5, REFERENCE_SCHEMA)
 """Since schema 2 the same seed draws other networks, so statistics of draws in schema 1 are ignored."""
 
 METADATA_FILE = "posterior.json"
@@ -51,6 +54,8 @@ class PosteriorMetadata(TypedDict):
     """Batches of inputs that are stored for batch-norm statistics."""
     frozen: NotRequired[list[str]]
     """Parameters that were not trained."""
+    frozen_sha256: NotRequired[str]
+    """Checksum of the frozen parameters, where the artefact has none of them."""
     buffers: NotRequired[list[str]]
     """Names of the buffers."""
     updated_buffers: NotRequired[list[list[str] | None]]
@@ -115,6 +120,7 @@ REQUIRED_ENTRIES: dict[str, Check] = {
 """What each entry must be, and its description."""
 OPTIONAL_ENTRIES: dict[str, Check] = {
     "frozen": _TEXTS,
+    "frozen_sha256": _TEXT,
     "buffers": _TEXTS,
     "updated_buffers": (
         lambda value: isinstance(value, list) and all(names is None or _is_text_list(names) for names in value),

@@ -65,6 +65,7 @@ class NetworkRunner:
         Raises:
             ValueError: `vectorized` or `compiled` is set and the draws are more than weights.
         """
+        sampler.check_adapters()
         vectorized = False if compiled else vectorized
         if vectorized is not False:
             outputs = self._compute_layer_outputs(sampler, sample_ids, batches, autocast_dtype)

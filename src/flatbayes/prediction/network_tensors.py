@@ -1,14 +1,15 @@
 """The network of an artefact: which tensors are stored, and how it is built and gets them back."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import norm_layers
-from flatbayes.core.networks import copy_network, match_dtypes, materialize_from_weights
+from flatbayes.core.networks import copy_network, hash_tensors, match_dtypes, materialize_from_weights
 from flatbayes.core.spec import instantiate
+from flatbayes.core.traversal import named_parameters
 from flatbayes.prediction.limits import AllocationLimit, check_max_integer
 
 MAX_MODEL_SPEC_CHARS = 2**16
@@ -30,6 +31,65 @@ def collect_network_tensors(model: nn.Module) -> dict[str, Tensor]:
     others = {name: buffer for name, buffer in model.named_buffers() if name not in tensors}
     tensors |= {name: buffer for name, buffer in others.items() if describe_obstacle(buffer) is None}
     return {name: tensor for name, tensor in tensors.items() if name not in tied_names}
+
+
+def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that are not trained, by their first names."""
+    return {name: param for name, param in named_parameters(model).items() if not param.requires_grad}
+
+
+def list_stored_tensors(models: Sequence[nn.Module], *, with_frozen: bool) -> list[dict[str, Tensor]]:
+    """For each network the tensors that are stored: frozen parameters that all share with the first only, or nowhere.
+
+    Args:
+        models: The networks of all training runs.
+        with_frozen: Whether frozen parameters are stored.
+
+    Raises:
+        ValueError: They are not stored, and networks have different ones.
+    """
+    stored, first = [], frozen_parameters(models[0])
+    for model in models:
+        tensors, frozen = collect_network_tensors(model), frozen_parameters(model)
+        shared = {name for name, param in frozen.items() if first.get(name) is param}
+        if not with_frozen and len(shared) < len(frozen):
+            raise ValueError(
+                "with_frozen=False refers to one set of frozen weights, and those of members differ: leave it out."
+            )
+        omitted = shared if not with_frozen or model is not models[0] else set()
+        stored.append({name: tensor for name, tensor in tensors.items() if name not in omitted})
+    return stored
+
+
+def fill_in_frozen(
+    weights: Mapping[str, Tensor],
+    model: nn.Module,
+    first_weights: Mapping[str, Tensor],
+    names: Sequence[str],
+    checksum: str | None,
+) -> dict[str, Tensor]:
+    """The stored tensors of a training run, and those that the artefact leaves out.
+
+    Args:
+        weights: The stored tensors by name.
+        model: The network, which has the frozen parameters if the artefact has none of them.
+        first_weights: Tensors of the first run, which has those that all runs share.
+        names: Names of the frozen parameters.
+        checksum: Checksum of the frozen parameters if the artefact has none of them.
+
+    Raises:
+        ValueError: The network has other frozen parameters than that of the artefact.
+    """
+    sources: Mapping[str, Tensor] = first_weights
+    if checksum is not None:
+        params = named_parameters(model)
+        sources = {name: params[name].detach() for name in names if name in params}
+        if hash_tensors(sorted(sources.items())) != checksum:
+            raise ValueError(
+                "The artefact was saved without the weights that were not trained, and those of the given network "
+                "are others. Pass the network with the pretrained weights that the adapters were trained on."
+            )
+    return {name: sources[name] for name in names if name in sources} | dict(weights)
 
 
 def check_storable(model: nn.Module) -> None:

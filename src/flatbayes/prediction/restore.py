@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.adapters import share_frozen_parameters
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network
 from flatbayes.core.spec import instantiate
@@ -20,10 +21,11 @@ from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.limits import AllocationLimit, check_max_integer
-from flatbayes.prediction.metadata import PosteriorMetadata
+from flatbayes.prediction.metadata import REFERENCE_SCHEMA, PosteriorMetadata
 from flatbayes.prediction.network_tensors import (
     MAX_INTEGER,
     check_numbers,
+    fill_in_frozen,
     find_tied_tensors,
     freeze_parameters,
     make_model_builder,
@@ -72,7 +74,7 @@ def restore_sampler(
         norm_tensors |= pop_prefix(tensors, "draw")  # schemas 1 to 3 keep them with the weights
         likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
     build_model = make_model_builder(model, metadata["info"])
-    states = []
+    states, first_weights = list[State](), dict[str, Tensor]()
     for member, count in enumerate(num_data):
         member_tensors = pop_prefix(tensors, f"run.{member}")
         network = build_model(member_tensors)
@@ -81,8 +83,12 @@ def restore_sampler(
         if interface != NetworkInterface():
             adapt_network(network, interface.output, inputs=interface.inputs)
         with explain_damage(folder):
+            if metadata["schema"] >= REFERENCE_SCHEMA:
+                member_tensors |= _find_omitted(metadata, member_tensors, network, first_weights)
+                first_weights = first_weights or _select_prefix(member_tensors, "model")
             states.append(_restore_state(posterior, network, count, member_tensors, metadata, folder))
             states[-1].updated_buffers = _parse_updated_buffers(metadata, member)
+    share_frozen_parameters([state.model for state in states])
     if tensors:
         raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
     sampler = NetworkSampler(
@@ -156,6 +162,18 @@ def _restore_state(
         ) from error
     state.model.eval()
     return state
+
+
+def _find_omitted(
+    metadata: PosteriorMetadata,
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    first_weights: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The frozen weights that the artefact does not store for a run, by their names in the artefact."""
+    weights, checksum = _select_prefix(tensors, "model"), metadata.get("frozen_sha256")
+    filled = fill_in_frozen(weights, model, first_weights, metadata.get("frozen", []), checksum)
+    return {f"model.{name}": tensor for name, tensor in filled.items() if name not in weights}
 
 
 def _parse_updated_buffers(metadata: PosteriorMetadata, member: int) -> frozenset[str] | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flatbayes.calibration import CalibrationMap
 from flatbayes.core import State
 from flatbayes.core.accelerators import describe_device
+from flatbayes.core.adapters import check_unmerged
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.devices import has_float64, is_accelerator, move_tensor
 from flatbayes.core.display import format_fields
@@ -218,6 +219,7 @@ class NetworkSampler:
             autocast_dtype: Precision in which running statistics are estimated, from `resolve_autocast_dtype`.
         """
         # A network may use random numbers also in eval mode, such as functional dropout that is always active.
+        self.check_adapters()
         state = self.states[sample_id[1]]
         with seeded_rng(spawn_seed(Stream.FORWARD, *sample_id), state.model), self._draw(sample_id) as network:
             cache = self._get_statistics_cache(autocast_dtype)
@@ -232,6 +234,16 @@ class NetworkSampler:
                     cache[sample_id] = statistics
             with swap_buffers(network, statistics):
                 yield network
+
+    def check_adapters(self) -> None:
+        """Refuse draws of merged adapters, whose factors the networks do not use.
+
+        Raises:
+            ValueError: An adapter is merged, and draws are not the weights of the model.
+        """
+        if self.posterior.stochastic or self.posterior.needs_norm_reestimation:
+            for state in self.states:
+                check_unmerged(state.model, "so draws would not differ")
 
     def share_norm_statistics(self, sample_ids: Sequence[SampleId], autocast_dtype: torch.dtype | None) -> None:
         """Use the running statistics of the first network for all: weights below BatchNorm layers are equal."""

@@ -13,6 +13,7 @@ from flatbayes.training.config_groups import (
     PrecisionConfig,
 )
 from flatbayes.training.cross_conformal import CrossConformalPosterior, fit_cross_conformal
+from flatbayes.training.draw_choice import tune_draws
 from flatbayes.training.dry_run import dry_run
 from flatbayes.training.fit import fit
 from flatbayes.training.loop import DivergenceWarning
@@ -45,6 +46,7 @@ __all__ = [
     "fit",
     "fit_cross_conformal",
     "make_logger",
+    "tune_draws",
 ]
 
 explain_old_arguments(__name__)

@@ -1,17 +1,23 @@
 """Choice of the draw options of a fitted posterior that are "auto", on validation examples and without training."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flatbayes.posteriors.draw_options import DrawOption, list_auto_options, replace_option
+from flatbayes.likelihoods import CategoricalPredictive
+from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.training.data import TrainingData
 
 NUM_DRAWS = 30
 MAX_EXAMPLES = 2000
 """Largest number of validation examples of a choice: with more, its time would exceed a few percent of a training."""
 CHOICE_KEY = "draw_options"
+NUM_TOLERANCE_DRAWS = 10
+"""Draws of a comparison with the predictions at 0, the published number."""
+NUM_HALVINGS, BRACKET_FACTOR, MAX_BRACKET_STEPS = 6, 4.0, 10
 
 
 def choose_draw_options(
@@ -27,21 +33,46 @@ def choose_draw_options(
 
     Returns:
         By dotted name of the option: its `value`; with validation examples their number and the pairs of value and
-        NLL that were compared, without any the `reason` why the value is the default.
+        NLL, or of value and change, that were compared, without any the `reason` why the value is the default.
     """
     posterior = fitted.posterior
     options = list_auto_options(posterior.draw_options, posterior, with_none=is_automatic)
     examples = training_data.sample_validation(MAX_EXAMPLES) if options and can_predict else None
     if examples is None:  # what nobody has set needs no explanation
         options = list_auto_options(posterior.draw_options, posterior)
-    choices: dict[str, Any] = {}
-    for name, option in options.items():
-        if examples is None:
-            reason = "no validation examples" if can_predict else "no predictive distribution"
-            choices[name] = {"value": option.default, "reason": reason}
-            continue
-        choices[name] = _compare_values(apply_choices(fitted, choices), examples, name, option)
-    return choices
+    reason = "no validation examples" if can_predict else "no predictive distribution"
+    return _choose_on_examples(fitted, options, examples, reason)
+
+
+def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> FittedPosterior:
+    """Choose the draw options that are "auto" on validation examples, with forward passes only.
+
+    `fit` does this with its validation examples. Use this function for a posterior that was trained in another loop,
+    or around weights that were trained before.
+
+    Args:
+        fitted: The posterior, which is not changed; the result shares its networks.
+        data: Labelled examples that were not used for training, as for `evaluate`.
+        targets: Targets of these inputs, if `data` are inputs alone.
+
+    Raises:
+        ValueError: No draw option of the posterior is "auto".
+
+    Examples:
+        >>> state = TFB().init(network, None, num_data=12)
+        >>> fitted = tune_draws(FittedPosterior(TFB(), [state], Categorical(3)), examples, targets)
+        >>> fitted.posterior.std > 0
+        True
+    """
+    options = list_auto_options(fitted.posterior.draw_options, fitted.posterior)
+    if not options:
+        raise ValueError(
+            f"No draw option of {type(fitted.posterior).__name__} is 'auto', so there is nothing to choose. Set one, "
+            f"such as {next(iter(fitted.posterior.draw_options), 'scale')}='auto'."
+        )
+    choices = _choose_on_examples(fitted, options, data if targets is None else (data, targets), "")
+    training = {**fitted.info.get("training", {}), CHOICE_KEY: choices}
+    return replace(apply_choices(fitted, choices), info={**fitted.info, "training": training})
 
 
 def apply_choices(fitted: FittedPosterior, choices: dict[str, Any]) -> FittedPosterior:
@@ -55,6 +86,45 @@ def apply_choices(fitted: FittedPosterior, choices: dict[str, Any]) -> FittedPos
     for name, choice in choices.items():
         posterior = replace_option(posterior, name, choice["value"])
     return replace(fitted, posterior=posterior, norm_statistics={})
+
+
+def find_largest(is_accepted: Callable[[float], bool], low: float, high: float) -> float:
+    """The largest value found to be accepted, by a search for a bracket and bisection of its logarithm; else 0.
+
+    Args:
+        is_accepted: Whether a value is accepted.
+        low: First value; if it is refused, smaller ones follow.
+        high: Tried after an accepted `low`; if it is accepted, larger ones follow.
+    """
+    accepted, refused, value = 0.0, math.inf, low
+    num_steps, num_halvings = MAX_BRACKET_STEPS, NUM_HALVINGS
+    while num_steps >= 0 and num_halvings >= 0:
+        if is_accepted(value):
+            accepted = value
+        else:
+            refused = value
+        if accepted == 0:
+            num_steps, value = num_steps - 1, refused / BRACKET_FACTOR
+        elif refused == math.inf:
+            num_steps, value = num_steps - 1, high if accepted < high else accepted * BRACKET_FACTOR
+        else:
+            num_halvings, value = num_halvings - 1, math.sqrt(accepted * refused)
+    return accepted
+
+
+def _choose_on_examples(
+    fitted: FittedPosterior, options: dict[str, DrawOption], examples: Any, reason: str
+) -> dict[str, Any]:
+    choices: dict[str, Any] = {}
+    for name, option in options.items():
+        current = apply_choices(fitted, choices)
+        if examples is None:
+            choices[name] = {"value": option.default, "reason": reason}
+        elif option.tolerance is None:
+            choices[name] = _compare_values(current, examples, name, option)
+        else:
+            choices[name] = _find_largest_tolerated(current, examples, name, option, option.tolerance)
+    return choices
 
 
 def _compare_values(fitted: FittedPosterior, examples: Any, name: str, option: DrawOption) -> dict[str, Any]:
@@ -81,3 +151,73 @@ def _compare_values(fitted: FittedPosterior, examples: Any, name: str, option: D
     best = min(losses, key=losses.__getitem__)
     pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
     return {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
+
+
+def _find_largest_tolerated(
+    fitted: FittedPosterior, examples: Any, name: str, option: DrawOption, tolerance: Tolerance
+) -> dict[str, Any]:
+    measure = _make_criterion(fitted, examples, name, tolerance.criterion)
+    changes: dict[float, float] = {}
+
+    def is_accepted(value: float) -> bool:
+        try:
+            changes[value] = measure(value)
+        except RuntimeError:  # predictions far from the mean that are not finite
+            changes[value] = math.inf
+        return changes[value] <= tolerance.max_change
+
+    value = find_largest(is_accepted, option.candidates[0], option.candidates[-1])
+    return {
+        "value": value,
+        "criterion": tolerance.criterion,
+        "max_change": tolerance.max_change,
+        "changes": [[v, change if math.isfinite(change) else None] for v, change in sorted(changes.items())],
+    }
+
+
+def _make_criterion(
+    fitted: FittedPosterior, examples: Any, name: str, criterion: Criterion
+) -> Callable[[float], float]:
+    """A function that measures the change of the predictions at a value from those at 0.
+
+    Raises:
+        ValueError: The criterion is about classes, and the predictions are numbers.
+    """
+
+    def replace_value(value: float) -> FittedPosterior:
+        return apply_choices(fitted, {name: {"value": value}})
+
+    if criterion == "nll":
+
+        def measure_nll(value: float) -> float:
+            return float(evaluate(replace_value(value), examples, num_draws=NUM_TOLERANCE_DRAWS).metrics["nll"])
+
+        return _make_relative(measure_nll)
+
+    def predict(value: float) -> CategoricalPredictive:
+        candidate = replace_value(value)
+        predictive = predict_labelled(candidate, examples, None, NUM_TOLERANCE_DRAWS, batch_size=256)[0]
+        if not isinstance(predictive, CategoricalPredictive):
+            raise ValueError(f"criterion={criterion!r} is about classes, and predictions are numbers: use 'nll'.")
+        return predictive
+
+    classes = predict(0.0).top_class
+    if criterion == "changed_classes":
+        return lambda value: float((predict(value).top_class != classes).double().mean())
+
+    def measure_loss(value: float) -> float:
+        return -float(predict(value).log_probs.gather(-1, classes[..., None]).mean())
+
+    measure_increase = _make_relative(measure_loss)
+    return lambda value: abs(measure_increase(value))  # noise can make a prediction more certain, too
+
+
+def _make_relative(measure_loss: Callable[[float], float]) -> Callable[[float], float]:
+    """A function that gives the increase of a loss from its value at 0, relative to the size of that."""
+    initial = measure_loss(0.0)
+
+    def measure_increase(value: float) -> float:
+        increase = measure_loss(value) - initial
+        return increase / abs(initial) if initial else math.copysign(math.inf, increase) if increase else 0.0
+
+    return measure_increase

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
 from flatbayes.core.accelerators import describe_device
+from flatbayes.core.adapters import share_frozen_parameters
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.optional import get_version
@@ -210,6 +211,7 @@ class TrainingSetup:
         factory = self.factory
         for state in states:
             state.optimizer = None
+        share_frozen_parameters([state.model for state in states])
         is_needed = factory.posterior.needs_norm_reestimation and any(
             norm_layers(state.model, state.updated_buffers) for state in states
         )

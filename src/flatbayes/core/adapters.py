@@ -1,0 +1,127 @@
+"""Low-rank adapters (LoRA): their factors, found by names, merged adapters, and frozen weights that networks share.
+
+An adapter adds `scaling * outer @ inner` to a frozen weight, with `inner` of shape (rank, inputs) and `outer` of
+shape (outputs, rank). No library of adapters is imported: PEFT, torchtune and loralib name their factors alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core.traversal import list_modules, named_parameters
+
+FACTOR_NAMES = (("lora_embedding_A", "lora_embedding_B"), ("lora_A", "lora_B"), ("lora_a", "lora_b"))
+"""Names of the inner and the outer factor."""
+
+
+@dataclass(frozen=True, eq=False)
+class FactorPair:
+    """The two factors of an adapter.
+
+    Attributes:
+        inner: A, whose first dimension is the rank.
+        outer: B, whose second dimension is the rank.
+    """
+
+    inner: nn.Parameter
+    outer: nn.Parameter
+
+    @property
+    def outer_matrix(self) -> Tensor:
+        """B as a matrix, shape (outputs, rank); that of a convolution has kernels of size 1."""
+        return self.outer.detach().flatten(1)
+
+
+def find_factor_pairs(model: nn.Module) -> dict[str, FactorPair]:
+    """Find the adapters that are trained, by the name of their inner factor.
+
+    Adapters of which no factor requires gradients are left out: PEFT turns off those of inactive adapters.
+
+    Args:
+        model: The network.
+
+    Raises:
+        ValueError: Two factors have shapes that cannot be multiplied.
+    """
+    params = named_parameters(model)
+    pairs: dict[str, FactorPair] = {}
+    for name, param in params.items():
+        outer = params.get(_replace_factor_name(name))
+        if outer is None or outer is param or not (param.requires_grad or outer.requires_grad):
+            continue
+        pair = pairs[name] = FactorPair(param, outer)
+        if param.ndim < 2 or outer.ndim < 2 or pair.outer_matrix.shape[1] != len(param):
+            raise ValueError(
+                f"{name} of shape {tuple(param.shape)} and {_replace_factor_name(name)} of shape "
+                f"{tuple(outer.shape)} are no factors of a product: expected (rank, inputs) and (outputs, rank)."
+            )
+    return pairs
+
+
+def find_merged_adapter(model: nn.Module) -> str | None:
+    """Name of a layer whose adapter is merged into the frozen weight, so that its factors are not used; else None.
+
+    Args:
+        model: The network.
+    """
+    if not any(_is_merged(module) for module in list_modules(model)):
+        return None
+    return next(name or type(module).__name__ for name, module in model.named_modules() if _is_merged(module))
+
+
+def check_unmerged(model: nn.Module, reason: str) -> None:
+    """Refuse a network with a merged adapter.
+
+    Args:
+        model: The network.
+        reason: What would go wrong, the end of the first sentence of the message.
+
+    Raises:
+        ValueError: An adapter is merged.
+    """
+    name = find_merged_adapter(model)
+    if name is not None:
+        raise ValueError(
+            f"The adapter of {name} is merged into its frozen weight, {reason}. Call unmerge_adapter() on the model "
+            "of PEFT, or unmerge() on the layers."
+        )
+
+
+def share_frozen_parameters(networks: Sequence[nn.Module]) -> None:
+    """Let networks share the frozen parameters that are equal, in place: those of the first are used in all.
+
+    Args:
+        networks: Networks of the same form.
+    """
+    first, *others = networks
+    own = dict(first.named_parameters(remove_duplicate=False)) if others else {}
+    for network in others:
+        for prefix, module in network.named_modules():
+            for name, param in module._parameters.items():
+                common = own.get(f"{prefix}.{name}".removeprefix("."))
+                if param is not None and common is not None and _can_share(param, common):
+                    module._parameters[name] = common
+
+
+def _can_share(param: nn.Parameter, common: nn.Parameter) -> bool:
+    if param.requires_grad or common.requires_grad or type(param) is not type(common):
+        return False
+    if (param.dtype, param.device, param.shape) != (common.dtype, common.device, common.shape):
+        return False
+    return param is common or torch.equal(param, common)
+
+
+def _is_merged(module: nn.Module) -> bool:
+    """Whether a layer with factors says that they are merged, as those of PEFT and loralib do."""
+    names = (*module._modules, *module._parameters)
+    return any(name.startswith("lora_") for name in names) and getattr(module, "merged", False) is True
+
+
+def _replace_factor_name(name: str) -> str:
+    """The name of the outer factor for that of an inner one; any other name itself."""
+    for inner, outer in FACTOR_NAMES:
+        if inner in name:
+            return name.replace(inner, outer)
+    return name
