@@ -478,7 +478,7 @@ def test_missing_and_duplicate_priors_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"structure": "full"}, "structure must be diag or kron or last_layer, got 'full'"),
+        ({"structure": "full"}, "structure must be diag or kron or last_layer or last_layer_kron, got 'full'"),
         ({"predictive": "probit"}, "predictive must be linearised or sampled"),
         ({"tune": "grid"}, "tune must be none or evidence"),
         ({"prior_precision": 0.0}, r"prior_precision must be positive and finite, got 0\.0"),

@@ -15,7 +15,7 @@ from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Pre
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.posteriors import BSAM, IVON, LRT, SGVB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.curvature import make_curvature
-from flatbayes.posteriors.laplace import PredictiveMode
+from flatbayes.posteriors.laplace import LAST_LAYER_STRUCTURES, PredictiveMode
 from flatbayes.posteriors.variational import raw_to_std
 from flatbayes.prediction import FittedPosterior
 
@@ -102,7 +102,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
     method = evidence.method
     if not isinstance(method, Laplace):
         return "the posterior is not a Laplace approximation"
-    if method.structure == "last_layer":
+    if method.structure in LAST_LAYER_STRUCTURES:
         return "a network that is linear in its random weights has one predictive"
     if obstacle := evidence.find_obstacle(evidence.fitted, NUM_DRAWS):
         return obstacle

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.input_trees import ModelInputs, split_examples
 from flatbayes.core.linear_head import extract_features
-from flatbayes.core.tensor_lists import unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
 from flatbayes.posteriors.ggn import (
@@ -47,7 +47,7 @@ from flatbayes.posteriors.last_layer import (
 )
 from flatbayes.posteriors.layer_calls import MatrixLayer, get_layer_parameters, name_layer_parameters, unfold_inputs
 
-CurvatureStructure = Literal["diag", "kron", "last_layer"]
+CurvatureStructure = Literal["diag", "kron", "last_layer", "last_layer_kron"]
 """Approximation of the curvature, see `Laplace`."""
 
 MAX_EXAMPLES_PER_GRAPH = 128
@@ -123,6 +123,18 @@ class CurvatureApproximation(ABC):
             One tensor per parameter, in the order and shapes of `params`.
         """
 
+    def compute_draws(
+        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, "draws params"], temperature: float
+    ) -> Float[Tensor, "draws params"]:
+        """Return the offsets of several draws, each as one vector.
+
+        Args:
+            statistics: As for `compute_offsets`.
+            noise: Standard normal numbers.
+            temperature: Temperature of the posterior.
+        """
+        return torch.stack([flatten(self.compute_offsets(statistics, row, temperature)) for row in noise])
+
 
 def make_curvature(structure: CurvatureStructure, model: nn.Module) -> CurvatureApproximation:
     """Return the approximation of a structure for a model.
@@ -134,6 +146,9 @@ def make_curvature(structure: CurvatureStructure, model: nn.Module) -> Curvature
         return DiagonalCurvature(model)
     if structure == "kron":
         return KroneckerCurvature(model, find_kfac_layers(model))
+    if structure == "last_layer_kron":
+        layer = find_last_linear(model)
+        return KroneckerCurvature(model, {name: layer for name, module in model.named_modules() if module is layer})
     return LastLayerCurvature(model, find_last_linear(model))
 
 
@@ -262,6 +277,12 @@ class LastLayerCurvature(CurvatureApproximation):
     ) -> list[Tensor]:
         """Return the product of the square root and the noise."""
         return unflatten(statistics["scale"] @ noise, list(self.params.values()))
+
+    def compute_draws(
+        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, "draws params"], temperature: float
+    ) -> Float[Tensor, "draws params"]:
+        """Return the offsets with one product."""
+        return noise @ statistics["scale"].T
 
     def _compute_features(self, inputs: ModelInputs) -> tuple[Tensor, Tensor] | None:
         """Return outputs, and features with an appended 1 for the bias; None where the outputs are not W φ + bias."""

@@ -48,6 +48,9 @@ from flatbayes.posteriors.requirements import Trajectory
 PredictiveMode = Literal["linearised", "sampled"]
 """Network of a draw: the linearised network, or the network itself at sampled weights."""
 
+LAST_LAYER_STRUCTURES: tuple[CurvatureStructure, ...] = ("last_layer", "last_layer_kron")
+"""Structures with all randomness in the last linear layer."""
+
 PriorTuning = Literal["none", "evidence"]
 """Whether the prior precision is chosen after training, and how."""
 
@@ -62,7 +65,8 @@ class Laplace(Posterior):
 
     Attributes:
         structure: Approximation of the curvature. `last_layer`: the full GGN of the last torch.nn.Linear in
-            registration order, with all other weights fixed; its size is the square of that layer's. `kron`:
+            registration order, with all other weights fixed; its size is the square of that layer's.
+            `last_layer_kron`: Kronecker factors of that layer, for one with more than 2,000 weights. `kron`:
             Kronecker factors of every linear and convolutional layer (KFAC), with other parameters fixed. `diag`: the
             diagonal for all trainable weights of any network, with one backward pass per output of each example, and
             many at a time unless an operation has no rule for `torch.vmap` (RReLU) or a wrong one (PReLU).
@@ -205,8 +209,8 @@ class Laplace(Posterior):
         statistics["finished"].fill_(1)
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
-        """Return the last linear layer for `last_layer`, None for other structures."""
-        return find_last_linear(state.model) if self.structure == "last_layer" else None
+        """Return the last linear layer for structures of it, None for others."""
+        return find_last_linear(state.model) if self.structure in LAST_LAYER_STRUCTURES else None
 
     @torch.no_grad()
     def draw_layer(
@@ -217,10 +221,11 @@ class Laplace(Posterior):
         curvature = make_curvature(self.structure, state.model)
         noise, params = self._draw_noise(state, curvature, generators), list(curvature.params.values())
         means = unflatten(state.statistics["mean"], params) if self.needs_norm_reestimation else params
-        offsets = (noise @ state.statistics["scale"].T).split([param.numel() for param in params], 1)
+        offsets = curvature.compute_draws(state.statistics, noise, self.temperature)
+        offsets_by_param = offsets.split([param.numel() for param in params], 1)
         drawn = {
             id(param): mean + offset.view(-1, *param.shape).to(param.dtype)
-            for param, mean, offset in zip(params, means, offsets, strict=True)
+            for param, mean, offset in zip(params, means, offsets_by_param, strict=True)
         }
 
         def get_draws(param: Tensor) -> Tensor:

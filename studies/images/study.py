@@ -1,0 +1,352 @@
+"""Trainings of the study, each in a file of its own.
+
+For every setting (images of a class, and which layers are trained), on validation images of seeds 0 and 1:
+
+1. the learning rate of plain training, and the options of IVON, by the NLL
+2. one training for all other posteriors, plain and by SAM with every radius; the radius is that of the lowest NLL,
+   averaged over posteriors and the two seeds
+
+and on test images of all seeds:
+
+3. plain, and SAM with this radius: one training for these posteriors and for the first network of the ensemble
+4. the same for IVON
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from flatbayes import SAM, Plain, TrainingConfig
+from flatbayes.core.files import read_json, replace_nonfinite, write_json
+from flatbayes.diagnostics import LossSurface
+from flatbayes.diagnostics.sharpness import one_step_gap
+from flatbayes.metrics import aurc, auroc, classification_metrics, cross_fitted_nll, ensemble_nlls
+from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, Posterior
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
+from flatbayes.training.sharing import FitOutcome, fit_together
+from studies.images.task import CLASSES, CORRUPTIONS, Examples, Task, load_task
+
+RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 8, 16
+EPOCHS = {"head": {20: 30, 50: 20, 200: 10}, "block": {20: 30, 50: 20, 200: 10}, "all": {20: 10, 50: 8, 200: 4}}
+RATES, MIN_RATE = (1e-3, 3e-4), 1e-5
+SHARED: dict[str, Posterior] = {
+    "MAP": MAP(),
+    "MC-Dropout": MCDropout(),
+    "SWAG-Diag": SWAG(rank=0, scale=1.0),
+    "SWAG": SWAG(rank=10),
+}
+"""Posteriors of one training, all with the dropout of the pretrained network, 0.2."""
+LAPLACE = {scale: Laplace(structure="last_layer_kron", tune="evidence", scale=scale) for scale in (1, 0.1, 0.01, 0.001)}
+ENSEMBLE: dict[str, Posterior] = {"Ensemble": Ensemble(size=3)}
+IVON_RATE, IVON_TEMPERATURES = 0.2, (0.1, 0.01)
+EVALUATION_SETS = ("val", "test", "ood", *CORRUPTIONS)
+SHARPNESS_RHO, NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 0.05, 48, 200
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, `head`, `block` or `all`, and the number of images of a class."""
+
+    trained: str
+    per_class: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.trained}-{self.per_class}"
+
+    def make_config(self, optimizer: Callable[..., torch.optim.Optimizer]) -> TrainingConfig:
+        """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
+
+        Args:
+            optimizer: The optimizer.
+        """
+        return TrainingConfig(
+            epochs=EPOCHS[self.trained].get(self.per_class, 2),
+            batch_size=BATCH_SIZE,
+            num_validations=0,
+            optimizer=optimizer,
+            schedule=SWALinear(decay_start=0.4, decay_end=0.6, end_factor=0.5, warmup=0.1),
+            optimization=OptimizationConfig(clip_norm=1.0),
+            collection=CollectionConfig(start_fraction=0.6),
+            precision=PrecisionConfig(channels_last=self.trained != "head"),
+        )
+
+    def make_adam_config(self, lr: float) -> TrainingConfig:
+        """Training of all posteriors but IVON.
+
+        Args:
+            lr: Learning rate.
+        """
+        return self.make_config(partial(torch.optim.AdamW, lr=lr, weight_decay=0.01))
+
+    def make_ivon(self, temperature: float) -> tuple[Posterior, TrainingConfig]:
+        """IVON and its training.
+
+        Args:
+            temperature: Temperature of the posterior.
+        """
+        sgd = partial(torch.optim.SGD, lr=IVON_RATE, weight_decay=1e-3)
+        return IVON(temperature=temperature), self.make_config(sgd)
+
+
+SETTINGS = tuple(Setting(trained, size) for trained in ("head", "block", "all") for size in (20, 50, 200))
+"""In the order of the study."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a setting: a seed and a radius, and the posteriors that it serves.
+
+    Attributes:
+        folder: Folder of the setting.
+        task: The data.
+        setting: The setting.
+        seed: Seed of the training images, the last layer, the order of batches, and draws.
+        rho: Radius of SAM; 0 is plain.
+        kind: First part of the name of the file.
+    """
+
+    folder: Path
+    task: Task
+    setting: Setting
+    seed: int
+    rho: float
+    kind: str
+
+    @property
+    def path(self) -> Path:
+        """File of the results."""
+        return self.folder / f"{self.kind}-{self.seed}-{self.rho:g}.json"
+
+    def run(self, methods: Mapping[str, tuple[Posterior, TrainingConfig]], sets: Sequence[str]) -> Any:
+        """Fit posteriors with one training, evaluate them, and write a file; nothing where there is one.
+
+        Args:
+            methods: Posteriors with their configurations by name.
+            sets: Names of the sets that they are evaluated on.
+
+        Returns:
+            The content of the file.
+        """
+        if self.path.is_file():
+            return read_json(self.path)
+        start, wall_start = time.process_time(), time.perf_counter()
+        examples = self.task.draw_training(self.setting.per_class, self.seed)
+        outcomes = fit_together(
+            self.task.builder,
+            examples.make_loader(BATCH_SIZE),
+            list(methods.values()),
+            SAM(rho=self.rho) if self.rho else Plain(),
+            seed=self.seed,
+        )
+        fitted = dict(zip(methods, outcomes, strict=True))
+        seconds = time.perf_counter() - wall_start, time.process_time() - start
+        result: dict[str, Any] = {
+            "trained": self.setting.trained,
+            "size": len(examples),
+            "seed": self.seed,
+            "rho": self.rho,
+            "errors": {name: str(outcome.error) for name, outcome in fitted.items() if outcome.error},
+            "cost": describe_cost(fitted, *seconds),
+        }
+        result |= evaluate_all(fitted, {name: self.task.sets[name] for name in sets}, self.seed)
+        if "MAP" in fitted and (network := fitted["MAP"].fitted) is not None:
+            result["law"] = measure_law(network, examples, result["val"]["MAP"]["nll"])
+        result["cpu_seconds"] = time.process_time() - start
+        write_json(self.path, replace_nonfinite(result))
+        scores = {name: round(metrics["nll"], 3) for name, metrics in result["test" if "test" in sets else "val"].items()}
+        print(time.strftime("%H:%M:%S"), self.folder.name, self.path.stem, scores, f"{result['cpu_seconds']:.0f} s", flush=True)
+        return replace_nonfinite(result)
+
+
+def run_setting(setting: Setting, folder: Path) -> None:
+    """Train and evaluate what has no file yet.
+
+    Args:
+        setting: The setting.
+        folder: Folder of the study.
+    """
+    start, task = time.process_time(), load_task(setting.trained, folder / "cache")
+    place = folder / setting.name
+    place.mkdir(parents=True, exist_ok=True)
+    make = partial(Training, place, task, setting)
+
+    def try_methods(kind: str, methods: Mapping[str, tuple[Posterior, TrainingConfig]], rho: float = 0.0) -> list[Any]:
+        return [make(seed, rho, kind).run(methods, ["val"]) for seed in range(NUM_SELECTION_SEEDS)]
+
+    def try_rate(lr: float) -> list[Any]:
+        posteriors = {"MAP": SHARED["MAP"]} | {f"Laplace {scale}": p for scale, p in LAPLACE.items()}
+        return try_methods(f"rate-{lr:g}", {k: (p, setting.make_adam_config(lr)) for k, p in posteriors.items()})
+
+    rates = {lr: average_nll(try_rate(lr), "MAP") for lr in RATES}
+    while (lr := min(rates)) == min(rates, key=rates.__getitem__) and lr > MIN_RATE:
+        rates[lr / 3] = average_nll(try_rate(lr / 3), "MAP")
+    lr = min(rates, key=rates.__getitem__)
+    scales = {scale: average_nll(try_rate(lr), f"Laplace {scale}") for scale in LAPLACE}
+    scale = min(scales, key=scales.__getitem__)
+    posteriors = SHARED | {"Laplace": LAPLACE[scale]}
+    methods = {name: (posterior, setting.make_adam_config(lr)) for name, posterior in posteriors.items()}
+    trials = {rho: try_methods("radius", methods, rho) for rho in (0.0, *RADII)}
+    record = {"lr": lr, "laplace_scale": scale, "rates": [*rates.items()], "laplace_scales": [*scales.items()]}
+    record |= select_radius(trials)
+    kinds = {"shared": methods | {name: (posterior, methods["MAP"][1]) for name, posterior in ENSEMBLE.items()}}
+    if setting.trained != "all":
+        temperatures = {
+            t: average_nll(try_methods(f"temperature-{t:g}", {"IVON": setting.make_ivon(t)}), "IVON")
+            for t in IVON_TEMPERATURES
+        }
+        record["ivon_temperatures"] = [*temperatures.items()]
+        record["ivon_temperature"] = min(temperatures, key=temperatures.__getitem__)
+        kinds["ivon"] = {"IVON": setting.make_ivon(record["ivon_temperature"])}
+    write_json(place / "selection.json", replace_nonfinite(record))
+    for kind, kind_methods in kinds.items():
+        for seed in range(NUM_SEEDS):
+            for rho in sorted({0.0, record["rho"]}):
+                make(seed, rho, kind).run(kind_methods, EVALUATION_SETS)
+    print(f"{setting.name}: {(time.process_time() - start) / 60:.1f} CPU minutes in this process", flush=True)
+
+
+def average_nll(results: Sequence[Any], name: str) -> float:
+    """Validation NLL of a posterior averaged over trainings; infinite if one failed.
+
+    Args:
+        results: Contents of the files.
+        name: Name of the posterior.
+    """
+    values = [result["val"][name]["nll"] for result in results]
+    return math.inf if None in values else fmean(values)
+
+
+def select_radius(trials: Mapping[float, Sequence[Any]]) -> dict[str, Any]:
+    """The radius, 0 included, with the lowest validation NLL averaged over posteriors and seeds; and the scores.
+
+    Args:
+        trials: Contents of the files of all seeds by radius.
+    """
+    names = list(trials[0.0][0]["val"])
+    scores = {rho: {name: average_nll(results, name) for name in names} for rho, results in trials.items()}
+    means = {rho: fmean(by_name.values()) for rho, by_name in scores.items()}
+    flat = min(RADII, key=means.__getitem__)
+    return {
+        "rho": flat,
+        "is_flat_better": means[flat] < means[0.0],
+        "seeds": list(range(NUM_SELECTION_SEEDS)),
+        "val_nll": [[rho, means[rho], scores[rho]] for rho in scores],
+        "best_by_method": {name: min(scores, key=lambda rho: scores[rho][name]) for name in names},
+    }
+
+
+def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> dict[str, float]:
+    """Seconds of the fits together, and of the same fits one by one: steps, snapshots and last passes of each.
+
+    Args:
+        fitted: The posteriors by name.
+        wall: Wall-clock seconds of the call that fitted all.
+        cpu: CPU seconds of this call.
+    """
+    costs = [outcome.fitted.info["cost"] for outcome in fitted.values() if outcome.fitted]
+    return {
+        "cpu_seconds": cpu,
+        "seconds": wall,
+        "seconds_one_by_one": sum(cost["train_seconds"] for cost in costs),
+        "gradients": costs[0]["gradients"] if costs else math.nan,
+    }
+
+
+def evaluate_all(fitted: Mapping[str, FitOutcome], sets: Mapping[str, Examples], seed: int) -> dict[str, Any]:
+    """Metrics on `val` and `test` by posterior; a posterior that failed has an infinite NLL.
+
+    Args:
+        fitted: The posteriors by name.
+        sets: Examples by name of the set.
+        seed: Seed of draws.
+    """
+    results: dict[str, dict[str, Any]] = {name: {} for name in sets if name in ("val", "test")}
+    for name, outcome in fitted.items():
+        try:
+            if outcome.fitted is None:
+                raise RuntimeError(str(outcome.error))
+            metrics = evaluate_posterior(outcome.fitted, sets, seed)
+        except RuntimeError as error:  # training failed, or a prediction is not finite
+            metrics = {key: {"nll": math.inf, "error": str(error)} for key in results}
+        for key, values in metrics.items():
+            results[key][name] = values
+    return results
+
+
+def evaluate_posterior(fitted: FittedPosterior, sets: Mapping[str, Examples], seed: int) -> dict[str, dict[str, Any]]:
+    """Metrics on `val` and `test`; those on corrupted images, and detection of other classes, belong to `test`.
+
+    All sets are predicted in one call, since the draws of large networks are not kept for the next one.
+
+    Args:
+        fitted: The posterior.
+        sets: Examples by name of the set.
+        seed: Seed of draws.
+    """
+    is_ensemble = isinstance(fitted.posterior, Ensemble)
+    inputs = [batch for examples in sets.values() for batch, _ in examples.make_batches()]
+    together: Any = fitted.predict(inputs, NUM_DRAWS, seed=seed, keep_members=is_ensemble)
+    rows = torch.arange(sum(map(len, sets.values()))).split([len(examples) for examples in sets.values()])
+    predictives = {name: together.select(part) for name, part in zip(sets, rows, strict=True)}
+    results: dict[str, dict[str, Any]] = {}
+    for name in [name for name in sets if name in ("val", "test")]:
+        log_probs, targets = predictives[name].log_probs, sets[name].labels
+        results[name] = classification_metrics(log_probs, targets) | {
+            "aurc": aurc(log_probs.max(-1).values.double(), (log_probs.argmax(-1) != targets).double()),
+            "nll_calibrated": cross_fitted_nll(log_probs, targets),
+        }
+        if is_ensemble:
+            results[name]["ensemble_nlls"] = ensemble_nlls(predictives[name].member_probs, targets)
+    if "ood" in sets:
+        entropies = predictives["test"].entropy, predictives["ood"].entropy
+        is_other = torch.arange(sum(map(len, entropies))) >= len(entropies[0])
+        results["test"]["ood_auroc"] = auroc(torch.cat(entropies), is_other)
+    corrupted = [
+        classification_metrics(predictives[name].log_probs, sets[name].labels) for name in sets if name in CORRUPTIONS
+    ]
+    if corrupted:
+        results["test"] |= {f"shift_{key}": fmean(m[key] for m in corrupted) for key in ("accuracy", "nll", "ece")}
+    return results
+
+
+def measure_law(fitted: FittedPosterior, examples: Examples, val_nll: float) -> dict[str, float]:
+    """What a training shows of itself: loss, generalization gap, sharpness, trainable weights per example.
+
+    Args:
+        fitted: The MAP network.
+        examples: Its training examples.
+        val_nll: Its NLL on validation examples.
+    """
+    model, loss_fn = fitted.states[0].model, fitted.likelihood.loss
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))  # they are sorted by class
+    loss = LossSurface(model, loss_fn, examples.select(order[:NUM_LOSS_EXAMPLES]).make_batches()).loss()
+    surface = LossSurface(model, loss_fn, examples.select(order[:NUM_SHARPNESS_EXAMPLES]).make_batches())
+    return {
+        "train_loss": loss,
+        "gap": val_nll - loss,
+        "sharpness": one_step_gap(surface, SHARPNESS_RHO),
+        "weights_per_example": surface.num_params / len(examples),
+    }
+
+
+def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
+    """Results of all finished trainings, with the setting and the kind of each.
+
+    Args:
+        folder: Folder of the study.
+    """
+    for setting in SETTINGS:
+        for kind in ("shared", "ivon"):
+            for path in sorted((folder / setting.name).glob(f"{kind}-*.json")):
+                result: Any = read_json(path)
+                yield result | {"kind": kind, "per_class": result["size"] // len(CLASSES)}
