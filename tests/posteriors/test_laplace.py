@@ -97,7 +97,7 @@ def finished(posterior, num_data=12, batch_size=12):
 # --- Bayesian linear regression
 
 
-@pytest.mark.parametrize("structure", ["last_layer", "kron"])
+@pytest.mark.parametrize("structure", ["last_layer", "last_layer_kron", "kron"])
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_linear_regression_is_exact(structure, temperature):
     x, y = regression()
@@ -250,7 +250,18 @@ def test_covariance_of_kronecker_factors_includes_the_prior_exactly():
     assert start == len(dense_covariance)
 
 
-@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer"])
+def test_kronecker_factors_of_the_last_layer_are_those_of_the_whole_network():
+    (whole, all_layers), (last, only_last) = [
+        (posterior, finished(posterior))
+        for posterior in (Laplace(structure, prior_precision=PRIOR) for structure in ("kron", "last_layer_kron"))
+    ]
+    block = covariance(last, only_last)
+    size = sum(param.numel() for param in only_last.model[6].parameters())
+    assert len(block) == size
+    torch.testing.assert_close(block, covariance(whole, all_layers)[-size:, -size:])
+
+
+@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer", "last_layer_kron"])
 def test_curvature_is_scaled_to_all_the_data_and_does_not_depend_on_batches(structure):
     def curvature(**options):
         posterior = Laplace(structure, prior_precision=PRIOR)
@@ -258,11 +269,11 @@ def test_curvature_is_scaled_to_all_the_data_and_does_not_depend_on_batches(stru
         return inverse - PRIOR * torch.eye(len(inverse))
 
     torch.testing.assert_close(curvature(num_data=36), 3 * curvature(), rtol=1e-6, atol=1e-9)
-    if structure != "kron":  # the product of sums is not a sum over batches
+    if "kron" not in structure:  # the product of sums is not a sum over batches
         torch.testing.assert_close(curvature(batch_size=5), curvature(), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer"])
+@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer", "last_layer_kron"])
 def test_a_large_batch_is_split_into_chunks(structure):
     posterior = Laplace(structure, prior_precision=PRIOR)
     x, y = examples(150)
@@ -273,7 +284,7 @@ def test_a_large_batch_is_split_into_chunks(structure):
     torch.testing.assert_close(first_state.statistics[key], second_state.statistics[key])
 
 
-@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer"])
+@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer", "last_layer_kron"])
 def test_finalize_leaves_the_model_unchanged(structure):
     model = network()
     model[0].weight.grad = torch.ones_like(model[0].weight)
@@ -305,7 +316,7 @@ def failing_loss(outputs, targets):
 # --- Draws
 
 
-@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer"])
+@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer", "last_layer_kron"])
 def test_a_linearised_draw_is_the_derivative_along_its_offset(structure):
     posterior = Laplace(structure, prior_precision=PRIOR)
     state = finished(posterior)
@@ -370,7 +381,9 @@ def test_gradients_in_the_inputs_of_a_linearised_draw():
 
 
 def test_layers_without_a_distribution_are_unchanged():
-    for structure, moved in (("kron", {"0", "4", "6"}), ("last_layer", {"6"}), ("diag", {"0", "1", "4", "6"})):
+    moved_by_structure = {"kron": {"0", "4", "6"}, "diag": {"0", "1", "4", "6"}}
+    for structure in ("kron", "last_layer", "last_layer_kron", "diag"):
+        moved = moved_by_structure.get(structure, {"6"})
         posterior = Laplace(structure, "sampled", prior_precision=PRIOR)
         state = finished(posterior)
         before = {name: param.detach().clone() for name, param in state.model.named_parameters()}
@@ -384,7 +397,7 @@ def test_frozen_parameters_have_no_distribution():
     model[4].bias.requires_grad_(False)
     model[6].weight.requires_grad_(False)
     x, y = examples()
-    for structure in ("diag", "kron", "last_layer"):
+    for structure in ("diag", "kron", "last_layer", "last_layer_kron"):
         posterior = Laplace(structure, prior_precision=PRIOR)
         state = posterior.init(model, None, 12)
         posterior.finalize(state, [(x, y)], F.cross_entropy)
@@ -515,7 +528,7 @@ class Centred(nn.Module):
         return x - x.mean(0)
 
 
-@pytest.mark.parametrize("structure", ["last_layer", "diag", "kron"])
+@pytest.mark.parametrize("structure", ["last_layer", "last_layer_kron", "diag", "kron"])
 @pytest.mark.parametrize("make_layer", [lambda: nn.BatchNorm1d(4, track_running_stats=False), Centred])
 def test_examples_that_change_the_outputs_of_others_are_refused_before_the_first_step(structure, make_layer):
     model = nn.Sequential(nn.Linear(3, 4), make_layer(), nn.Linear(4, 3))

@@ -19,6 +19,7 @@ from support import assert_same, batch, network, snapshot, train
 POSTERIORS = {
     "linearised": Laplace(tune="evidence"),
     "sampled": Laplace("last_layer", "sampled", tune="evidence"),
+    "kron": Laplace("last_layer_kron", tune="evidence"),
     "ensemble": Ensemble(Laplace(prior_precision=1.0), size=2),
     "SWAG": SWAG(rank=3, params="last_layer"),
     "SGVB": SGVB(params="last_layer"),
