@@ -44,7 +44,9 @@ SHARED: dict[str, Posterior] = {
     "SWAG": SWAG(rank=10),
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.2."""
-LAPLACE = {scale: Laplace(structure="last_layer_kron", tune="evidence", scale=scale) for scale in (1, 0.1, 0.01, 0.001)}
+LAPLACE = {
+    scale: Laplace(structure="last_layer_kron", tune="evidence", scale=scale) for scale in (1, 0.1, 0.01, 0.001)
+}
 ENSEMBLE: dict[str, Posterior] = {"Ensemble": Ensemble(size=3)}
 IVON_RATES, IVON_TEMPERATURES = (0.2, 0.05), (0.1, 0.01, 1.0)
 EVALUATION_SETS = ("val", "test", "ood", *CORRUPTIONS)
@@ -164,8 +166,17 @@ class Training:
             result["law"] = measure_law(network, examples, result["val"]["MAP"]["nll"])
         result["cpu_seconds"] = time.process_time() - start
         write_json(self.path, replace_nonfinite(result))
-        scores = {name: round(metrics["nll"], 3) for name, metrics in result["test" if "test" in sets else "val"].items()}
-        print(time.strftime("%H:%M:%S"), self.folder.name, self.path.stem, scores, f"{result['cpu_seconds']:.0f} s", flush=True)
+        scores = {
+            name: round(metrics["nll"], 3) for name, metrics in result["test" if "test" in sets else "val"].items()
+        }
+        print(
+            time.strftime("%H:%M:%S"),
+            self.folder.name,
+            self.path.stem,
+            scores,
+            f"{result['cpu_seconds']:.0f} s",
+            flush=True,
+        )
         return replace_nonfinite(result)
 
 
@@ -181,7 +192,9 @@ def run_setting(setting: Setting, folder: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     make = partial(Training, place, task, setting)
 
-    def try_methods(kind: str, methods: Mapping[str, tuple[Posterior, TrainingConfig]], rho: float = 0.0) -> list[Any]:
+    def try_methods(
+        kind: str, methods: Mapping[str, tuple[Posterior, TrainingConfig]], rho: float = 0.0
+    ) -> list[Any]:
         return [make(seed, rho, kind).run(methods, ["val"]) for seed in range(NUM_SELECTION_SEEDS)]
 
     def try_rate(lr: float) -> float:
@@ -195,7 +208,9 @@ def run_setting(setting: Setting, folder: Path) -> None:
     rates = try_rates(RATES, try_rate)
     lr = min(rates, key=rates.__getitem__)
     config = setting.make_adam_config(lr)
-    results = try_methods("scale", {f"Laplace {scale:g}": (posterior, config) for scale, posterior in LAPLACE.items()})
+    results = try_methods(
+        "scale", {f"Laplace {scale:g}": (posterior, config) for scale, posterior in LAPLACE.items()}
+    )
     scales = {scale: average_nll(results, f"Laplace {scale:g}") for scale in LAPLACE}
     scale = min(scales, key=scales.__getitem__)
     methods = {name: (posterior, config) for name, posterior in (SHARED | {"Laplace": LAPLACE[scale]}).items()}
