@@ -32,10 +32,20 @@ from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, 
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
 from flatbayes.training.sharing import FitOutcome, fit_together
-from studies.images.task import CLASSES, CORRUPTIONS, Examples, Task, load_task
+from studies.images.task import (
+    CLASSES,
+    CORRUPTIONS,
+    NUM_CORRUPTED,
+    NUM_OOD,
+    NUM_TEST,
+    NUM_VAL,
+    Examples,
+    Task,
+    load_task,
+)
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 8, 16
-EPOCHS = {"head": {20: 30, 50: 20, 200: 10}, "block": {20: 30, 50: 20, 200: 10}, "all": {20: 10, 50: 8, 200: 4}}
+EPOCHS = {"head": {20: 30, 50: 20, 200: 10}, "block": {20: 15, 50: 10, 200: 5}, "all": {20: 10, 50: 8, 200: 4}}
 RATES, MAX_EXTENSIONS = (1e-3, 3e-4), 3
 SHARED: dict[str, Posterior] = {
     "MAP": MAP(),
@@ -45,11 +55,13 @@ SHARED: dict[str, Posterior] = {
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.2."""
 LAPLACE = {
-    scale: Laplace(structure="last_layer_kron", tune="evidence", scale=scale) for scale in (1, 0.1, 0.01, 0.001)
+    scale: Laplace(structure="last_layer_kron", tune="evidence", scale=scale) for scale in (1.0, 0.1, 0.01, 0.001)
 }
 ENSEMBLE: dict[str, Posterior] = {"Ensemble": Ensemble(size=3)}
 IVON_RATES, IVON_TEMPERATURES = (0.2, 0.05), (0.1, 0.01, 1.0)
 EVALUATION_SETS = ("val", "test", "ood", *CORRUPTIONS)
+SECONDS = {"head": (3e-5, 2e-6, 1.0), "block": (2.5e-3, 5e-4, 2.0), "all": (1.3e-2, 3.5e-3, 5.0)}
+"""Of an image in a forward and backward pass, in a prediction of one network, and of a training beside these."""
 SHARPNESS_RHO, NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 0.05, 48, 200
 
 
@@ -65,6 +77,11 @@ class Setting:
         """Name of its folder."""
         return f"{self.trained}-{self.per_class}"
 
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of training."""
+        return EPOCHS[self.trained].get(self.per_class, 2)
+
     def make_config(self, optimizer: Callable[..., torch.optim.Optimizer]) -> TrainingConfig:
         """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
 
@@ -72,7 +89,7 @@ class Setting:
             optimizer: The optimizer.
         """
         return TrainingConfig(
-            epochs=EPOCHS[self.trained].get(self.per_class, 2),
+            epochs=self.num_epochs,
             batch_size=BATCH_SIZE,
             num_validations=0,
             optimizer=optimizer,
@@ -377,8 +394,33 @@ def measure_law(fitted: FittedPosterior, examples: Examples, val_nll: float) -> 
     }
 
 
+def count_trainings(setting: Setting) -> int:
+    """Number of trainings that are evaluated on test images.
+
+    Args:
+        setting: The setting.
+    """
+    return NUM_SEEDS * 2 * (1 if setting.trained == "all" else 2)
+
+
+def estimate_minutes(setting: Setting) -> float:
+    """CPU minutes of a setting, from the time of an image in a forward and backward pass and in a prediction.
+
+    Args:
+        setting: The setting.
+    """
+    step, prediction, training = SECONDS[setting.trained]
+    num_steps = setting.per_class * len(CLASSES) * setting.num_epochs
+    num_tested = NUM_VAL + NUM_TEST + NUM_OOD + len(CORRUPTIONS) * NUM_CORRUPTED
+    trials = NUM_SELECTION_SEEDS * (4 * 1 + 1 + 2 * len(RADII))  # gradients of an image: 2 with SAM
+    tests = NUM_SEEDS * 3 * (1 + 2)  # three networks, plain and SAM
+    num_predictions = NUM_SELECTION_SEEDS * (1 + len(RADII)) * NUM_VAL + NUM_SEEDS * 2 * num_tested
+    seconds = (trials + tests) * num_steps * step + num_predictions * 3 * NUM_DRAWS * prediction
+    return (seconds + training * (NUM_SELECTION_SEEDS * (8 + len(RADII)) + count_trainings(setting))) / 60
+
+
 def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
-    """Results of all finished trainings, with the setting and the kind of each.
+    """Results of the trainings that are evaluated on test images, with the kind of each.
 
     Args:
         folder: Folder of the study.
@@ -387,4 +429,4 @@ def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
         for kind in ("shared", "ivon"):
             for path in sorted((folder / setting.name).glob(f"test-{kind}-*.json")):
                 result: Any = read_json(path)
-                yield result | {"kind": kind, "per_class": result["size"] // len(CLASSES)}
+                yield result | {"kind": kind}

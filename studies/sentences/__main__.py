@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from flatbayes.core.files import write_json
-from studies.sentences.page import write_page
+from studies.fine_tuning.page import write_page
+from studies.sentences.page import LABELS
 from studies.sentences.study import SETTINGS, estimate_minutes, run_setting
 from studies.sentences.summary import summarize_study
 from studies.sentences.task import load_task
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.summary is not None:
             write_json(options.summary, summary)
         if options.page is not None:
-            write_page(options.page, summary)
+            write_page(options.page, summary, LABELS)
         return
     torch.set_num_threads(1)
     settings = [setting for setting in SETTINGS if setting.name in options.settings]

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from flatbayes.core.files import write_json
+from studies.fine_tuning.page import END
+from studies.fine_tuning.summary import find_equal_size
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
-from studies.sentences.page import END, START
+from studies.sentences.page import LABELS
 from studies.sentences.study import Setting, Training
 from studies.sentences.task import Examples, LengthSampler, Task, shuffle_words
 
@@ -96,7 +98,7 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
         study.run_setting(task, setting, tmp_path)  # everything has a file
     assert not list(tmp_path.glob("**/*.recording"))
     page = tmp_path / "page.md"
-    page.write_text(f"# Title\n\n{START}\n{END}\nafter\n", encoding="utf-8")
+    page.write_text(f"# Title\n\n{LABELS.start}\n{END}\nafter\n", encoding="utf-8")
     main([str(tmp_path), "--summary", str(tmp_path / "summary.json"), "--page", str(page)])
     data = summary.summarize_study(tmp_path)
     assert data["finished_trainings"] == data["planned_trainings"] == 2 * 6
@@ -169,8 +171,8 @@ def test_summary_of_known_results(tmp_path):
 
 
 def test_equal_size_is_interpolated_in_the_logarithm():
-    assert summary.find_equal_size(0.5, [100, 400], [0.6, 0.4]) == pytest.approx(200)
-    assert summary.find_equal_size(0.4, [100, 400], [0.6, 0.4]) == pytest.approx(400)
-    assert summary.find_equal_size(0.3, [100, 400], [0.6, 0.4]) is None
-    assert summary.find_equal_size(0.7, [100, 400], [0.6, 0.4]) is None
-    assert summary.find_equal_size(0.45, [100, 200, 400], [0.6, 0.4, 0.5]) == pytest.approx(100 * math.sqrt(2) ** 1.5)
+    assert find_equal_size(0.5, [100, 400], [0.6, 0.4]) == pytest.approx(200)
+    assert find_equal_size(0.4, [100, 400], [0.6, 0.4]) == pytest.approx(400)
+    assert find_equal_size(0.3, [100, 400], [0.6, 0.4]) is None
+    assert find_equal_size(0.7, [100, 400], [0.6, 0.4]) is None
+    assert find_equal_size(0.45, [100, 200, 400], [0.6, 0.4, 0.5]) == pytest.approx(100 * math.sqrt(2) ** 1.5)

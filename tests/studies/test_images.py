@@ -1,0 +1,147 @@
+"""Fine-tuning on few images: a whole setting with a tiny network, the summary and the page."""
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.core.files import read_json, write_json
+from flatbayes.posteriors import IVON
+from studies.fine_tuning.page import END
+from studies.images import study, summary
+from studies.images.__main__ import main
+from studies.images.study import Setting
+from studies.images.task import CLASSES, CORRUPTIONS, Examples, LastBlock, Task, build_head, normalize
+
+NUM_CLASSES = len(CLASSES)
+
+
+def make_examples(count, seed, noise=0.5):
+    """Features of 12 dimensions, around a centre for each class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % NUM_CLASSES
+    centres = torch.randn(NUM_CLASSES, 12, generator=torch.Generator().manual_seed(9))
+    return Examples(centres[labels] + noise * torch.randn(count, 12, generator=generator), labels)
+
+
+def build_tiny_head():
+    return build_head(12, NUM_CLASSES)
+
+
+@pytest.fixture
+def task():
+    sets = {"pool": make_examples(160, 0), "val": make_examples(40, 1), "test": make_examples(80, 2)}
+    sets |= {name: make_examples(24, 3, noise=3.0) for name in ("ood", *CORRUPTIONS)}
+    return Task(sets, build_tiny_head)
+
+
+def test_training_images_are_nested_and_balanced_and_those_of_seeds_differ(task):
+    small, large, other = task.draw_training(2, 0), task.draw_training(6, 0), task.draw_training(2, 1)
+    assert small.labels.bincount().tolist() == [2] * NUM_CLASSES
+    rows = {tuple(row) for row in large.inputs.tolist()}
+    assert {tuple(row) for row in small.inputs.tolist()} < rows
+    assert not torch.equal(small.inputs, other.inputs)
+
+
+def test_images_are_scaled_and_features_are_not():
+    images = torch.tensor([0, 255], dtype=torch.uint8)
+    assert normalize(images).tolist() == [-1, 1]
+    features = torch.tensor([0.0, 255.0])
+    assert normalize(features) is features
+
+
+def test_the_last_block_is_the_end_of_the_network():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._blocks = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)])
+            self._conv_head, self._bn1, self._swish = nn.Conv2d(5, 6, 1), nn.BatchNorm2d(6), nn.ReLU6()
+            self._dropout, self._fc = nn.Dropout(0.2), nn.Linear(6, 2)
+
+    network, x = Network(), torch.randn(3, 3, 4, 4)
+    last = LastBlock(network).eval()
+    features = network._bn1(network._conv_head(network._blocks[1](network._blocks[0](x)))).clamp(0, 6).mean((2, 3))
+    torch.testing.assert_close(last(network._blocks[0](x)), network._fc(features))
+
+
+def test_lower_rates_are_tried_while_the_lowest_is_the_best():
+    assert [*study.try_rates([0.9, 0.3], lambda rate: abs(rate - 0.1))] == pytest.approx([0.9, 0.3, 0.1, 0.1 / 3])
+    assert [*study.try_rates([0.9, 0.3], lambda rate: -rate)] == [0.9, 0.3]
+    assert len(study.try_rates([0.9], lambda rate: rate)) == 1 + study.MAX_EXTENSIONS
+
+
+def test_the_flat_twin_has_the_best_radius_above_zero():
+    nlls = {0.0: 0.5, **dict.fromkeys(study.RADII, 0.7), 0.1: 0.6}
+    record = study.select_radius({rho: [{"val": {"MAP": {"nll": nll}}}] for rho, nll in nlls.items()})
+    assert (record["rho"], record["is_flat_better"], record["best_by_method"]) == (0.1, False, {"MAP": 0.0})
+    failed = {rho: [{"val": {"MAP": {"nll": None if rho == 0.2 else 0.5}}}] for rho in nlls}
+    assert study.select_radius(failed)["val_nll"][-1][1] == float("inf")
+
+
+def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, monkeypatch):
+    setting = Setting("head", 4)
+    changes = {
+        "EPOCHS": {"head": {4: 3}},
+        "RADII": (0.1,),
+        "RATES": (1e-2,),
+        "IVON_RATES": (0.1,),
+        "IVON_TEMPERATURES": (0.1,),
+        "MAX_EXTENSIONS": 0,
+        "NUM_SEEDS": 1,
+        "NUM_SELECTION_SEEDS": 1,
+        "SHARED": {name: study.SHARED[name] for name in ("MAP", "SWAG")},
+        "LAPLACE": {0.1: study.LAPLACE[0.1]},
+        "load_task": lambda trained, cache: task,
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(study, name, value)
+    for module in (study, summary):
+        monkeypatch.setattr(module, "SETTINGS", (setting,))
+    study.run_setting(setting, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "fit_together", None)
+        study.run_setting(setting, tmp_path)  # everything has a file
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{summary.LABELS.start}\n{END}\nafter\n", encoding="utf-8")
+    main([str(tmp_path), "--summary", str(tmp_path / "summary.json"), "--page", str(page)])
+    data = read_json(tmp_path / "summary.json")
+    assert data["finished_trainings"] == data["planned_trainings"] == 4
+    (result,) = data["settings"]
+    rows = {(row["posterior"], row["metric"]): row for row in result["rows"]}
+    assert {name for name, _ in rows} == {"MAP", "SWAG", "Laplace", "Ensemble", "IVON"}
+    assert {metric for _, metric in rows} == set(summary.METRICS)
+    assert result["sharing_factor"] > 1
+    training = read_json(tmp_path / "head-4" / "test-shared-0-0.1.json")
+    assert training["cost"]["gradients"] == 12  # of six steps
+    assert training["law"]["weights_per_example"] == NUM_CLASSES * 13 / 32
+    assert training["law"]["gap"] == pytest.approx(training["val"]["MAP"]["nll"] - training["law"]["train_loss"])
+    assert training["law"]["sharpness"] > 0
+    law = {record["method"]: record for record in data["law"]}
+    assert law["IVON"]["setting"] == "head-4"
+    assert law["MAP"]["flat_nll"] == [training["test"]["MAP"]["nll"]]
+    text = page.read_text(encoding="utf-8")
+    assert f"{rows['MAP', 'nll']['plain']:.3f} → {rows['MAP', 'nll']['flat']:.3f}" in text
+    assert text.endswith("after\n")
+
+
+def test_law_records_have_twins_of_the_same_seed(tmp_path):
+    folder = tmp_path / "head-20"
+    folder.mkdir()
+    write_json(folder / "selection.json", {"rho": 0.1, "val_nll": [[0.0, 1.0, {}]], "best_by_method": {}})
+    for seed, rho, nll in ((0, 0.0, 0.7), (0, 0.1, 0.6), (1, 0.0, 0.8)):
+        law = {"train_loss": 0.1 * seed, "gap": 1.0, "sharpness": 0.2, "weights_per_example": 3.0}
+        entry = {"trained": "head", "size": 160, "seed": seed, "rho": rho, "law": law, "cpu_seconds": 60.0}
+        entry |= {"cost": {"seconds_one_by_one": 8.0, "seconds_together": 2.0}}
+        write_json(folder / f"test-shared-{seed}-{rho:g}.json", entry | {"val": {}, "test": {"MAP": {"nll": nll}}})
+    data = summary.summarize_study(tmp_path)
+    (record,) = data["law"]
+    assert (record["plain_nll"], record["flat_nll"], record["train_loss"]) == ([0.7], [0.6], 0.05)
+    assert data["settings"][0]["sharing_factor"] == 4
+    assert data["cpu_minutes"] == 3
+
+
+def test_every_setting_has_an_estimate_that_grows_with_the_number_of_images():
+    minutes = {setting.name: study.estimate_minutes(setting) for setting in study.SETTINGS}
+    for trained in ("head", "block", "all"):
+        small, medium, large = (minutes[f"{trained}-{size}"] for size in (20, 50, 200))
+        assert 0 < small < medium < large
+    assert isinstance(Setting("block", 20).make_ivon(0.1, 0.1)[0], IVON)
