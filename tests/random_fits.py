@@ -98,7 +98,8 @@ def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
             tune = pick(["none", "evidence"])
             precision = None if tune == "evidence" else pick([None, 2.0])
             predictive = pick(["linearised", "sampled"])
-            return posteriors.Laplace(pick(["last_layer", "last_layer_kron", "diag", "kron"]), predictive, precision, tune)
+            structure = pick(["last_layer", "last_layer_kron", "diag", "kron"])
+            return posteriors.Laplace(structure, predictive, precision, tune)
         case "MCDropout":
             return posteriors.MCDropout(pick([None, 0.2]), pick([None, 1.0]))
     return posteriors.Ensemble(pick_posterior(pick, may_nest=False), 2)
