@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ from flatbayes.likelihoods.likelihood import Likelihood
 class Gaussian(Likelihood):
     """Targets are numbers; outputs are the means, then the raw scales, of standardised targets.
 
-    target = location + scale * (mean + std * noise) with std = floor + softplus(raw scale + offset). With the
+    target = location + scale * (mean + std * noise), std = noise_factor (floor + softplus(raw scale + offset)). With the
     location and scale of the training targets (`Gaussian.fit`), training does not depend on their unit; losses and
     predictions are in the unit of the targets.
 
@@ -38,6 +39,9 @@ class Gaussian(Likelihood):
             gradient, where a network fits some targets exactly.
         initial_std: Standard deviation of the noise at raw scale 0, as a fraction of the scale, one number per
             target, above the floor; it sets the offset. () is an offset of zero, a noise of 0.69 above the floor.
+        noise_factor: Factor on the standard deviation of the noise, since a network that overfits learns too little
+            noise. `auto`: 1 in training, and chosen on validation examples after it. None: `auto` where the number
+            of epochs is automatic, otherwise 1.
 
     Examples:
         >>> likelihood = Gaussian.fit(torch.tensor([10.0, 20.0, 30.0]))
@@ -52,6 +56,7 @@ class Gaussian(Likelihood):
     scale: tuple[float, ...] = ()
     floor: float = 0.01
     initial_std: tuple[float, ...] = ()
+    noise_factor: float | Literal["auto"] | None = None
 
     __repr__ = format_fields
 
@@ -78,6 +83,9 @@ class Gaussian(Likelihood):
                 f"initial_std must be one number for each of {self.num_targets} targets, above the floor "
                 f"{self.floor}; got {self.initial_std}."
             )
+        factor = self.noise_factor
+        if factor not in (None, "auto") and (isinstance(factor, str) or not 0 < factor < math.inf):
+            raise ValueError(f"noise_factor must be positive and finite, or 'auto' or None; got {factor!r}.")
 
     @staticmethod
     def fit(targets: Float[Tensor, "examples ..."], floor: float = 0.01) -> "Gaussian":
@@ -204,7 +212,8 @@ class Gaussian(Likelihood):
         mean, raw = outputs.chunk(2, dim=1)
         if self.initial_std:
             raw = raw + raw.new_tensor([invert_softplus(std - self.floor) for std in self.initial_std])
-        return mean, self.floor + F.softplus(raw)
+        std = self.floor + F.softplus(raw)
+        return mean, std if isinstance(self.noise_factor, str | None) else std * self.noise_factor
 
     @property
     def _target_shape(self) -> tuple[int, ...]:

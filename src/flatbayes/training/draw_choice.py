@@ -1,11 +1,15 @@
-"""Choice of the draw options of a fitted posterior that are "auto", on validation examples and without training."""
+"""Choice of what only predictions depend on and is "auto", on validation examples and without training.
+
+These are the draw options of the posterior, and the factor on the noise of a Gaussian likelihood, which a network
+that overfits learns too small. The factor is chosen first, since the options are compared with it, and again last.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flatbayes.likelihoods import CategoricalPredictive
+from flatbayes.likelihoods import CategoricalPredictive, Gaussian, GaussianPredictive
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.prediction.evaluation import predict_labelled
@@ -15,6 +19,10 @@ NUM_DRAWS = 30
 MAX_EXAMPLES = 2000
 """Largest number of validation examples of a choice: with more, its time would exceed a few percent of a training."""
 CHOICE_KEY = "draw_options"
+NOISE_FACTOR = "noise_factor"
+NOISE_OPTION = DrawOption(1.0, (0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 4.0, 8.0))
+Measure = Callable[[float | None], float]
+"""Validation NLL of a value of an option."""
 NUM_TOLERANCE_DRAWS = 10
 """Draws of a comparison with the predictions at 0, the published number."""
 NUM_HALVINGS, BRACKET_FACTOR, MAX_BRACKET_STEPS = 6, 4.0, 10
@@ -36,10 +44,10 @@ def choose_draw_options(
         NLL, or of value and change, that were compared, without any the `reason` why the value is the default.
     """
     posterior = fitted.posterior
-    options = list_auto_options(posterior.draw_options, posterior, with_none=is_automatic)
+    options = list_options(fitted, with_none=is_automatic)
     examples = training_data.sample_validation(MAX_EXAMPLES) if options and can_predict else None
     if examples is None:  # what nobody has set needs no explanation
-        options = list_auto_options(posterior.draw_options, posterior)
+        options = list_options(fitted, with_none=False)
     reason = "no validation examples" if can_predict else "no predictive distribution"
     return _choose_on_examples(fitted, options, examples, reason)
 
@@ -82,10 +90,27 @@ def apply_choices(fitted: FittedPosterior, choices: dict[str, Any]) -> FittedPos
         fitted: The posterior, which is not changed.
         choices: The result of `choose_draw_options`.
     """
-    posterior = fitted.posterior
+    posterior, likelihood = fitted.posterior, fitted.likelihood
     for name, choice in choices.items():
-        posterior = replace_option(posterior, name, choice["value"])
-    return replace(fitted, posterior=posterior, norm_statistics={})
+        if name == NOISE_FACTOR:
+            likelihood = replace_option(likelihood, name, choice["value"])
+        else:
+            posterior = replace_option(posterior, name, choice["value"])
+    return replace(fitted, posterior=posterior, likelihood=likelihood, norm_statistics={})
+
+
+def list_options(fitted: FittedPosterior, *, with_none: bool) -> dict[str, DrawOption]:
+    """Options that are "auto" by dotted name, that of the likelihood first.
+
+    Args:
+        fitted: The posterior.
+        with_none: Whether those that are None, which nobody has set, are listed too.
+    """
+    noise = {NOISE_FACTOR: NOISE_OPTION} if isinstance(fitted.likelihood, Gaussian) else {}
+    return {
+        **list_auto_options(noise, fitted.likelihood, with_none=with_none),
+        **list_auto_options(fitted.posterior.draw_options, fitted.posterior, with_none=with_none),
+    }
 
 
 def find_largest(is_accepted: Callable[[float], bool], low: float, high: float) -> float:
@@ -116,38 +141,63 @@ def _choose_on_examples(
     fitted: FittedPosterior, options: dict[str, DrawOption], examples: Any, reason: str
 ) -> dict[str, Any]:
     choices: dict[str, Any] = {}
-    for name, option in options.items():
+    for name, option in [*options.items(), *list(options.items())[: NOISE_FACTOR in options and examples is not None]]:
         current = apply_choices(fitted, choices)
         if examples is None:
             choices[name] = {"value": option.default, "reason": reason}
         elif option.tolerance is None:
-            choices[name] = _compare_values(current, examples, name, option)
+            make_measure = _measure_noise if name == NOISE_FACTOR else _measure_draws
+            choices[name] = _compare_values(option, make_measure(current, examples, name))
         else:
             choices[name] = _find_largest_tolerated(current, examples, name, option, option.tolerance)
     return choices
 
 
-def _compare_values(fitted: FittedPosterior, examples: Any, name: str, option: DrawOption) -> dict[str, Any]:
-    losses: dict[float | None, float] = {}
-
-    def measure(value: float | None) -> None:
+def _measure_draws(fitted: FittedPosterior, examples: Any, name: str) -> Measure:
+    def measure(value: float | None) -> float:
         try:
             candidate = apply_choices(fitted, {name: {"value": value}})
-            loss = evaluate(candidate, examples, num_draws=NUM_DRAWS).metrics["nll"]
+            return float(evaluate(candidate, examples, num_draws=NUM_DRAWS).metrics["nll"])
         except RuntimeError:  # predictions far from the mean that are not finite
-            loss = math.nan
+            return math.nan
+
+    return measure
+
+
+def _measure_noise(fitted: FittedPosterior, examples: Any, name: str) -> Measure:
+    """The NLL by the factor, of one prediction."""
+    candidate = apply_choices(fitted, {name: {"value": 1.0}})
+    try:
+        predictive, targets, _ = predict_labelled(candidate, examples, None, NUM_DRAWS, batch_size=256)
+    except RuntimeError:
+        return lambda _: math.nan
+    if not isinstance(predictive, GaussianPredictive):
+        return lambda _: math.nan
+
+    def measure(value: float | None) -> float:
+        scaled = replace(predictive, member_stds=predictive.member_stds * (value or 1.0))
+        return float(-scaled.log_prob(targets).mean())
+
+    return measure
+
+
+def _compare_values(option: DrawOption, measure: Measure) -> dict[str, Any]:
+    losses: dict[float | None, float] = {}
+
+    def add(value: float | None) -> None:
+        loss = measure(value)
         losses[value] = math.inf if math.isnan(loss) else loss
 
     for value in (option.default, *option.candidates):
         if value not in losses:
-            measure(value)
+            add(value)
     tried = sorted(value for value in losses if value is not None)
     best = min(losses, key=losses.__getitem__)
     if best is not None:
         position = tried.index(best)
         for neighbour in (tried[max(0, position - 1)], tried[min(len(tried) - 1, position + 1)]):
             if neighbour != best:
-                measure(math.sqrt(best * neighbour))
+                add(math.sqrt(best * neighbour))
     best = min(losses, key=losses.__getitem__)
     pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
     return {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}

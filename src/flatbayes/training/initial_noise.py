@@ -8,6 +8,8 @@ With too small a noise, the gradient of the Gaussian density, which grows with t
 is large at the start; with one that is too large, the optimizer spends its steps on it.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,9 +38,7 @@ def start_at_residuals(likelihood: Gaussian, train: Split) -> Gaussian:
     x, y = inputs[rows].double().cpu(), targets[rows].double().cpu().reshape(len(rows), -1)
     x, y = (standardize_columns(values) for values in (x, y))
     stds = compute_residual_stds(x, y).clamp(MIN_STD, 1.0)
-    return Gaussian(
-        likelihood.num_targets, likelihood.location, likelihood.scale, likelihood.floor, tuple(stds.tolist())
-    )
+    return replace(likelihood, initial_std=tuple(stds.tolist()))
 
 
 def standardize_columns(values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
