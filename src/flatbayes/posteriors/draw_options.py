@@ -103,15 +103,20 @@ def list_auto_options(
         component: The posterior.
         with_none: Whether those that are None, which nobody has set, are listed too.
     """
-
-    def get_value(path: str) -> Any:
-        value = component
-        for name in path.split("."):
-            value = getattr(value, name)
-        return value
-
     wanted = (AUTO, None) if with_none else (AUTO,)
-    return {name: option for name, option in options.items() if get_value(name) in wanted}
+    return {name: option for name, option in options.items() if get_option(component, name) in wanted}
+
+
+def get_option(component: Any, path: str) -> Any:
+    """The value of a field, or of a field of a field.
+
+    Args:
+        component: A dataclass.
+        path: Dotted name of the field, such as `member.scale`.
+    """
+    for name in path.split("."):
+        component = getattr(component, name)
+    return component
 
 
 def replace_option(component: T, path: str, value: Any) -> T:

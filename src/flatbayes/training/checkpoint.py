@@ -25,8 +25,8 @@ CHECKPOINT_SCHEMA = 3
 MAX_WRITE_TIME_FRACTION = 0.05
 """Largest fraction of the training time that writing checkpoints takes."""
 IDENTITY_FILE = "training.json"
-RADIUS_FILE = "radius.json"
-"""The choice of a radius on validation data."""
+CHOICES_FILE = "choices.json"
+"""What a pilot has chosen on validation data."""
 CHECKPOINT_PATTERN = re.compile(r"(\d{4})(?:-(\d{10}))?\.pt")
 
 
@@ -74,7 +74,7 @@ class Checkpoints:
         """Remove all checkpoints; other files stay."""
         if self.folder.is_dir():
             temporary_files = list_temporary_files(self.folder)
-            plain_files = [self.folder / name for name in (IDENTITY_FILE, RADIUS_FILE)]
+            plain_files = [self.folder / name for name in (IDENTITY_FILE, CHOICES_FILE)]
             remove_files([*_list_checkpoint_files(self.folder), *temporary_files, *plain_files])
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()

@@ -41,6 +41,8 @@ class OptimizationConfig:
         clip_norm: Largest norm of the final gradient; None does not clip. `auto` is 1 for a Gaussian likelihood.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
         initial_noise: Noise of a regression at the start: `residuals` of a linear fit; None is 0.7 of the targets'.
+        prior_factor: Factor on the precision of the prior: the optimizer's weight decay, or the `prior_precision` of
+            the posterior. `auto`: chosen on validation examples in the training, where it stops early.
 
     Examples:
         >>> optimization = OptimizationConfig(
@@ -55,6 +57,7 @@ class OptimizationConfig:
     clip_norm: float | Literal["auto"] | None = "auto"
     accumulation_steps: int = 1
     initial_noise: Literal["residuals"] | None = "residuals"
+    prior_factor: float | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -66,6 +69,9 @@ class OptimizationConfig:
             raise ValueError(f"clip_norm must be positive and finite, or auto or None, got {clip_norm!r}.")
         if self.initial_noise not in (None, "residuals"):
             raise ValueError(f"initial_noise must be residuals or None, got {self.initial_noise!r}.")
+        factor = self.prior_factor
+        if factor not in (None, "auto") and (isinstance(factor, str) or not 0 < factor < math.inf):
+            raise ValueError(f"prior_factor must be positive and finite, or auto or None, got {factor!r}.")
         check_integer("accumulation_steps", self.accumulation_steps)
 
 

@@ -19,6 +19,7 @@ from flatbayes.training.arguments import resolve_config, resolve_data, resolve_m
 from flatbayes.training.callbacks.callback import Callback, CallbackList
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
+from flatbayes.training.choices import resolve_choices
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.cost import CostMeter
 from flatbayes.training.group import GroupResult
@@ -26,7 +27,6 @@ from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
-from flatbayes.training.pilot import resolve_radius
 from flatbayes.training.setup import TrainingSetup, prepare_runs
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
@@ -154,7 +154,7 @@ def train_prepared(
     is_shown = is_main and (sys.stderr.isatty() if show_progress is None else show_progress)
     with ProgressBar() if is_shown else nullcontext(Callback()) as bar:
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])
-        (setup,) = resolve_radius([setup], manager, callbacks, bar)
+        (setup,) = resolve_choices([setup], manager, callbacks, bar)
         (results,) = train_members([setup], manager, callbacks)
     if isinstance(results, Exception):
         raise results

@@ -117,7 +117,7 @@ def train_members(
                 outcomes = [by_name[branch.name] for branch in run.branches]
             except KeyboardInterrupt as stop:
                 number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-                raise _make_interrupted(users_setups[0], results[users[0]], run, session, members, number) from None
+                raise make_interrupted(users_setups[0], results[users[0]], run, session, members, number) from None
             except Exception as error:
                 if error is not run.leader.error and not isinstance(error, RuntimeError | ValueError):
                     raise  # such as a full disk, which concerns the other fits too
@@ -155,7 +155,7 @@ def restore_outcomes(
     return outcomes
 
 
-def _make_interrupted(
+def make_interrupted(
     setup: TrainingSetup,
     results: Sequence[GroupResult],
     run: TrainingRun,
@@ -163,6 +163,16 @@ def _make_interrupted(
     members: Sequence[int],
     signal_number: int,
 ) -> KeyboardInterrupt:
+    """The interruption of a run, with what was fitted so far.
+
+    Args:
+        setup: The fit.
+        results: Results of the earlier runs.
+        run: The run.
+        session: Its session.
+        members: Its members.
+        signal_number: The signal.
+    """
     states = [state for result in results for state in result.states] or run.states
     if not states:
         return KeyboardInterrupt()

@@ -31,6 +31,12 @@ class PilotCheckpoints(CheckpointManager):
     branch_progress: tuple[int, int] = (0, 0)
     end: Tensor | None = None
 
+    def start_from(self, other: "PilotCheckpoints") -> tuple[float, float]:
+        """Continue from the state of another run at its branch; return its gradients and seconds until there."""
+        self.branch, self.branch_progress = other.branch, other.branch_progress
+        content = self.load_latest(0) or {}
+        return float(content["num_gradients"]), float(content["run_seconds"])
+
     def is_candidate_step(self, step: int, *, epoch_ended: bool) -> bool:
         """Whether the state after this step, counted from 1, is that of the branch or of the end."""
         total_steps = self.progress.total_steps or 0

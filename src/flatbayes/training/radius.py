@@ -16,7 +16,8 @@ MAX_COST = 1.25
 RADIUS_FACTORS = (2.0, 20.0)
 """Radii that are tried beside 0, in units of the usual radius: from docs/results/radius-late.json."""
 MIN_GAIN = 0.02
-"""Nats by which a radius above 0 must have a lower validation NLL: less may be chance in a few hundred examples."""
+"""Nats by which a radius above 0, or a stronger prior, must have a lower validation NLL than without: less may be
+chance in a few hundred examples."""
 MAX_FRACTION = 0.5
 """Largest fraction of training in which radii differ, for a flatness that costs many gradients."""
 
@@ -77,6 +78,13 @@ def make_usual_flatness(flatness: Flatness) -> Flatness:
     return flatness.with_radius(flatness.reference_radius) if flatness.radius == "auto" else flatness
 
 
+def find_obstructive_option(config: TrainingConfig) -> str | None:
+    """The option with which a pilot cannot go back to an earlier step; None if it can."""
+    if config.distribution.strategy == "fsdp":
+        return "distribution.strategy fsdp"
+    return "precision.cuda_graph" if config.precision.cuda_graph else None
+
+
 def check_pilot(flatness: Flatness, posterior: Posterior, config: TrainingConfig) -> None:
     """Refuse a choice of the radius where no pilot is possible.
 
@@ -89,8 +97,8 @@ def check_pilot(flatness: Flatness, posterior: Posterior, config: TrainingConfig
         ValueError: The configuration cannot go back to an earlier step, or the posterior needs the flatness earlier.
     """
     advice = f"Give the radius as a number, such as {flatness.reference_radius:g}."
-    if config.distribution.strategy == "fsdp" or config.precision.cuda_graph:
-        option = "distribution.strategy fsdp" if config.distribution.strategy == "fsdp" else "precision.cuda_graph"
+    option = find_obstructive_option(config)
+    if option is not None:
         raise ValueError(
             f"The radius of {describe_name(flatness)} is chosen by a pilot, which goes back to an earlier step, and "
             f"that is not possible with {option}. {advice}"

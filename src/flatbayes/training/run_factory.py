@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
 from flatbayes.core.networks import copy_network
@@ -13,7 +14,9 @@ from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
-from flatbayes.posteriors import Posterior
+from flatbayes.posteriors import Ensemble, Posterior
+from flatbayes.posteriors.draw_options import get_option, replace_option
+from flatbayes.posteriors.optimization import max_weight_decay
 from flatbayes.prediction.network_tensors import check_storable
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, VectorizedBatches
 from flatbayes.training.config import TrainingConfig
@@ -27,8 +30,10 @@ from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unsta
 from flatbayes.training.warm_start import WarmStart
 
 MIN_PRIOR_PRECISION = 2.0
-"""Smallest prior precision of a classifier whose options are all defaults, in place of a weight decay of 5e-4: chosen
-on the first half of studies/defaults (docs/defaults.md)."""
+"""Smallest prior precision where options are defaults, in place of a weight decay of 5e-4: chosen on the first half of
+studies/defaults (docs/defaults.md)."""
+MAX_TABLE_LEARNING_RATE = 0.03
+"""Largest learning rate of SGD with momentum where options are defaults and inputs are rows of a table, likewise."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class RunFactory:
         warm_start: Pretrained weights and frozen parameters.
         auto_flatness: The flatness before its radius is chosen on validation data; None if the radius is a number.
         is_automatic: Whether the number of epochs was left to the data.
+        auto_prior: Whether the user asks for a strength of the prior that is chosen on validation data, or it is by
+            default; None if it is not chosen.
+        weight_decay_factor: Factor on the weight decay of the optimizer.
     """
 
     posterior: Posterior
@@ -58,6 +66,8 @@ class RunFactory:
     warm_start: WarmStart = WarmStart()
     auto_flatness: Flatness | None = None
     is_automatic: bool = False
+    auto_prior: Literal["asked", "default"] | None = None
+    weight_decay_factor: float = 1.0
 
     def __post_init__(self) -> None:
         config = self.config.resolve_clip_norm(self.likelihood)
@@ -188,14 +198,45 @@ class RunFactory:
             copy.load_state_dict(network.state_dict())
             return copy
 
+    def with_prior_factor(self, factor: float) -> "RunFactory":
+        """The factory with a stronger or weaker prior, be it that of the posterior or the weight decay.
+
+        Args:
+            factor: Factor on its precision.
+        """
+        path = find_prior_precision(self.posterior)
+        if factor == 1 or path is None:
+            return replace(self, weight_decay_factor=self.weight_decay_factor * factor)
+        precision = get_option(self.posterior, path)
+        return replace(self, posterior=replace_option(self.posterior, path, precision * factor))
+
+    def compute_weight_decay(self, num_data: int) -> float:
+        """The weight decay that has the effect of the prior; 0 without a prior, or with one of several precisions.
+
+        Args:
+            num_data: Number of training examples.
+        """
+        path = find_prior_precision(self.posterior)
+        if path is None:
+            optimizer = self._get_optimizer_factory(num_data)([nn.Parameter(torch.zeros(1))])
+            return max_weight_decay(optimizer)
+        precision, owner = get_option(self.posterior, path), path.rpartition(".")[0]
+        temperature = getattr(get_option(self.posterior, owner) if owner else self.posterior, "temperature", 1.0)
+        return float(precision * temperature / num_data) if isinstance(precision, float | int) else 0.0
+
     def _get_optimizer_factory(self, num_data: int) -> OptimizerFactory:
         """The optimizer of the configuration, or the default one, whose weight decay is stronger for few examples."""
-        if self.config.optimizer is not None:
-            return self.config.optimizer
-        default = self.posterior.default_optimizer
-        if self.is_automatic and isinstance(self.likelihood, Categorical) and not self.warm_start.weights:
-            return strengthen_prior(default, MIN_PRIOR_PRECISION / num_data)
-        return default
+        make_optimizer = self.config.optimizer
+        if make_optimizer is None:
+            make_optimizer = self.posterior.default_optimizer
+            if self.is_automatic and not self.warm_start.weights:
+                make_optimizer = strengthen_prior(make_optimizer, MIN_PRIOR_PRECISION / num_data)
+                inputs = self.training_data.raw_inputs
+                if isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point():
+                    make_optimizer = limit_learning_rate(make_optimizer, MAX_TABLE_LEARNING_RATE)
+        if self.weight_decay_factor == 1:
+            return make_optimizer
+        return partial(make_scaled_optimizer, make_optimizer, self.weight_decay_factor)
 
     def _spawn_batches_seed(self, member: int) -> int:
         return spawn_seed(Stream.BATCHES, self.seed, member)
@@ -212,6 +253,52 @@ def strengthen_prior(make_optimizer: OptimizerFactory, weight_decay: float) -> O
         return make_optimizer
     options = make_optimizer.keywords
     return partial(make_optimizer.func, **options | {"weight_decay": max(options["weight_decay"], weight_decay)})
+
+
+def limit_learning_rate(make_optimizer: OptimizerFactory, largest: float) -> OptimizerFactory:
+    """The optimizer with at most this learning rate if it is SGD with momentum; unchanged otherwise.
+
+    Args:
+        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
+        largest: The largest learning rate.
+    """
+    if not isinstance(make_optimizer, partial) or not make_optimizer.keywords.get("momentum"):
+        return make_optimizer
+    options = make_optimizer.keywords
+    return partial(make_optimizer.func, **options | {"lr": min(options["lr"], largest)})
+
+
+def make_scaled_optimizer(make_optimizer: OptimizerFactory, factor: float, params: Any) -> torch.optim.Optimizer:
+    """An optimizer with other weight decays.
+
+    Args:
+        make_optimizer: Builds the optimizer.
+        factor: Factor on the weight decay of each parameter group.
+        params: The parameters.
+    """
+    optimizer = make_optimizer(params)
+    for options in (*optimizer.param_groups, optimizer.defaults):
+        if options.get("weight_decay"):
+            options["weight_decay"] *= factor
+    return optimizer
+
+
+def find_prior_precision(posterior: Posterior) -> str | None:
+    """Dotted name of the option that is the prior; None where the weight decay of the optimizer is."""
+    if isinstance(posterior, Ensemble):
+        path = find_prior_precision(posterior.member)
+        return None if path is None else f"member.{path}"
+    return None if getattr(posterior, "prior_precision", None) is None else "prior_precision"
+
+
+def is_prior_given(factory: RunFactory) -> bool:
+    """Whether the user has set the prior: an optimizer, or the option of the posterior that is the prior."""
+    path = find_prior_precision(factory.posterior)
+    if path is None:
+        return factory.config.optimizer is not None
+    owner = path.rpartition(".")[0]
+    method = get_option(factory.posterior, owner) if owner else factory.posterior
+    return bool(get_option(factory.posterior, path) != getattr(type(method), "prior_precision", None))
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:

@@ -40,8 +40,8 @@ from flatbayes.training.loader_checks import check_batch_size, check_loader_inpu
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import normalize_data, normalize_validation
 from flatbayes.training.model_builder import ModelFactory, describe_model, make_adapted_builder, make_model_builder
-from flatbayes.training.radius import check_pilot, make_usual_flatness
-from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
+from flatbayes.training.run_factory import RunFactory, is_prior_given
 from flatbayes.training.vectorization_trial import should_vectorize
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
 
@@ -110,7 +110,30 @@ def prepare_runs(
         factory = check_loader_inputs(factory, training_data)
     elif isinstance(training_data, InMemoryData) and factory.config.epochs:
         check_batch_size(factory, training_data)
-    return factory, describe_model(model, model_arguments)
+    return apply_prior_option(factory), describe_model(model, model_arguments)
+
+
+def apply_prior_option(factory: RunFactory) -> RunFactory:
+    """The factory with the prior that `optimization.prior_factor` says, or that is to be chosen by a pilot.
+
+    Args:
+        factory: The factory with the prior of posterior and optimizer.
+
+    Raises:
+        ValueError: No pilot is possible.
+    """
+    factor, obstacle = factory.config.optimization.prior_factor, find_obstructive_option(factory.config)
+    if factor == "auto":
+        if obstacle is not None:
+            raise ValueError(
+                "prior_factor 'auto' is chosen by a pilot, which trains several times, and that is not possible with "
+                f"{obstacle}. Give a number, such as 1."
+            )
+        return replace(factory, auto_prior="asked")
+    if factor is not None:
+        return factory.with_prior_factor(float(factor))
+    is_default = factory.is_automatic and not factory.warm_start.weights and not is_prior_given(factory)
+    return replace(factory, auto_prior="default" if is_default and obstacle is None else None)
 
 
 def make_training_data(

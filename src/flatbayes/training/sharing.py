@@ -19,6 +19,7 @@ from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
+from flatbayes.training.choices import resolve_choices
 from flatbayes.training.compatibility import check_collection, check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.cost import CostMeter
@@ -27,10 +28,9 @@ from flatbayes.training.group import GroupResult
 from flatbayes.training.identity import describe_branch, describe_object, describe_training
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
-from flatbayes.training.pilot import resolve_radius
 from flatbayes.training.radius import check_pilot
 from flatbayes.training.recording import Recordings
-from flatbayes.training.setup import TrainingSetup, prepare_runs
+from flatbayes.training.setup import TrainingSetup, apply_prior_option, prepare_runs
 from flatbayes.training.trial import run_trial
 
 
@@ -150,7 +150,8 @@ def prepare_setup(
         check_compatibility(posterior, first.factory.flatness, config)
         if first.factory.auto_flatness is not None:
             check_pilot(first.factory.auto_flatness, posterior, config)
-        factory = replace(first.factory, posterior=posterior, config=config)
+        factory = replace(first.factory, posterior=posterior, config=config, weight_decay_factor=1.0)
+        factory = apply_prior_option(factory)
         model_spec = first.info["model"]
     else:
         factory, model_spec = prepare_runs(model, data, posterior, flatness, config, val=val, seed=seed)
@@ -177,7 +178,7 @@ def train_setups(
     """
     manager = open_checkpoints(setups, checkpoints)
     meter = CostMeter(setups[0].fabric.device)
-    setups = resolve_radius(setups, manager, callback or Callback(), Callback())
+    setups = resolve_choices(setups, manager, callback or Callback(), Callback())
     results = train_members(setups, manager, callback or Callback(), recordings)
     peak_memory_mb = meter.peak_memory_mb()
     return [

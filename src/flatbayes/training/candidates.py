@@ -1,0 +1,115 @@
+"""Trainings that a pilot compares on validation data: which they are, what they score, and which is better."""
+
+from dataclasses import dataclass, replace
+
+from flatbayes.core.files import JsonValue
+from flatbayes.flatness import Plain
+from flatbayes.training.radius import MIN_GAIN, make_candidate
+from flatbayes.training.run_factory import RunFactory
+
+PRIOR_STEP = 10.0
+"""Factor between two strengths of the prior that are tried."""
+MAX_WEIGHT_DECAY = 0.1
+"""Largest weight decay that is tried, or prior precision times temperature over the number of examples."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A training of a pilot.
+
+    Attributes:
+        radius: Radius of the flatness; None for a flatness whose radius is not chosen.
+        start: Fraction of training from which on the radius is used, which is plain before.
+        prior_factor: Factor on the precision of the prior.
+    """
+
+    radius: float | None = None
+    start: float = 0.0
+    prior_factor: float = 1.0
+
+    def apply_to(self, factory: RunFactory) -> RunFactory:
+        """The factory of this training, with nothing left to choose.
+
+        Args:
+            factory: The factory of a fit with something to choose.
+        """
+        flatness = factory.flatness
+        if self.radius is not None:
+            flatness = make_candidate(factory.auto_flatness or Plain(), self.radius, self.start)
+        fixed = replace(factory, flatness=flatness, auto_flatness=None, auto_prior=None)
+        return fixed.with_prior_factor(self.prior_factor)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Validation NLL of the first network of a training; None where it diverged.
+
+    Attributes:
+        end: That at the end.
+        best: The lowest one of all evaluations, with early stopping; otherwise that at the end.
+    """
+
+    end: float | None
+    best: float | None
+
+
+def compare_scores(score: Score, reference: Score) -> float | None:
+    """The lowest NLL of a training, or more: such that the difference from the reference is the worse one of both.
+
+    The lowest one is that of posteriors without snapshots; those with snapshots are near the end. So the choice
+    depends on the training alone, and posteriors can share it.
+
+    Args:
+        score: The training.
+        reference: The training that it is compared with, whose result is `reference.best`.
+
+    Examples:
+        >>> compare_scores(Score(0.5, 0.3), Score(0.4, 0.4)), compare_scores(Score(0.3, 0.3), Score(0.4, 0.4))
+        (0.5, 0.3)
+    """
+    if score.end is None or score.best is None or reference.end is None or reference.best is None:
+        return score.best
+    return score.best + max(0.0, score.end - reference.end - (score.best - reference.best))
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """The strength of the prior that a pilot has chosen, and why.
+
+    Attributes:
+        factor: Factor on the precision of the prior.
+        weight_decay: The resulting weight decay, or prior precision times temperature over the number of examples.
+        scores: Validation NLL by factor; None where training diverged.
+        reason: Why it was chosen, as a sentence.
+    """
+
+    factor: float
+    weight_decay: float
+    scores: tuple[tuple[float, float | None], ...]
+    reason: str
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Plain data, for the metadata of an artefact."""
+        scores: list[JsonValue] = [[factor, score] for factor, score in self.scores]
+        return {
+            "factor": self.factor,
+            "weight_decay": self.weight_decay,
+            "scores": scores,
+            "reason": self.reason,
+        }
+
+
+def describe_prior(choice: PriorChoice, end: str) -> str:
+    """Why a strength of the prior was chosen, as a sentence.
+
+    Args:
+        choice: The choice without the reason.
+        end: Why no stronger prior was tried.
+    """
+    texts = ", ".join(f"{x:g}: {'diverged' if nll is None else format(nll, '.4f')}" for x, nll in choice.scores)
+    place = f"prior_factor is {choice.factor:g}, a weight decay of {choice.weight_decay:.2g}"
+    if len(choice.scores) < 2:
+        return f"{place}: {end}."
+    if choice.factor == 1:
+        return f"{place}: no stronger prior has a validation NLL {MIN_GAIN:g} lower ({texts})."
+    return f"{place}: it has the lowest validation NLL ({texts})."

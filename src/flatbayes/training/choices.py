@@ -1,0 +1,211 @@
+"""Choice of the strength of the prior and of the radius of a flatness on validation data, by one pilot.
+
+    train with the given prior, and with radius 0 if the radius is to be chosen
+    while early stopping has ended the best training, and the gradients suffice:  train with a prior 10 times as strong
+    with the best prior:  train with a moderate and with a large radius, each as a whole where the gradients suffice,
+                          otherwise from a step late in training on
+
+A training that overfits is stopped early, and saves the gradients that a stronger prior is tried with. The training
+with the lowest validation NLL is the result; one with a stronger prior or a radius above 0 only if it is lower by more
+than chance. Further members of an ensemble are trained alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from flatbayes.core.files import JsonValue, read_json, write_json
+from flatbayes.flatness import Flatness
+from flatbayes.training.callbacks.callback import Callback
+from flatbayes.training.candidates import (
+    MAX_WEIGHT_DECAY,
+    PRIOR_STEP,
+    Candidate,
+    PriorChoice,
+    compare_scores,
+    describe_prior,
+)
+from flatbayes.training.checkpoint import CHOICES_FILE, CheckpointManager
+from flatbayes.training.members import list_groups
+from flatbayes.training.pilot import Pilot
+from flatbayes.training.radius import (
+    MIN_GAIN,
+    RADIUS_FACTORS,
+    RadiusChoice,
+    describe_choice,
+    find_radius_name,
+    get_active_flatness,
+    select_radius,
+)
+from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.setup import TrainingSetup
+
+
+def resolve_choices(
+    setups: Sequence[TrainingSetup], manager: CheckpointManager, callback: Callback, progress: Callback
+) -> Sequence[TrainingSetup]:
+    """The prepared fits with the radius and the prior chosen on validation data, where they were to be chosen.
+
+    The pilot trains the networks of the first group; the manager gets their state at the end of training.
+
+    Args:
+        setups: Prepared fits whose trainings are equal.
+        manager: Checkpoints of the fits. If they have a choice, it is taken.
+        callback: Gets a message about each choice.
+        progress: Called after every step of the pilot.
+
+    Raises:
+        RuntimeError: The first training diverges before radii differ.
+    """
+    factory = setups[0].factory
+    if factory.auto_flatness is None and factory.auto_prior is None:
+        return setups
+    path = None if manager.checkpoints is None else manager.checkpoints.folder / CHOICES_FILE
+    stored = setups[0].world.read_on_main(lambda: read_json(path) if path is not None and path.is_file() else None)
+    choices: dict[str, Any] | None = stored if isinstance(stored, dict) else None
+    if choices is None:
+        choices = choose(setups, manager, callback, progress)
+        if path is not None and manager.is_writer:
+            write_json(path, choices)
+    for record in choices.values():
+        callback.on_message(str(record["reason"]))
+    radius, prior = choices.get("radius"), choices.get("prior")
+    candidate = Candidate(
+        None if radius is None else float(radius["value"]),
+        0.0 if radius is None else float(radius["start"]),
+        1.0 if prior is None else float(prior["factor"]),
+    )
+    return [
+        replace(setup, factory=candidate.apply_to(setup.factory), info=setup.info | choices) for setup in setups
+    ]
+
+
+def choose(
+    setups: Sequence[TrainingSetup], manager: CheckpointManager, callback: Callback, progress: Callback
+) -> dict[str, Any]:
+    """Run the pilot, and describe its choices; the arguments are those of `resolve_choices`."""
+    factory, (index, members) = setups[0].factory, list_groups(setups)[0]
+    flatness, asks_prior = factory.auto_flatness, factory.auto_prior == "asked"
+    pilot, best = Pilot(setups, index, members, progress), Candidate(None if flatness is None else 0.0)
+    obstacle = pilot.find_obstacle()
+    prior_obstacle = obstacle or find_prior_obstacle(factory, pilot)
+    choices: dict[str, dict[str, JsonValue]] = {}
+    if (flatness is not None and obstacle is None) or prior_obstacle is None:
+        if flatness is not None:
+            name = find_radius_name(flatness)
+            callback.on_message(f"A pilot chooses {name} on validation data, 0 among the values.")
+        pilot.train(best)
+    if factory.auto_prior is not None:
+        weight_decay = 0.0 if obstacle else factory.compute_weight_decay(pilot.num_data)
+        if prior_obstacle is None:
+            best, prior = choose_prior(pilot, best, weight_decay)
+        else:
+            prior = PriorChoice(1.0, weight_decay, (), f"prior_factor is 1: {prior_obstacle}.")
+        if asks_prior or len(prior.scores) > 1:  # what nobody has set needs no explanation where nothing was tried
+            choices["prior"] = prior.to_dict()
+    if flatness is not None:
+        best, radius = choose_radius(pilot, flatness, best, obstacle)
+        choices["radius"] = radius.to_dict()
+    if best in pilot.outcomes:
+        manager.preload(index, pilot.get_result(best))
+    return choices
+
+
+def find_prior_obstacle(factory: RunFactory, pilot: Pilot) -> str | None:
+    """Why no stronger prior can be chosen; None if one can."""
+    if factory.auto_prior is None:
+        return "it is given"
+    if not factory.config.stops_early:
+        return "a stronger prior is tried with what early stopping saves, and the number of epochs is given"
+    if factory.compute_weight_decay(pilot.num_data) <= 0:
+        return "the training has no prior, or one of several precisions"
+    return None
+
+
+def choose_prior(pilot: Pilot, first: Candidate, weight_decay: float) -> tuple[Candidate, PriorChoice]:
+    """Try stronger and stronger priors as long as they are better.
+
+    Args:
+        pilot: The pilot, which has trained the first candidate.
+        first: The training with the given prior.
+        weight_decay: Its weight decay.
+    """
+    best, scores = first, {1.0: pilot.outcomes[first].score.best}
+    while True:
+        outcome, factor = pilot.outcomes[best], best.prior_factor * PRIOR_STEP
+        if not outcome.stopped_early:
+            end = "training does not stop early, so that no stronger prior is needed"
+        elif factor * weight_decay > MAX_WEIGHT_DECAY:
+            end = f"a stronger one would be a weight decay above {MAX_WEIGHT_DECAY:g}"
+        elif not pilot.can_afford(outcome.num_gradients):
+            end = "the budget does not allow for another training"
+        else:
+            candidate = replace(best, prior_factor=factor)
+            other = pilot.train(candidate)
+            score, current = compare_scores(other.score, outcome.score), outcome.score.best
+            if other.is_finished:
+                scores[factor] = score
+            end = "the budget did not allow for another training"
+            if score is not None and (current is None or score <= current - MIN_GAIN):
+                best = candidate
+                continue
+        choice = PriorChoice(best.prior_factor, weight_decay * best.prior_factor, tuple(scores.items()), "")
+        return best, replace(choice, reason=describe_prior(choice, end))
+
+
+def choose_radius(
+    pilot: Pilot, flatness: Flatness, plain: Candidate, obstacle: str | None
+) -> tuple[Candidate, RadiusChoice]:
+    """Try radii, and take the best one.
+
+    Args:
+        pilot: The pilot, which has trained the plain candidate unless there is an obstacle.
+        flatness: The flatness whose radius is chosen.
+        plain: The training with radius 0.
+        obstacle: Why no radius can be chosen; None if one can.
+    """
+    name, usual, start = find_radius_name(flatness), flatness.reference_radius, 0.0
+    outcome = pilot.outcomes.get(plain)
+    if outcome is not None and not is_whole_affordable(pilot, flatness, plain):
+        step, num_steps = outcome.checkpoints.branch_progress
+        if outcome.checkpoints.branch is None:
+            obstacle = f"a training of {pilot.num_steps} steps is too short to repeat its end"
+        else:
+            start = step / num_steps
+    if outcome is None or obstacle is not None:
+        reason = f"{name} is {usual:g}, its usual value: {obstacle}."
+        return replace(plain, radius=usual), RadiusChoice(name, usual, 0.0, (), reason)
+    scores: dict[float, float | None] = {0.0: outcome.score.best}
+    for factor in RADIUS_FACTORS:
+        candidate = replace(plain, radius=usual * factor, start=start)
+        if not pilot.can_afford(estimate_cost(pilot, flatness, plain, start)):
+            break
+        other = pilot.train(candidate, plain if start else None)
+        if other.is_finished:
+            scores[usual * factor] = compare_scores(other.score, outcome.score)
+    best = select_radius(scores)
+    choice = RadiusChoice(
+        name, best, start, tuple(sorted(scores.items())), describe_choice(name, best, start, scores)
+    )
+    return plain if best == 0 else replace(plain, radius=best, start=start), choice
+
+
+def is_whole_affordable(pilot: Pilot, flatness: Flatness, plain: Candidate) -> bool:
+    """Whether radii are tried in whole trainings: where plain training stops early, and leaves gradients for one."""
+    return pilot.outcomes[plain].stopped_early and pilot.can_afford(estimate_cost(pilot, flatness, plain, 0.0))
+
+
+def estimate_cost(pilot: Pilot, flatness: Flatness, plain: Candidate, start: float) -> float:
+    """Gradients of a training with a radius.
+
+    Args:
+        pilot: The pilot.
+        flatness: The flatness.
+        plain: The training with radius 0.
+        start: Fraction of training from which on the radius is used. A whole training stops when the plain one does.
+    """
+    outcome = pilot.outcomes[plain]
+    if start == 0:
+        return outcome.num_gradients * flatness.gradients_per_step
+    step, num_steps = outcome.checkpoints.branch_progress
+    return (num_steps - step) * len(pilot.members) * get_active_flatness(flatness).gradients_per_step
