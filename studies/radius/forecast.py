@@ -19,6 +19,7 @@ from flatbayes.flatness import SAM
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
 from flatbayes.training import Callback, TrainingConfig
+from flatbayes.training.candidates import Candidate
 from flatbayes.training.members import list_groups
 from flatbayes.training.radius import RADIUS_FACTORS
 from flatbayes.training.run import TrainingRun
@@ -79,12 +80,11 @@ def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
     setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), CONFIG, seed)
     index, members = list_groups([setup])[0]
     test = DataSplits(**{**vars(data), "val": data.test})
-    pilot = ObservedPilot([setup], SAM(rho="auto"), index, members, Callback(), test=test)
-    obstacle = pilot.find_obstacle() or pilot.train_plain()
-    assert obstacle is None, obstacle
+    pilot = ObservedPilot([setup], index, members, Callback(), test=test)
+    plain, start = pilot.train_plain()
     for factor in RADIUS_FACTORS:
-        pilot.train_candidate(SAM().reference_radius * factor)
-    val = {f"{radius:g}": outcome.score for radius, outcome in pilot.outcomes.items()}
+        pilot.train(Candidate(SAM().reference_radius * factor, start), plain)
+    val = {f"{candidate.radius:g}": outcome.score.end for candidate, outcome in pilot.outcomes.items()}
     return {**(pilot.measured or {}), "val": val, "test": pilot.test_scores, "train_size": len(data.train)}
 
 

@@ -17,6 +17,7 @@ from flatbayes.flatness import SAM
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
 from flatbayes.training import Callback, TrainingConfig
+from flatbayes.training.candidates import Candidate
 from flatbayes.training.members import list_groups
 from flatbayes.training.pilot import Pilot
 from flatbayes.training.run import TrainingRun
@@ -49,21 +50,35 @@ class EvaluatedPilot(Pilot):
         self.test_scores.append(evaluate(run.leader.get_state().model)["val_nll"])
         return super()._validate(run)
 
+    def train_plain(self) -> tuple[Candidate, float]:
+        """Train with radius 0; return that training, and the fraction from which on other radii differ.
+
+        Raises:
+            ValueError: No other radius can be tried.
+        """
+        obstacle, plain = self.find_obstacle(), Candidate(0.0)
+        if obstacle is not None:
+            raise ValueError(obstacle)
+        checkpoints = self.train(plain).checkpoints
+        if checkpoints.branch is None:
+            raise ValueError(f"{self.num_steps} steps are too few to repeat their end")
+        return plain, checkpoints.branch_progress[0] / checkpoints.branch_progress[1]
+
 
 def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
     """Validation and test NLL of the weights, by radius."""
     setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), TrainingConfig(), seed)
     index, members = list_groups([setup])[0]
     test = DataSplits(**{**vars(data), "val": data.test})
-    pilot = EvaluatedPilot([setup], SAM(rho="auto"), index, members, Callback(), test=test)
-    assert (pilot.find_obstacle() or pilot.train_plain()) is None
+    pilot = EvaluatedPilot([setup], index, members, Callback(), test=test)
+    plain, start = pilot.train_plain()
     scores = {}
     for radius in (0.0, *RADII):
-        if radius:
-            pilot.train_candidate(radius)
-            pilot.outcomes[radius].checkpoints.end = None
-        val = pilot.outcomes[radius].score
+        outcome = pilot.outcomes[plain] if radius == 0 else pilot.train(Candidate(radius, start), plain)
+        val = outcome.score.end
         scores[f"{radius:g}"] = [val, None if val is None else pilot.test_scores[-1]]
+        if radius:
+            outcome.checkpoints.end = None
     return scores
 
 

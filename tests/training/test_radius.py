@@ -13,7 +13,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import LESAM, MSAM, SAM, Delayed, Plain, PosteriorSAM
 from flatbayes.posteriors import MAP, SGLD, SGVB, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import Callback, Checkpoints, TrainingConfig, fit, pilot
+from flatbayes.training import Callback, Checkpoints, TrainingConfig, candidates, choices, fit
 from flatbayes.training.radius import MAX_COST, MIN_GAIN, compute_pilot_fraction, make_candidate, select_radius
 from flatbayes.training.sharing import fit_together
 from support import FLATNESSES, named
@@ -171,7 +171,7 @@ def test_a_divergent_radius_is_not_chosen(monkeypatch):
     def make_divergent(flat, radius, start):
         return make_candidate(flat, 1e30 if radius == 0.1 else radius, start)
 
-    monkeypatch.setattr(pilot, "make_candidate", make_divergent)
+    monkeypatch.setattr(candidates, "make_candidate", make_divergent)
     record = fit(Net, make_data(), MAP(), SAM(rho="auto"), CONFIG).info["radius"]
     assert [0.1, None] in record["scores"]
     assert record["value"] != 0.1
@@ -204,7 +204,7 @@ def test_the_choice_is_saved_with_artefact_and_checkpoints(tmp_path, monkeypatch
     fitted.save(tmp_path / "run")
     loaded = FittedPosterior.load(tmp_path / "run", Net)
     assert loaded.info["radius"] == fitted.info["radius"]
-    monkeypatch.setattr(pilot, "choose_radius", None)  # not called again
+    monkeypatch.setattr(choices, "choose", None)  # not called again
     again = fit(Net, make_data(), Ensemble(size=2), SAM(rho="auto"), CONFIG, checkpoints=checkpoints)
     assert torch.equal(weights(again), weights(fitted))
     checkpoints.remove()

@@ -12,6 +12,9 @@ PRIOR_STEP = 10.0
 MAX_WEIGHT_DECAY = 0.1
 """Largest weight decay that is tried, or prior precision times temperature over the number of examples."""
 
+MIN_FRACTION = 0.5
+"""Fewest epochs of a training with a radius, as a fraction of those of the configuration."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -21,11 +24,13 @@ class Candidate:
         radius: Radius of the flatness; None for a flatness whose radius is not chosen.
         start: Fraction of training from which on the radius is used, which is plain before.
         prior_factor: Factor on the precision of the prior.
+        epochs: Number of epochs without early stopping; None for that of the configuration.
     """
 
     radius: float | None = None
     start: float = 0.0
     prior_factor: float = 1.0
+    epochs: int | None = None
 
     def apply_to(self, factory: RunFactory) -> RunFactory:
         """The factory of this training, with nothing left to choose.
@@ -36,7 +41,8 @@ class Candidate:
         flatness = factory.flatness
         if self.radius is not None:
             flatness = make_candidate(factory.auto_flatness or Plain(), self.radius, self.start)
-        fixed = replace(factory, flatness=flatness, auto_flatness=None, auto_prior=None)
+        config = factory.config if self.epochs is None else replace(factory.config, epochs=self.epochs)
+        fixed = replace(factory, config=config, flatness=flatness, auto_flatness=None, auto_prior=None)
         return fixed.with_prior_factor(self.prior_factor)
 
 

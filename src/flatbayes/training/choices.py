@@ -1,12 +1,13 @@
 """Choice of the strength of the prior and of the radius of a flatness on validation data, by one pilot.
 
     train with the given prior, and with radius 0 if the radius is to be chosen
-    while early stopping has ended the best training, and the gradients suffice:  train with a prior 10 times as strong
-    with the best prior:  train with a moderate and with a large radius, each as a whole where the gradients suffice,
-                          otherwise from a step late in training on
+    radius:  train with the usual radius, in fewer epochs where the gradients would not suffice otherwise, and with twice
+             that radius; where training does not stop early, from a step late in training on
+    prior:   while early stopping has ended the best training, and the gradients suffice:
+             train with a prior 10 times as strong
 
-A training that overfits is stopped early, and saves the gradients that a stronger prior is tried with. The training
-with the lowest validation NLL is the result; one with a stronger prior or a radius above 0 only if it is lower by more
+A training that overfits is stopped early, and saves the gradients that other trainings are tried with. The training
+with the lowest validation NLL is the result; one with a stronger prior or an unusual radius only if it is lower by more
 than chance. Further members of an ensemble are trained alike.
 """
 
@@ -19,6 +20,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.candidates import (
     MAX_WEIGHT_DECAY,
+    MIN_FRACTION,
     PRIOR_STEP,
     Candidate,
     PriorChoice,
@@ -31,6 +33,7 @@ from flatbayes.training.pilot import Pilot
 from flatbayes.training.radius import (
     MIN_GAIN,
     RADIUS_FACTORS,
+    WHOLE_RADIUS_FACTORS,
     RadiusChoice,
     describe_choice,
     find_radius_name,
@@ -74,10 +77,9 @@ def resolve_choices(
         None if radius is None else float(radius["value"]),
         0.0 if radius is None else float(radius["start"]),
         1.0 if prior is None else float(prior["factor"]),
+        None if radius is None else radius["epochs"],
     )
-    return [
-        replace(setup, factory=candidate.apply_to(setup.factory), info=setup.info | choices) for setup in setups
-    ]
+    return [replace(setup, factory=candidate.apply_to(setup.factory), info=setup.info | choices) for setup in setups]
 
 
 def choose(
@@ -95,6 +97,9 @@ def choose(
             name = find_radius_name(flatness)
             callback.on_message(f"A pilot chooses {name} on validation data, 0 among the values.")
         pilot.train(best)
+    if flatness is not None:
+        best, radius = choose_radius(pilot, flatness, best, obstacle)
+        choices["radius"] = radius.to_dict()
     if factory.auto_prior is not None:
         weight_decay = 0.0 if obstacle else factory.compute_weight_decay(pilot.num_data)
         if prior_obstacle is None:
@@ -103,9 +108,6 @@ def choose(
             prior = PriorChoice(1.0, weight_decay, (), f"prior_factor is 1: {prior_obstacle}.")
         if asks_prior or len(prior.scores) > 1:  # what nobody has set needs no explanation where nothing was tried
             choices["prior"] = prior.to_dict()
-    if flatness is not None:
-        best, radius = choose_radius(pilot, flatness, best, obstacle)
-        choices["radius"] = radius.to_dict()
     if best in pilot.outcomes:
         manager.preload(index, pilot.get_result(best))
     return choices
@@ -164,48 +166,61 @@ def choose_radius(
         plain: The training with radius 0.
         obstacle: Why no radius can be chosen; None if one can.
     """
-    name, usual, start = find_radius_name(flatness), flatness.reference_radius, 0.0
-    outcome = pilot.outcomes.get(plain)
-    if outcome is not None and not is_whole_affordable(pilot, flatness, plain):
-        step, num_steps = outcome.checkpoints.branch_progress
-        if outcome.checkpoints.branch is None:
+    name, usual, outcome = find_radius_name(flatness), flatness.reference_radius, pilot.outcomes.get(plain)
+    if outcome is not None and obstacle is None:
+        candidates = list_whole_trainings(pilot, flatness, plain) or list_ends(pilot, flatness, plain)
+        if not candidates:
             obstacle = f"a training of {pilot.num_steps} steps is too short to repeat its end"
-        else:
-            start = step / num_steps
     if outcome is None or obstacle is not None:
         reason = f"{name} is {usual:g}, its usual value: {obstacle}."
         return replace(plain, radius=usual), RadiusChoice(name, usual, 0.0, (), reason)
     scores: dict[float, float | None] = {0.0: outcome.score.best}
-    for factor in RADIUS_FACTORS:
-        candidate = replace(plain, radius=usual * factor, start=start)
-        if not pilot.can_afford(estimate_cost(pilot, flatness, plain, start)):
+    best, trained = {0.0: plain}, 0.0
+    for candidate in candidates:
+        if candidate.radius is None or not pilot.can_afford(trained):
             break
-        other = pilot.train(candidate, plain if start else None)
+        other = pilot.train(candidate, plain if candidate.start else None)
+        trained = other.num_gradients
         if other.is_finished:
-            scores[usual * factor] = compare_scores(other.score, outcome.score)
-    best = select_radius(scores)
-    choice = RadiusChoice(
-        name, best, start, tuple(sorted(scores.items())), describe_choice(name, best, start, scores)
-    )
-    return plain if best == 0 else replace(plain, radius=best, start=start), choice
+            best[candidate.radius] = candidate
+            scores[candidate.radius] = compare_scores(other.score, outcome.score)
+    result = best[select_radius(scores, usual)]
+    value, start = result.radius or 0.0, result.start
+    reason = describe_choice(name, value, start, scores, usual)
+    return result, RadiusChoice(name, value, start, tuple(sorted(scores.items())), reason, result.epochs)
 
 
-def is_whole_affordable(pilot: Pilot, flatness: Flatness, plain: Candidate) -> bool:
-    """Whether radii are tried in whole trainings: where plain training stops early, and leaves gradients for one."""
-    return pilot.outcomes[plain].stopped_early and pilot.can_afford(estimate_cost(pilot, flatness, plain, 0.0))
-
-
-def estimate_cost(pilot: Pilot, flatness: Flatness, plain: Candidate, start: float) -> float:
-    """Gradients of a training with a radius.
+def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:
+    """Trainings with a radius from the first step on, where training stops early; none if they would be too short.
 
     Args:
         pilot: The pilot.
         flatness: The flatness.
         plain: The training with radius 0.
-        start: Fraction of training from which on the radius is used. A whole training stops when the plain one does.
     """
-    outcome = pilot.outcomes[plain]
-    if start == 0:
-        return outcome.num_gradients * flatness.gradients_per_step
-    step, num_steps = outcome.checkpoints.branch_progress
-    return (num_steps - step) * len(pilot.members) * get_active_flatness(flatness).gradients_per_step
+    config, outcome = pilot.setups[0].factory.config, pilot.outcomes[plain]
+    if not config.stops_early:
+        return []
+    usual, epochs = flatness.reference_radius, None
+    if not outcome.stopped_early or not pilot.can_afford(outcome.num_gradients * flatness.gradients_per_step):
+        cost = pilot.num_steps * len(pilot.members) * flatness.gradients_per_step
+        fraction = (pilot.budget - pilot.num_gradients) / cost
+        if fraction < MIN_FRACTION:
+            return []
+        epochs = int(config.num_epochs * fraction) if fraction < 1 else None
+    return [replace(plain, radius=usual * factor, epochs=epochs) for factor in WHOLE_RADIUS_FACTORS]
+
+
+def list_ends(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:
+    """Trainings with a radius from the branch on; none if there is no branch, or its end is all that is left."""
+    checkpoints = pilot.outcomes[plain].checkpoints
+    if checkpoints.branch is None:
+        return []
+    step, num_steps = checkpoints.branch_progress
+    cost = (num_steps - step) * len(pilot.members) * get_active_flatness(flatness).gradients_per_step
+    radii = [flatness.reference_radius * factor for factor in RADIUS_FACTORS]
+    return [
+        replace(plain, radius=radius, start=step / num_steps)
+        for k, radius in enumerate(radii, 1)
+        if pilot.can_afford(k * cost)
+    ]

@@ -14,10 +14,12 @@ from flatbayes.training.identity import describe_name
 MAX_COST = 1.25
 """Largest number of gradients of a training with its pilot, in those of the training with a fixed radius."""
 RADIUS_FACTORS = (2.0, 20.0)
-"""Radii that are tried beside 0, in units of the usual radius: from docs/results/radius-late.json."""
+"""Radii at the end of training, beside 0, in units of the usual radius: from docs/results/radius-late.json."""
+WHOLE_RADIUS_FACTORS = (1.0, 2.0)
+"""Radii in whole trainings, beside 0, likewise: from the choice half of studies/defaults."""
 MIN_GAIN = 0.02
-"""Nats by which a radius above 0, or a stronger prior, must have a lower validation NLL than without: less may be
-chance in a few hundred examples."""
+"""Nats by which an unusual radius or a stronger prior must have a lower validation NLL than the usual one or none: less
+may be chance in a few hundred examples."""
 MAX_FRACTION = 0.5
 """Largest fraction of training in which radii differ, for a flatness that costs many gradients."""
 
@@ -32,6 +34,7 @@ class RadiusChoice:
         start: Fraction of training from which on it is used.
         scores: Validation NLL by radius, of the first network; None where training diverged.
         reason: Why the radius was chosen, as a sentence.
+        epochs: Number of epochs, without early stopping; None for that of the configuration.
     """
 
     name: str
@@ -39,11 +42,19 @@ class RadiusChoice:
     start: float
     scores: tuple[tuple[float, float | None], ...]
     reason: str
+    epochs: int | None = None
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data, for the metadata of an artefact."""
         scores: list[JsonValue] = [[radius, score] for radius, score in self.scores]
-        return {"name": self.name, "value": self.value, "start": self.start, "scores": scores, "reason": self.reason}
+        return {
+            "name": self.name,
+            "value": self.value,
+            "start": self.start,
+            "scores": scores,
+            "reason": self.reason,
+            "epochs": self.epochs,
+        }
 
 
 def compute_pilot_fraction(flatness: Flatness) -> float:
@@ -120,17 +131,23 @@ def make_candidate(flatness: Flatness, radius: float, start: float) -> Flatness:
     return Delayed(flatness.with_radius(radius), start) if start > 0 else flatness.with_radius(radius)
 
 
-def select_radius(scores: Mapping[float, float | None]) -> float:
-    """The radius with the lowest validation NLL; 0 if no other is lower by `MIN_GAIN`.
+def select_radius(scores: Mapping[float, float | None], usual: float = 0.0) -> float:
+    """The radius with the lowest validation NLL: 0 or the usual one, or another if it is lower by `MIN_GAIN`.
 
     Args:
         scores: Validation NLL by radius, 0 among them; None where training diverged.
+        usual: The usual radius.
 
     Examples:
         >>> select_radius({0.0: 0.31, 0.1: 0.27, 1.0: 0.28}), select_radius({0.0: 0.31, 0.1: 0.30})
         (0.1, 0.0)
+        >>> select_radius({0.0: 0.31, 0.05: 0.30, 0.1: 0.29}, usual=0.05)
+        0.05
     """
-    costs = {radius: inf if score is None else score + MIN_GAIN * (radius > 0) for radius, score in scores.items()}
+    costs = {
+        radius: inf if score is None else score + MIN_GAIN * (radius not in (0, usual))
+        for radius, score in scores.items()
+    }
     return min(sorted(costs), key=costs.__getitem__)
 
 
@@ -140,7 +157,9 @@ def find_radius_name(flatness: Flatness) -> str:
     return find_radius_name(inner) if isinstance(inner, Flatness) else str(flatness.radius_field)
 
 
-def describe_choice(name: str, best: float, start: float, scores: Mapping[float, float | None]) -> str:
+def describe_choice(
+    name: str, best: float, start: float, scores: Mapping[float, float | None], usual: float = 0.0
+) -> str:
     """Why a radius was chosen, as a sentence.
 
     Args:
@@ -148,12 +167,12 @@ def describe_choice(name: str, best: float, start: float, scores: Mapping[float,
         best: The radius.
         start: Fraction of training from which on it is used.
         scores: Validation NLL by radius.
+        usual: The usual radius.
     """
-    texts = [
-        f"{radius:g}: {'diverged' if score is None else format(score, '.4f')}" for radius, score in scores.items()
-    ]
+    joined = ", ".join(f"{r:g}: {'diverged' if nll is None else format(nll, '.4f')}" for r, nll in scores.items())
+    if best == 0 and usual in scores and len(scores) > 1:
+        return f"Flatness does not pay here: {name} 0 has the lowest validation NLL ({joined})."
     if best == 0:
-        joined = ", ".join(texts)
         return f"Flatness does not pay here: no {name} has a validation NLL {MIN_GAIN:g} below that of 0 ({joined})."
     place = f", from {start:.0%} of training on" if start else ""
-    return f"{name} is {best:g}{place}: it has the lowest validation NLL ({', '.join(texts)})."
+    return f"{name} is {best:g}{place}: it has the lowest validation NLL ({joined})."
