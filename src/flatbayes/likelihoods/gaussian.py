@@ -27,9 +27,9 @@ from flatbayes.likelihoods.likelihood import Likelihood
 class Gaussian(Likelihood):
     """Targets are numbers; outputs are the means, then the raw scales, of standardised targets.
 
-    target = location + scale * (mean + std * noise), std = noise_factor (floor + softplus(raw scale + offset)). With the
-    location and scale of the training targets (`Gaussian.fit`), training does not depend on their unit; losses and
-    predictions are in the unit of the targets.
+    target = location + scale * (mean + std * noise), std = noise_factor (floor + softplus(raw scale + offset)).
+    With the location and scale of the training targets (`Gaussian.fit`), training does not depend on their unit;
+    losses and predictions are in the unit of the targets.
 
     Attributes:
         num_targets: Number of targets of each example; a network has twice as many outputs.

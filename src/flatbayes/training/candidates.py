@@ -118,4 +118,4 @@ def describe_prior(choice: PriorChoice, end: str) -> str:
         return f"{place}: {end}."
     if choice.factor == 1:
         return f"{place}: no stronger prior has a validation NLL {MIN_GAIN:g} lower ({texts})."
-    return f"{place}: it has the lowest validation NLL ({texts})."
+    return f"{place}: the validation NLL is {MIN_GAIN:g} lower than with a weaker one ({texts})."

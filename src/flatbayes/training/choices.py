@@ -1,14 +1,14 @@
 """Choice of the strength of the prior and of the radius of a flatness on validation data, by one pilot.
 
     train with the given prior, and with radius 0 if the radius is to be chosen
-    radius:  train with the usual radius, in fewer epochs where the gradients would not suffice otherwise, and with twice
-             that radius; where training does not stop early, from a step late in training on
+    radius:  train with the usual radius, in fewer epochs where the gradients would not suffice otherwise, and with
+             twice that radius; without early stopping from a step late in training on
     prior:   while early stopping has ended the best training, and the gradients suffice:
              train with a prior 10 times as strong
 
-A training that overfits is stopped early, and saves the gradients that other trainings are tried with. The training
-with the lowest validation NLL is the result; one with a stronger prior or an unusual radius only if it is lower by more
-than chance. Further members of an ensemble are trained alike.
+A training that overfits is stopped early, and saves the gradients that other trainings are tried with. The
+training with the lowest validation NLL is the result; one with a stronger prior or an unusual radius only if it is
+lower by more than chance. Further members of an ensemble are trained alike.
 """
 
 from collections.abc import Sequence

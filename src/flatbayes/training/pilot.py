@@ -3,8 +3,8 @@
     plain:      w_0 -> ... -> w_branch -> ... -> w_end       radius 0, with stronger and stronger priors
     radius r:                 w_branch -> ... -> w_end       from the state at a step late in training
 
-All gradients are together at most `MAX_COST` times those of the same training with nothing to choose. The state at the
-end of the best training is the result, so that nothing is trained twice.
+All gradients are together at most `MAX_COST` times those of the same training with nothing to choose. The state at
+the end of the best training is the result, so that nothing is trained twice.
 """
 
 import math

@@ -18,8 +18,8 @@ RADIUS_FACTORS = (2.0, 20.0)
 WHOLE_RADIUS_FACTORS = (1.0, 2.0)
 """Radii in whole trainings, beside 0, likewise: from the choice half of studies/defaults."""
 MIN_GAIN = 0.02
-"""Nats by which an unusual radius or a stronger prior must have a lower validation NLL than the usual one or none: less
-may be chance in a few hundred examples."""
+"""Nats by which an unusual radius or a stronger prior must have a lower validation NLL: less may be chance in a few
+hundred examples."""
 MAX_FRACTION = 0.5
 """Largest fraction of training in which radii differ, for a flatness that costs many gradients."""
 
@@ -175,4 +175,6 @@ def describe_choice(
     if best == 0:
         return f"Flatness does not pay here: no {name} has a validation NLL {MIN_GAIN:g} below that of 0 ({joined})."
     place = f", from {start:.0%} of training on" if start else ""
-    return f"{name} is {best:g}{place}: it has the lowest validation NLL ({joined})."
+    is_lowest = scores[best] == min(nll for nll in scores.values() if nll is not None)
+    reason = "it has the lowest validation NLL" if is_lowest else f"no other has a validation NLL {MIN_GAIN:g} lower"
+    return f"{name} is {best:g}{place}: {reason} ({joined})."

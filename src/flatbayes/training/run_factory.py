@@ -30,8 +30,8 @@ from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unsta
 from flatbayes.training.warm_start import WarmStart
 
 MIN_PRIOR_PRECISION = 2.0
-"""Smallest prior precision where options are defaults, in place of a weight decay of 5e-4: chosen on the first half of
-studies/defaults (docs/defaults.md)."""
+"""Smallest prior precision where options are defaults, in place of a weight decay of 5e-4: chosen on the first half
+of studies/defaults (docs/defaults.md)."""
 MAX_TABLE_LEARNING_RATE = 0.03
 """Largest learning rate of SGD with momentum where options are defaults and inputs are rows of a table, likewise."""
 
