@@ -29,7 +29,7 @@ from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import OptimizationConfig, TrainingConfig, fit
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
 
@@ -131,11 +131,13 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         """The parameter `config`, or a configuration made of epochs, batch size and learning rate."""
         if self.config is not None:
             return resolve_config(self.config, TrainingConfig())
-        optimizer = self._get_component("posterior").default_optimizer
+        default, rate = self._get_component("posterior").default_optimizer, self.learning_rate
+        is_prior_free = self.posterior is None and self.epochs is None
         return TrainingConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            optimizer=optimizer if self.learning_rate is None else partial(optimizer, lr=self.learning_rate),
+            optimizer=None if rate is None else partial(default, lr=rate),
+            optimization=OptimizationConfig(prior_factor="auto" if is_prior_free else None),
         )
 
     def _get_component(self, name: str) -> Any:

@@ -153,8 +153,8 @@ def check_references(files: Sequence[ReferenceFile], runs: "Sequence[ExperimentR
             if reason is not None:
                 names.setdefault(reason, []).append(run.posterior_name or short_name(run.posterior))
             radius = reference.config.rho
-            if radius and isinstance(run.flatness, SAM) and run.flatness.rho != radius:
-                reason = f"they have the radius {run.flatness.rho}, and the sharpness-aware reference {radius:g}"
+            if radius and isinstance(run.flatness, SAM) and run.flatness.radius != radius:
+                reason = f"they have the radius {run.flatness.radius}, and the sharpness-aware reference {radius:g}"
                 names.setdefault(reason, []).append(short_name(run.flatness))
     for reason, labels in names.items():
         warnings.warn(

@@ -32,6 +32,8 @@ from flatbayes.flatness.ascent import (
 )
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
+DEFAULT_RADIUS = 0.05
+
 
 @dataclass(frozen=True)
 class SAM(Flatness):
@@ -40,7 +42,8 @@ class SAM(Flatness):
     Use it first: its radius is the only number to tune.
 
     Attributes:
-        rho: Radius of the ball, in the norm over all trainable weights together.
+        rho: Radius of the ball, in the norm over all trainable weights together. `auto`: chosen on validation examples
+            in the training, 0 among the values. None: 0.05, and `auto` for a table and an automatic number of epochs.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new dropout masks in the second pass, as the authors' code does, instead of replaying
             those of the first.
@@ -60,7 +63,7 @@ class SAM(Flatness):
         2.0
     """
 
-    rho: Radius = 0.05
+    rho: Radius | None = None
     ascent_steps: int = 1
     resample_noise: bool = False
     ascent_batch_fraction: float = 1.0
@@ -70,12 +73,17 @@ class SAM(Flatness):
     radius_field = "rho"
 
     @property
+    def radius(self) -> Radius:
+        """Rho, or its default."""
+        return DEFAULT_RADIUS if self.rho is None else self.rho
+
+    @property
     def reference_radius(self) -> float:
         """Ten times as large for the layers of normalisation."""
-        return super().reference_radius * (10 if self.params == "norms" else 1)
+        return DEFAULT_RADIUS * (10 if self.params == "norms" else 1)
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
+        check_radius_or_auto(self.radius)
         check_nuisance(self.nuisance, self.ascent_batch_fraction)
         check_ascent_steps(self.ascent_steps)
         check_ascent_batch_fraction(self.ascent_batch_fraction)

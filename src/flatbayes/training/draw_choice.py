@@ -43,7 +43,6 @@ def choose_draw_options(
         By dotted name of the option: its `value`; with validation examples their number and the pairs of value and
         NLL, or of value and change, that were compared, without any the `reason` why the value is the default.
     """
-    posterior = fitted.posterior
     options = list_options(fitted, with_none=is_automatic)
     examples = training_data.sample_validation(MAX_EXAMPLES) if options and can_predict else None
     if examples is None:  # what nobody has set needs no explanation

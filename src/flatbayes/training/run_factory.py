@@ -198,6 +198,21 @@ class RunFactory:
             copy.load_state_dict(network.state_dict())
             return copy
 
+    @property
+    def has_table(self) -> bool:
+        """Whether inputs are rows of numbers."""
+        inputs = self.training_data.raw_inputs
+        return isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point()
+
+    @property
+    def has_default_training(self) -> bool:
+        """Whether a table is fitted from fresh weights in an automatic number of epochs, with validation rows.
+
+        What nobody has set is chosen on these then.
+        """
+        has_choice = self.is_automatic and self.has_table and not self.warm_start.weights
+        return has_choice and self.training_data.sample_validation(1) is not None
+
     def with_prior_factor(self, factor: float) -> "RunFactory":
         """The factory with a stronger or weaker prior, be it that of the posterior or the weight decay.
 
@@ -231,8 +246,7 @@ class RunFactory:
             make_optimizer = self.posterior.default_optimizer
             if self.is_automatic and not self.warm_start.weights:
                 make_optimizer = strengthen_prior(make_optimizer, MIN_PRIOR_PRECISION / num_data)
-                inputs = self.training_data.raw_inputs
-                if isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point():
+                if self.has_table:
                     make_optimizer = limit_learning_rate(make_optimizer, MAX_TABLE_LEARNING_RATE)
         if self.weight_decay_factor == 1:
             return make_optimizer

@@ -110,7 +110,25 @@ def prepare_runs(
         factory = check_loader_inputs(factory, training_data)
     elif isinstance(training_data, InMemoryData) and factory.config.epochs:
         check_batch_size(factory, training_data)
-    return apply_prior_option(factory), describe_model(model, model_arguments)
+    return apply_prior_option(apply_default_radius(factory)), describe_model(model, model_arguments)
+
+
+def apply_default_radius(factory: RunFactory) -> RunFactory:
+    """The factory with a radius that is to be chosen by a pilot where nobody has set one, if a pilot is possible.
+
+    Args:
+        factory: The factory with the default radius.
+    """
+    flatness = factory.flatness
+    is_default = flatness.radius_field is not None and getattr(flatness, flatness.radius_field) is None
+    if factory.auto_flatness is not None or not is_default or not factory.has_default_training:
+        return factory
+    auto_flatness = flatness.with_radius("auto")
+    try:
+        check_pilot(auto_flatness, factory.posterior, factory.config)
+    except ValueError:
+        return factory
+    return replace(factory, auto_flatness=auto_flatness)
 
 
 def apply_prior_option(factory: RunFactory) -> RunFactory:
@@ -132,7 +150,7 @@ def apply_prior_option(factory: RunFactory) -> RunFactory:
         return replace(factory, auto_prior="asked")
     if factor is not None:
         return factory.with_prior_factor(float(factor))
-    is_default = factory.is_automatic and not factory.warm_start.weights and not is_prior_given(factory)
+    is_default = factory.has_default_training and not is_prior_given(factory)
     return replace(factory, auto_prior="default" if is_default and obstacle is None else None)
 
 
