@@ -42,8 +42,9 @@ class SAM(Flatness):
     Use it first: its radius is the only number to tune.
 
     Attributes:
-        rho: Radius of the ball, in the norm over all trainable weights together. `auto`: chosen on validation examples
-            in the training, 0 among the values. None: 0.05, and `auto` for a table and an automatic number of epochs.
+        rho: Radius of the ball, in the norm over all trainable weights together. `auto`: chosen on validation
+            examples in the training, 0 among the values. None: 0.05, or `auto` for a table where the number of epochs
+            is automatic.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new dropout masks in the second pass, as the authors' code does, instead of replaying
             those of the first.

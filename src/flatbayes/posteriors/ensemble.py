@@ -9,7 +9,8 @@ The member can be any posterior; with `SWAG()` the ensemble is MultiSWAG (Wilson
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ class Ensemble(Posterior):
         object.__setattr__(self, "member", resolve_component(self.member, Posterior, "posterior", "member"))
         if self.size < 1:
             raise ValueError(f"An ensemble has at least 1 member, got size {self.size}.")
+
+    def adapt_to(self, model: nn.Module) -> Self:
+        """Return an ensemble of the adapted member."""
+        return replace(self, member=self.member.adapt_to(model))
 
     @property
     def num_members(self) -> int:

@@ -9,7 +9,8 @@ Training with dropout fits the variational family q(w) = w * mask with Bernoulli
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import Trajectory
 
+DEFAULT_RATE = 0.1
+"""Rate where neither posterior nor network gives one."""
+
 
 @dataclass(frozen=True)
 class MCDropout(Posterior):
@@ -33,9 +37,9 @@ class MCDropout(Posterior):
     Use it with a network that has dropout, without a change of its training.
 
     Attributes:
-        rate: Dropout probability of every dropout layer of torch.nn in the model (of any dimension); None keeps the
-            rates of the model. Attention, recurrent layers, stochastic depth and calls of functional dropout drop as
-            in training, at rates of their own.
+        rate: Dropout probability of every dropout layer of torch.nn in the model (of any dimension). None keeps the
+            rates of the model, and `fit` takes 0.1 where these are all 0. Attention, recurrent layers, stochastic
+            depth and calls of functional dropout drop as in training, at rates of their own.
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.
         draw_rate: Rate of draws. `auto`: chosen on validation examples after training, that of training without any.
@@ -57,6 +61,12 @@ class MCDropout(Posterior):
             raise ValueError(f"The dropout rate must lie strictly between 0 and 1, got {self.rate}.")
         if self.draw_rate not in (None, AUTO) and (isinstance(self.draw_rate, str) or not 0 < self.draw_rate < 1):
             raise ValueError(f"draw_rate must lie strictly between 0 and 1, or be 'auto'; got {self.draw_rate!r}.")
+
+    def adapt_to(self, model: nn.Module) -> Self:
+        """Return it with `DEFAULT_RATE` where no rate is given, and all dropout layers of the network have rate 0."""
+        modules = find_dropout_modules(model)
+        is_off = bool(modules) and all(module.p == 0 for module in modules) and not find_other_dropout(model)
+        return replace(self, rate=DEFAULT_RATE) if self.rate is None and is_off else self
 
     needs_norm_reestimation = False  # training ran with such masks, so its running statistics hold for draws
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,14 @@ class Posterior(ABC):
     def _find_owner(cls, name: str) -> int:
         """Position in the method resolution order of the class that defines a member."""
         return next(k for k, base in enumerate(cls.__mro__) if name in vars(base))
+
+    def adapt_to(self, model: nn.Module) -> Self:
+        """Return this posterior with the options that depend on the network and that nobody has set. Default: itself.
+
+        Args:
+            model: The network, which is left unchanged.
+        """
+        return self
 
     @property
     def num_members(self) -> int:

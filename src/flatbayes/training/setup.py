@@ -110,7 +110,21 @@ def prepare_runs(
         factory = check_loader_inputs(factory, training_data)
     elif isinstance(training_data, InMemoryData) and factory.config.epochs:
         check_batch_size(factory, training_data)
-    return apply_prior_option(apply_default_radius(factory)), describe_model(model, model_arguments)
+    return complete_factory(factory), describe_model(model, model_arguments)
+
+
+def complete_factory(factory: RunFactory) -> RunFactory:
+    """The factory with what nobody has set, and what depends on network and data.
+
+    Args:
+        factory: The factory with the posterior as the user gave it.
+
+    Raises:
+        ValueError: The strength of the prior is to be chosen, and no pilot is possible.
+    """
+    if type(factory.posterior).adapt_to is not Posterior.adapt_to:
+        factory = replace(factory, posterior=factory.posterior.adapt_to(factory.init_network(0)))
+    return apply_prior_option(apply_default_radius(factory))
 
 
 def apply_default_radius(factory: RunFactory) -> RunFactory:

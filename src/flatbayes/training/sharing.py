@@ -30,7 +30,7 @@ from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.radius import check_pilot
 from flatbayes.training.recording import Recordings
-from flatbayes.training.setup import TrainingSetup, apply_prior_option, prepare_runs
+from flatbayes.training.setup import TrainingSetup, complete_factory, prepare_runs
 from flatbayes.training.trial import run_trial
 
 
@@ -90,19 +90,33 @@ def fit_together(
     check_same_training(methods, flatness)
     outcomes: dict[str, FitOutcome] = {}
     setups: dict[str, TrainingSetup] = {}
+    others: list[tuple[Posterior, TrainingConfig]] = []
     for posterior, config in methods:
         name = describe_branch(posterior, config)
         if name in setups or name in outcomes:
             continue
         first = next(iter(setups.values()), None)
         try:
-            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, first, val)
+            setup = prepare_setup(model, data, posterior, flatness, config, seed, first, val)
         except Exception as error:  # the others are fitted all the same
             outcomes[name] = FitOutcome(error=error)
+            continue
+        if first is None or has_same_trajectory(setup.factory.posterior, first.factory.posterior):
+            setups[name] = setup
+        else:
+            others.append((posterior, config))
+    if others:  # which differ with this network, such as a dropout rate that it does not give
+        separate = fit_together(model, data, others, flatness, val=val, seed=seed, callback=callback)
+        outcomes |= {describe_branch(*method): outcome for method, outcome in zip(others, separate, strict=True)}
     if setups:
         trained = train_setups([*setups.values()], callback, checkpoints, recordings)
         outcomes |= dict(zip(setups, trained, strict=True))
     return [outcomes[describe_branch(*method)] for method in methods]
+
+
+def has_same_trajectory(first: Posterior, second: Posterior) -> bool:
+    """Whether two posteriors of equal trainings still have one trajectory, once they are adapted to the network."""
+    return first.trajectory == second.trajectory
 
 
 def check_same_training(methods: Sequence[tuple[Posterior, TrainingConfig]], flatness: Flatness) -> None:
@@ -150,8 +164,9 @@ def prepare_setup(
         check_compatibility(posterior, first.factory.flatness, config)
         if first.factory.auto_flatness is not None:
             check_pilot(first.factory.auto_flatness, posterior, config)
-        factory = replace(first.factory, posterior=posterior, config=config, weight_decay_factor=1.0)
-        factory = apply_prior_option(factory)
+        factory = complete_factory(
+            replace(first.factory, posterior=posterior, config=config, weight_decay_factor=1.0)
+        )
         model_spec = first.info["model"]
     else:
         factory, model_spec = prepare_runs(model, data, posterior, flatness, config, val=val, seed=seed)
