@@ -233,8 +233,9 @@ def run(options: Namespace) -> None:
         folder.save(fitted, with_training_inputs=not options.without_training_inputs)
     else:
         update_info(folder.path, {"checks": fitted.info["checks"]})
-    if "radius" in fitted.info:
-        console.print(f"radius   {fitted.info['radius']['reason']}", highlight=False, soft_wrap=True)
+    for name in ("radius", "prior"):
+        if name in fitted.info:
+            console.print(f"{name:8} {fitted.info[name]['reason']}", highlight=False, soft_wrap=True)
     console.print(
         f"saved    {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
     )

@@ -10,7 +10,6 @@ The member can be any posterior; with `SWAG()` the ensemble is MultiSWAG (Wilson
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ class Ensemble(Posterior):
         if self.size < 1:
             raise ValueError(f"An ensemble has at least 1 member, got size {self.size}.")
 
-    def adapt_to(self, model: nn.Module) -> Self:
+    def adapt_to(self, model: nn.Module) -> Posterior:
         """Return an ensemble of the adapted member."""
         return replace(self, member=self.member.adapt_to(model))
 

@@ -10,7 +10,6 @@ Training with dropout fits the variational family q(w) = w * mask with Bernoulli
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ class MCDropout(Posterior):
         if self.draw_rate not in (None, AUTO) and (isinstance(self.draw_rate, str) or not 0 < self.draw_rate < 1):
             raise ValueError(f"draw_rate must lie strictly between 0 and 1, or be 'auto'; got {self.draw_rate!r}.")
 
-    def adapt_to(self, model: nn.Module) -> Self:
+    def adapt_to(self, model: nn.Module) -> Posterior:
         """Return it with `DEFAULT_RATE` where no rate is given, and all dropout layers of the network have rate 0."""
         modules = find_dropout_modules(model)
         is_off = bool(modules) and all(module.p == 0 for module in modules) and not find_other_dropout(model)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Posterior(ABC):
         """Position in the method resolution order of the class that defines a member."""
         return next(k for k, base in enumerate(cls.__mro__) if name in vars(base))
 
-    def adapt_to(self, model: nn.Module) -> Self:
+    def adapt_to(self, model: nn.Module) -> "Posterior":
         """Return this posterior with the options that depend on the network and that nobody has set. Default: itself.
 
         Args:

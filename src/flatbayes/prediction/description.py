@@ -25,6 +25,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "posterior": short_name(posterior),
         "flatness": str(training.get("flatness", UNKNOWN)),
         "radius": str(_get_mapping(info, "radius").get("reason", "")),
+        "prior": str(_get_mapping(info, "prior").get("reason", "")),
         "model": describe_network(states, info.get("model")),
         "data": describe_data(states, info),
         "training": _join(

@@ -99,7 +99,7 @@ def _is_number_or_none(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _is_radius_choice(value: object) -> bool:
+def _is_choice(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("reason"), str)
 
 
@@ -151,7 +151,8 @@ INFO_ENTRIES: dict[str, Check] = {
     "calibration": (is_calibration, "a calibration written by flatbayes.calibrate"),
     "checks": _OBJECT,
     "members": _TEXT,
-    "radius": (_is_radius_choice, "an object with the reason of the choice of the radius, a text"),
+    "radius": (_is_choice, "an object with the reason of the choice of the radius, a text"),
+    "prior": (_is_choice, "an object with the reason of the choice of the prior, a text"),
     "interrupted": _TEXT,
 }
 """Entries of `info` that flatbayes uses; a user may add others."""

@@ -1,0 +1,161 @@
+"""The strength of the prior that is chosen on validation data: the search, its cost, its record, what is refused."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.data import DataSplits, Split
+from flatbayes.flatness import SAM, Plain
+from flatbayes.models import MLP, ConvNet
+from flatbayes.posteriors import IVON, MAP, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.training import TrainingConfig, fit
+from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compare_scores
+from flatbayes.training.radius import MAX_COST, MIN_GAIN
+from flatbayes.training.run_factory import find_prior_precision
+from flatbayes.training.sharing import fit_together
+
+CONFIG = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16, optimization={"prior_factor": "auto"})
+NET = partial(MLP, hidden=(16,))
+
+
+def make_data(noise, num_columns=10, num_train=64):
+    """Two classes from the first column, some of them swapped at random, and columns without information."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(num_train + 200, num_columns, generator=generator)
+    swapped = torch.rand(len(inputs), generator=generator) < noise
+    targets = ((inputs[:, 0] > 0) ^ swapped).long()
+    train, val = (
+        Split(inputs=inputs[rows], targets=targets[rows]) for rows in (slice(num_train), slice(num_train, None))
+    )
+    return DataSplits(train=train, val=val, test=val, class_names=("a", "b"), feature_names=(), augment=None)
+
+
+def weights(fitted):
+    return torch.cat([p.detach().flatten() for s in fitted.states for p in s.model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "posterior", [MAP(), SGVB(prior_precision=0.1), Laplace("diag", prior_precision=0.05)], ids=str
+)
+def test_a_network_that_overfits_gets_a_stronger_prior(posterior):
+    data = make_data(noise=0.3)
+    fitted = fit(NET, data, posterior, Plain(), CONFIG)
+    record = fitted.info["prior"]
+    assert record["factor"] > 1
+    assert record["weight_decay"] <= MAX_WEIGHT_DECAY
+    scores = dict(map(tuple, record["scores"]))
+    assert scores[record["factor"]] <= scores[1.0] - MIN_GAIN
+    assert record["reason"] in fitted.summary()
+    straight = CONFIG.with_options(**{"optimization.prior_factor": record["factor"]})
+    again = fit(NET, data, posterior, Plain(), straight)
+    assert torch.equal(weights(fitted), weights(again))
+    assert again.info["training"] == fitted.info["training"]
+    path = find_prior_precision(fitted.posterior)
+    if path is not None:
+        assert fitted.posterior.prior_precision == pytest.approx(posterior.prior_precision * record["factor"])
+
+
+@pytest.mark.parametrize(("noise", "flat"), [(0.0, Plain()), (0.3, Plain()), (0.3, SAM(rho=0.05)), (0.3, SAM())])
+def test_all_trainings_together_cost_at_most_a_quarter_more(noise, flat):
+    fitted = fit(NET, make_data(noise), MAP(), flat, CONFIG)
+    steps = fitted.info["training"]["epochs"] * 4
+    assert fitted.info["cost"]["gradients"] <= MAX_COST * flat.gradients_per_step * steps * (1 + 1e-9)
+
+
+def test_training_that_does_not_stop_early_is_all_there_is():
+    data = make_data(noise=0.0, num_columns=2)
+    config = CONFIG.with_options(min_epochs=8)
+    fitted = fit(NET, data, MAP(), Plain(), config)
+    assert "does not stop early" in fitted.info["prior"]["reason"]
+    alone = fit(NET, data, MAP(), Plain(), config.with_options(**{"optimization.prior_factor": 1.0}))
+    assert torch.equal(weights(fitted), weights(alone))
+    assert fitted.info["cost"]["gradients"] == alone.info["cost"]["gradients"]
+
+
+@pytest.mark.parametrize(
+    ("posterior", "config", "message"),
+    [
+        (MAP(), replace(CONFIG, epochs=3), "the number of epochs is given"),
+        (SGVB(prior_precision="initial"), CONFIG, "no prior, or one of several"),
+        (MAP(), replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=0.1)), "no prior, or one of several"),
+    ],
+)
+def test_the_record_says_why_nothing_was_tried(posterior, config, message):
+    record = fit(NET, make_data(0.3), posterior, Plain(), config).info["prior"]
+    assert record["factor"] == 1
+    assert message in record["reason"]
+
+
+def test_what_nobody_has_set_is_chosen_on_tables_only():
+    default, data = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16), make_data(0.3)
+    assert {"prior", "radius"} <= fit(NET, data, MAP(), config=default).info.keys()
+    for posterior, flat, config in [
+        (MAP(prior_precision=1.0), SAM(rho=0.05), default),
+        (MAP(), SAM(rho=0.05), replace(default, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=0.01))),
+        (MAP(), SAM(), replace(default, epochs=3)),
+    ]:
+        assert not {"prior", "radius"} & fit(NET, data, posterior, flat, config).info.keys()
+    images = {
+        name: replace(getattr(data, name), inputs=getattr(data, name).inputs[:, :9].reshape(-1, 1, 3, 3))
+        for name in ("train", "val", "test")
+    }
+    fitted = fit(NET, replace(data, **images), MAP(), SAM(), default)
+    assert not {"prior", "radius"} & fitted.info.keys()
+
+
+@pytest.mark.parametrize(
+    "posterior", [MAP(), IVON(prior_precision=2.0), Ensemble(SWAG(prior_precision=2.0), 2)], ids=str
+)
+def test_a_factor_multiplies_the_prior_once(posterior):
+    config = TrainingConfig(
+        epochs=2, batch_size=16, optimization={"prior_factor": 4.0}, collection={"start_fraction": 0.0}
+    )
+    (outcome, _) = fit_together(NET, make_data(0.3), [(posterior, config), (posterior, config)], Plain())
+    fitted = fit(NET, make_data(0.3), posterior, Plain(), config)
+    assert torch.equal(weights(fitted), weights(outcome.fitted))
+    path = find_prior_precision(posterior)
+    if path is not None:
+        prior = fitted.posterior.member.prior_precision if "." in path else fitted.posterior.prior_precision
+        assert prior == 8.0
+        config = config.with_options(**{"optimization.prior_factor": None})
+        member = replace(posterior.member, prior_precision=8.0) if "." in path else None
+        other = replace(posterior, member=member) if "." in path else replace(posterior, prior_precision=8.0)
+        assert torch.equal(weights(fitted), weights(fit(NET, make_data(0.3), other, Plain(), config)))
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), "strong"])
+def test_factors_that_are_no_positive_number_are_refused(factor):
+    with pytest.raises(ValueError, match="prior_factor must be positive and finite, or auto"):
+        TrainingConfig(optimization={"prior_factor": factor})
+
+
+def test_a_choice_of_the_prior_needs_a_pilot():
+    config = CONFIG.with_options(**{"precision.cuda_graph": True})
+    with pytest.raises(ValueError, match=r"prior_factor 'auto' is chosen by a pilot.*precision.cuda_graph"):
+        fit(NET, make_data(0.3), MAP(), Plain(), config)
+
+
+def test_scores_differ_from_the_reference_by_the_worse_of_both_differences():
+    reference = Score(end=0.5, best=0.4)
+    assert compare_scores(Score(end=0.45, best=0.3), reference) == pytest.approx(0.35)
+    assert compare_scores(Score(end=0.3, best=0.3), reference) == 0.3
+    assert compare_scores(Score(end=None, best=None), reference) is None
+
+
+@pytest.mark.parametrize("network", [MLP, partial(ConvNet, width=2)])
+def test_dropout_without_a_rate_has_the_default_rate(network):
+    data = make_data(0.3)
+    images = {
+        name: replace(getattr(data, name), inputs=getattr(data, name).inputs[:, :9].reshape(-1, 1, 3, 3))
+        for name in ("train", "val", "test")
+    }
+    config = TrainingConfig(epochs=2, batch_size=16)
+    fitted = fit(network, replace(data, **images), Ensemble(MCDropout(), 2), Plain(), config)
+    assert fitted.posterior.member.rate == 0.1
+    own = fit(partial(network, dropout=0.3), replace(data, **images), MCDropout(), Plain(), config)
+    assert own.posterior.rate is None
+    shared = fit_together(network, replace(data, **images), [(MAP(), config), (MCDropout(), config)], Plain())
+    assert [outcome.fitted.posterior for outcome in shared] == [MAP(), MCDropout(rate=0.1)]
+    assert not torch.equal(*(weights(outcome.fitted) for outcome in shared))
