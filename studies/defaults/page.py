@@ -18,7 +18,7 @@ MIN_MARGIN = 0.005
 """Smallest margin of the NLL of classes in nats, for data where all models are nearly certain and right."""
 COVERAGE_RANGE = (0.9, 0.98)
 HALVES = ("choice", "held-out")
-FLAT, PLAIN, AUTO, ESTIMATOR = "SWAG flat", "SWAG plain", "SWAG auto", "estimator flat"
+FLAT, PLAIN, FIXED, ESTIMATOR = "SWAG flat", "SWAG plain", "SWAG fixed", "estimator flat"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def list_goals() -> list[Goal]:
                 covers,
             ),
         ]
-    for method, name in ((FLAT, "flat SWAG"), (AUTO, 'SWAG with rho="auto"')):
+    for method, name in ((FLAT, "flat SWAG"), (FIXED, "SWAG with rho 0.05")):
 
         def is_pair(result: TaskResult, method: str = method) -> bool:
             return method in result.metrics and PLAIN in result.metrics
@@ -217,7 +217,7 @@ def render_goals(results: Sequence[TaskResult], before: Sequence[TaskResult]) ->
 def render_nll(results: Sequence[TaskResult], before: Sequence[TaskResult], half: str) -> str:
     """Table of the NLL by data set, of one half."""
     earlier = {result.task: result for result in before}
-    header = ["Data set", "Rows × columns", "flat SWAG before", "flat SWAG", "plain SWAG", 'rho="auto"', "estimator"]
+    header = ["Data set", "Rows × columns", "flat SWAG before", "flat SWAG", "plain SWAG", "rho 0.05", "estimator"]
     rows = [[*header, "best baseline", "linear", "truth"]]
     for result in filter(lambda result: result.half == half, results):
         best = result.best_baseline()
@@ -235,14 +235,14 @@ def render_nll(results: Sequence[TaskResult], before: Sequence[TaskResult], half
                 format_nll(old),
                 flat,
                 format_nll(result.nll(PLAIN)),
-                format_nll(result.nll(AUTO)) if AUTO in result.metrics else "",
+                format_nll(result.nll(FIXED)) if FIXED in result.metrics else "",
                 estimator,
                 f"{format_nll(result.nll(best))} ({best})",
                 format_nll(result.nll(LINEAR)),
                 format_nll(result.nll("truth")) if "truth" in result.metrics else "",
             ]
         )
-    if not any(AUTO in result.metrics for result in results):
+    if not any(FIXED in result.metrics for result in results):
         rows = [[*row[:5], *row[6:]] for row in rows]
     return render_table(rows)
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,16 +82,13 @@ class Job:
 
     def includes(self, method: str) -> bool:
         """Whether a method is wanted, by the name before its flatness."""
-        name = method.removesuffix(" plain").removesuffix(" flat").removesuffix(" auto")
+        name = method.removesuffix(" plain").removesuffix(" flat").removesuffix(" fixed")
         return (not self.only or name in self.only) and (not self.task.large or name in (*LARGE_METHODS, "truth"))
 
 
 def list_flatnesses() -> dict[str, Flatness]:
-    """Plain training and the default flatness; and the radius that is chosen automatically, where there is one."""
-    flatnesses: dict[str, Flatness] = {"plain": Plain(), "flat": SAM()}
-    with suppress(TypeError, ValueError):
-        flatnesses["auto"] = SAM(rho="auto")  # type: ignore[arg-type]
-    return flatnesses
+    """Plain training, the default flatness, whose radius is chosen on the validation rows, and its usual radius."""
+    return {"plain": Plain(), "flat": SAM(), "fixed": SAM(rho=0.05)}
 
 
 def run_job(job: Job) -> list[str]:
@@ -206,6 +203,8 @@ def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int, num_dr
     record["choices"] = {name: choice["value"] for name, choice in choices.items()}
     if "radius" in fitted.info:
         record["radius"] = fitted.info["radius"]
+    if "prior" in fitted.info:
+        record["prior"] = fitted.info["prior"]
     return record | {"failed_checks": list_failed_checks(fitted, data, seed, num_draws)}
 
 

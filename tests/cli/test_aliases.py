@@ -144,7 +144,7 @@ def options(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("flatness", ["ASAM", "asam", {"class_path": "ASAM"}, {"class_path": "flatbayes.ASAM"}])
 def test_short_name_in_yaml_has_the_defaults_of_its_class(options, flatness):
-    assert options({"flatness": flatness}).flatness == ASAM() != ASAM(rho=SAM().rho)
+    assert options({"flatness": flatness}).flatness == ASAM() != ASAM(rho=SAM().radius)
 
 
 def test_arguments_in_yaml_are_kept_and_options_override_them(options):

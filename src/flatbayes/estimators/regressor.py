@@ -26,13 +26,15 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
     targets. Fields of posterior, flatness and config are parameters as well: `flatness__rho`.
 
     Args:
-        posterior: The posterior; None is `SWAG(prior_precision=2.0)`.
+        posterior: The posterior; None is `SWAG(prior_precision=2.0)`, whose prior is stronger where the number of
+            epochs is automatic and a stronger one has a lower validation NLL.
         flatness: The flatness; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
         hidden: Units of each hidden layer, for the `MLP` only.
         epochs: Passes over the training data; None: at least 60, and as many as give 3,000 steps.
         batch_size: Examples per step.
-        learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
+        learning_rate: Learning rate of the posterior's default optimizer; None is the default rate, at most 0.03
+            where the number of epochs is automatic.
         config: A training configuration, which replaces the three parameters before.
         validation_fraction: Fraction of the training examples that is held out where the number of epochs is
             automatic, for early stopping and the width of the posterior, or where a radius is "auto". With 0, or
