@@ -44,7 +44,7 @@ WEAK = {"prior_precision": 0.05}
 @pytest.mark.parametrize(
     ("posterior", "config"),
     [
-        (MAP(), CONFIG.with_options(optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=5e-4))),
+        (MAP(), FAST.with_options(optimizer=partial(torch.optim.Adam, lr=0.03, weight_decay=5e-4))),
         (SGVB(**WEAK), FAST),
         (Laplace("diag", **WEAK), FAST),
         (Ensemble(MAP(**WEAK), 2), FAST),
