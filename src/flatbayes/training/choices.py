@@ -185,7 +185,7 @@ def choose_radius(
             best[candidate.radius] = candidate
             scores[candidate.radius] = compare_scores(other.score, outcome.score)
     result = best[select_radius(scores, usual)]
-    value, start = result.radius or 0.0, result.start
+    value, start = result.radius or 0.0, candidates[0].start
     reason = describe_choice(name, value, start, scores, usual)
     return result, RadiusChoice(name, value, start, tuple(sorted(scores.items())), reason, result.epochs)
 
