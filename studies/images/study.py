@@ -25,13 +25,10 @@ import torch
 
 from flatbayes import SAM, Plain, TrainingConfig
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
-from flatbayes.diagnostics import LossSurface
-from flatbayes.diagnostics.sharpness import one_step_gap
-from flatbayes.metrics import aurc, auroc, classification_metrics, cross_fitted_nll, ensemble_nlls
 from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
-from flatbayes.training.sharing import FitOutcome, fit_together
+from flatbayes.training.sharing import fit_together
+from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
 from studies.images.task import (
     CLASSES,
     CORRUPTIONS,
@@ -39,7 +36,6 @@ from studies.images.task import (
     NUM_OOD,
     NUM_TEST,
     NUM_VAL,
-    Examples,
     Task,
     load_task,
 )
@@ -62,7 +58,7 @@ IVON_RATES, IVON_TEMPERATURES = (0.2, 0.05), (0.1, 0.01, 1.0)
 EVALUATION_SETS = ("val", "test", "ood", *CORRUPTIONS)
 SECONDS = {"head": (3e-5, 2e-6, 1.0), "block": (2.5e-3, 5e-4, 2.0), "all": (1.3e-2, 3.5e-3, 5.0)}
 """Of an image in a forward and backward pass, in a prediction of one network, and of a training beside these."""
-SHARPNESS_RHO, NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 0.05, 48, 200
+NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 48, 200
 
 
 @dataclass(frozen=True)
@@ -178,9 +174,14 @@ class Training:
             "errors": {name: str(outcome.error) for name, outcome in fitted.items() if outcome.error},
             "cost": describe_cost(fitted, *seconds),
         }
-        result |= evaluate_all(fitted, {name: self.task.sets[name] for name in sets}, self.seed)
+        batches = {name: self.task.sets[name].make_batches() for name in sets}
+        result |= evaluate_all(fitted, batches, self.seed, NUM_DRAWS, shifted=CORRUPTIONS)
         if "MAP" in fitted and (network := fitted["MAP"].fitted) is not None:
-            result["law"] = measure_law(network, examples, result["val"]["MAP"]["nll"])
+            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))  # sorted by class
+            train, few = (
+                examples.select(order[:count]).make_batches() for count in (NUM_LOSS_EXAMPLES, NUM_SHARPNESS_EXAMPLES)
+            )
+            result["law"] = measure_law(network, train, few, len(examples), result["val"]["MAP"]["nll"])
         result["cpu_seconds"] = time.process_time() - start
         write_json(self.path, replace_nonfinite(result))
         scores = {
@@ -294,103 +295,6 @@ def select_radius(trials: Mapping[float, Sequence[Any]]) -> dict[str, Any]:
         "seeds": list(range(NUM_SELECTION_SEEDS)),
         "val_nll": [[rho, means[rho], scores[rho]] for rho in scores],
         "best_by_method": {name: min(scores, key=lambda rho: scores[rho][name]) for name in names},
-    }
-
-
-def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> dict[str, float]:
-    """Seconds of the fits together, and of the same fits one by one: steps, snapshots and last passes of each.
-
-    Args:
-        fitted: The posteriors by name.
-        wall: Wall-clock seconds of the call that fitted all.
-        cpu: CPU seconds of this call.
-    """
-    costs = [outcome.fitted.info["cost"] for outcome in fitted.values() if outcome.fitted]
-    seconds = [cost["train_seconds"] for cost in costs]
-    steps = min(seconds, default=0.0)
-    return {
-        "call_seconds": wall,
-        "call_cpu_seconds": cpu,
-        "seconds_together": steps + sum(value - steps for value in seconds),
-        "seconds_one_by_one": sum(seconds),
-        "gradients": costs[0]["gradients"] if costs else math.nan,
-    }
-
-
-def evaluate_all(fitted: Mapping[str, FitOutcome], sets: Mapping[str, Examples], seed: int) -> dict[str, Any]:
-    """Metrics on `val` and `test` by posterior; a posterior that failed has an infinite NLL.
-
-    Args:
-        fitted: The posteriors by name.
-        sets: Examples by name of the set.
-        seed: Seed of draws.
-    """
-    results: dict[str, dict[str, Any]] = {name: {} for name in sets if name in ("val", "test")}
-    for name, outcome in fitted.items():
-        try:
-            if outcome.fitted is None:
-                raise RuntimeError(str(outcome.error))
-            metrics = evaluate_posterior(outcome.fitted, sets, seed)
-        except RuntimeError as error:  # training failed, or a prediction is not finite
-            metrics = {key: {"nll": math.inf, "error": str(error)} for key in results}
-        for key, values in metrics.items():
-            results[key][name] = values
-    return results
-
-
-def evaluate_posterior(fitted: FittedPosterior, sets: Mapping[str, Examples], seed: int) -> dict[str, dict[str, Any]]:
-    """Metrics on `val` and `test`; those on corrupted images, and detection of other classes, belong to `test`.
-
-    All sets are predicted in one call, since the draws of large networks are not kept for the next one.
-
-    Args:
-        fitted: The posterior.
-        sets: Examples by name of the set.
-        seed: Seed of draws.
-    """
-    is_ensemble = isinstance(fitted.posterior, Ensemble)
-    inputs = [batch for examples in sets.values() for batch, _ in examples.make_batches()]
-    together: Any = fitted.predict(inputs, NUM_DRAWS, seed=seed, keep_members=is_ensemble)
-    rows = torch.arange(sum(map(len, sets.values()))).split([len(examples) for examples in sets.values()])
-    predictives = {name: together.select(part) for name, part in zip(sets, rows, strict=True)}
-    results: dict[str, dict[str, Any]] = {}
-    for name in [name for name in sets if name in ("val", "test")]:
-        log_probs, targets = predictives[name].log_probs, sets[name].labels
-        results[name] = classification_metrics(log_probs, targets) | {
-            "aurc": aurc(log_probs.max(-1).values.double(), (log_probs.argmax(-1) != targets).double()),
-            "nll_calibrated": cross_fitted_nll(log_probs, targets),
-        }
-        if is_ensemble:
-            results[name]["ensemble_nlls"] = ensemble_nlls(predictives[name].member_probs, targets)
-    if "ood" in sets:
-        entropies = predictives["test"].entropy, predictives["ood"].entropy
-        is_other = torch.arange(sum(map(len, entropies))) >= len(entropies[0])
-        results["test"]["ood_auroc"] = auroc(torch.cat(entropies), is_other)
-    corrupted = [
-        classification_metrics(predictives[name].log_probs, sets[name].labels) for name in sets if name in CORRUPTIONS
-    ]
-    if corrupted:
-        results["test"] |= {f"shift_{key}": fmean(m[key] for m in corrupted) for key in ("accuracy", "nll", "ece")}
-    return results
-
-
-def measure_law(fitted: FittedPosterior, examples: Examples, val_nll: float) -> dict[str, float]:
-    """What a training shows of itself: loss, generalization gap, sharpness, trainable weights per example.
-
-    Args:
-        fitted: The MAP network.
-        examples: Its training examples.
-        val_nll: Its NLL on validation examples.
-    """
-    model, loss_fn = fitted.states[0].model, fitted.likelihood.loss
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))  # they are sorted by class
-    loss = LossSurface(model, loss_fn, examples.select(order[:NUM_LOSS_EXAMPLES]).make_batches()).loss()
-    surface = LossSurface(model, loss_fn, examples.select(order[:NUM_SHARPNESS_EXAMPLES]).make_batches())
-    return {
-        "train_loss": loss,
-        "gap": val_nll - loss,
-        "sharpness": one_step_gap(surface, SHARPNESS_RHO),
-        "weights_per_example": surface.num_params / len(examples),
     }
 
 

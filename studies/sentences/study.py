@@ -26,11 +26,12 @@ from flatbayes.flatness import Flatness
 from flatbayes.posteriors import MAP, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
-from flatbayes.training.sharing import FitOutcome, fit_together
-from studies.sentences.evaluation import NUM_DRAWS, evaluate_all, measure_law
+from flatbayes.training.sharing import fit_together
+from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
-RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 16
+RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
+NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 50, 200
 EPOCHS = {100: 10, 200: 8, 500: 5, 2000: 3}
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
 SHARED: dict[str, Posterior] = {
@@ -219,36 +220,19 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     if "cost" not in result:
         result["cost"] = describe_cost(fitted, *seconds)
     sets = {"test": task.test, **task.ood} if with_test else {}
-    result |= evaluate_all(fitted, ({} if "val" in result else {"val": task.val}) | sets, training.seed)
+    sets = ({} if "val" in result else {"val": task.val}) | sets
+    batches = {name: examples.sort_into_batches() for name, examples in sets.items()}
+    result |= evaluate_all(fitted, batches, training.seed, NUM_DRAWS, precision="bf16-mixed")
     if "law" not in result and "MAP" in fitted and (network := fitted["MAP"].fitted) is not None:
-        result["law"] = measure_law(network, examples, result["val"]["MAP"]["nll"])
+        train, few = (
+            examples.select(range(min(len(examples), count))).sort_into_batches()
+            for count in (NUM_LOSS_EXAMPLES, NUM_SHARPNESS_EXAMPLES)
+        )
+        result["law"] = measure_law(network, train, few, len(examples), result["val"]["MAP"]["nll"])
     result["cpu_seconds"] = result.get("cpu_seconds", 0.0) + time.process_time() - start
     write_json(training.path, replace_nonfinite(result))
     scores = {name: round(m["nll"], 3) for name, m in result["test" if with_test else "val"].items()}
     print(time.strftime("%H:%M:%S"), training.path.parent.name, training.path.stem, scores, flush=True)
-
-
-def describe_cost(fitted: dict[str, FitOutcome], wall: float, cpu: float) -> dict[str, float]:
-    """Cost of the fits: of the whole call, and of the training together and one by one, in seconds.
-
-    Each posterior reports the time of the common steps and of its own snapshots and last pass. The shortest of these
-    is taken for that of the steps.
-
-    Args:
-        fitted: The posteriors by name.
-        wall: Wall-clock seconds of the call that fitted all, with the checks before training.
-        cpu: CPU seconds of this call.
-    """
-    costs = [outcome.fitted.info["cost"] for outcome in fitted.values() if outcome.fitted]
-    seconds = [cost["train_seconds"] for cost in costs]
-    steps = min(seconds, default=0.0)
-    return {
-        "call_seconds": wall,
-        "call_cpu_seconds": cpu,
-        "seconds_together": steps + sum(value - steps for value in seconds),
-        "seconds_one_by_one": sum(seconds),
-        "gradients": costs[0]["gradients"] if costs else math.nan,
-    }
 
 
 def select_radius(folder: Path) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.fine_tuning.summary import SettingPlan, summarize_trainings
-from studies.sentences.evaluation import NUM_DRAWS
-from studies.sentences.study import SETTINGS, count_trainings, load_trainings
+from studies.sentences.study import NUM_DRAWS, SETTINGS, count_trainings, load_trainings
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL
 
 METRICS = {
