@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
         write_json(options.summary, results)
         return
     for name in options.tasks:
-        for num_seeds in run_task(name, options.folder / name):
-            print(f"{name}: {num_seeds} of {TASKS[name].num_seeds} seeds", flush=True)
+        for finished in run_task(name, options.folder / name):
+            print(finished, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The methods: rivals with their published settings, and ours, with the default and with the rivals' training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -25,8 +25,6 @@ from flatbayes.training import CollectionConfig, Cosine, Cyclical, Schedule, SWA
 from flatbayes.training.presets import make_fsgld
 from flatbayes.training.run_factory import MIN_PRIOR_PRECISION, strengthen_prior
 
-LR_FACTORS = (1.0, 0.3, 3.0)
-"""Candidates for the learning rate, as multiples of the published or default one."""
 Group = Literal["reference", "standard", "rival", "ours", "ours, default training"]
 NUM_MEMBERS, NUM_CYCLES, CYCLE_END_EPOCHS = 5, 4, 2
 RHO = 0.05
@@ -172,6 +170,3 @@ def list_entries(num_data: int) -> list[Entry]:
         default("flat Ensemble, default", posterior=Ensemble(size=NUM_MEMBERS), flatness=SAM(), members=NUM_MEMBERS),
         default("SWAG, flat from 70 %, default", posterior=SWAG(), flatness=Delayed(SAM())),
     ]
-
-
-Maker = Callable[[int], list[Entry]]

@@ -1,10 +1,11 @@
 """Trainings of the study and their summary.
 
-For every task: three learning rates of every method on validation data with seed 0, then all methods on test data,
-seed by seed. Every method has the same number of gradients of a batch, early stopping aside.
+For every task, method by method: three or four learning rates on validation data with seed 0, and the best one on
+test data with seed 0; then all methods on test data, seed by seed. Every method has the same number of gradients of a
+batch, early stopping aside.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.flatness import Plain
 from flatbayes.models import MLP, ConvNet
-from studies.rivals.methods import LR_FACTORS, RHO, Entry, list_entries
+from studies.rivals.methods import RHO, Entry, list_entries
 from studies.selection import select_settings
 
 METRICS = ("accuracy", "nll", "nll_calibrated", "ece", "brier", "dee")
@@ -42,6 +43,7 @@ class Task:
         num_data: Training examples.
         batch_size: Examples of a step.
         num_seeds: Seeds of the evaluation.
+        lr_factors: Candidates for the learning rate of every method, as multiples of the published or default one.
         num_draws: Networks averaged in a prediction.
     """
 
@@ -52,6 +54,7 @@ class Task:
     num_data: int
     batch_size: int
     num_seeds: int
+    lr_factors: Sequence[float] = (1.0, 0.3, 3.0)
     num_draws: int = 30
 
     @property
@@ -104,6 +107,7 @@ TASKS = {
         num_data=500,
         batch_size=50,
         num_seeds=5,
+        lr_factors=(1.0, 0.3, 3.0, 10.0),
     ),
     "cifar10": Task(
         "CIFAR-10, 1,000 images, ConvNet of width 8",
@@ -118,8 +122,8 @@ TASKS = {
 }
 
 
-def run_task(name: str, folder: Path, num_jobs: int = 1) -> Iterator[int]:
-    """Select the learning rates and train; yield the number of finished seeds after each. A stopped call goes on.
+def run_task(name: str, folder: Path, num_jobs: int = 1) -> Iterator[str]:
+    """Select the learning rates and train, and yield what is finished; a stopped call goes on.
 
     Args:
         name: A key of `TASKS`.
@@ -127,34 +131,34 @@ def run_task(name: str, folder: Path, num_jobs: int = 1) -> Iterator[int]:
         num_jobs: Processes.
     """
     task = TASKS[name]
-    best, _ = select_settings(list_candidates(task), folder / "selection", num_jobs)
     for seed in range(task.num_seeds):
-        execute_runs(list_runs(task, best, seed), folder / "runs", num_jobs)
-        yield seed + 1
+        for entry in task.entries:
+            factor, _ = select_factor(task, entry, folder, num_jobs)
+            if factor is not None:
+                execute_runs([task.make_run(entry, factor, seed)], folder / "runs", num_jobs)
+                yield f"{name} seed {seed}: {entry.name}, learning rate x {factor:g}"
 
 
-def list_candidates(task: Task) -> dict[str, list[ExperimentRun]]:
-    """The runs of the selection, by method; the long ensemble has the learning rate of its single network."""
-    return {
-        entry.name: [task.make_run(entry, factor, 0) for factor in LR_FACTORS]
-        for entry in task.entries
-        if entry.group != "reference"
-    }
-
-
-def list_runs(task: Task, best: Mapping[str, int], seed: int) -> list[ExperimentRun]:
-    """The runs of a seed with the selected learning rates.
+def select_factor(
+    task: Task, entry: Entry, folder: Path, num_jobs: int | None
+) -> tuple[float | None, Sequence[float | None]]:
+    """The multiple of the learning rate with the lowest validation NLL, and the NLL of each.
 
     Args:
         task: The task.
-        best: Index of the selected learning rate, by method.
-        seed: The seed.
+        entry: The method; the long ensemble has the learning rate of its single network.
+        folder: Folder of the runs.
+        num_jobs: Processes; None to read what is finished only.
+
+    Returns:
+        The multiple, None where all runs failed or are missing.
     """
-    return [
-        task.make_run(entry, LR_FACTORS[best[name]], seed)
-        for entry in task.entries
-        if (name := SINGLE_NETWORK if entry.group == "reference" else entry.name) in best
-    ]
+    if entry.group == "reference":
+        entry = next(other for other in task.entries if other.name == SINGLE_NETWORK)
+    runs = {entry.name: [task.make_run(entry, factor, 0) for factor in task.lr_factors]}
+    best, record = select_settings(runs, folder / "selection", num_jobs or 1, run=num_jobs is not None)
+    factor = task.lr_factors[best[entry.name]] if entry.name in best else None
+    return factor, record["val_nll"][entry.name]
 
 
 def summarize_task(name: str, folder: Path) -> dict[str, Any]:
@@ -165,26 +169,30 @@ def summarize_task(name: str, folder: Path) -> dict[str, Any]:
         folder: Folder of the runs.
     """
     task = TASKS[name]
-    best, selection = select_settings(list_candidates(task), folder / "selection", run=False)
-    results: list[RunResult] = []
-    for seed in range(task.num_seeds):
-        runs = list_runs(task, best, seed)
-        results += [result for run in runs if (result := run.load_result(folder / "runs")) is not None]
+    factors = {entry.name: select_factor(task, entry, folder, None) for entry in task.entries}
+    results = [
+        result
+        for entry in task.entries
+        if (factor := factors[entry.name][0]) is not None
+        for seed in range(task.num_seeds)
+        if (result := task.make_run(entry, factor, seed).load_result(folder / "runs")) is not None
+    ]
     completed, _ = add_ensemble_equivalents(results, short_name(Plain()))
     by_name = {entry.name: [run for run in completed if run.posterior == entry.name] for entry in task.entries}
     rows = [
         summarize_entry(entry, by_name[entry.name], by_name[BASELINE])
-        | {"lr_factor": LR_FACTORS[best[name]], "val_nll": selection["val_nll"][name]}
+        | {"lr_factor": factors[entry.name][0], "val_nll": factors[entry.name][1]}
         for entry in task.entries
         if by_name[entry.name]
-        for name in [SINGLE_NETWORK if entry.group == "reference" else entry.name]
     ]
     return {
         "data": name,
         "title": task.title,
         "budget": task.budget,
         "rho": RHO,
-        "lr_factors": LR_FACTORS,
+        "lr_factors": task.lr_factors,
+        "planned_seeds": task.num_seeds,
+        "num_draws": task.num_draws,
         "planned_runs": len(task.entries) * task.num_seeds,
         "finished_runs": len(results),
         "rows": rows,
