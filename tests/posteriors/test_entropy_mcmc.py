@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes.core.context import vectorized
 from flatbayes.flatness import SAM
 from flatbayes.posteriors import EntropyMCMC
 from flatbayes.posteriors.entropy_mcmc import couple_anchors
@@ -63,6 +64,24 @@ def test_the_stationary_covariance_is_exact(
     assert published is None or exact == pytest.approx(published, rel=1e-5)
     simulated = run_chains(posterior, curvature, num_data, lr, decay, steps=120)
     assert simulated == pytest.approx(exact, rel=0.05)
+
+
+def test_with_sam_the_weights_sample_the_sharpness_aware_posterior_and_the_anchor_smooths_it():
+    """Var(weights) is that of exp(-n (|x| + rho)²), as for SGLD; the anchor has the coupling in addition."""
+    rho, coupling, num_data, chains = 0.2, 0.1, 10, 20_000
+    grid = torch.linspace(-3, 3, 6001, dtype=torch.float64)
+    density = (-num_data * (grid.abs() + rho).square()).exp()
+    variance = float((density * grid.square()).sum() / density.sum())
+    torch.manual_seed(0)
+    model, posterior = Chains(chains), EntropyMCMC(coupling=coupling)
+    state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.02), num_data)
+    closure = make_closure(model, 2.0)
+    with vectorized(chains):  # a ball for each chain
+        for _ in range(400):
+            posterior.step(state, SAM(rho=rho)(closure, model))
+    assert model.weight.detach().square().mean().item() == pytest.approx(variance, rel=0.06)  # plain: 0.05
+    assert state.statistics["anchor"].square().mean().item() == pytest.approx(variance + coupling, rel=0.05)
+    assert variance < 0.03
 
 
 def test_both_updates_are_from_the_old_pair():

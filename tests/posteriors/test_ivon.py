@@ -153,6 +153,24 @@ def run(flat, *, curvature, centre, sample_size, decay, start, rates, num_sample
     return float(torch.stack(means[late:]).mean()), float(torch.stack(hessians[late:]).mean())
 
 
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_the_estimate_of_the_curvature_is_unbiased_at_any_mean(mean):
+    """With 1 - beta2 near 0, (new h - h) / (1 - beta2) is the estimate minus h, of variance 2 a² + a² m² N (h + d)."""
+    a, rate, count = 2.0, 1e-7, 100_000
+    _, hessian = run(
+        Plain(),
+        curvature=a,
+        centre=0.0,
+        sample_size=1,
+        decay=0.5,
+        start=(mean, 0.5),
+        rates=[(0.0, rate)],
+        count=count,
+    )
+    error = math.sqrt((2 * a**2 + a**2 * mean**2) / count)
+    assert (hessian - 0.5) / rate + 0.5 == pytest.approx(a, abs=4 * error)
+
+
 @pytest.mark.parametrize(("beta2", "num_samples"), [(0.99, 1), (0.99, 4)])
 def test_the_fixed_point_on_a_quadratic_with_the_bias_of_h(beta2, num_samples):
     """m = a t0 / (a + d); h - a = (1 - beta2) v / (2 S (a + d)) to first order, v the variance of the estimate."""
