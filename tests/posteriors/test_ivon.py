@@ -155,7 +155,7 @@ def run(flat, *, curvature, centre, sample_size, decay, start, rates, num_sample
 
 @pytest.mark.parametrize("mean", [0.0, 3.0])
 def test_the_estimate_of_the_curvature_is_unbiased_at_any_mean(mean):
-    """With 1 - beta2 near 0, (new h - h) / (1 - beta2) is the estimate minus h, of variance 2 a² + a² m² N (h + d)."""
+    """With 1 - beta2 near 0, (new h - h) / (1 - beta2) is the estimate minus h."""
     a, rate, count = 2.0, 1e-7, 100_000
     _, hessian = run(
         Plain(),
