@@ -3,8 +3,9 @@
 python -m studies.reference.page    # reads docs/results/reference-*.json
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from flatbayes.core.files import read_json, write_text
@@ -30,29 +31,65 @@ def render_task(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
     names = [name for name in COLUMNS if any(name in row["metrics"] for row in rows)]
     distance = "tv_flat" if "tv_flat" in names else "w1_flat"
-    seeds = sorted({row["seeds"] for row in rows})
+    kind = (
+        "seeds, which have the same data" if results["one_split"] else "standard splits, each with its own references"
+    )
     lines = [
         f"### {results['title']}",
         "",
-        f"Prior precision {results['prior_precision']:g}, temperature 1, radius {results['rho']:g}; "
-        f"{' or '.join(map(str, seeds))} seeds, {results['epochs']} epochs. Sorted by the distance to the "
-        "sharpness-aware reference (s.-a.).",
+        f"Prior precision {results['prior_precision']:g}, temperature {results['temperature']:g}, radius "
+        f"{results['rho']:g}; {results['num_seeds']} of {results['planned_seeds']} {kind}; {results['epochs']} epochs. "
+        "Sorted by the distance to the sharpness-aware reference (s.-a.).",
+        "",
+        *describe_references(results["references"]),
         "",
         f"| method | flatness | {' | '.join(COLUMNS[name] for name in names)} |",
         f"|---|---|{'---:|' * len(names)}",
     ]
-    for kind, reference in results["references"].items():
-        other = results["distance_of_references"]
-        own = {name + ("_flat" if kind == "flat" else ""): value for name, value in reference["noise"].items()}
-        cross = {name + ("" if kind == "flat" else "_flat"): value for name, value in other.items()}
-        values = {**own, **cross, **reference["metrics"]}
+    for kind in ("plain", "flat"):
+        values = average_reference(results["references"], kind)
         cells = [f"{values[name]:.3f}" if name in values else "" for name in names]
         label = "plain" if kind == "plain" else "sharpness-aware"
         lines.append(f"| **exact** ({label}; own column: two halves) | | {' | '.join(cells)} |")
     for row in sorted(rows, key=lambda row: row["metrics"].get(distance, {"mean": float("inf")})["mean"]):
         cells = [format_metric(row["metrics"].get(name)) for name in names]
         lines.append(f"| {row['posterior']} | {'SAM' if row['flat'] else 'Plain'} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *describe_closeness(rows, distance)])
+    refused = [f"`{name}` goes with Plain only." for name in results["plain_only"]]
+    return "\n".join([*lines, "", *refused, "", *describe_closeness(rows, distance)])
+
+
+def average_reference(references: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
+    """Metrics of a reference, its distance to the other one, and that of two halves of its chains, over the splits.
+
+    Args:
+        references: The references of every split.
+        kind: `plain` or `flat`.
+    """
+    own, other = ("_flat", "") if kind == "flat" else ("", "_flat")
+    by_split = [
+        {
+            **reference[kind]["metrics"],
+            **{name + own: value for name, value in reference[kind]["noise"].items()},
+            **{name + other: value for name, value in reference["distance"].items()},
+        }
+        for reference in references
+    ]
+    return {name: fmean(values[name] for values in by_split) for name in by_split[0]}
+
+
+def describe_references(references: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence on the mixing of the chains: the worst values over the splits."""
+    sentences = []
+    for kind, label in (("plain", "plain"), ("flat", "sharpness-aware")):
+        diagnostics = [reference[kind]["diagnostics"] for reference in references]
+        r_hat = max(entry["r_hat_max"] for entry in diagnostics)
+        size = min(entry["ess_min"] for entry in diagnostics)
+        config = references[0][kind]["config"]
+        sentences.append(
+            f"{label}: {config['num_chains']} chains of {config['num_steps']:,} steps, largest R-hat {r_hat:.3f}, "
+            f"smallest effective sample size {size:.0f}"
+        )
+    return [f"The references are {'; '.join(sentences)}."]
 
 
 def format_metric(value: Mapping[str, float | None] | None) -> str:
@@ -64,7 +101,11 @@ def format_metric(value: Mapping[str, float | None] | None) -> str:
 
 def describe_closeness(rows: list[dict[str, Any]], distance: str) -> list[str]:
     """Sentences on what brings methods closer, and on whether closeness goes with a better NLL."""
-    lines = ["Rank correlation of distance and score; positive means that closer methods predict better:", ""]
+    lines = [
+        "Spearman's rank correlation of distance and score over the methods, with a 95 % interval by bootstrap over "
+        "the methods; positive means that closer methods predict better:",
+        "",
+    ]
     plain, flat = ([row for row in rows if row["flat"] is is_flat] for is_flat in (False, True))
     for text, group, name in (
         ("runs with SAM, distance to the sharpness-aware reference", flat, distance),
@@ -73,7 +114,8 @@ def describe_closeness(rows: list[dict[str, Any]], distance: str) -> list[str]:
         for label, members in (("", group), ("the close half of ", select_closest(group, name))):
             results = {score: rank_correlation(members, name, score) for score in ("nll", "nll_calibrated")}
             values = [
-                f"{result['correlation']:+.2f} with {COLUMNS[score]} (p = {result['p_value']:.2g})"
+                f"{result['correlation']:+.2f} with {COLUMNS[score]} "
+                f"[{result['interval'][0]:+.2f}, {result['interval'][1]:+.2f}]"
                 for score, result in results.items()
                 if result is not None
             ]

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 import flatbayes.posteriors
@@ -336,8 +338,17 @@ def summarize(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def rank_correlation(rows: Sequence[Mapping[str, Any]], distance: str, score: str = "nll") -> dict[str, float] | None:
-    """Spearman's correlation over methods of the distance to a reference and a score; None below 4 methods."""
+def rank_correlation(rows: Sequence[Mapping[str, Any]], distance: str, score: str = "nll") -> dict[str, Any] | None:
+    """Spearman's correlation over methods of the distance to a reference and a score; None below 4 methods.
+
+    Args:
+        rows: Methods.
+        distance: Name of the distance.
+        score: Name of the score.
+
+    Returns:
+        The correlation, its p-value, a 95 % interval by bootstrap over the methods, and their number.
+    """
     from scipy.stats import spearmanr
 
     pairs = [
@@ -350,7 +361,30 @@ def rank_correlation(rows: Sequence[Mapping[str, Any]], distance: str, score: st
     result = spearmanr(*zip(*pairs, strict=True))
     if not math.isfinite(result.statistic):
         return None
-    return {"correlation": float(result.statistic), "p_value": float(result.pvalue), "methods": len(pairs)}
+    return {
+        "correlation": float(result.statistic),
+        "p_value": float(result.pvalue),
+        "interval": bootstrap_correlation(np.array(pairs)),
+        "methods": len(pairs),
+    }
+
+
+def bootstrap_correlation(pairs: NDArray[np.float64], num_resamples: int = 4000) -> tuple[float, float]:
+    """95 % percentile interval of Spearman's correlation, by resampling the pairs.
+
+    Args:
+        pairs: Values of the two quantities, shape (pairs, 2).
+        num_resamples: Number of resamples; those with equal values only are left out.
+    """
+    from scipy.stats import rankdata
+
+    generator = np.random.default_rng(0)
+    resamples = pairs[generator.integers(0, len(pairs), (num_resamples, len(pairs)))]
+    ranks = rankdata(resamples, axis=1)
+    centred = ranks - ranks.mean(1, keepdims=True)
+    products, norms = centred.prod(2).sum(1), np.sqrt((centred**2).sum(1)).prod(1)
+    low, high = np.quantile(products[norms > 0] / norms[norms > 0], (0.025, 0.975))
+    return float(low), float(high)
 
 
 def compare_distances(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
