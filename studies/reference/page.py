@@ -38,8 +38,8 @@ def render_task(results: Mapping[str, Any]) -> str:
         f"### {results['title']}",
         "",
         f"Prior precision {results['prior_precision']:g}, temperature {results['temperature']:g}, radius "
-        f"{results['rho']:g}; {results['num_seeds']} of {results['planned_seeds']} {kind}; {results['epochs']} epochs."
-        " Sorted by the distance to the sharpness-aware reference (s.-a.).",
+        f"{results['rho']:g}; {results['num_seeds']} of {results['planned_seeds']} {kind}; {results['epochs']} "
+        "epochs. Sorted by the distance to the sharpness-aware reference (s.-a.).",
         "",
         *describe_references(results["references"]),
         "",
