@@ -41,8 +41,7 @@ class OptimizationConfig:
         clip_norm: Largest norm of the final gradient; None does not clip. `auto` is 1 for a Gaussian likelihood.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
         initial_noise: Noise of a regression at the start: `residuals` of a linear fit; None is 0.7 of the targets'.
-        prior_factor: Factor on the precision of the prior: the optimizer's weight decay, or the `prior_precision` of
-            the posterior. `auto`: chosen on validation examples in the training, where it stops early.
+        prior_factor: Factor on the precision of the prior. `auto`: chosen on validation data.
 
     Examples:
         >>> optimization = OptimizationConfig(
@@ -121,11 +120,11 @@ class PrecisionConfig:
     Attributes:
         mode: Floating-point type of the forward and backward pass.
         channels_last: Store images with the channels innermost, which is faster on some devices.
-        compile: Compile the network with torch.compile: slow to start, for long runs of large networks.
+        compile: Compile the network with torch.compile, for long runs of large networks.
         cudnn_benchmark: Let cuDNN take the fastest algorithm for each shape of a convolution, on a CUDA device;
             rounding then differs from run to run.
         cuda_graph: Record the passes of a step as one CUDA graph, which is faster for small networks on a CUDA
-            device. For networks without dropout, and a flatness that does the same in every step.
+            device. For networks without dropout.
 
     Examples:
         >>> settings = config.with_options(precision=PrecisionConfig("bf16-mixed"))
@@ -151,11 +150,10 @@ class DistributionConfig:
             started processes.
         strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a shard, for
             networks too large for one device (`MAP` and `SWAG`).
-        ascent_scope: Batch of the adversarial perturbation of several processes: `local`, the share of each, without
-            communication; or `synchronised`, the whole batch, like one process.
+        ascent_scope: Batch of the adversarial perturbation of several processes: `local`, the share of each; or
+            `synchronised`, the whole batch.
         members: Training of the networks of an ensemble: `one_by_one`; `workers`, processes, one per GPU or core;
-            `vectorized` with `torch.func.vmap`, an error if more than rounding differs; or `auto`, vectorized where
-            that works and is faster.
+            `vectorized` with `torch.func.vmap`; or `auto`, vectorized where that works and is faster.
 
     Examples:
         >>> distribution = DistributionConfig(accelerator="cpu", members="vectorized")
