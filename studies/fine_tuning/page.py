@@ -89,6 +89,12 @@ def render_headline(summary: Mapping[str, Any], labels: Labels) -> str:
         f"{_format_counts(kind['before'])}; after Holm's correction over each setting {_format_counts(kind['after'])}"
         for kind in (counts, summary["verdicts"]["all"])
     ]
+    fair = summary["verdicts"]["chosen epochs"]
+    if fair["before"]:
+        texts[1] += (
+            f". Against plain training with a chosen number of epochs (accuracy, NLL and ECE): "
+            f"{_format_counts(fair['before'])}; after the correction {_format_counts(fair['after'])}"
+        )
     return (
         f"**{done}** Accuracy, NLL and ECE of all posteriors and settings, flat against plain: {texts[0]}. "
         f"All {len(labels.metrics)} metrics: {texts[1]}."
@@ -144,6 +150,7 @@ def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
         for name in names:
             cells = [_format_cell(rows.get((name, metric))) for metric in metrics]
             lines.append(f"| {name} | {rows[name, 'nll']['num_seeds']} | " + " | ".join(cells) + " |")
+    lines += render_chosen_epochs(setting, labels)
     if setting["worth_ensemble"]:
         sizes = [
             f"{name} {by['plain']:.1f} → {by['flat']:.1f}"
@@ -152,6 +159,31 @@ def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
         ]
         lines += ["", f"Plain ensemble (1 to 3 members) of the same scaled NLL, plain → flat: {', '.join(sizes)}."]
     return "\n".join(lines)
+
+
+def render_chosen_epochs(setting: Mapping[str, Any], labels: Labels) -> list[str]:
+    """Flat training against plain training whose number of epochs is chosen; nothing where it has not been."""
+    rows = {(row["posterior"], row["metric"]): row for row in setting["rows_chosen_epochs"]}
+    if not rows:
+        return []
+    record = setting["selection_epochs"]
+    scores = ", ".join(f"{epochs}: {_format_nll(nll)}" for epochs, nll, _ in record["val_nll"])
+    lines = [
+        "",
+        f"Plain with {record['epochs']} epochs → flat as above. The number is chosen as the radius is; validation "
+        f"NLL by epochs: {scores}.",
+        "",
+        "| posterior | seeds | " + " | ".join(labels.metrics[metric] for metric in MAIN_METRICS) + " |",
+        "|---|---|" + "---|" * len(MAIN_METRICS),
+    ]
+    for name in dict.fromkeys(name for name, _ in rows):
+        cells = [_format_cell(rows.get((name, metric))) for metric in MAIN_METRICS]
+        lines.append(f"| {name} | {rows[name, 'nll']['num_seeds']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _format_nll(nll: float | None) -> str:
+    return "diverged" if nll is None else f"{nll:.3f}"
 
 
 def render_worth(summary: Mapping[str, Any], labels: Labels) -> str:

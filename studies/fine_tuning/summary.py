@@ -1,7 +1,8 @@
 """Summary of finished trainings of fine-tuning: paired differences, verdicts, choices, gains in numbers of examples.
 
 A training is a JSON file with `trained`, `size`, `seed`, `rho` and `kind`, metrics by posterior in `val` and `test`,
-what the training shows of itself in `law`, and its `cost`. `selection.json` of a setting has the chosen `rho`.
+what the training shows of itself in `law`, and its `cost`. `selection.json` of a setting has the chosen `rho`. Plain
+trainings of fewer `epochs` have the kind `short`; `selection-epochs.json` has the chosen number.
 """
 
 import math
@@ -20,6 +21,7 @@ from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.summary import summarize_runs
 from flatbayes.metrics import ensemble_equivalent
 
+EPOCHS_FILE = "selection-epochs.json"
 MAIN_METRICS = ("accuracy", "nll", "ece")
 LAW_FEATURES = ("train_loss", "gap", "sharpness", "weights_per_example")
 
@@ -76,6 +78,7 @@ def summarize_trainings(
         "verdicts": {
             "all": count_verdicts(tables, tuple(metrics)),
             "accuracy, nll, ece": count_verdicts(tables, MAIN_METRICS),
+            "chosen epochs": count_verdicts([setting["rows_chosen_epochs"] for setting in settings], MAIN_METRICS),
         },
         "settings": settings,
         "worth_examples": compare_sizes(settings),
@@ -110,9 +113,12 @@ def summarize_setting(
         selection: File of the choice, if it has been made.
         metrics: Whether higher is better, by name of the metric.
     """
-    record: Any = read_json(selection) if selection.is_file() else None
-    runs = [] if record is None else make_runs(trainings, record["rho"], metrics)
-    rows = summarize_runs(runs, "plain", metrics)
+    record, epochs_record = (
+        read_json(path) if path.is_file() else None for path in (selection, selection.with_name(EPOCHS_FILE))
+    )
+    rho = None if record is None else record["rho"]
+    full = [training for training in trainings if training["kind"] != "short"]
+    short = [t for t in trainings if epochs_record is not None and t.get("epochs") == epochs_record["epochs"]]
     shared = [t["cost"] for t in trainings if t["kind"] == "shared"]
     one_by_one, together = (sum(cost[key] for cost in shared) for key in ("seconds_one_by_one", "seconds_together"))
     return {
@@ -125,26 +131,35 @@ def summarize_setting(
         "cpu_minutes": sum(training["cpu_seconds"] for training in trainings) / 60,
         "sharing_factor": one_by_one / together if together else None,
         "selection": record,
-        "rows": [row.to_dict() | {"verdict": row.verdict, "verdict_holm": apply_holm(row)} for row in rows],
-        "worth_ensemble": measure_ensemble_equivalents(trainings, record),
+        "selection_epochs": epochs_record,
+        "rows": compare_twins(full, full, rho, metrics),
+        "rows_chosen_epochs": compare_twins(short, full, rho, metrics),
+        "worth_ensemble": measure_ensemble_equivalents(full, record),
     }
 
 
-def make_runs(trainings: Sequence[dict[str, Any]], rho: float, metrics: Iterable[str]) -> list[RunResult]:
-    """Plain and flat results on test examples; with a chosen radius of 0 they are the same.
+def compare_twins(
+    plain: Sequence[dict[str, Any]], flat: Sequence[dict[str, Any]], rho: float | None, metrics: Mapping[str, bool]
+) -> list[dict[str, Any]]:
+    """Paired comparison on test examples as plain data; with a chosen radius of 0 both are the same.
 
     Args:
-        trainings: Finished trainings of a setting.
-        rho: The chosen radius.
-        metrics: Names of the metrics.
+        plain: Trainings, of which those of radius 0 count.
+        flat: Trainings, of which those of the chosen radius count.
+        rho: The chosen radius; None if it has not been chosen.
+        metrics: Whether higher is better, by name of the metric.
     """
-    return [
+    if rho is None:
+        return []
+    runs = [
         RunResult(name, label, training["seed"], {key: values.get(key) for key in metrics})
-        for label, radius in (("plain", 0.0), ("flat", rho))
+        for label, radius, trainings in (("plain", 0.0, plain), ("flat", rho, flat))
         for training in trainings
         if training["rho"] == radius
         for name, values in training.get("test", {}).items()
     ]
+    rows = summarize_runs(runs, "plain", metrics)
+    return [row.to_dict() | {"verdict": row.verdict, "verdict_holm": apply_holm(row)} for row in rows]
 
 
 def apply_holm(row: SummaryRow) -> str:
@@ -260,7 +275,8 @@ def describe_training(training: Mapping[str, Any]) -> dict[str, Any]:
         training: Result of a training.
     """
     nlls = {key: {name: m["nll"] for name, m in training[key].items()} for key in ("val", "test") if key in training}
-    fixed = {key: training[key] for key in ("trained", "size", "seed", "rho", "kind")}
+    keys = ("trained", "size", "seed", "rho", "kind", "epochs")
+    fixed = {key: training[key] for key in keys if key in training}
     return {**fixed, **training.get("law", {}), **{f"{key}_nll": values for key, values in nlls.items()}}
 
 
@@ -275,7 +291,8 @@ def list_law_records(
         trainings: Finished trainings by setting.
         setting: Summary of the setting.
     """
-    mine = next(value for plan, value in trainings.items() if plan.name == setting["name"])
+    every = next(value for plan, value in trainings.items() if plan.name == setting["name"])
+    mine = [training for training in every if training["kind"] != "short"]
     rho = None if setting["selection"] is None else setting["selection"]["rho"]
     laws = [t["law"] for t in mine if t["rho"] == 0 and "law" in t and "test" in t]
     if not rho or not laws:

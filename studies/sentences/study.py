@@ -5,17 +5,17 @@ For every setting (number of sentences, and whether all weights or adapters are 
 1. seeds 0 and 1: plain, and SAM with every radius, on validation sentences; one training for all posteriors
 2. the radius with the lowest validation NLL, averaged over posteriors and the two seeds; then test sentences
 3. seeds 2 to 4: plain, and SAM with this radius
-4. variational adapters, and ensembles: plain, and SAM with this radius
+4. plain with as many choices of its own: fewer epochs, chosen in the same way
+5. variational adapters, and ensembles: plain, and SAM with this radius
 """
 
 import math
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,11 +28,14 @@ from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
+from studies.fine_tuning.summary import EPOCHS_FILE
+from studies.sentences.selection import select_value
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
 NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 50, 200
 EPOCHS = {100: 10, 200: 8, 500: 5, 2000: 3}
+EPOCH_FRACTIONS = (0.25, 0.4, 0.6)
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
 SHARED: dict[str, Posterior] = {
     "MAP": MAP(),
@@ -45,6 +48,7 @@ SHARED: dict[str, Posterior] = {
 VARIATIONAL: dict[str, Posterior] = {"SGVB": SGVB(temperature=0.1, prior_mean="initial")}
 """Posteriors of adapters that need trainings of their own."""
 ENSEMBLE: dict[str, Posterior] = {"Ensemble": Ensemble(size=3)}
+RADIUS_FILE = "selection.json"
 GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3}
 """CPU seconds of a gradient of a batch with the step of the optimizer; measured on the machine of the results."""
 DRAW_SECONDS, OVERHEAD_SECONDS = 0.0045, 12.0
@@ -63,19 +67,23 @@ class Setting:
         """Name of its folder."""
         return f"{self.trained}-{self.size}"
 
-    def make_config(self, kind: str = "shared") -> TrainingConfig:
+    @property
+    def short_epochs(self) -> list[int]:
+        """Smaller numbers of epochs that plain training may choose, as flat training may choose a radius."""
+        return sorted({max(1, round(fraction * EPOCHS[self.size])) for fraction in EPOCH_FRACTIONS})
+
+    def make_config(self, kind: str = "shared", epochs: int | None = None) -> TrainingConfig:
         """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
 
         Args:
             kind: Kind of the training; the optimizer of a variational one has no weight decay, other than AdamW.
+            epochs: Number of epochs; None for that of the setting.
         """
         lr = LEARNING_RATES[self.trained]
-        adamw, adam = (
-            partial(torch.optim.AdamW, lr=lr, weight_decay=0.01, fused=True),
-            partial(torch.optim.Adam, lr=lr, fused=True),
-        )
+        adamw = partial(torch.optim.AdamW, lr=lr, weight_decay=0.01, fused=True)
+        adam = partial(torch.optim.Adam, lr=lr, fused=True)
         return TrainingConfig(
-            epochs=EPOCHS[self.size],
+            epochs=epochs or EPOCHS[self.size],
             batch_size=BATCH_SIZE,
             num_validations=0,
             optimizer=adam if kind == "variational" else adamw,
@@ -101,7 +109,8 @@ class Training:
         setting: The setting.
         seed: Seed of the training sentences, the head, the order of batches, and draws.
         rho: Radius of SAM; 0 is plain.
-        kind: `shared`, `ensemble` or `variational`.
+        kind: `shared`, `ensemble`, `variational`, or `short` for a shared training of fewer epochs.
+        epochs: Epochs of a short training.
     """
 
     folder: Path
@@ -109,15 +118,18 @@ class Training:
     seed: int
     rho: float
     kind: str = "shared"
+    epochs: int | None = None
 
     @property
     def path(self) -> Path:
         """File of the results."""
-        return self.folder / f"{self.kind}-{self.seed}-{self.rho:g}.json"
+        return self.folder / f"{self.kind}-{self.seed}-{self.rho if self.epochs is None else self.epochs:g}.json"
 
     @property
     def recording_path(self) -> Path:
         """File of the recorded weights of the shared training, from which other posteriors are made later."""
+        if self.kind == "short":
+            return self.folder / f"{self.seed}-{self.epochs}.short"
         return self.folder / f"{self.seed}-{self.rho:g}.recording"
 
     @property
@@ -131,9 +143,10 @@ class Training:
 
 
 def count_trainings(setting: Setting) -> int:
-    """Number of files of a setting, if the chosen radius is not 0."""
+    """Number of files of a setting, if the chosen radius is not 0, and not all epochs are chosen."""
     num_kinds = 3 if setting.trained == "lora" else 2
-    return NUM_SELECTION_SEEDS * (len(RADII) - 1) + 2 * NUM_SEEDS * num_kinds
+    num_others = len(RADII) - 1 + len(setting.short_epochs) - 1
+    return NUM_SELECTION_SEEDS * num_others + NUM_SEEDS * (2 * num_kinds + 1)
 
 
 def estimate_minutes(setting: Setting) -> float:
@@ -147,8 +160,9 @@ def estimate_minutes(setting: Setting) -> float:
     num_networks = sum(NUM_DRAWS if posterior.stochastic else 1 for posterior in SHARED.values())
     tests = num_networks * DRAW_SECONDS * (NUM_VAL + NUM_TEST + 2 * NUM_OOD) + OVERHEAD_SECONDS
     choices = NUM_SELECTION_SEEDS * (len(RADII) - 1) * (2 * plain + OVERHEAD_SECONDS)
+    short = NUM_SELECTION_SEEDS * (sum(EPOCH_FRACTIONS) * plain + 2 * OVERHEAD_SECONDS)
     num_fits = 3 + (1 if setting.trained == "lora" else 0)  # the shared one, two more members, the variational one
-    return (choices + NUM_SEEDS * (num_fits * 3 * plain + 2 * tests)) / 60
+    return (choices + short + NUM_SEEDS * (num_fits * 3 * plain + 3 * tests)) / 60
 
 
 def run_setting(task: Task, setting: Setting, folder: Path) -> None:
@@ -164,13 +178,15 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
     for seed in range(NUM_SELECTION_SEEDS):
         for rho in (0.0, *RADII):
             run_training(task, make(seed, rho), SHARED, with_test=rho == 0)
-    record = select_radius(folder / setting.name)
-    write_json(folder / setting.name / "selection.json", record)
+    seeds = range(NUM_SELECTION_SEEDS)
+    record = select_value("rho", {rho: [make(seed, rho).path for seed in seeds] for rho in (0.0, *RADII)})
+    write_json(folder / setting.name / RADIUS_FILE, record)
     radii = sorted({0.0, record["rho"]})
     keep_recordings(folder / setting.name, radii)
     for seed in range(NUM_SEEDS):
         for rho in radii:
             run_training(task, make(seed, rho), SHARED, with_test=True)
+    run_short_trainings(task, setting, folder)
     for seed in range(NUM_SEEDS if setting.trained == "lora" else 0):
         for rho in radii:
             run_training(task, make(seed, rho, "variational"), VARIATIONAL, with_test=True)
@@ -178,6 +194,31 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
         for rho in radii:
             run_training(task, make(seed, rho, "ensemble"), ENSEMBLE, with_test=True)
             make(seed, rho).recording_path.unlink(missing_ok=True)
+
+
+def run_short_trainings(task: Task, setting: Setting, folder: Path) -> None:
+    """Choose the number of epochs of plain training, as the radius, and train all seeds with it.
+
+    Args:
+        task: The data.
+        setting: The setting.
+        folder: Folder of the study.
+    """
+
+    def make(seed: int, epochs: int) -> Training:
+        base = Training(folder / setting.name, setting, seed, 0.0)
+        return base if epochs == EPOCHS[setting.size] else replace(base, kind="short", epochs=epochs)
+
+    seeds, candidates = range(NUM_SELECTION_SEEDS), [*setting.short_epochs, EPOCHS[setting.size]]
+    for seed in seeds:
+        for epochs in setting.short_epochs:
+            run_training(task, make(seed, epochs), SHARED, with_test=False)
+    record = select_value("epochs", {epochs: [make(seed, epochs).path for seed in seeds] for epochs in candidates})
+    write_json(folder / setting.name / EPOCHS_FILE, record)
+    for seed in range(NUM_SEEDS):
+        run_training(task, make(seed, record["epochs"]), SHARED, with_test=True)
+    for path in (folder / setting.name).glob("*.short"):
+        path.unlink()
 
 
 def run_training(task: Task, training: Training, posteriors: dict[str, Posterior], *, with_test: bool) -> None:
@@ -193,10 +234,8 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         return
     start, wall_start = time.process_time(), time.perf_counter()
     recordings = read_recordings(training.recording_path)
-    examples, config = (
-        task.draw_training(training.setting.size, training.seed),
-        training.setting.make_config(training.kind),
-    )
+    examples = task.draw_training(training.setting.size, training.seed)
+    config = training.setting.make_config(training.kind, training.epochs)
     outcomes = fit_together(
         task.builders[training.setting.trained],
         examples.make_loader(BATCH_SIZE),
@@ -206,7 +245,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         recordings=recordings,
     )
     fitted = dict(zip(posteriors, outcomes, strict=True))
-    if training.kind == "shared" and not training.recording_path.is_file():
+    if training.kind in ("shared", "short") and not training.recording_path.is_file():
         training.recording_path.write_bytes(pickle.dumps(recordings))
     seconds = time.perf_counter() - wall_start, time.process_time() - start
     result: dict[str, Any] = read_json(training.path) if training.path.is_file() else {}
@@ -215,6 +254,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         "size": training.setting.size,
         "seed": training.seed,
         "rho": training.rho,
+        "epochs": config.epochs,
         "errors": {name: str(outcome.error) for name, outcome in fitted.items() if outcome.error},
     }
     if "cost" not in result:
@@ -233,33 +273,6 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     write_json(training.path, replace_nonfinite(result))
     scores = {name: round(m["nll"], 3) for name, m in result["test" if with_test else "val"].items()}
     print(time.strftime("%H:%M:%S"), training.path.parent.name, training.path.stem, scores, flush=True)
-
-
-def select_radius(folder: Path) -> dict[str, Any]:
-    """The radius, 0 included, with the lowest validation NLL averaged over posteriors and seeds; and the scores.
-
-    Args:
-        folder: Folder of the setting.
-    """
-    scores: dict[float, dict[str, float]] = {}
-    for rho in (0.0, *RADII):
-        results: list[Any] = [
-            read_json(folder / f"shared-{seed}-{rho:g}.json") for seed in range(NUM_SELECTION_SEEDS)
-        ]
-        scores[rho] = {
-            name: fmean(math.inf if (nll := result["val"][name]["nll"]) is None else nll for result in results)
-            for name in results[0]["val"]
-        }
-    means = {rho: fmean(by_name.values()) for rho, by_name in scores.items()}
-    best_by_method = {name: min(scores, key=lambda rho: scores[rho][name]) for name in scores[0.0]}
-    record = {
-        "rho": min(means, key=means.__getitem__),
-        "seeds": list(range(NUM_SELECTION_SEEDS)),
-        "val_nll": [[rho, means[rho], scores[rho]] for rho in scores],
-        "best_by_method": best_by_method,
-    }
-    replaced: dict[str, Any] = replace_nonfinite(record)
-    return replaced
 
 
 def keep_recordings(folder: Path, radii: Sequence[float]) -> None:
@@ -290,4 +303,5 @@ def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
     """
     for setting in SETTINGS:
         for path in sorted((folder / setting.name).glob("*-*-*.json")):
-            yield read_json(path) | {"kind": path.stem.split("-")[0]}
+            result: Any = read_json(path)
+            yield {"epochs": EPOCHS[setting.size]} | result | {"kind": path.stem.split("-")[0]}

@@ -12,6 +12,7 @@ from studies.fine_tuning.summary import find_equal_size
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
 from studies.sentences.page import LABELS
+from studies.sentences.selection import select_value
 from studies.sentences.study import Setting, Training
 from studies.sentences.task import Examples, LengthSampler, Task, shuffle_words
 
@@ -84,29 +85,34 @@ def test_shuffled_sentences_have_the_same_words():
 
 def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, monkeypatch):
     setting = Setting(32, "lora")
-    monkeypatch.setattr(study, "EPOCHS", {32: 2})
+    monkeypatch.setattr(study, "EPOCHS", {32: 4})
+    monkeypatch.setattr(study, "EPOCH_FRACTIONS", (0.5,))
     monkeypatch.setattr(study, "RADII", (0.1,))
     monkeypatch.setattr(study, "NUM_SEEDS", 2)
     monkeypatch.setattr(study, "NUM_SELECTION_SEEDS", 1)
     monkeypatch.setattr(study, "SHARED", {name: study.SHARED[name] for name in ("MAP", "SWAG")})
     for module in (study, summary):
         monkeypatch.setattr(module, "SETTINGS", (setting,))
-    monkeypatch.setattr(study, "select_radius", lambda folder: select_radius(folder) | {"rho": 0.1})
+    choices = {"rho": 0.1, "epochs": 2}
+    monkeypatch.setattr(study, "select_value", lambda key, paths: select_value(key, paths) | {key: choices[key]})
     study.run_setting(task, setting, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(study, "fit_together", None)
         study.run_setting(task, setting, tmp_path)  # everything has a file
-    assert not list(tmp_path.glob("**/*.recording"))
+    assert {path.suffix for path in (tmp_path / "lora-32").iterdir()} == {".json"}  # no recording is left
     page = tmp_path / "page.md"
     page.write_text(f"# Title\n\n{LABELS.start}\n{END}\nafter\n", encoding="utf-8")
     main([str(tmp_path), "--summary", str(tmp_path / "summary.json"), "--page", str(page)])
     data = summary.summarize_study(tmp_path)
-    assert data["finished_trainings"] == data["planned_trainings"] == 2 * 6
+    assert data["finished_trainings"] == data["planned_trainings"] == 2 * 7
     (result,) = data["settings"]
     rows = {(row["posterior"], row["metric"]): row for row in result["rows"]}
     assert {name for name, _ in rows} == {*study.SHARED, "SGVB", "Ensemble"}
     assert {row["num_seeds"] for (_, metric), row in rows.items() if metric == "nll"} == {2}
     assert result["sharing_factor"] > 1
+    short = {(row["posterior"], row["metric"]): row for row in result["rows_chosen_epochs"]}
+    assert short["MAP", "nll"]["flat"] == rows["MAP", "nll"]["flat"]
+    assert short["MAP", "nll"]["plain"] != rows["MAP", "nll"]["plain"]
     assert 1 <= result["worth_ensemble"]["Ensemble"]["plain"] <= 3
     first = next(t for t in data["trainings"] if t["kind"] == "shared")
     assert first["weights_per_example"] == sum(p.numel() for p in TinyTransformer().parameters()) / 32
@@ -115,9 +121,6 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     text = page.read_text(encoding="utf-8")
     assert f"{rows['MAP', 'nll']['plain']:.3f} → {rows['MAP', 'nll']['flat']:.3f}" in text
     assert text.endswith("after\n")
-
-
-select_radius = study.select_radius
 
 
 def test_one_training_serves_all_posteriors(task, tmp_path, monkeypatch):
@@ -154,7 +157,8 @@ def test_summary_of_known_results(tmp_path):
     for rho, nll in ((0.02, 0.65), (0.05, 0.6), (0.2, None)):
         for seed in range(2):
             write_training(folder, "shared", seed, rho, nll)
-    record = study.select_radius(folder)
+    paths = {rho: [folder / f"shared-{seed}-{rho:g}.json" for seed in range(2)] for rho in (0.0, *study.RADII)}
+    record = select_value("rho", paths)
     assert (record["rho"], record["best_by_method"]) == (0.1, {"MAP": 0.1, "SWAG": 0.1})
     assert record["val_nll"][-1][1] is None  # diverged
     write_json(folder / "selection.json", record)
