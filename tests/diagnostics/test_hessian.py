@@ -118,9 +118,9 @@ def test_standard_error_of_the_trace():
     root = torch.randn(9, 9, dtype=torch.float64)
     matrix = root @ root.T
     surface = quadratic(matrix)
-    trace, error = estimate_trace(HessianVectorProduct(surface), 3000)
+    trace, error = estimate_trace(HessianVectorProduct(surface), 1000)
     off = matrix - torch.diag(matrix.diag())
-    assert error == pytest.approx(float((2 * off.square().sum() / 3000).sqrt()), rel=0.05)
+    assert error == pytest.approx(float((2 * off.square().sum() / 1000).sqrt()), rel=0.05)
     assert abs(trace - matrix.trace()) < 4 * error
     assert estimate_trace(HessianVectorProduct(surface), 10, seed=1) != estimate_trace(
         HessianVectorProduct(surface), 10, seed=2

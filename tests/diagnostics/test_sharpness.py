@@ -73,13 +73,13 @@ def test_ascents_reach_the_trust_region_optimum():
     assert exact - 1e-10 < result <= exact + 1e-15
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))])
 def test_worst_gap_is_a_lower_bound_that_increases_with_effort(seed):
     hessian = random_hessian(8, seed)
     w = torch.randn(8, generator=torch.Generator().manual_seed(seed)).double() / 10
     surface = quadratic(w, hessian)
     exact = quadratic_worst_loss(w, hessian, 0.3) - surface.loss()
-    result = [worst_gap(surface, 0.3, steps, num_random_starts=1) for steps in (1, 2, 4, 8, 500)]
+    result = [worst_gap(surface, 0.3, steps, num_random_starts=1) for steps in (1, 2, 4, 8, 200)]
     assert result == sorted(result)
     assert result[-1] == pytest.approx(exact, rel=1e-10)
     assert all(gap <= exact * (1 + 1e-12) for gap in result)
@@ -106,13 +106,13 @@ def test_average_gap_is_the_trace():
     hessian = random_hessian(6)
     surface = quadratic(torch.ones(6), hessian)
     rho = 0.7
-    result, error = average_gap(surface, rho, num_directions=4000)
+    result, error = average_gap(surface, rho, num_directions=1500)
     exact = rho**2 / (2 * 6) * float(hessian.trace())
     assert abs(result - exact) < 4 * error
     assert error < 0.02 * exact
     # of one direction, (e A e) / 2 has variance rho⁴ / 4 * 2 (P tr A² - (tr A)²) / (P² (P + 2))
     variance = rho**4 / 4 * 2 * (6 * hessian.square().sum() - hessian.trace() ** 2) / (36 * 8)
-    assert error == pytest.approx(math.sqrt(variance / 4000), rel=0.05)
+    assert error == pytest.approx(math.sqrt(variance / 1500), rel=0.05)
 
 
 def test_average_gap_cancels_the_gradient():
@@ -129,7 +129,7 @@ def test_adaptive_gap_of_a_quadratic():
     slope, bend = scale @ hessian @ w, scale @ hessian @ scale
     u = worst_perturbation(slope, bend, 0.6)
     exact = float(slope @ u + u @ bend @ u / 2)
-    assert adaptive_gap(surface, 0.6, 500) == pytest.approx(exact, rel=1e-10)
+    assert adaptive_gap(surface, 0.6, 200) == pytest.approx(exact, rel=1e-10)
     assert adaptive_gap(surface, 0.0) == 0
 
 

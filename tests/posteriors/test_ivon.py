@@ -192,17 +192,19 @@ PAIR = {"curvature": 4.0, "sample_size": 10, "decay": 0.1, "start": (0.46, 9.5)}
     ("flat", "options", "mean", "std"),
     [
         (SAM(rho=0.2), PAIR | {"centre": 0.5}, 0.4953262, 0.0967063),
-        (
+        pytest.param(
             SAM(rho=0.2),
             PAIR | {"centre": 0.0, "start": (-0.04, 9.5)},
             0.0,
             (-KINK + math.sqrt(KINK**2 + 4 * 41)) / (2 * 41),
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             SAM(rho=0.3),
             {"curvature": 3.0, "centre": 1.0, "sample_size": 100, "decay": 0.5, "start": (0.985, 37.0)},
             0.98883,
             0.0161054,
+            marks=pytest.mark.slow,
         ),
         (PosteriorSAM(rho=0.5), PAIR | {"centre": 0.0, "start": (0.02, 5.0)}, 0.0, (10 * (5.59577 + 0.1)) ** -0.5),
     ],

@@ -378,7 +378,7 @@ def test_draws_share_one_set_of_weights_among_examples():
     state.statistics = {raw_scale_key("weight"): raw}  # replaced, as when a fitted posterior moves to another device
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
     generator, outputs = torch.Generator().manual_seed(0), []
-    for _ in range(5000):
+    for _ in range(2000):
         with posterior.draw(state, generator) as drawn, torch.no_grad():
             outputs.append(drawn(x).view(2))
     outputs = torch.stack(outputs)

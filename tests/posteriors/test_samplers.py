@@ -205,7 +205,7 @@ def test_the_sharpness_aware_posterior_of_a_quadratic():
 
 
 def test_sam_makes_sgld_sample_the_sharpness_aware_posterior():
-    step_size, steps = 2e-3, 8000
+    step_size, steps = 2e-3, 3000
     means, errors = [], []
     for flat in (SAM(rho=RHO), Plain()):
         torch.manual_seed(0)

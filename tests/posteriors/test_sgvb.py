@@ -161,7 +161,7 @@ def test_weight_distribution_is_set_for_every_sample_and_not_afterwards():
 
 def test_estimates_the_maximum_within_the_expectation():
     """O11: a maximum outside the expectation has the value .74, and 2 sigma as its gradient in sigma."""
-    count, model, losses = 2000, Scalar(0.4), []
+    count, model, losses = 1000, Scalar(0.4), []
     posterior = SGVB(prior_precision=1.0, initial_std=0.5)
     state = posterior.init(model, STILL, 1)
     flat = SAM(rho=0.3)(quadratic(model, 2.0, losses=losses), model)
@@ -186,7 +186,7 @@ def test_more_samples_reduce_the_gradient_variance():
         state = posterior.init(model, STILL, 10)
         closure, grads = quadratic(model, 2.0), []
         torch.manual_seed(0)
-        for _ in range(500):
+        for _ in range(300):
             posterior.step(state, closure)
             grads.append(torch.cat([model.theta.grad, state.statistics["raw_scale"].grad]))
         variances.append(torch.stack(grads).var(0))
@@ -262,11 +262,14 @@ def test_parameters_unused_by_the_loss_converge_to_the_prior():
     ("flat", "mean", "std"),
     [
         pytest.param(Plain(), 0.4878048780, 0.1561737619, id="plain", marks=pytest.mark.slow),
-        pytest.param(SAM(rho=0.2), 0.4953261900, 0.0967063249, id="sam"),
+        pytest.param(SAM(rho=0.2), 0.4953261900, 0.0967063249, id="sam", marks=pytest.mark.slow),
     ],
 )
 def test_finds_the_optimum_on_a_quadratic(flat, mean, std):
-    """O12. With the maximum outside the expectation, SAM would have mean .5 and the plain standard deviation."""
+    """O12. With the maximum outside the expectation, SAM would have mean .5 and the plain standard deviation.
+
+    The fast tests have the same optimum, of many fits at once, in tests/exact/test_grid_targets.py.
+    """
     model = Scalar(0.4)
     posterior = SGVB(initial_std=0.12, num_samples=4)
     state = posterior.init(model, two_rates(0.02, 0.4), 10)
@@ -278,7 +281,12 @@ def test_finds_the_optimum_on_a_quadratic(flat, mean, std):
 
 @pytest.mark.parametrize(
     ("precision", "temperature", "centre"),
-    [pytest.param(1.0, 1.0, "zero", marks=pytest.mark.slow), (1.0, 0.25, "zero"), (30.0, 1.0, "initial")],
+    [
+        (30.0, 0.25, "initial"),
+        pytest.param(1.0, 1.0, "zero", marks=pytest.mark.slow),
+        pytest.param(1.0, 0.25, "zero", marks=pytest.mark.slow),
+        pytest.param(30.0, 1.0, "initial", marks=pytest.mark.slow),
+    ],
 )
 def test_linear_regression_has_its_closed_form(precision, temperature, centre):
     """The best factorised Gaussian has the means of the posterior and the diagonal of its precision.
@@ -326,7 +334,7 @@ def test_draws_share_one_set_of_weights_among_examples():
     }
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
     generator, outputs = torch.Generator().manual_seed(0), []
-    for _ in range(8000):
+    for _ in range(2000):
         with posterior.draw(state, generator) as drawn, torch.no_grad():
             outputs.append(drawn(x).view(2))
     outputs = torch.stack(outputs)

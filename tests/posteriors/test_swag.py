@@ -76,7 +76,7 @@ def test_draws_have_the_mean_and_covariance_of_the_formula():
     covariance = 0.5 * (torch.diag(statistics["sum_squares"] / 6) + deviations.T @ deviations / 3)
     generator = torch.Generator().manual_seed(1)
     draws = []
-    for _ in range(5_000):
+    for _ in range(3_000):
         with posterior.draw(state, generator) as network:
             draws.append(torch.stack([network[0].weight.detach().view(()), network[1].weight.detach().view(())]))
     draws = torch.stack(draws)

@@ -249,14 +249,14 @@ def test_mean_bound_lies_above_the_mean_and_grows_with_the_values(values, delta)
 @pytest.mark.parametrize("make", ["coin", "beta", "narrow"])
 def test_mean_bound_fails_no_more_often_than_it_may(make):
     generator = torch.Generator().manual_seed(3)
-    u = torch.rand(250, 60, generator=generator, dtype=torch.float64)
+    u = torch.rand(120, 60, generator=generator, dtype=torch.float64)
     values, mean = {
         "coin": ((u < 0.03).double(), 0.03),
         "beta": (u**4, 1 / 5),
         "narrow": (0.02 + 0.001 * u, 0.0205),
     }[make]
     failed = sum(betting_mean_bound(row, 0.2) < mean for row in values)
-    assert failed <= 250 * 0.2
+    assert failed <= 120 * 0.2
 
 
 def test_mean_bound_is_sharper_where_draws_hardly_differ():
