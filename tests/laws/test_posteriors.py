@@ -46,15 +46,19 @@ def test_init_leaves_the_model_unchanged(posterior):
 
 
 @cache
-def train_plain(index):
-    """State, losses and a snapshot of the model after training without flatness; not to be changed."""
-    state, losses = train(POSTERIORS[index], Plain())
+def train_once(index, flat):
+    """State, losses and a snapshot of the model after training; not to be changed. Draws restore what they change."""
+    state, losses = train(POSTERIORS[index], flat)
     return state, losses, snapshot(state.model)
+
+
+def trained(posterior, flat=Plain()):
+    return train_once(POSTERIORS.index(posterior), flat)
 
 
 @pytest.mark.parametrize(("posterior", "flat"), pair_params([p for p in POSTERIORS if not p.perturbs_weights], FLAT))
 def test_radius_zero_is_plain_bit_for_bit(posterior, flat):
-    state, losses, expected = train_plain(POSTERIORS.index(posterior))
+    state, losses, expected = trained(posterior)
     if needs_weight_distribution(flat) and not sets_weight_distribution(posterior):
         with pytest.raises(ValueError, match="this one has none"):
             train(posterior, set_zero_radius(flat))
@@ -90,8 +94,7 @@ def test_what_a_trajectory_promises(posterior):
 @every
 def test_training_and_flatness_change_the_weights(posterior):
     begin = snapshot(network())["weights"]
-    plain = snapshot(train(posterior, Plain())[0].model)["weights"]
-    flat = snapshot(train(posterior, SAM(rho=0.1))[0].model)["weights"]
+    plain, flat = (trained(posterior, flat)[2]["weights"] for flat in (Plain(), SAM()))
     for name in (n for n in begin if n.endswith("weight")):  # a bias before BatchNorm has no gradient
         assert not torch.equal(begin[name], plain[name])
         if getattr(posterior, "noise", None) != "lattice":  # where a small tensor can take the same few steps
@@ -101,8 +104,8 @@ def test_training_and_flatness_change_the_weights(posterior):
 
 @every
 def test_same_seed_same_run(posterior):
-    (one, losses), (other, other_losses) = train(posterior, SAM()), train(posterior, SAM())
-    assert_same(snapshot(one.model), snapshot(other.model))
+    (_, losses, expected), (other, other_losses) = trained(posterior, SAM()), train(posterior, SAM())
+    assert_same(expected, snapshot(other.model))
     assert torch.equal(torch.stack(losses), torch.stack(other_losses))
 
 
@@ -128,8 +131,7 @@ def test_a_fit_depends_on_its_seed_and_not_on_the_global_random_state(posterior)
 
 @every
 def test_a_saved_state_resumes_bit_for_bit(posterior):
-    straight, _ = train(posterior, SAM(), steps=6)
-    expected = snapshot(straight.model)
+    straight, _, expected = trained(posterior, SAM())
 
     half, _ = train(posterior, SAM(), steps=3)
     saved, rng = copy.deepcopy(half.state_dict()), torch.get_rng_state()
@@ -144,7 +146,7 @@ def test_a_saved_state_resumes_bit_for_bit(posterior):
 
 @every
 def test_a_draw_restores_everything(posterior):
-    state, _ = train(posterior, Plain())
+    state, _, _ = trained(posterior)
     x, _ = batch(9)
     before = snapshot(state.model)
     with posterior.draw(state, generator(1)) as outer:
@@ -165,7 +167,7 @@ def test_a_draw_restores_everything(posterior):
 
 @every
 def test_draws_are_functions_of_their_generator(posterior):
-    state, _ = train(posterior, Plain())
+    state, _, _ = trained(posterior)
     x, _ = batch(9)
     outputs = []
     for seed in (1, 1, 2):
@@ -178,7 +180,7 @@ def test_draws_are_functions_of_their_generator(posterior):
 
 @every
 def test_draws_have_new_weights_only_if_norms_are_reestimated(posterior):
-    state, _ = train(posterior, Plain())
+    state, _, _ = trained(posterior)
     before = snapshot(state.model)["weights"]
     with posterior.draw(state, generator()):
         inside = snapshot(state.model)["weights"]
@@ -237,7 +239,7 @@ def test_spec_round_trip(posterior):
 
 @every
 def test_statistics_of_another_method_are_refused(posterior):
-    state, _ = train(posterior, Plain())
+    state = posterior.init(network(), descent(posterior), 36)
     saved = copy.deepcopy(state.state_dict())
     saved["statistics"]["stranger"] = torch.zeros(2)
     with pytest.raises(ValueError, match="do not fit this posterior"):
