@@ -197,8 +197,7 @@ def test_swag_equals_a_loop_of_ones_own(tmp_path):
         assert torch.equal(found[name], tensor)
 
 
-@pytest.mark.parametrize("flatness", [SAM(rho=0.2), MSAM(rho=0.2)], ids=repr)
-@pytest.mark.parametrize("at", [6, 19])
+@pytest.mark.parametrize(("flatness", "at"), alternating_params([SAM(rho=0.2), MSAM(rho=0.2)], [6, 19]), ids=repr)
 def test_resumes_bit_for_bit(flatness, at, tmp_path):
     options = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": at, "swag": SWAG(rank=3)}
     whole = trained(tmp_path / "one", flatness, **options)
@@ -300,8 +299,9 @@ def test_defaults_collect_enough_in_a_short_training(options, tmp_path):
     assert run.make_posterior(Categorical(3)).predict(ids, 3).entropy.isfinite().all()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("flatness", [SAM(0.1), LookSAM(0.1, period=2), MSAM(0.1)], ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize(
+    ("flatness", "accumulate"), alternating_params([SAM(0.1), LookSAM(0.1, period=2), MSAM(0.1)], [1, 2]), ids=repr
+)
 def test_an_optimizer_of_a_part_trains_as_if_the_rest_were_frozen(flatness, accumulate, tmp_path):
     partial, frozen = bert(), bert()
     frozen.bert.requires_grad_(False)
