@@ -1,5 +1,6 @@
 """What a browser makes of the site: on a small telephone, on a desktop, and opened from disk."""
 
+import json
 import re
 import threading
 from functools import partial
@@ -12,8 +13,8 @@ from browsing import BROWSER, MAX_CODE_COLUMNS, opened
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium")
 
 WIDTH, DESKTOP_WIDTH = 360, 1280
-NUM_FRAMES = 8
-"""Pages that are shown at once: each loads the index of the search."""
+NUM_FRAMES = 16
+"""Pages that are shown at once."""
 FRAMES = """<!doctype html><html><body>%s<pre id="found">not measured</pre><script>
 const scrolls = element => ["auto", "scroll", "hidden"].includes(getComputedStyle(element).overflowX);
 const inBox = (element, top) => element !== top && (scrolls(element) || inBox(element.parentElement, top));
@@ -41,16 +42,28 @@ addEventListener("load", () => setTimeout(() => {
 </script></body></html>"""
 
 
-class Silent(SimpleHTTPRequestHandler):
+class Handler(SimpleHTTPRequestHandler):
+    """Logs nothing, and has another index of the search."""
+
+    def __init__(self, *args, index, **options):
+        self.index = index
+        super().__init__(*args, **options)
+
     def log_message(self, *_):
         """Nothing."""
 
+    def translate_path(self, path):
+        return str(self.index) if path.endswith("search_index.json") else super().translate_path(path)
+
 
 @pytest.fixture(scope="module")
-def address(site):
-    """The site as a browser gets it, and its pages."""
+def address(site, tmp_path_factory):
+    """The site as a browser gets it, and its pages; the index of the search, which each loads, has one section."""
     pages = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if path.name != "404.html")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=site)) as server:
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    short = tmp_path_factory.mktemp("search") / "search_index.json"
+    short.write_text(json.dumps(index | {"docs": index["docs"][:1]}), encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=site, index=short)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}", pages
