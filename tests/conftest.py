@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,23 @@ settings.register_profile("fixed", derandomize=True, deadline=None)  # the same 
 settings.load_profile("fixed")
 
 typecheck.install()
+
+IN_MEMORY = "/dev/shm"  # where a file is synced at once, not in milliseconds as on a disk; tests sync thousands
+
+
+def has_room(folder):
+    """Whether a folder is there, programs can be run in it, and it has more space than all temporary files take."""
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        return False
+    return shutil.disk_usage(folder).free > 4 * 2**30
+
+
+if has_room(IN_MEMORY):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", IN_MEMORY)
+
+for absent in (torch.cuda, torch.xpu, torch.mtia):
+    if not absent.is_available():  # a seed would be kept for later with a stack trace, in half a millisecond
+        absent.manual_seed_all = lambda seed: None
 
 
 def pytest_addoption(parser):

@@ -1,9 +1,11 @@
 """Random commands, interrupts, full disks and unusual environments, by the scripts in this folder."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,20 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is bounded by /proc")
 
 
-def outcome(script, *arguments):
+@pytest.fixture
+def outcome(tmp_path):
     """What a script prints; what it complains of is in the message if it fails."""
-    done = subprocess.run(
-        [sys.executable, HERE / script, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return partial(run_script, {**os.environ, "TMPDIR": str(tmp_path)})
+
+
+def run_script(environment, script, *arguments):
+    command = [sys.executable, HERE / script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout), done.stderr
 
 
-def test_small_sample_of_each_disturbance():
+def test_small_sample_of_each_disturbance(outcome):
     result, complaints = outcome("quick.py")
     for kind in ("commands", "configurations"):
         assert not [end for end in result[kind] if end.startswith("bad")], complaints[-3000:]
@@ -37,14 +43,14 @@ def test_small_sample_of_each_disturbance():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["commands", "configurations"])
-def test_random_commands_run_or_give_a_message(kind):
+def test_random_commands_run_or_give_a_message(kind, outcome):
     result, complaints = outcome("commands.py", kind, 1000, 150)
     assert not [end for end in result if end.startswith("bad")], complaints[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fit", "compare", "evaluate", "predict", "report", "tune"])
-def test_interrupt_at_random_moments(name):
+def test_interrupt_at_random_moments(name, outcome):
     result, _ = outcome("interrupting.py", 20, 1, name)
     assert result["bad"] == []
     assert result["counts"][name]["interrupted"] >= 3
@@ -52,14 +58,14 @@ def test_interrupt_at_random_moments(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fit", "compare", "evaluate", "predict", "report"])
-def test_full_disk_at_each_write(name):
+def test_full_disk_at_each_write(name, outcome):
     result, _ = outcome("breaking.py", 1000, 4, name)
     assert result["bad"] == []
     assert result["counts"][name]["ended with our message"] >= 2
 
 
 @pytest.mark.slow
-def test_unusual_environments():
+def test_unusual_environments(outcome):
     result, _ = outcome("surroundings.py")
     assert result["bad"] == []
 
@@ -70,7 +76,7 @@ def test_unusual_environments():
     [(4, ["evaluate, BatchNorm"]), pytest.param(60, [], marks=pytest.mark.slow)],
     ids=["sample", "all"],
 )
-def test_faults_of_single_operations_lose_nothing(number, names):
+def test_faults_of_single_operations_lose_nothing(number, names, outcome):
     result, _ = outcome("faults.py", number, 0, *names)
     assert result["bad"] == []
     assert all(counts["operations"] > 5 for counts in result["counts"].values())
@@ -80,7 +86,7 @@ def test_faults_of_single_operations_lose_nothing(number, names):
 
 
 @pytest.mark.slow
-def test_power_cuts_lose_nothing_that_was_announced():
+def test_power_cuts_lose_nothing_that_was_announced(outcome):
     sys.path.insert(0, str(HERE))
     from power_cuts import can_mount
 
@@ -92,6 +98,6 @@ def test_power_cuts_lose_nothing_that_was_announced():
 
 
 @pytest.mark.slow
-def test_readers_and_writers_at_once_lose_nothing():
+def test_readers_and_writers_at_once_lose_nothing(outcome):
     result, _ = outcome("races.py", 50)
     assert result["bad"] == []
