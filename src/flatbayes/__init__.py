@@ -25,6 +25,7 @@ __all__ = [
     "VGG",
     "WSAM",
     "Arrays",
+    "BLoB",
     "Categorical",
     "CategoricalPredictive",
     "CheckReport",
@@ -164,6 +165,7 @@ if TYPE_CHECKING:
         SVGD,
         SWAG,
         TFB,
+        BLoB,
         Ensemble,
         EntropyMCMC,
         Laplace,
@@ -210,8 +212,8 @@ else:
             "flatbayes.likelihoods": "Categorical CategoricalPredictive Custom Gaussian GaussianPredictive "
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
-            "flatbayes.posteriors": "BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD "
-            "SGVB SVGD SWAG TFB",
+            "flatbayes.posteriors": "BLoB BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC "
+            "SGLD SGVB SVGD SWAG TFB",
             "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior calibrate conformalize "
             "evaluate export_onnx export_torch",
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig "

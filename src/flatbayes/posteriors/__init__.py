@@ -1,6 +1,7 @@
 """Axis A: what is done with the gradients, and how networks are drawn afterwards."""
 
 from flatbayes.core.renames import explain_old_arguments
+from flatbayes.posteriors.blob import BLoB
 from flatbayes.posteriors.bsam import BSAM
 from flatbayes.posteriors.ensemble import Ensemble
 from flatbayes.posteriors.entropy_mcmc import EntropyMCMC
@@ -28,6 +29,7 @@ __all__ = [
     "SVGD",
     "SWAG",
     "TFB",
+    "BLoB",
     "Ensemble",
     "EntropyMCMC",
     "Laplace",

@@ -66,7 +66,8 @@ class LRT(Posterior):
             networks usually need 0.01 to 0.1.
         initial_std: Initial standard deviation of every weight; the initial means are the weights of the model.
         estimator: Noise in training. `local` samples every activation independently. `flipout` samples weights once
-            per batch and gives each example random signs, so that positions of a convolution stay correlated.
+            per batch and gives each example random signs, so that positions of a convolution stay correlated;
+            `token_flipout` gives signs to each position of a linear layer.
         scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
             examples after training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
 
@@ -147,34 +148,22 @@ class LRT(Posterior):
 
         The caller re-estimates BatchNorm statistics.
         """
-        params, weights, scale = _get_random_parameters(state), [], self.get_draw_option("scale")
-        with hold_means(state.model) as means:
-            for name in params:
-                mean, raw = means[name], state.statistics[raw_scale_key(name)]
-                noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                weights.append(mean + scale_std(raw_to_std(raw), scale) * noise)
-            with swap_values(list(params.values()), weights), eval_mode(state.model):
-                yield state.model
+        scale = self.get_draw_option("scale")
+        stds = {
+            name: scale_std(raw_to_std(state.statistics[raw_scale_key(name)]), scale)
+            for name in get_random_parameters(state)
+        }
+        with draw_gaussian_weights(state, stds, generator) as network:
+            yield network
 
     def _compute_gradients(self, state: State, closure: Closure) -> Tensor:
         """Set `.grad` of all optimized tensors to the gradient of the objective. Returns the loss of the batch."""
-        random_params = _get_random_parameters(state)
+        random_params = get_random_parameters(state)
         raws = [state.statistics[raw_scale_key(name)] for name in random_params]
         scales = dict(zip(random_params.values(), SoftplusScale.from_raws(raws, self.estimator), strict=True))
         trained = {name: param for name, param in random_params.items() if param.requires_grad}
+        loss = compute_noisy_gradients(state.model, closure, self.estimator, scales, trained)
         params, trained_scales = list(trained.values()), [scales[param] for param in trained.values()]
-        for scale in trained_scales:
-            scale.raw.grad = None
-        means, stds = [param.detach() for param in params], [scale.std for scale in trained_scales]
-        with weight_distribution(params, means, stds), inject_noise(state.model, self.estimator, scales):
-            loss = closure()
-        for (name, param), scale in zip(trained.items(), trained_scales, strict=True):
-            if scale.raw.grad is None and param.grad is not None and bool(param.grad.any()):
-                raise RuntimeError(
-                    f"{name} has a gradient that did not pass through the noise of its layer. If the layer is in "
-                    "eval mode, call train() on the state's model before training. If the model reads the weights of "
-                    "the layer instead of calling it, use SGVB."
-                )
         precisions = self._get_prior_precisions(state, trained)
         accumulate_kl_gradients(params, trained_scales, precisions, kl_weight=self.temperature / state.num_data)
         return loss
@@ -184,6 +173,64 @@ class LRT(Posterior):
         if isinstance(precision, dict | str):
             return [state.statistics[prior_precision_key(name)] for name in names]
         return float(precision)
+
+
+def compute_noisy_gradients(
+    network: nn.Module,
+    closure: Closure,
+    estimator: NoiseEstimator,
+    scales: Mapping[nn.Parameter, SoftplusScale],
+    trained: Mapping[str, nn.Parameter],
+) -> Tensor:
+    """Call the closure with noise in the layers, which sets the gradients of means and raw standard deviations.
+
+    Args:
+        network: The variational network.
+        closure: See `Closure`.
+        estimator: How activations are sampled.
+        scales: Standard deviations by parameter.
+        trained: The trainable parameters among these, by name.
+
+    Returns:
+        The loss of the batch.
+
+    Raises:
+        RuntimeError: Weights were used without noise.
+    """
+    params, trained_scales = list(trained.values()), [scales[param] for param in trained.values()]
+    for scale in trained_scales:
+        scale.raw.grad = None
+    means, stds = [param.detach() for param in params], [scale.std for scale in trained_scales]
+    with weight_distribution(params, means, stds), inject_noise(network, estimator, scales):
+        loss = closure()
+    for (name, param), scale in zip(trained.items(), trained_scales, strict=True):
+        if scale.raw.grad is None and param.grad is not None and bool(param.grad.any()):
+            raise RuntimeError(
+                f"{name} has a gradient that did not pass through the noise of its layer. If the layer is in "
+                "eval mode, call train() on the state's model before training. If the model reads the weights of "
+                "the layer instead of calling it, use SGVB."
+            )
+    return loss
+
+
+@contextmanager
+def draw_gaussian_weights(
+    state: State, stds: Mapping[str, Tensor], generator: torch.Generator
+) -> Iterator[nn.Module]:
+    """Yield the variational network in eval mode with weights from the Gaussian, the same for all examples.
+
+    Args:
+        state: The state, whose model has the means.
+        stds: Standard deviations by name of the parameter.
+        generator: Source of all randomness.
+    """
+    params, weights = dict(state.model.named_parameters()), []
+    with hold_means(state.model) as means:
+        for name, std in stds.items():
+            noise = torch.randn(std.shape, generator=generator, dtype=std.dtype, device=std.device)
+            weights.append(means[name] + std * noise)
+        with swap_values([params[name] for name in stds], weights), eval_mode(state.model):
+            yield state.model
 
 
 def accumulate_kl_gradients(
@@ -230,5 +277,6 @@ def _ensure_gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 
-def _get_random_parameters(state: State) -> dict[str, nn.Parameter]:
+def get_random_parameters(state: State) -> dict[str, nn.Parameter]:
+    """Return the parameters of the model with a distribution, by name."""
     return {name: p for name, p in state.model.named_parameters() if raw_scale_key(name) in state.statistics}

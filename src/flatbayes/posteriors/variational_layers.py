@@ -21,7 +21,7 @@ from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.tensor_lists import map_elementwise
 from flatbayes.posteriors.variational import raw_to_std
 
-NoiseEstimator = Literal["local", "flipout"]
+NoiseEstimator = Literal["local", "flipout", "token_flipout"]
 """How the activations of a batch are sampled in training."""
 
 LinearOperation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -149,7 +149,8 @@ class VariationalLayer(nn.Module):
             return local_activations(operation, inputs, weight, bias, weight_variance, bias_variance)
         weight_std = None if weight_scale is None else weight_scale.make_std_leaf(weight)
         bias_std = None if bias_scale is None or bias is None else bias_scale.make_std_leaf(bias)
-        return flipout_activations(operation, inputs, weight, bias, weight_std, bias_std)
+        by_token = noise.estimator == "token_flipout" and weight.dim() == 2
+        return flipout_activations(operation, inputs, weight, bias, weight_std, bias_std, by_token=by_token)
 
 
 class VariationalLinear(VariationalLayer, nn.Linear):
@@ -232,6 +233,8 @@ def flipout_activations(
     bias: Float[Tensor, "..."] | None,
     weight_std: Float[Tensor, "..."] | None,
     bias_std: Float[Tensor, "..."] | None,
+    *,
+    by_token: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return activations under one weight sample with random signs for each example.
 
@@ -248,23 +251,25 @@ def flipout_activations(
         bias: Means of the bias.
         weight_std: Standard deviations of the weight; None for zero.
         bias_std: Standard deviations of the bias; None for zero.
+        by_token: Whether all positions of an example, such as the tokens of a sentence, have signs of their own.
     """
     mean = operation(inputs, weight, bias)
     axis = 1 - weight.dim()  # of the features, counted from the end
     weight_noise = torch.zeros_like(weight) if weight_std is None else weight_std * torch.randn_like(weight_std)
     bias_noise = None if bias_std is None else bias_std * torch.randn_like(bias_std)
-    perturbed = operation(inputs * draw_signs(inputs, axis), weight_noise, bias_noise)
-    return torch.addcmul(mean, perturbed, draw_signs(mean, axis))
+    perturbed = operation(inputs * draw_signs(inputs, axis, by_token=by_token), weight_noise, bias_noise)
+    return torch.addcmul(mean, perturbed, draw_signs(mean, axis, by_token=by_token))
 
 
-def draw_signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
+def draw_signs(like: Float[Tensor, "..."], axis: int, *, by_token: bool = False) -> Float[Tensor, "..."]:
     """Return random signs, one per example and feature, that broadcast to `like`.
 
     Args:
         like: A batch with examples along the first dimension; or one example, where that is the feature dimension.
         axis: Dimension of the features, counted from the end.
+        by_token: Whether every entry has a sign.
     """
-    shape = [1] * like.dim()
+    shape = list(like.shape) if by_token else [1] * like.dim()
     shape[0], shape[axis] = like.shape[0], like.shape[axis]
     return torch.randint(0, 2, shape, dtype=like.dtype, device=like.device).mul_(2).sub_(1)
 

@@ -1,6 +1,6 @@
 """Networks with variational layers: conversion of a deterministic network, noise injection, and access to means."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -29,17 +29,22 @@ _UNSUPPORTED_TYPES = (
 _SUPPORTED_NAMES = ", ".join(layer_type.__name__ for layer_type in VARIATIONAL_TYPES)
 
 
-def make_variational_network(model: nn.Module) -> nn.Module:
+def make_variational_network(model: nn.Module, params: Collection[nn.Parameter] | None = None) -> nn.Module:
     """Return a copy in which every trainable linear and convolutional layer is replaced by its variational type.
 
     Frozen parameters are shared with the model. Layers that share a parameter share it in the copy, as a mean with
     one standard deviation. Their noise in training is independent.
 
+    Args:
+        model: The network.
+        params: Parameters of the layers that are replaced; None for all trainable ones.
+
     Raises:
-        ValueError: A layer has trainable weights and no variational type, or no layer has one.
+        ValueError: A layer has such weights and no variational type, or no layer has one.
     """
+    selected_ids = {id(p) for p in (model.parameters() if params is None else params) if p.requires_grad}
     trainable_layers = {
-        name: layer for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters())
+        name: layer for name, layer in model.named_modules() if any(id(p) in selected_ids for p in layer.parameters())
     }
     for name, layer in trainable_layers.items():
         _check_layer(name or "the model", layer)

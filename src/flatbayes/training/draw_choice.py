@@ -66,9 +66,9 @@ def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> Fitte
         ValueError: No draw option of the posterior is "auto".
 
     Examples:
-        >>> state = TFB().init(network, None, num_data=12)
-        >>> fitted = tune_draws(FittedPosterior(TFB(), [state], Categorical(3)), examples, targets)
-        >>> fitted.posterior.std > 0
+        >>> state = TFB().init(fitted.states[0].model, None, num_data=100)
+        >>> noisy = FittedPosterior(TFB(), [state], fitted.likelihood, fitted.transform)
+        >>> tune_draws(noisy, data.val).posterior.std > 0
         True
     """
     options = list_auto_options(fitted.posterior.draw_options, fitted.posterior)

@@ -1,7 +1,9 @@
-"""Published pairs of a posterior and a flatness whose hyperparameters depend on each other."""
+"""Published methods whose hyperparameters depend on each other or on the data."""
+
+import math
 
 from flatbayes.flatness import GaussianSmoothing
-from flatbayes.posteriors import SGLD
+from flatbayes.posteriors import SGLD, BLoB
 from flatbayes.posteriors.optimization import check_temperature
 
 
@@ -33,6 +35,24 @@ def make_fsgld(
     """
     std = smoothing_std(num_data, temperature, exponent)
     return SGLD(prior_precision=prior_precision, temperature=temperature), GaussianSmoothing(std=std)
+
+
+def make_blob(num_data: int, batch_size: int, *, gamma: float = 8.0) -> BLoB:
+    """BLoB as published: the KL divergence has steps of its own, whose weights rise in cycles.
+
+    The cycle has M = 100 num_data^(pi / gamma) / batch_size steps. The average weight is about 1 / (2 M), where that
+    of the evidence lower bound is 1 / num_data: a temperature of num_data / (2 M).
+
+    Args:
+        num_data: Number of training examples.
+        batch_size: Examples of a batch.
+        gamma: The exponent's denominator.
+
+    Examples:
+        >>> make_blob(num_data=640, batch_size=4).kl_cycle
+        316
+    """
+    return BLoB(kl_lr=0.01, kl_cycle=max(1, int(100 * num_data ** (math.pi / gamma) / batch_size)))
 
 
 def smoothing_std(num_data: int, temperature: float, exponent: float = 0.1) -> float:

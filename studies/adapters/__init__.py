@@ -1,0 +1,1 @@
+"""How much noise adapters tolerate after a plain training and after one with SAM."""
