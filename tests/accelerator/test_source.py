@@ -81,6 +81,7 @@ REASONS = {
     "likelihoods/mixture.py:_log_cdf": "scipy computes on the host",
     "likelihoods/mixture.py:_find_quantiles": NUMBER,
     "likelihoods/mixture.py:_find_root": CPU_ONLY,
+    "posteriors/blob.py:BLoB._get_kl_weight": "reads the number of steps, which is in main memory",
     "posteriors/entropy_mcmc.py:EntropyMCMC.collect": COUNT,
     "posteriors/entropy_mcmc.py:EntropyMCMC.step.*": NUMBER,
     "posteriors/entropy_mcmc.py:EntropyMCMC._*": NUMBER,

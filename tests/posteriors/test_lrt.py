@@ -633,5 +633,5 @@ def test_refuses_invalid_numbers(name, value):
 def test_refuses_an_unknown_estimator():
     posterior = LRT()
     object.__setattr__(posterior, "estimator", "shared")  # beartype, in the tests only, would be first to refuse
-    with pytest.raises(ValueError, match="estimator must be local or flipout, got 'shared'"):
+    with pytest.raises(ValueError, match="estimator must be local or flipout or token_flipout, got 'shared'"):
         posterior.__post_init__()

@@ -107,14 +107,14 @@ class TFB(Posterior):
         return Trajectory.of("optimizer", prior_precision=self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Return a state from which draws are possible at once, around the weights of the model."""
+        """Return a state, from which draws are possible at once if it has no optimizer; see `Posterior.init`."""
         check_materialized(model)
         check_real(model.named_parameters(), "TFB")
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         mean = flatten(list(find_noisy_parameters(model)))
         state.statistics = {
             "mean": mean.detach().clone(),  # for nested draws
-            "finished": torch.ones((), dtype=torch.int64, device="cpu"),  # read without waiting for a device
+            "finished": torch.tensor(int(make_optimizer is None), device="cpu"),  # read without waiting for a device
         }
         state.cpu_statistics = frozenset(["finished"])
         return state
@@ -134,7 +134,7 @@ class TFB(Posterior):
         """Yield the model with noise in its adapters; the caller re-estimates BatchNorm statistics.
 
         Raises:
-            RuntimeError: There was a step since the last call of `finalize`.
+            RuntimeError: The state was made for training, and `finalize` was not called after the last step.
         """
         if not state.statistics["finished"]:
             raise RuntimeError(
