@@ -27,6 +27,7 @@ from flatbayes.posteriors import (
     SGVB,
     SVGD,
     SWAG,
+    BLoB,
     Ensemble,
     EntropyMCMC,
     Laplace,
@@ -209,6 +210,7 @@ OTHER = {
     "local svgd": (dropping, SVGD(num_particles=2), SAM(rho=0.5), ADAM),
     "sub-batches": (smooth, BSAM(prior_precision=1.0, num_sub_batches=2), Plain(), SLOW_SGD),
     "lrt": (smooth, LRT(), SAM(rho=0.5), ADAM),
+    "blob": (smooth, BLoB(), SAM(rho=0.5), ADAM),
     "flipout": (
         smooth,
         LRT(estimator="flipout"),

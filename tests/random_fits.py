@@ -14,7 +14,7 @@ from flatbayes.training.config_groups import PrecisionConfig
 from random_models import NUM_CLASSES, ModelSpec, Pick, pick_model
 
 POSTERIOR_NAMES = ["MAP", "SWAG", "SGLD", "SGHMC", "SGVB", "IVON", "BSAM", "LRT", "Laplace", "MCDropout"]
-POSTERIOR_NAMES += ["EntropyMCMC", "SVGD"]
+POSTERIOR_NAMES += ["EntropyMCMC", "SVGD", "TFB", "BLoB"]
 FLATNESS_NAMES = ["Plain", "SAM", "ASAM", "FisherSAM", "LESAM", "LookSAM", "MSAM", "RandomPerturbation"]
 FLATNESS_NAMES += [
     "GaussianSmoothing",
@@ -79,6 +79,11 @@ def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
         case "SVGD":
             options = {"norm": pick(["euclidean", "rkhs"]), "initial_std": pick([None, 0.1])}
             return posteriors.SVGD(pick([2, 1]), pick([1.0, 10.0]), rho=pick([0.0, 0.1]), **options)
+        case "TFB":
+            return posteriors.TFB(pick(["auto", 0.01]), prior_precision=pick([None, 2.0]))
+        case "BLoB":
+            options = {"kl_lr": pick([None, 0.01]), "signs": pick(["tokens", "examples"])}
+            return posteriors.BLoB(pick([0.2, 1.0]), pick([1.0, 0.1]), **options)
         case "SGHMC":
             return posteriors.SGHMC(pick([0.1, 1.0]), pick([None, 2.0]), pick([1.0, 0.1]), pick([30, 2]))
         case "SGVB":
@@ -185,6 +190,10 @@ def make_valid(spec: FitSpec) -> FitSpec:
         ):
             optimizer = make_sgd if member.prior_precision is not None else pick_other(optimizer, make_adam, None)
             optimizer = make_weakly_decayed_sgd if optimizer is make_decayed_sgd else optimizer
+        case posteriors.BLoB() if has_only_kfac_layers and model.sharing == "none":
+            optimizer = pick_other(optimizer, make_decayed_sgd, make_sgd)
+        case posteriors.BLoB():
+            member = posteriors.SGVB()
         case posteriors.LRT() if not has_only_kfac_layers or model.sharing != "none":
             member = posteriors.SGVB(prior_precision=member.prior_precision)
         case posteriors.Laplace():

@@ -91,7 +91,7 @@ REASONS = {
     "posteriors/laplace.py:*": AT_THE_END,
     "posteriors/requirements.py:Trajectory.of": NUMBER,
     "posteriors/linearised.py:_register_forward_mode_rules": "an example for a registration with torch",
-    "posteriors/lrt.py:*_compute_gradients": "in the first step only: which parameters take part in the loss",
+    "posteriors/lrt.py:compute_noisy_gradients": "in the first step only: which parameters take part in the loss",
     "posteriors/lrt.py:LRT._get_prior_precisions": NUMBER,
     "posteriors/optimization.py:max_weight_decay": NUMBER,
     "posteriors/optimization.py:resolve_weight_decay": NUMBER,

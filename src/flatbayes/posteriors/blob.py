@@ -188,10 +188,11 @@ class BLoB(Posterior):
     def _descend_kl(self, state: State, step_size: float) -> None:
         """Subtract `step_size` times the gradient of the KL divergence from means and roots."""
         trained = {name: param for name, param in get_random_parameters(state).items() if param.requires_grad}
-        means, scales = list(trained.values()), [self._make_scale(state, name) for name in trained]
+        means: list[Tensor] = list(trained.values())
+        scales = [self._make_scale(state, name) for name in trained]
         stds = [scale.std for scale in scales]
         mean_steps, std_steps = zero_tensors(means), zero_tensors(stds)
-        add_kl_gradients(mean_steps, std_steps, means, stds, 1 / self.prior_std**2, -step_size)  # type: ignore[arg-type]
+        add_kl_gradients(mean_steps, std_steps, means, stds, 1 / self.prior_std**2, -step_size)
         torch._foreach_add_(means, mean_steps)
         torch._foreach_addcmul_([scale.raw for scale in scales], std_steps, [scale.slope for scale in scales])
 
