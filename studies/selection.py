@@ -1,42 +1,72 @@
-"""Selection of a setting for every method on validation data, where methods are single runs and no pairs."""
+"""Runs of a study in files with names, and the selection of a setting on validation data.
 
+The cache of `flatbayes.experiments` has keys that change with every new option of flatbayes. A study
+that goes on in a later session keeps what it has: delete a file to run it again.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from flatbayes.experiments import ExperimentRun, execute_runs
+from flatbayes.core.files import read_json, write_json
+from flatbayes.experiments import ExperimentRun, RunResult
+from flatbayes.experiments.run import execute_together, group_runs
 
 
-def select_settings(
-    candidates: Mapping[str, Sequence[ExperimentRun]], folder: Path, num_jobs: int | None = 1, *, run: bool = True
-) -> tuple[dict[str, int], dict[str, Any]]:
-    """The candidate with the lowest validation NLL of every method.
+def name_file(folder: Path, *words: object) -> Path:
+    """Path of the result of a run.
 
     Args:
-        candidates: Runs by method; the same call continues where it was stopped.
-        folder: Folder of the results.
-        num_jobs: Processes.
-        run: Execute missing runs; otherwise methods with a missing one, of which nothing is known, are left out.
+        folder: The folder.
+        words: What tells the run from others, such as a method and a seed.
+    """
+    return folder / f"{'_'.join(re.sub(r'[^A-Za-z0-9.]+', '-', str(word)) for word in words)}.json"
+
+
+def load_run(path: Path) -> RunResult | None:
+    """A finished run; None where it is missing or has failed.
+
+    Args:
+        path: Its file.
+    """
+    data = read_json(path) if path.is_file() else {"error": "missing"}
+    return None if isinstance(data, dict) and "error" in data else RunResult.from_dict(data)
+
+
+def execute_named(runs: Mapping[Path, ExperimentRun]) -> None:
+    """Execute the runs without a file, one after the other; those that are trained alike share a training.
+
+    Args:
+        runs: Runs by the file of their results. The file of a run that fails has its message.
+    """
+    missing = {path: run for path, run in runs.items() if not path.is_file()}
+    paths = {id(run): path for path, run in missing.items()}
+    for group in group_runs([*missing.values()]):
+        for run, result in zip(group, execute_together(group), strict=True):
+            if isinstance(result, RunResult):
+                write_json(paths[id(run)], result.to_dict())
+            elif isinstance(result, RuntimeError | ValueError):
+                write_json(paths[id(run)], {"error": str(result)})
+            else:
+                raise result
+
+
+def select_setting(
+    candidates: Mapping[Path, ExperimentRun], *, execute: bool = True
+) -> tuple[int | None, Sequence[float | None]]:
+    """The candidate with the lowest validation NLL.
+
+    Args:
+        candidates: Runs of a method by the file of their results on validation data.
+        execute: Execute those without a file; otherwise they count as failed.
 
     Returns:
-        The index of the best candidate by method, and a record: the NLL of every candidate, None for one that failed,
-        and the reasons of the failures. A method all of whose candidates failed has no index.
+        The index of the best candidate, None where all failed; and the NLL of each, None for one that failed.
     """
-    runs = {name: [replace(r, split="val", posterior_name=None) for r in group] for name, group in candidates.items()}
-    failures = execute_runs([r for group in runs.values() for r in group], folder, num_jobs) if run else []
-    results = {name: [r.load_result(folder) for r in group] for name, group in runs.items()}
-    scores = {
-        name: [None if result is None else result.metrics.get("nll") for result in group]
-        for name, group in results.items()
-    }
-    best = {
-        name: min(range(len(group)), key=lambda index: _replace_missing(group[index]))
-        for name, group in scores.items()
-        if any(score is not None for score in group)
-    }
-    return best, {"val_nll": scores, "selected": best, "failures": failures}
-
-
-def _replace_missing(score: float | None) -> float:
-    return float("inf") if score is None else score
+    if execute:
+        execute_named({path: replace(run, split="val") for path, run in candidates.items()})
+    results = map(load_run, candidates)
+    scores = [None if result is None else result.metrics.get("nll") for result in results]
+    finite = {index: score for index, score in enumerate(scores) if score is not None}
+    return (min(finite, key=lambda index: finite[index]) if finite else None), scores

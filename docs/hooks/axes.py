@@ -26,6 +26,8 @@ REPOSITORY = "https://github.com/flatbayes/flatbayes/blob/main"
 TEST_FOLDERS = ("posteriors", "flatness", "exact")
 GENERAL_TESTS = ("test_draw_options", "test_nuisance", "test_schedules")
 """Files that name many methods, and are about something else."""
+TESTS_OF_OTHERS = {"Ensemble": "training/test_vectorized.py"}
+"""Files of tests of methods without one in these folders."""
 START, END = "<!-- axes, written by docs/hooks/axes.py -->", "<!-- end of axes -->"
 
 
@@ -142,6 +144,8 @@ def count_entries(tensors: Iterable[object]) -> int:
 def find_exact_test(kind: type) -> Path:
     """The file of tests of the method's module, or else the one that names the method most often."""
     paths = [path for folder in TEST_FOLDERS for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
+    if kind.__name__ in TESTS_OF_OTHERS:
+        return ROOT / "tests" / TESTS_OF_OTHERS[kind.__name__]
     own = [path for path in paths if path.stem == f"test_{kind.__module__.rpartition('.')[2]}"]
     if own:
         return own[0]

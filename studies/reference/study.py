@@ -23,7 +23,7 @@ import flatbayes.posteriors
 from flatbayes import MLP, UCI, DataSource, Digits, Ensemble, Posterior, TrainingConfig
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, make_source
-from flatbayes.experiments import Comparison, Method, RunResult, compare_pairs, execute_runs
+from flatbayes.experiments import Comparison, Method, RunResult, compare_pairs
 from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
 from flatbayes.experiments.references import ReferenceFile
 from flatbayes.experiments.run_folder import describe_environment
@@ -32,7 +32,7 @@ from flatbayes.metrics import classification_metrics
 from flatbayes.posteriors import MAP
 from flatbayes.reference import Reference, ReferenceConfig, sample_reference
 from flatbayes.training import dry_run
-from studies.selection import select_settings
+from studies.selection import execute_named, load_run, name_file, select_setting
 
 LR_FACTORS = (0.3, 1.0, 3.0, 10.0)
 """Candidates for the learning rate, as multiples of the posterior's default."""
@@ -207,39 +207,42 @@ class Study:
                 refusals[label] = str(error)
         return candidates, refusals
 
-    def select(self, num_jobs: int) -> tuple[list[Method], dict[str, Any], dict[str, str]]:
+    def select(self) -> tuple[list[Method], dict[str, Any], dict[str, str]]:
         """The learning rate of every posterior by the validation NLL of plain training with seed 0.
 
-        Args:
-            num_jobs: Processes.
+        Returns:
+            The methods, the scores of all candidates, and why a posterior is not trained with SAM.
         """
         common, (candidates, refusals) = self.common, self.list_candidates()
-        runs = {name: [common.make_run(m, Plain(), 0) for m in methods] for name, methods in candidates.items()}
-        best, record = select_settings(runs, self.folder / "selection", num_jobs)
-        return [candidates[name][index] for name, index in best.items()], record, refusals
+        methods, scores = [], {}
+        for name, settings in candidates.items():
+            runs = {
+                name_file(self.folder / "selection", name, f"{factor:g}"): common.make_run(method, Plain(), 0)
+                for factor, method in zip(LR_FACTORS, settings, strict=True)
+            }
+            best, scores[name] = select_setting(runs)
+            if best is not None:
+                methods.append(settings[best])
+        return methods, scores, refusals
 
-    def run(
-        self, seed: int, methods: Sequence[Method], refusals: Mapping[str, str], num_jobs: int
-    ) -> list[RunResult]:
+    def run(self, seed: int, methods: Sequence[Method], refusals: Mapping[str, str]) -> list[RunResult]:
         """Train and evaluate all methods with one seed.
 
         Args:
             seed: The seed.
             methods: Posteriors with their settings.
             refusals: Posteriors that go with `Plain` only.
-            num_jobs: Processes.
         """
         files = [ReferenceFile.open(path) for path in self.load_references(seed).values()]
         common = replace(self.common, references=files)
-        runs = [
-            common.make_run(method, flatness, seed)
+        runs = {
+            name_file(self.folder / "runs", method.label, label, seed): common.make_run(method, flatness, seed)
             for method in methods
-            for flatness in (Plain(), common.flatness)
-            if flatness == Plain() or method.label not in refusals
-        ]
-        execute_runs(runs, self.folder / "runs", num_jobs)
-        results = [run.load_result(self.folder / "runs") for run in runs]
-        return [result for result in results if result is not None]
+            for label, flatness in (("plain", Plain()), ("flat", common.flatness))
+            if label == "plain" or method.label not in refusals
+        }
+        execute_named(runs)
+        return [result for path in runs if (result := load_run(path)) is not None]
 
     def load_references(self, seed: int) -> dict[str, Path]:
         """Files of the references of a seed."""
@@ -247,21 +250,20 @@ class Study:
         return load_references(self.task, self.load_data(seed), self.folder / name)
 
 
-def run_task(name: str, folder: Path, num_seeds: int | None = None, num_jobs: int = 1) -> Iterator[dict[str, Any]]:
+def run_task(name: str, folder: Path, num_seeds: int | None = None) -> Iterator[dict[str, Any]]:
     """Select learning rates, sample the references, train over seeds, and yield a summary after every seed.
 
     Args:
         name: A key of `TASKS`.
         folder: Folder of references and runs; the same call continues where it was stopped.
         num_seeds: Seeds of the evaluation; None for those of the task.
-        num_jobs: Processes.
     """
     study, task = Study(name, folder), TASKS[name]
-    methods, selection, refusals = study.select(num_jobs)
+    methods, selection, refusals = study.select()
     runs: list[RunResult] = []
     references: list[dict[str, Any]] = []
     for seed in range(num_seeds or task.num_seeds):
-        runs += study.run(seed, methods, refusals, num_jobs)
+        runs += study.run(seed, methods, refusals)
         if not task.one_split or seed == 0:
             references.append(describe_references(study.load_references(seed), study.load_data(seed)))
         completed, _ = add_ensemble_equivalents(runs, short_name(Plain()))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from flatbayes.core.files import write_json
+from studies.rivals.page import update_page
 from studies.rivals.study import TASKS, describe_study, run_task
 
 
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.summary is not None:
         results = describe_study(options.folder)
         write_json(options.summary, results)
+        if options.page is not None:
+            update_page(options.page, results)
         return
     for name in options.tasks:
         for finished in run_task(name, options.folder / name):

@@ -17,13 +17,13 @@ from torch import nn
 
 from flatbayes.core.spec import short_name
 from flatbayes.data import CIFAR10, DataSource, DataSplits, Digits
-from flatbayes.experiments import ExperimentRun, RunResult, compare_pairs, execute_runs
+from flatbayes.experiments import ExperimentRun, RunResult, compare_pairs
 from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.flatness import Plain
 from flatbayes.models import MLP, ConvNet
 from studies.rivals.methods import RHO, Entry, list_entries
-from studies.selection import select_settings
+from studies.selection import execute_named, load_run, name_file, select_setting
 
 METRICS = ("accuracy", "nll", "nll_calibrated", "ece", "brier", "dee")
 SINGLE_NETWORK = "SGD"
@@ -122,25 +122,36 @@ TASKS = {
 }
 
 
-def run_task(name: str, folder: Path, num_jobs: int = 1) -> Iterator[str]:
+def run_task(name: str, folder: Path) -> Iterator[str]:
     """Select the learning rates and train, and yield what is finished; a stopped call goes on.
 
     Args:
         name: A key of `TASKS`.
         folder: Folder of the runs.
-        num_jobs: Processes.
     """
     task = TASKS[name]
     for seed in range(task.num_seeds):
         for entry in task.entries:
-            factor, _ = select_factor(task, entry, folder, num_jobs)
+            factor, _ = select_factor(task, entry, folder)
             if factor is not None:
-                execute_runs([task.make_run(entry, factor, seed)], folder / "runs", num_jobs)
+                execute_named({name_run(folder, entry, factor, seed): task.make_run(entry, factor, seed)})
                 yield f"{name} seed {seed}: {entry.name}, learning rate x {factor:g}"
 
 
+def name_run(folder: Path, entry: Entry, factor: float, seed: int) -> Path:
+    """File of a run on test data.
+
+    Args:
+        folder: Folder of the task.
+        entry: The method.
+        factor: Multiple of its learning rate.
+        seed: The seed.
+    """
+    return name_file(folder / "runs", entry.name, f"{factor:g}", seed)
+
+
 def select_factor(
-    task: Task, entry: Entry, folder: Path, num_jobs: int | None
+    task: Task, entry: Entry, folder: Path, *, execute: bool = True
 ) -> tuple[float | None, Sequence[float | None]]:
     """The multiple of the learning rate with the lowest validation NLL, and the NLL of each.
 
@@ -148,17 +159,19 @@ def select_factor(
         task: The task.
         entry: The method; the long ensemble has the learning rate of its single network.
         folder: Folder of the runs.
-        num_jobs: Processes; None to read what is finished only.
+        execute: Execute missing runs.
 
     Returns:
         The multiple, None where all runs failed or are missing.
     """
     if entry.group == "reference":
         entry = next(other for other in task.entries if other.name == SINGLE_NETWORK)
-    runs = {entry.name: [task.make_run(entry, factor, 0) for factor in task.lr_factors]}
-    best, record = select_settings(runs, folder / "selection", num_jobs or 1, run=num_jobs is not None)
-    factor = task.lr_factors[best[entry.name]] if entry.name in best else None
-    return factor, record["val_nll"][entry.name]
+    candidates = {
+        name_file(folder / "selection", entry.name, f"{factor:g}"): task.make_run(entry, factor, 0)
+        for factor in task.lr_factors
+    }
+    best, scores = select_setting(candidates, execute=execute)
+    return (None if best is None else task.lr_factors[best]), scores
 
 
 def summarize_task(name: str, folder: Path) -> dict[str, Any]:
@@ -169,13 +182,13 @@ def summarize_task(name: str, folder: Path) -> dict[str, Any]:
         folder: Folder of the runs.
     """
     task = TASKS[name]
-    factors = {entry.name: select_factor(task, entry, folder, None) for entry in task.entries}
+    factors = {entry.name: select_factor(task, entry, folder, execute=False) for entry in task.entries}
     results = [
         result
         for entry in task.entries
         if (factor := factors[entry.name][0]) is not None
         for seed in range(task.num_seeds)
-        if (result := task.make_run(entry, factor, seed).load_result(folder / "runs")) is not None
+        if (result := load_run(name_run(folder, entry, factor, seed))) is not None
     ]
     completed, _ = add_ensemble_equivalents(results, short_name(Plain()))
     by_name = {entry.name: [run for run in completed if run.posterior == entry.name] for entry in task.entries}
