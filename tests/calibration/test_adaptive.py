@@ -42,6 +42,10 @@ def test_the_recursion_by_hand():
     assert covered == [True, False, True, False, True]
     assert stream.error_rate == pytest.approx(0.6)
     assert repr(stream) == "<AdaptiveConformal at level 0.5: error rate 0.6, 5 examples, 0.4 of them outside>"
+    assert "at most 0.7 / (0.2 T)" in stream.guarantee()
+    stream.update(make_numbers(3), targets[:3])
+    assert "at most 1.1 / (0.2 T)" in stream.guarantee()  # three examples share a threshold
+    assert stream.error_bound() == pytest.approx(1.1 / (0.2 * 8))
 
 
 @pytest.mark.parametrize("window", [None, 50])

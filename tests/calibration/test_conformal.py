@@ -255,6 +255,8 @@ def test_several_targets_have_thresholds_of_their_own():
     evaluation = fit_conformal(predictive, targets).evaluate(predictive, targets)
     rows = evaluation.estimates
     assert [row.name for row in rows] == ["all", "target 0", "target 1"]
+    named = fit_conformal(predictive, targets).evaluate(predictive, targets, names=["height", "width"])
+    assert [row.name for row in named.estimates] == ["all", "height", "width"]
     assert rows[0].coverage == pytest.approx((rows[1].coverage + rows[2].coverage) / 2)
     assert rows[2].mean_size > rows[1].mean_size
     assert rows[1].coverage == rows[2].coverage == pytest.approx(271 / 300)
@@ -292,3 +294,10 @@ def test_wrong_input_is_refused():
         fit_conformal(classes, labels).predict(classes, [0] * 20)
     with pytest.raises(ValueError, match="Unknown score 'XYZ'"):
         ConformalPredictor.from_dict(predictor.to_dict() | {"score": "XYZ"})
+
+
+def test_class_indices_may_be_floating_point_numbers():
+    predictive, labels = make_classes(50)
+    assert fit_conformal(predictive, labels.double()) == fit_conformal(predictive, labels)
+    with pytest.raises(ValueError, match="indices of the 4 classes"):
+        fit_conformal(predictive, labels + 0.5)

@@ -85,8 +85,9 @@ def test_wrong_input_and_a_risk_out_of_reach(digits):
     for options in ({"risk": 0.0}, {"risk": 0.1, "confidence": 1.0}):
         with pytest.raises(ValueError, match="strictly between 0 and 1"):
             fit_abstention(predictive, data.val.targets, **options)
-    with pytest.raises(ValueError, match="abstain_below must be a number"):
-        fitted.predict(data.test.inputs, 4, abstain_below=math.nan)
+    for confidence in (math.nan, 90.0, -0.1):
+        with pytest.raises(ValueError, match="abstain_below is a confidence from 0 to 1"):
+            fitted.predict(data.test.inputs, 4, abstain_below=confidence)
     numbers = Gaussian().predictive([torch.zeros(5, 2)])
     with pytest.raises(TypeError, match="Only predictions of classes have a confidence"):
         fit_abstention(numbers, torch.zeros(5), risk=0.1)

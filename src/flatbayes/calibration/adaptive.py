@@ -136,7 +136,8 @@ class AdaptiveConformal:
         """What is guaranteed, and the assumptions."""
         return (
             f"Guarantee: over a stream of T examples, the fraction of targets outside of their region differs from "
-            f"{100 * (1 - self.level):g} % by at most {max(self.level, 1 - self.level) + self.rate:g} / "
+            f"{100 * (1 - self.level):g} % by at most "
+            f"{max(self.level, 1 - self.level) + self.rate * self.largest_batch:g} / "
             f"({self.rate:g} T), whatever the data: no exchangeability is assumed. Assumptions: `update` gets every "
             "target after its prediction, in order. The guarantee is an average over time, not one for each example; "
             "regions of some steps may contain everything or nothing."

@@ -6,6 +6,7 @@ or group.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Any, Literal, Self
@@ -104,13 +105,16 @@ class ConformalPredictor:
             return region.fill_empty()
         return region
 
-    def evaluate(self, predictive: Predictive, targets: Tensor, groups: Any = None) -> ConformalEvaluation:
+    def evaluate(
+        self, predictive: Predictive, targets: Tensor, groups: Any = None, names: Sequence[str] | None = None
+    ) -> ConformalEvaluation:
         """Coverage and size on labelled examples other than the calibration examples.
 
         Args:
             predictive: The predictions.
             targets: Class indices or numbers.
             groups: As in `predict`.
+            names: Names of the classes, or of several targets; None numbers them.
 
         Raises:
             TypeError: The score is not for predictions of this kind.
@@ -125,17 +129,19 @@ class ConformalPredictor:
         else:
             empty_fraction = float((region.size == 0).double().mean())
         if self.grouping == "group":
-            names = to_names(groups)
+            rows = to_names(groups)
         else:
-            names = to_names(targets) if isinstance(region, PredictionSets) else []
+            rows = to_names(targets) if isinstance(region, PredictionSets) else []
+        class_names = None if self.grouping == "group" else names
         estimates = [self._estimate(ALL, is_covered, sizes)]
-        for name in sorted(set(names), key=lambda text: (len(text), text)):
-            rows = torch.tensor([other == name for other in names])
-            estimates.append(self._estimate(name, is_covered[rows], sizes[rows]))
-        if not names and is_covered.shape[1] > 1:
+        for group in sorted(set(rows), key=lambda text: (len(text), text)):
+            mask = torch.tensor([other == group for other in rows])
+            title = group if class_names is None else class_names[int(group)]
+            estimates.append(self._estimate(group, is_covered[mask], sizes[mask], title))
+        if not rows and is_covered.shape[1] > 1:
+            titles = [f"target {k}" for k in range(is_covered.shape[1])] if names is None else names
             estimates += [
-                self._estimate(ALL, is_covered[:, [k]], sizes[:, [k]], f"target {k}")
-                for k in range(is_covered.shape[1])
+                self._estimate(ALL, is_covered[:, [k]], sizes[:, [k]], title) for k, title in enumerate(titles)
             ]
         return ConformalEvaluation(self.level, tuple(estimates), empty_fraction, self.guarantee())
 
@@ -171,12 +177,17 @@ class ConformalPredictor:
             "over examples, not one for each example."
         )
 
-    def summary(self) -> str:
-        """Score, thresholds and guarantee, as text."""
+    def summary(self, names: Sequence[str] | None = None) -> str:
+        """Score, thresholds and guarantee, as text.
+
+        Args:
+            names: Names of the classes, for thresholds by class; None numbers them.
+        """
         lines = {"score": repr(self.score)}
         for name, group in self.thresholds.items():
             values = ", ".join(f"{value:.4g}" for value in group.values)
-            lines[name] = f"threshold {values} from {group.num_examples} calibration examples"
+            title = name if self.grouping != "class" or names is None else names[int(name)]
+            lines[title] = f"threshold {values} from {group.num_examples} calibration examples"
         return (
             f"{format_entries(f'Conformal predictor at level {self.level:g}', lines)}\n{fill(self.guarantee(), 100)}"
         )

@@ -60,6 +60,8 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
     targets = targets.reshape(shape)
     if isinstance(predictive, CategoricalPredictive):
         num_classes = predictive.mean.shape[1]
+        if targets.is_floating_point() and bool((targets == targets.round()).all()):  # the loss takes them too
+            targets = targets.long()
         if targets.is_floating_point() or bool(((targets < 0) | (targets >= num_classes)).any()):
             raise ValueError(
                 f"Targets must be indices of the {num_classes} classes, got {targets.dtype} from {targets.min()} to "
