@@ -205,6 +205,11 @@ def test_confidence_of_numbers():
     assert posterior.check(*draw_targets(posterior))["confidence"].passed
     calm = posterior.check(inputs, posterior.predict(inputs).mean)
     assert "underconfident" in calm["confidence"].problem
+    assert "scale" in calm["confidence"].remedy
+    point = fitted(MAP(), task="numbers")
+    calm_point = point.check(inputs, point.predict(inputs).mean)["confidence"]
+    assert "underconfident" in calm_point.problem
+    assert not re.search("scale|dropout|temperature", calm_point.remedy)  # a point has none of these
     assert not calm["coverage"].passed
 
 

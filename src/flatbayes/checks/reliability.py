@@ -10,6 +10,7 @@ from flatbayes.checks.calibration_tests import (
 )
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding, format_percent
+from flatbayes.checks.spread import suggest_narrower
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 
 MAX_SCALE = 1.1
@@ -38,8 +39,7 @@ def check_confidence(evidence: Evidence) -> Finding | str:
     else:
         return "there is no test for this kind of prediction"
     word = "overconfident" if scale > 1 else "underconfident"
-    narrower = "a wider posterior, more weight decay, fewer epochs, or an Ensemble"
-    wider = "a lower temperature of the posterior, a smaller scale, or a lower dropout rate"
+    wider = "a wider posterior, more weight decay, fewer epochs, or an Ensemble"
     return Finding(
         "confidence",
         1 / MAX_SCALE <= scale <= MAX_SCALE,
@@ -47,7 +47,7 @@ def check_confidence(evidence: Evidence) -> Finding | str:
         meaning,
         scale,
         f"{1 / MAX_SCALE:.2f} to {MAX_SCALE:g}",
-        f"{CALIBRATE}; or {narrower if scale > 1 else wider}",
+        f"{CALIBRATE}; or {wider if scale > 1 else suggest_narrower(evidence)}",
         p_value,
     )
 

@@ -112,7 +112,7 @@ def check_wide_posterior(evidence: Evidence) -> Finding | str:
         f"central network {float(alone.mean()):.4g}",
         float(difference.mean()),
         f"at most {MAX_LOSS_OF_AVERAGE} nats more",
-        _suggest_narrower(evidence),
+        suggest_narrower(evidence),
         run_paired_test(difference),
     )
 
@@ -160,11 +160,16 @@ def _suggest_wider(evidence: Evidence) -> str:
     return join_alternatives(options or ["an Ensemble, whose members start from different weights"])
 
 
-def _suggest_narrower(evidence: Evidence) -> str:
+def suggest_narrower(evidence: Evidence) -> str:
+    """Options of the posterior with which its predictions are more certain.
+
+    Args:
+        evidence: Its posterior, with the options that were chosen on validation examples.
+    """
     options, temperature = _suggest_draw_options(evidence, "smaller"), getattr(evidence.method, "temperature", None)
-    return join_alternatives(
-        options if temperature is None else [*options, f"a lower temperature (now {temperature:g})"]
-    )
+    if temperature is not None:
+        options.append(f"a lower temperature (now {temperature:g})")
+    return join_alternatives(options or ["more epochs", "less weight decay (a smaller prior precision)"])
 
 
 def _suggest_draw_options(evidence: Evidence, direction: str) -> list[str]:
