@@ -169,7 +169,10 @@ def test_problems(reference):
     assert "largest R-hat 1.3" in mixing
     assert "residual 0.5" in ascent
     assert "raise num_steps" in replace(reference, diagnostics=bad).summary()
-    assert len(replace(diagnostics, r_hat_max=None).list_problems()) == 1
+    (constant,) = replace(diagnostics, r_hat_max=None, ascent_residual=None).list_problems()
+    assert constant.startswith("all its draws predict the same")
+    assert "rho" in mixing
+    assert "rho" not in constant  # a plain reference has no radius
 
 
 def test_mixing_of_chains_that_disagree():

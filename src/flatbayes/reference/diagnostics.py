@@ -61,11 +61,13 @@ class ReferenceDiagnostics:
     def list_problems(self) -> list[str]:
         """Why the draws may not be those of the density, each with what to do; empty if nothing is known."""
         problems = []
-        if self.r_hat_max is None or self.r_hat_max > MAX_R_HAT:
-            r_hat = format_optional(self.r_hat_max)
+        lower_radius = "" if self.ascent_residual is None else ", or lower rho"
+        remedy = f"raise num_steps and num_tuning_steps{lower_radius}"
+        if self.r_hat_max is None:
+            problems.append(f"all its draws predict the same, so that R-hat is undefined: {remedy}")
+        elif self.r_hat_max > MAX_R_HAT:
             problems.append(
-                f"its chains have not mixed (largest R-hat {r_hat}, above {MAX_R_HAT}): raise num_steps and "
-                "num_tuning_steps, or lower rho"
+                f"its chains have not mixed (largest R-hat {self.r_hat_max:.4g}, above {MAX_R_HAT}): {remedy}"
             )
         if (self.ascent_residual or 0) > MAX_ASCENT_RESIDUAL:
             problems.append(

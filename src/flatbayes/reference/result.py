@@ -68,7 +68,8 @@ class Reference:
     def __repr__(self) -> str:
         chains, draws, examples, _ = self.outputs.shape
         kind = f"rho {self.config.rho:g}" if self.config.rho else "plain"
-        return f"<Reference: {kind}, {chains} chains of {draws} draws, {examples} {self.split} examples>"
+        plural = "" if chains == 1 else "s"
+        return f"<Reference: {kind}, {chains} chain{plural} of {draws} draws, {examples} {self.split} examples>"
 
     @property
     def predictive(self) -> Predictive:
@@ -96,8 +97,8 @@ class Reference:
         They bound what can be resolved: two exact posteriors with half as many draws each have these distances. With
         one chain, the halves are those of the chain.
         """
-        outputs = self.outputs if len(self.outputs) > 1 else self.outputs[0].chunk(2)[0][None]
-        halves = self.outputs.chunk(2) if len(outputs) > 1 else [half[None] for half in self.outputs[0].chunk(2)]
+        axis = 0 if len(self.outputs) > 1 else 1
+        halves = self.outputs.chunk(2, dim=axis)
         first, second = (self.likelihood.predictive(half.flatten(0, 1)) for half in halves)
         return measure_distances(first, second)
 
