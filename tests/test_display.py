@@ -91,6 +91,7 @@ def test_summaries_have_a_line_for_each_entry(objects, name):
 
 def test_a_summary_says_what_was_fitted_to_what(objects, tmp_path):
     text = objects["fitted"].summary()
+    assert "not run: fitted.check(data.val)" in text
     for expected in ("SWAG(rank=2)", "SAM(rho=0.1)", "MLP(hidden=[8]) with 610 weights", "40 training examples",
                      "10 classes", "3 epochs", "12 gradients", "val_accuracy", "any number of draws"):  # fmt: skip
         assert expected in text

@@ -104,6 +104,7 @@ def test_artefacts_keep_them_unless_training_inputs_must_not_be_passed_on(tmp_pa
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.training_inputs.to_tensors().items())
     distance, same = fitted.measure_input_distance(inputs), again.measure_input_distance(inputs)
     torch.testing.assert_close(same.distance, distance.distance)
+    torch.testing.assert_close(fitted.measure_input_distance(inputs.numpy()).distance, distance.distance)
     assert sum(tensor.nbytes for tensor in expected.values()) < 20_000
     fitted.save(folder, with_training_inputs=False)
     private = FittedPosterior.load(folder)

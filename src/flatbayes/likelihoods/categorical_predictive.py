@@ -173,15 +173,17 @@ def set_abstention(predictive: Predictive, abstain_below: float) -> CategoricalP
 
     Raises:
         TypeError: The predictions are not of classes.
-        ValueError: The confidence is NaN.
+        ValueError: The confidence is not a probability.
     """
     if not isinstance(predictive, CategoricalPredictive):
         raise TypeError(
             f"abstain_below is a confidence of classes, got a {type(predictive).__name__}. Compare predictive.std "
             "with a threshold of your own."
         )
-    if math.isnan(abstain_below):
-        raise ValueError("abstain_below must be a number, got NaN.")
+    if not (0 <= abstain_below <= 1 + 1e-6 or abstain_below == math.inf):  # rounding
+        raise ValueError(
+            f"abstain_below is a confidence from 0 to 1 (infinity abstains always), got {abstain_below:g}."
+        )
     return replace(predictive, abstain_below=abstain_below)
 
 

@@ -138,7 +138,9 @@ def describe_networks(posterior: Posterior, states: Sequence[State]) -> str:
 
 
 def _describe_checks(report: Any) -> str:
-    """Names of the checks that failed when the posterior was fitted; nothing for an artefact without checks."""
+    """Names of the checks that failed when the posterior was fitted; without checks, how to run them."""
+    if report is None:
+        return "not run: fitted.check(data.val) says whether the uncertainty can be relied on"
     findings = report.get("findings") if isinstance(report, Mapping) else None
     entries = (
         [entry for entry in findings if isinstance(entry, Mapping)] if isinstance(findings, list | tuple) else []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
+from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
@@ -246,18 +248,18 @@ class FittedPosterior(NetworkSampler):
 
         return check(self, data, targets, num_draws, **options)
 
-    def measure_input_distance(self, inputs: Tensor) -> InputDistance | None:
+    def measure_input_distance(self, inputs: Tensor | np.ndarray[Any, Any]) -> InputDistance | None:
         """How far inputs are from those of the training; None where the artefact has no statistics of these.
 
         For images the network of the first member is run once; the statistics are of its last layer's inputs. They
         are kept by a `fit` to data in memory, or to images in files, and not by one to a loader.
 
         Args:
-            inputs: Raw inputs, a tensor in the form of the training data.
+            inputs: Raw inputs, a tensor or array in the form of the training data.
         """
         if self.training_inputs is None:
             return None
-        return self.training_inputs.measure(inputs, lambda batch: represent_inputs(self, batch))
+        return self.training_inputs.measure(to_tensor(inputs), lambda batch: represent_inputs(self, batch))
 
     @property
     def checks(self) -> "CheckReport | None":
