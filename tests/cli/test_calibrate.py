@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -61,6 +62,16 @@ def test_the_path_of_a_new_user(trained, capsys, monkeypatch):
     assert run.raw_metrics
     assert run.raw_metrics["nll"] != run.metrics["nll"]
     assert f"{run.raw_metrics['nll']:.4f}" in text
+    estimates = {level: region["estimates"] for level, region in run.regions["conformal"].items()}
+    assert list(estimates) == ["0.8", "0.9"]
+    assert all(f"coverage {rows[0]['coverage']:.4f}" in text for rows in estimates.values())
+    assert run.regions["source"] == "validation.csv"
+    if kind == "classes":
+        assert [row["name"] for row in estimates["0.8"]] == ["all", "high", "low"]
+        accepted = run.regions["abstention"]["0.25"]
+        assert f"{100 * accepted['accepted']:.1f} % of" in text
+        assert f"{100 * accepted['error']:.2f} % of them wrong" in text
+    assert set(run.failed_checks) == set(re.findall(r"^ +(\w+): .* \(limit: ", text, re.MULTILINE))
     assert "raw_metrics" not in json.loads((folder / "run" / "results.json").read_text())["runs"][0]  # of fit
     options = ["--risk", "0.25"] if kind == "classes" else []
     assert main(["predict", "run", "--input", "new.csv", "--output", "p.csv", "--conformal", "0.9", "--overwrite",
@@ -119,10 +130,16 @@ def test_classes_have_thresholds_of_their_own(trained, capsys, monkeypatch):
     command = ["calibrate", "run", "--split", "val", "--groups", "class", "--score", "APS", "--conformal", "[0.7]"]
     assert main(command) == (0 if kind == "classes" else 2)
     if kind == "classes":
-        assert "whatever its class" in " ".join(capsys.readouterr().out.split())
+        text = capsys.readouterr().out
+        assert "whatever its class" in " ".join(text.split())
+        assert "  high   threshold" in text
+        assert main(["evaluate", "run", "--split", "val"]) == 0
+        assert "Calibration used the val split: calibrated metrics are better" in capsys.readouterr().out
 
 
 WRONG = {
+    "--conformal": "--conformal needs a value after it: a list such as [0.9]",
+    "--conformal x": "--conformal must be a list such as [0.9], got '[x]'",
     "--fraction 1": "--fraction lies between 0 and 1",
     "--split train": "Training examples are fitted better",
     "--groups site": "is a column: give a file",

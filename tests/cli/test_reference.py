@@ -19,7 +19,8 @@ def test_a_reference_is_written_and_used(tmp_path, monkeypatch, capsys):
     assert Reference.load("flat.safetensors").config.rho == 0.1
     assert main([*command, "--out", "plain.safetensors"]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "is a folder: choose the name of a file for --out" in capsys.readouterr().err
     compared = ["compare", *DATA, "--posteriors", "[MAP]", "--num_seeds", "1", "--epochs", "1", "--num_jobs", "1"]
     references = ["--reference", "[plain.safetensors, flat.safetensors]"]
     with warnings.catch_warnings():

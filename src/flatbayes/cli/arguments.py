@@ -180,7 +180,8 @@ class _CommandLine:
         elif is_checkable(hint):
             value = read_text(hint, text)
             if not accepts(hint, value):
-                raise ValueError(f"--{name} must be {describe_type(hint)}, got {text!r}.{suggest_choice(hint, text)}")
+                description = self._describe(name, hint, is_class)
+                raise ValueError(f"--{name} must be {description}, got {text!r}.{suggest_choice(hint, text)}")
             text = json.dumps(value) if isinstance(value, dict) else text
         self._remember(name, text)
         self.options.append(f"--{name}={text}")
@@ -265,6 +266,9 @@ class _CommandLine:
         if is_class:
             path = ", or a path" if option in ("data", "ood") else ""
             return f"a name, such as {list_names(option)[-1] if option != 'data' else 'digits'}{path}"
+        default = getattr(self.table.actions.get(name.removesuffix("+")), "default", None)
+        if isinstance(default, list) and default:
+            return f"a list such as {json.dumps(default)}"
         return describe_type(hint) if is_checkable(hint) else "a value"
 
     def _check_choices(self, name: str, action: argparse.Action, values: Sequence[str]) -> None:

@@ -41,6 +41,23 @@ def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) 
     return FittedPosterior.load(folder, rebuild_model(spec, model, trusted))
 
 
+def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
+    """Refuse a file that exists, before the work of which it is the result.
+
+    Args:
+        path: The file to be written.
+        overwrite: Replace it nevertheless.
+        option: Option that names it.
+
+    Raises:
+        ValueError: It exists, or is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose the name of a file for {option}.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: choose another {option}, or --overwrite.")
+
+
 def protect_results(path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Refuse to replace results that were made with other settings.
 

@@ -132,7 +132,8 @@ def run(options: Namespace) -> None:
 def _print_report(folder: Path, fitted: FittedPosterior, thresholds: Thresholds, num_examples: int) -> None:
     calibration = fitted.calibration
     lines = [f"calibration: {'none' if calibration is None else calibration.describe()}"]
-    lines += [predictor.summary() for predictor in thresholds.conformal.values()]
+    names = fitted.info.get("class_names") or None
+    lines += [predictor.summary(names) for predictor in thresholds.conformal.values()]
     lines += [f"risk {risk}: {rule.describe()}" for risk, rule in thresholds.abstention.items()]
     if fitted.info.get("training", {}).get("draw_options") and thresholds.source == "val":
         lines.append(

@@ -13,6 +13,7 @@ from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load
 from flatbayes.cli.check import print_failures
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
+from flatbayes.cli.predict import get_output_names
 from flatbayes.cli.thresholds import Thresholds
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split
@@ -100,6 +101,7 @@ def evaluate_run(
     with fitted.share_predictions():
         evaluation = evaluate(fitted, split.inputs, split.targets, num_draws, **options)
         report = fitted.check(split.inputs, split.targets, num_draws, **options)
+    regions_text, regions = evaluate_thresholds(fitted, folder, split, split_name, **options)
     result = RunResult(
         data=short_name(config["data"]),
         model=short_name(config["model"]),
@@ -118,11 +120,14 @@ def evaluate_run(
             **({} if fitted.calibration is None else {"calibration": fitted.calibration.describe()}),
         },
         raw_metrics=evaluation.raw_metrics,
+        failed_checks={finding.name: finding.message for finding in report.failed},
+        regions=regions,
     )
     console.print(make_table(evaluation, result, len(split), fitted.info.get("target_names")))
     if fitted.calibration is not None:
         console.print(f"calibration: {fitted.calibration.describe()}", highlight=False, soft_wrap=True)
-    print_thresholds(fitted, folder, split, split_name, **options)
+    if regions_text:
+        console.print(regions_text, highlight=False, soft_wrap=True, markup=False)
     print_failures(report, folder.path)
     num_results = 0
     with tolerate_read_only():
@@ -137,32 +142,34 @@ def evaluate_run(
     return report
 
 
-def print_thresholds(
+def evaluate_thresholds(
     fitted: FittedPosterior, folder: RunFolder, split: Split, split_name: str, **options: Any
-) -> None:
-    """Print coverage and size of prediction regions, and the errors of accepted predictions, where there are any.
+) -> tuple[str, dict[str, Any]]:
+    """Coverage and size of prediction regions, and errors of accepted predictions, where the run has thresholds.
 
     Args:
         fitted: The posterior.
         folder: Folder of the run, with the thresholds of `flatbayes calibrate` or without.
         split: Labelled examples.
-        split_name: Their name; where thresholds were computed from it, nothing is printed.
+        split_name: Their name; where thresholds were computed from it, they are not evaluated.
         **options: Options of the prediction; the draws are those of the thresholds.
+
+    Returns:
+        A text to print, and plain data for `results.json`; both are empty without thresholds.
     """
     if not (folder.path / THRESHOLDS_FILE).is_file():
-        return
+        return "", {}
     try:
         thresholds = Thresholds.load(folder.path, fitted)
     except ValueError as error:  # the metrics do not need them
-        console.print(f"Prediction regions are not evaluated: {error}", highlight=False, soft_wrap=True, markup=False)
-        return
+        return f"Prediction regions are not evaluated: {error}", {}
     if thresholds.source == split_name:
-        return
+        metrics = "" if fitted.calibration is None else "calibrated metrics are better than on new examples, and "
+        return f"Calibration used the {split_name} split: {metrics}prediction regions are not evaluated on it.", {}
     options |= {"seed": thresholds.seed}
     predictive, targets, _ = predict_labelled(fitted, split.inputs, split.targets, thresholds.num_draws, **options)
-    evaluations, lines = thresholds.evaluate(predictive, targets)
-    text = "\n".join([*(evaluation.summary() for evaluation in evaluations), *lines])
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    evaluation = thresholds.evaluate(predictive, targets, get_output_names(fitted.info, predictive))
+    return evaluation.summary(), evaluation.to_dict()
 
 
 def make_table(evaluation: Evaluation, result: RunResult, num_examples: int, target_names: list[str] | None) -> Table:

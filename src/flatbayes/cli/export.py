@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.artifacts import console, load_on_cpu
+from flatbayes.cli.artifacts import check_output_file, console, load_on_cpu
 from flatbayes.cli.options import add_model_path_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.optional import require_package
@@ -37,8 +37,7 @@ def make_parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Write the compiled posterior of a run; the outputs of an ONNX file are compared with it."""
     target = Path(options.out)
-    if target.exists() and not options.overwrite:
-        raise ValueError(f"{target} exists: choose another --out, or --overwrite.")
+    check_output_file(target, overwrite=options.overwrite)
     check_num_draws(options.num_draws)
     if options.format == "onnx":
         with require_package("export"):

@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import Progress
 
-from flatbayes.cli.artifacts import console, load_on_device
+from flatbayes.cli.artifacts import check_output_file, console, load_on_device
 from flatbayes.cli.options import DEFAULT_NUM_DRAWS, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.cli.thresholds import Thresholds
@@ -96,8 +96,7 @@ def run(options: Namespace) -> None:
     if not target.suffix:
         suffix = get_table_suffix(source)
         target = target.with_suffix(suffix if suffix in (".parquet", ".npz") else ".csv")
-    if target.exists() and not options.overwrite:
-        raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
+    check_output_file(target, overwrite=options.overwrite, option="--output")
     check_num_draws(options.num_draws)
     writer = PredictionWriter(target, escape_formulas=options.escape_formulas)
     fitted = load_on_device(Path(options.folder), options.model, options.trust)

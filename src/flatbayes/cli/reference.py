@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.artifacts import console
+from flatbayes.cli.artifacts import check_output_file, console
 from flatbayes.cli.options import SplitName, add_data_options, make_model
 from flatbayes.cli.parsing import new_parser
 from flatbayes.reference import ReferenceConfig, sample_reference
@@ -33,8 +33,7 @@ def make_parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Sample, write the file, and print the diagnostics."""
     target = Path(options.out)
-    if target.exists() and not options.overwrite:
-        raise ValueError(f"{target} exists: choose another --out, or --overwrite.")
+    check_output_file(target, overwrite=options.overwrite)
     config = ReferenceConfig(**{field.name: getattr(options, field.name) for field in fields(ReferenceConfig)})
     splits = options.data.load(options.seed)
     reference = sample_reference(make_model(options, splits), splits, config, split=options.split, seed=options.seed)

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -148,30 +148,71 @@ class Thresholds:
                 f"{seed}. Leave both options out, or compute thresholds for yours with flatbayes calibrate."
             )
 
-    def evaluate(self, predictive: Predictive, targets: Tensor) -> tuple[list[ConformalEvaluation], list[str]]:
-        """Coverage of the regions, and sentences on the errors of accepted predictions, on labelled examples.
+    def evaluate(
+        self, predictive: Predictive, targets: Tensor, names: Sequence[str] | None = None
+    ) -> "ThresholdEvaluation":
+        """Coverage of the regions, and errors of accepted predictions, on labelled examples.
 
         Args:
             predictive: Predictions with these draws.
             targets: Class indices or numbers.
+            names: Names of the classes or targets; None numbers them.
         """
-        evaluations = [
-            predictor.evaluate(predictive, targets)
-            for predictor in self.conformal.values()
-            if predictor.grouping != "group"
-        ]
-        lines = list[str]()
+        evaluations = {
+            level: predictor.evaluate(predictive, targets, names=names)
+            for level, predictor in self.conformal.items()
+            if predictor.grouping != "group"  # the groups of these examples are not known
+        }
+        abstentions = dict[str, tuple[float, float]]()
         if isinstance(predictive, CategoricalPredictive):
             is_wrong = (predictive.top_class.cpu() != targets.cpu()).double()
             confidence = predictive.confidence.cpu()
             for risk, rule in self.abstention.items():
                 accepted = confidence >= rule.threshold
                 error = float(is_wrong[accepted].mean()) if bool(accepted.any()) else math.nan
-                lines.append(
-                    f"abstention for a risk of {risk}: {100 * float(accepted.double().mean()):.1f} % of "
-                    f"{len(targets)} examples accepted, {100 * error:.2f} % of them wrong"
-                )
-        return evaluations, lines
+                abstentions[risk] = float(accepted.double().mean()), error
+        return ThresholdEvaluation(self.source, len(targets), evaluations, abstentions)
+
+
+@dataclass(frozen=True)
+class ThresholdEvaluation:
+    """What thresholds achieve on labelled examples.
+
+    Attributes:
+        source: Split or file of the examples that the thresholds were computed from.
+        num_examples: Number of labelled examples.
+        conformal: Coverage and size of the regions by level.
+        abstention: By risk, the fraction of the examples that are accepted, and the fraction of these that are wrong.
+    """
+
+    source: str
+    num_examples: int
+    conformal: Mapping[str, ConformalEvaluation]
+    abstention: Mapping[str, tuple[float, float]]
+
+    def summary(self) -> str:
+        """Coverage and size, and a sentence for each risk."""
+        lines = [evaluation.summary() for evaluation in self.conformal.values()]
+        for risk, (accepted, error) in self.abstention.items():
+            wrong = "" if math.isnan(error) else f", {100 * error:.2f} % of them wrong"
+            lines.append(
+                f"abstention for a risk of {risk}: {100 * accepted:.1f} % of {self.num_examples} examples accepted"
+                f"{wrong}"
+            )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the text of the guarantee."""
+        return {
+            "source": self.source,
+            "conformal": {
+                level: {name: value for name, value in evaluation.to_dict().items() if name != "guarantee"}
+                for level, evaluation in self.conformal.items()
+            },
+            "abstention": {
+                risk: {"accepted": accepted, "error": error} for risk, (accepted, error) in self.abstention.items()
+            },
+        }
 
 
 def choose_rows(count: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

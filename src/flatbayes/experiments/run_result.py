@@ -92,6 +92,8 @@ class RunResult:
         raw_metrics: For a posterior with a calibration, the metrics without it; empty otherwise.
         failed_checks: What the self-checks that failed say, by their names.
         radius: Choice of the radius on validation data, with its scores; empty if it was given.
+        regions: Of thresholds by `flatbayes calibrate`: coverage and size of the regions by level, errors of accepted
+            predictions by risk, and the examples that the thresholds are from; empty without thresholds.
 
     Examples:
         >>> run = results.runs[0]
@@ -115,13 +117,14 @@ class RunResult:
     raw_metrics: Mapping[str, float | None] = field(default_factory=dict)
     failed_checks: Mapping[str, str] = field(default_factory=dict)
     radius: Mapping[str, JsonValue] = field(default_factory=dict)
+    regions: Mapping[str, JsonValue] = field(default_factory=dict)
 
     __repr__ = format_fields
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON, without the fields that were not recorded."""
         data: dict[str, JsonValue] = replace_nonfinite(asdict(self))
-        optional = ("settings", "raw_metrics", "failed_checks", "radius")
+        optional = ("settings", "raw_metrics", "failed_checks", "radius", "regions")
         return {key: value for key, value in data.items() if value is not None and (value or key not in optional)}
 
     @classmethod
@@ -178,6 +181,7 @@ class RunResult:
             raw_metrics=run.read_metrics("raw_metrics") if "raw_metrics" in run else {},
             failed_checks={name: checks.read_text(name) for name in checks.data},
             radius=run.read_object("radius").data,
+            regions=run.read_object("regions").data,
         )
 
 
