@@ -83,7 +83,8 @@ def train_prior_network(
 
     Args:
         model: Network, or a function that builds it.
-        data: The data; validation examples are used for curves only.
+        data: The data; validation examples are used for curves, early stopping and what is chosen
+            automatically.
         rows: Indices of the prior set in the training split.
         flatness: Perturbation at which gradients are taken.
         config: Training configuration.

@@ -27,6 +27,8 @@ from flatbayes.prediction.evaluation import predict_labelled
 MethodName = Literal["default", "none", CalibrationMethod]
 ScoreName = Literal["LAC", "APS", "RAPS", "NormalizedResidual", "QuantileResidual"]
 BY_CLASS = "class"
+PILOT_ENTRIES = ("radius", "prior")
+"""Metadata of what a pilot has chosen on the validation split."""
 
 
 def make_parser() -> ArgumentParser:
@@ -135,9 +137,11 @@ def _print_report(folder: Path, fitted: FittedPosterior, thresholds: Thresholds,
     names = fitted.info.get("class_names") or None
     lines += [predictor.summary(names) for predictor in thresholds.conformal.values()]
     lines += [f"risk {risk}: {rule.describe()}" for risk, rule in thresholds.abstention.items()]
-    if fitted.info.get("training", {}).get("draw_options") and thresholds.source == "val":
+    training = fitted.info.get("training", {})
+    entries = (training.get("draw_options"), training.get("best_epochs"), *map(fitted.info.get, PILOT_ENTRIES))
+    if any(entries) and thresholds.source == "val":
         lines.append(
-            "Note: the training chose draw options on the validation split, which a guarantee does not allow for. "
+            "Note: the training chose options, or where to stop, on the validation split, which a guarantee does not allow for. "
             "Give examples that nothing was chosen on: --input FILE."
         )
     lines.append(f"thresholds from {num_examples} examples of {thresholds.source}; saved in {folder}")
