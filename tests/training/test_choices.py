@@ -1,5 +1,7 @@
 """The strength of the prior that is chosen on validation data: the search, its cost, its record, what is refused."""
 
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -8,10 +10,12 @@ import torch
 
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
+from flatbayes.likelihoods import Gaussian
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import IVON, MAP, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.posteriors.draw_options import get_option
-from flatbayes.training import TrainingConfig, choices, fit
+from flatbayes.prediction import evaluate
+from flatbayes.training import Interrupted, TrainingConfig, choices, fit, pilot
 from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compare_scores
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
@@ -184,3 +188,50 @@ def test_dropout_without_a_rate_has_the_default_rate(network):
     shared = fit_together(network, replace(data, **images), [(MAP(), config), (MCDropout(), config)], Plain())
     assert [outcome.fitted.posterior for outcome in shared] == [MAP(), MCDropout(rate=0.1)]
     assert not torch.equal(*(weights(outcome.fitted) for outcome in shared))
+
+
+def make_regression():
+    """A linear function with a noise of 0.5."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(300, 3, generator=generator)
+    targets = inputs[:, 0] + 0.5 * torch.randn(300, generator=generator)
+    train, val = (Split(inputs=inputs[rows], targets=targets[rows]) for rows in (slice(40), slice(40, None)))
+    return DataSplits(
+        train=train, val=val, test=val, class_names=(), feature_names=(), augment=None, target_names=("y",)
+    )
+
+
+def test_the_noise_of_a_network_that_overfits_is_corrected_on_validation_examples():
+    data, config = make_regression(), TrainingConfig(epochs=150, batch_size=16)
+    likelihood = replace(Gaussian.fit(data.train.targets), noise_factor="auto")
+    fitted = fit(NET, data, MAP(), Plain(), config, likelihood=likelihood)
+    choice = fitted.info["training"]["draw_options"]["noise_factor"]
+    assert fitted.likelihood.noise_factor == choice["value"] > 1.1
+    losses = dict(map(tuple, choice["val_nll"]))
+    for factor in (1.0, choice["value"]):
+        other = replace(fitted, likelihood=replace(fitted.likelihood, noise_factor=factor), norm_statistics={})
+        assert evaluate(other, data.val).metrics["nll"] == pytest.approx(losses[factor])
+    assert losses[choice["value"]] == min(losses.values()) < losses[1.0]
+    coverages = []
+    for factor in (1.0, choice["value"]):
+        other = replace(fitted, likelihood=replace(fitted.likelihood, noise_factor=factor), norm_statistics={})
+        coverages.append(evaluate(other, data.test).metrics["coverage_95"])
+    assert coverages[0] < coverages[1]
+    fixed = fit(NET, data, MAP(), Plain(), config, likelihood=Gaussian.fit(data.train.targets))
+    assert torch.equal(weights(fixed), weights(fitted))
+    assert fixed.likelihood.noise_factor is None
+    empty = data.val.take(torch.arange(0))
+    alone = fit(NET, replace(data, val=empty), MAP(), Plain(), config, likelihood=likelihood)
+    assert alone.likelihood.noise_factor == 1
+
+
+def test_an_interruption_of_the_pilot_has_what_was_fitted(monkeypatch):
+    def interrupt(guard, step, loss, lr):
+        if step == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(pilot.BudgetGuard, "on_step_end", interrupt)
+    config = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16)
+    with pytest.raises(Interrupted, match="after step 50") as stop:
+        fit(NET, make_data(0.3), MAP(), SAM(), config)
+    assert stop.value.fitted.predict(torch.randn(2, 10)).mean.shape == (2, 2)

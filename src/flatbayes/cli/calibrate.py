@@ -141,8 +141,8 @@ def _print_report(folder: Path, fitted: FittedPosterior, thresholds: Thresholds,
     entries = (training.get("draw_options"), training.get("best_epochs"), *map(fitted.info.get, PILOT_ENTRIES))
     if any(entries) and thresholds.source == "val":
         lines.append(
-            "Note: the training chose options, or where to stop, on the validation split, which a guarantee does not allow for. "
-            "Give examples that nothing was chosen on: --input FILE."
+            "Note: the training chose options, or where to stop, on the validation split, which a guarantee does not "
+            "allow for. Give examples that nothing was chosen on: --input FILE."
         )
     lines.append(f"thresholds from {num_examples} examples of {thresholds.source}; saved in {folder}")
     level = next(iter(thresholds.conformal), None)
