@@ -17,14 +17,16 @@ def outputs(seed, draws=5, examples=7, targets=1):
 
 
 class TestLoss:
+    @pytest.mark.parametrize("factor", [None, "auto", 1.5])
     @pytest.mark.parametrize("targets", [1, 3])
-    def test_is_the_negative_log_density_in_the_targets_own_unit(self, targets):
+    def test_is_the_negative_log_density_in_the_targets_own_unit(self, targets, factor):
         location, scale = (10.0, -3.0, 0.0)[:targets], (4.0, 0.5, 100.0)[:targets]
         raw, y = outputs(0, targets=targets)[0], 20 * torch.randn(7, targets, dtype=torch.float64)
         mean = np.asarray(location) + np.asarray(scale) * raw[:, :targets].numpy()
         std = np.asarray(scale) * (0.01 + F.softplus(raw[:, targets:]).numpy())
+        std *= 1.5 if factor == 1.5 else 1.0
         expected = -stats.norm(mean, std).logpdf(y.numpy()).sum(1).mean()
-        loss = Gaussian(targets, location, scale).loss(raw, y.squeeze(1) if targets == 1 else y)
+        loss = Gaussian(targets, location, scale, noise_factor=factor).loss(raw, y.squeeze(1) if targets == 1 else y)
         assert loss.item() == pytest.approx(expected, rel=1e-12)
 
     def test_the_unit_changes_it_by_a_constant(self):
@@ -198,6 +200,7 @@ class TestFields:
             ({"scale": (math.inf,)}, "scale must be 1 finite"),
             ({"scale": (0.0,)}, r"scale must be positive, got \(0\.0,\)"),
             ({"floor": 0.0}, r"floor must be positive and finite, got 0\.0"),
+            ({"noise_factor": -1.0}, r"noise_factor must be positive and finite, or 'auto' or None; got -1\.0"),
         ],
     )
     def test_invalid_fields_are_refused(self, arguments, message):
