@@ -188,7 +188,6 @@ BAD = [
     (["fit", *TINY, "--epochs", "many", "--out", "o"], "epochs"),
     (["fit", *TINY, "--num_draws", "0", "--out", "o"], "at least 1 draw"),
     (["fit", *TINY, "--data.val_size", "5000", "--out", "o"], "val_size"),
-    (["fit", *TINY, "--posterior", "mcdropout", "--out", "o"], "have rate 0"),
     (
         ["fit", *TINY, "--epochs", "1", "--collection.snapshots_per_epoch", "1", "--out", "o"],
         "at least 2 collected snapshots",

@@ -248,8 +248,8 @@ def test_rehearsal_finds_what_training_would_die_of():
         dry_run(MLP, data, SWAG(), SAM(), TrainingConfig(epochs=1))
     with pytest.raises(ValueError, match="Name the output to use: output=0"):
         dry_run(nn.LSTM(4, 3), data, MAP(), SAM(), SHORT)
-    with pytest.raises(ValueError, match="have rate 0"):
-        dry_run(MLP, data, MCDropout(), SAM(), SHORT)
+    with pytest.raises(ValueError, match="needs dropout layers, and Linear has none"):
+        dry_run(lambda: nn.Linear(4, 3), data, MCDropout(), SAM(), SHORT)
 
 
 @pytest.mark.parametrize(
