@@ -75,20 +75,22 @@ def test_the_history_of_thousands_of_epochs_is_thinned():
     assert thin_records(records[:1000]) == records[:1000]
 
 
-def test_classifiers_with_default_options_have_a_prior_for_few_examples():
-    def get_decay(targets, **options):
+def test_tables_with_default_options_have_a_prior_for_few_examples_and_a_lower_learning_rate():
+    def get_options(targets, inputs, **options):
         config = TrainingConfig(**{"min_epochs": 1, "min_steps": 1} | options)
-        factory, _ = prepare_runs(nn.Linear(3, 2), (inputs, targets), MAP(), Plain(), config)
+        factory, _ = prepare_runs(
+            nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), (inputs, targets), MAP(), Plain(), config
+        )
         optimizer = factory.create_run([0], make_fabric(config)).leader.init_state(nn.Linear(3, 2)).optimizer
-        return optimizer.param_groups[0]["weight_decay"]
+        return optimizer.param_groups[0]["weight_decay"], optimizer.param_groups[0]["lr"]
 
     inputs = torch.randn(100, 3)
     classes, numbers = torch.arange(100) % 2, torch.randn(100)
-    assert get_decay(classes) == 2 / 100
-    assert get_decay(classes, epochs=1) == 5e-4
-    assert get_decay(numbers) == 5e-4
+    assert get_options(classes, inputs) == get_options(numbers, inputs) == (2 / 100, 0.03)
+    assert get_options(classes, inputs[:, :, None]) == (2 / 100, 0.1)
+    assert get_options(classes, inputs, epochs=1) == (5e-4, 0.1)
     own = partial(torch.optim.SGD, lr=0.1, weight_decay=1e-3)
-    assert get_decay(classes, optimizer=own) == 1e-3
+    assert get_options(classes, inputs, optimizer=own) == (1e-3, 0.1)
     adam = partial(torch.optim.Adam, lr=1e-3)
     assert strengthen_prior(adam, 0.1) is adam
     assert strengthen_prior(own, 1e-4).keywords["weight_decay"] == 1e-3

@@ -142,7 +142,7 @@ class Interrupt(Callback):
             raise OSError("stopped")
 
 
-FLAT = {"posterior": SWAG(rank=2), "flatness": SAM(), "config": CONFIG}
+FLAT = {"posterior": SWAG(rank=2), "flatness": SAM(rho=0.05), "config": CONFIG}
 
 
 @pytest.fixture(scope="module")
