@@ -72,6 +72,7 @@ def test_half_precision_is_read():
         (FEATURES, LABELS[:50], r"same number of examples, got the shapes \(60, 3\) and \(50,\)"),
         (pd.DataFrame({"size": ["s", "m"] * 30}), LABELS, "columns size .* are no numbers"),
         (FEATURES, LABELS.astype(float), "option task of the data"),
+        (FEATURES, LABELS - 1, "out of range.* For numbers set the option task of the data to regression"),
         (FEATURES, np.array([None, "a"] * 30, dtype=object), "30 of 60 labels are missing"),
         (FEATURES, np.array([["a", "b"]] * 60), "one class for each example"),
         (FEATURES, np.full(60, 1e30) * 1j, "must be whole numbers"),

@@ -17,6 +17,7 @@ MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
 FEW_VALUES = 2**12
 """Up to this number of values each is checked, in fewer operations than their extremes take."""
+REGRESSION_ADVICE = "for numbers set the option task of the data to regression, or pass likelihood=Gaussian to fit"
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
 
@@ -68,7 +69,8 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
             raise ValueError(
                 f"{len(invalid_rows)} labels of the {name} examples are out of range: labels go from 0 to "
                 f"{num_classes - 1}, and the first wrong one is {int(targets[invalid_rows[0]])} in row "
-                f"{int(invalid_rows[0])} (counted from 0). Correct them, or leave out examples without a label."
+                f"{int(invalid_rows[0])} (counted from 0). Correct them, or leave out examples without a label. "
+                f"{REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
             )
         has_examples[targets] = True
     if not has_examples.all():
@@ -210,8 +212,7 @@ def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool
     if np.array_equal(values, np.round(values)):
         raise ValueError(
             f"{description}: whole numbers as {values.dtype}, which may be classes or numbers to predict. Write "
-            "classes as integers; for numbers set the option task of the data to regression, or pass "
-            "likelihood=Gaussian to fit."
+            f"classes as integers; {REGRESSION_ADVICE}."
         )
     return True
 
