@@ -6,7 +6,7 @@ For every setting (number of sentences, and whether all weights or adapters are 
 2. the radius with the lowest validation NLL, averaged over posteriors and the two seeds; then test sentences
 3. seeds 2 to 4: plain, and SAM with this radius
 4. plain with as many choices of its own: fewer epochs, chosen in the same way
-5. variational adapters, and ensembles: plain, and SAM with this radius
+5. other posteriors of adapters, and ensembles: plain, and SAM with this radius
 """
 
 import math
@@ -23,7 +23,7 @@ import torch
 from flatbayes import SAM, Plain, TrainingConfig
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.flatness import Flatness
-from flatbayes.posteriors import MAP, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+from flatbayes.posteriors import MAP, SGVB, SWAG, TFB, BLoB, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import fit_together
@@ -45,9 +45,15 @@ SHARED: dict[str, Posterior] = {
     "Laplace": Laplace(tune="evidence"),
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.1."""
-VARIATIONAL: dict[str, Posterior] = {"SGVB": SGVB(temperature=0.1, prior_mean="initial")}
-"""Posteriors of adapters that need trainings of their own."""
-ENSEMBLE: dict[str, Posterior] = {"Ensemble": Ensemble(size=3)}
+OTHERS: dict[str, dict[str, Posterior]] = {
+    "tfb": {"TFB": TFB()},
+    "sgvb": {"SGVB": SGVB(temperature=0.1, prior_mean="initial")},
+    "ensemble": {"Ensemble": Ensemble(size=3)},
+    "blob": {"BLoB": BLoB(temperature=0.1)},
+}
+"""Posteriors that are fitted later, by kind: from a recorded training, or with a training of their own."""
+NUM_TFB_EXAMPLES = 24
+"""Validation sentences that the noise of TFB is chosen on."""
 RADIUS_FILE = "selection.json"
 GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3}
 """CPU seconds of a gradient of a batch with the step of the optimizer; measured on the machine of the results."""
@@ -76,7 +82,7 @@ class Setting:
         """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
 
         Args:
-            kind: Kind of the training; the optimizer of a variational one has no weight decay, other than AdamW.
+            kind: Kind of the training; the optimizer of a variational one is Adam, without weight decay.
             epochs: Number of epochs; None for that of the setting.
         """
         lr = LEARNING_RATES[self.trained]
@@ -86,11 +92,16 @@ class Setting:
             epochs=epochs or EPOCHS[self.size],
             batch_size=BATCH_SIZE,
             num_validations=0,
-            optimizer=adam if kind == "variational" else adamw,
+            optimizer=adam if kind in ("sgvb", "blob") else adamw,
             schedule=SWALinear(decay_start=0.4, decay_end=0.6, end_factor=0.5, warmup=0.1),
             optimization=OptimizationConfig(clip_norm=1.0),
             collection=CollectionConfig(start_fraction=0.6),
         )
+
+    @property
+    def other_kinds(self) -> list[str]:
+        """Kinds of trainings beside the shared ones, in their order."""
+        return list(OTHERS) if self.trained == "lora" else ["ensemble"]
 
 
 SETTINGS = tuple(
@@ -109,7 +120,7 @@ class Training:
         setting: The setting.
         seed: Seed of the training sentences, the head, the order of batches, and draws.
         rho: Radius of SAM; 0 is plain.
-        kind: `shared`, `ensemble`, `variational`, or `short` for a shared training of fewer epochs.
+        kind: `shared`, `short` for a shared training of fewer epochs, or a key of `OTHERS`.
         epochs: Epochs of a short training.
     """
 
@@ -144,9 +155,8 @@ class Training:
 
 def count_trainings(setting: Setting) -> int:
     """Number of files of a setting, if the chosen radius is not 0, and not all epochs are chosen."""
-    num_kinds = 3 if setting.trained == "lora" else 2
-    num_others = len(RADII) - 1 + len(setting.short_epochs) - 1
-    return NUM_SELECTION_SEEDS * num_others + NUM_SEEDS * (2 * num_kinds + 1)
+    num_choices = len(RADII) - 1 + len(setting.short_epochs) - 1
+    return NUM_SELECTION_SEEDS * num_choices + NUM_SEEDS * (2 * (1 + len(setting.other_kinds)) + 1)
 
 
 def estimate_minutes(setting: Setting) -> float:
@@ -161,8 +171,8 @@ def estimate_minutes(setting: Setting) -> float:
     tests = num_networks * DRAW_SECONDS * (NUM_VAL + NUM_TEST + 2 * NUM_OOD) + OVERHEAD_SECONDS
     choices = NUM_SELECTION_SEEDS * (len(RADII) - 1) * (2 * plain + OVERHEAD_SECONDS)
     short = NUM_SELECTION_SEEDS * (sum(EPOCH_FRACTIONS) * plain + 2 * OVERHEAD_SECONDS)
-    num_fits = 3 + (1 if setting.trained == "lora" else 0)  # the shared one, two more members, the variational one
-    return (choices + short + NUM_SEEDS * (num_fits * 3 * plain + 3 * tests)) / 60
+    num_fits = 3 + (2 if setting.trained == "lora" else 0)  # the shared one, two more members, two variational ones
+    return (choices + short + NUM_SEEDS * (num_fits * 3 * plain + (2 + len(setting.other_kinds)) * tests)) / 60
 
 
 def run_setting(task: Task, setting: Setting, folder: Path) -> None:
@@ -187,13 +197,11 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
         for rho in radii:
             run_training(task, make(seed, rho), SHARED, with_test=True)
     run_short_trainings(task, setting, folder)
-    for seed in range(NUM_SEEDS if setting.trained == "lora" else 0):
-        for rho in radii:
-            run_training(task, make(seed, rho, "variational"), VARIATIONAL, with_test=True)
-    for seed in range(NUM_SEEDS):
-        for rho in radii:
-            run_training(task, make(seed, rho, "ensemble"), ENSEMBLE, with_test=True)
-            make(seed, rho).recording_path.unlink(missing_ok=True)
+    for kind in setting.other_kinds:
+        for seed in range(NUM_SEEDS):
+            for rho in radii:
+                run_training(task, make(seed, rho, kind), OTHERS[kind], with_test=True)
+    keep_recordings(folder / setting.name, [])
 
 
 def run_short_trainings(task: Task, setting: Setting, folder: Path) -> None:
@@ -233,7 +241,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     if training.is_done(with_test=with_test):
         return
     start, wall_start = time.process_time(), time.perf_counter()
-    recordings = read_recordings(training.recording_path)
+    recordings = {} if training.kind in ("sgvb", "blob") else read_recordings(training.recording_path)
     examples = task.draw_training(training.setting.size, training.seed)
     config = training.setting.make_config(training.kind, training.epochs)
     outcomes = fit_together(
@@ -241,6 +249,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         examples.make_loader(BATCH_SIZE),
         [(posterior, config) for posterior in posteriors.values()],
         training.flatness,
+        val=task.val.select(range(NUM_TFB_EXAMPLES)).sort_into_batches() if training.kind == "tfb" else None,
         seed=training.seed,
         recordings=recordings,
     )
@@ -272,7 +281,8 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     result["cpu_seconds"] = result.get("cpu_seconds", 0.0) + time.process_time() - start
     write_json(training.path, replace_nonfinite(result))
     scores = {name: round(m["nll"], 3) for name, m in result["test" if with_test else "val"].items()}
-    print(time.strftime("%H:%M:%S"), training.path.parent.name, training.path.stem, scores, flush=True)
+    name = f"{training.path.parent.name} {training.path.stem}"
+    print(time.strftime("%H:%M:%S"), name, scores, *result["errors"].values(), flush=True)
 
 
 def keep_recordings(folder: Path, radii: Sequence[float]) -> None:

@@ -26,10 +26,30 @@ class TinyTransformer(nn.Module):
         self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
         self.head = nn.Linear(8, 2)
 
+    def embed(self, input_ids):
+        return self.embedding(input_ids)
+
     def forward(self, input_ids, attention_mask):
-        hidden = self.layer(self.embedding(input_ids), src_key_padding_mask=attention_mask == 0)
+        hidden = self.layer(self.embed(input_ids), src_key_padding_mask=attention_mask == 0)
         weights = attention_mask[..., None].to(hidden.dtype)
         return self.head((hidden * weights).sum(1) / weights.sum(1))
+
+
+class TinyAdapter(TinyTransformer):
+    """The same, of which a low-rank adapter of the embedding and the head are trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+        self.lora_A, self.lora_B, self.head = (
+            nn.Linear(8, 2, bias=False),
+            nn.Linear(2, 8, bias=False),
+            nn.Linear(8, 2),
+        )
+
+    def embed(self, input_ids):
+        embedded = self.embedding(input_ids)
+        return embedded + self.lora_B(self.lora_A(embedded))
 
 
 def make_examples(count, seed):
@@ -44,10 +64,10 @@ def make_examples(count, seed):
 def task():
     return Task(
         make_examples(60, 0),
-        make_examples(20, 1),
+        make_examples(30, 1),
         make_examples(40, 2),
         {"shuffled": make_examples(10, 3), "foreign": make_examples(10, 4)},
-        {"full": TinyTransformer, "lora": TinyTransformer},
+        {"full": TinyTransformer, "lora": TinyAdapter},
     )
 
 
@@ -88,7 +108,7 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     monkeypatch.setattr(study, "EPOCHS", {32: 4})
     monkeypatch.setattr(study, "EPOCH_FRACTIONS", (0.5,))
     monkeypatch.setattr(study, "RADII", (0.1,))
-    monkeypatch.setattr(study, "NUM_SEEDS", 2)
+    monkeypatch.setattr(study, "NUM_SEEDS", 1)
     monkeypatch.setattr(study, "NUM_SELECTION_SEEDS", 1)
     monkeypatch.setattr(study, "SHARED", {name: study.SHARED[name] for name in ("MAP", "SWAG")})
     for module in (study, summary):
@@ -104,18 +124,19 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     page.write_text(f"# Title\n\n{LABELS.start}\n{END}\nafter\n", encoding="utf-8")
     main([str(tmp_path), "--summary", str(tmp_path / "summary.json"), "--page", str(page)])
     data = summary.summarize_study(tmp_path)
-    assert data["finished_trainings"] == data["planned_trainings"] == 2 * 7
+    assert data["finished_trainings"] == data["planned_trainings"] == 11
     (result,) = data["settings"]
     rows = {(row["posterior"], row["metric"]): row for row in result["rows"]}
-    assert {name for name, _ in rows} == {*study.SHARED, "SGVB", "Ensemble"}
-    assert {row["num_seeds"] for (_, metric), row in rows.items() if metric == "nll"} == {2}
+    assert not any(t["errors"] for t in study.load_trainings(tmp_path))
+    assert {name for name, _ in rows} == {*study.SHARED, "SGVB", "TFB", "BLoB", "Ensemble"}
+    assert {row["num_seeds"] for (_, metric), row in rows.items() if metric == "nll"} == {1}
     assert result["sharing_factor"] > 1
     short = {(row["posterior"], row["metric"]): row for row in result["rows_chosen_epochs"]}
     assert short["MAP", "nll"]["flat"] == rows["MAP", "nll"]["flat"]
     assert short["MAP", "nll"]["plain"] != rows["MAP", "nll"]["plain"]
     assert 1 <= result["worth_ensemble"]["Ensemble"]["plain"] <= 3
     first = next(t for t in data["trainings"] if t["kind"] == "shared")
-    assert first["weights_per_example"] == sum(p.numel() for p in TinyTransformer().parameters()) / 32
+    assert first["weights_per_example"] == (16 + 16 + 18) / 32
     assert first["gap"] == first["val_nll"]["MAP"] - first["train_loss"]
     assert first["sharpness"] > 0
     text = page.read_text(encoding="utf-8")
