@@ -93,6 +93,7 @@ REASONS = {
     "posteriors/linearised.py:_register_forward_mode_rules": "an example for a registration with torch",
     "posteriors/lrt.py:compute_noisy_gradients": "in the first step only: which parameters take part in the loss",
     "posteriors/lrt.py:LRT._get_prior_precisions": NUMBER,
+    "posteriors/mc_dropout.py:MCDropout.adapt_to": BEFORE,
     "posteriors/optimization.py:max_weight_decay": NUMBER,
     "posteriors/optimization.py:resolve_weight_decay": NUMBER,
     "posteriors/prior_precision.py:*": BEFORE,

@@ -206,6 +206,9 @@ def test_regression_and_ensembles():
     )
     assert fitted.posterior.member.std > 0
     assert math.isfinite(evaluate(fitted, val).metrics["nll"])
+    no_classes, never = TFB(criterion="pseudo_nll"), lambda *_: pytest.fail("a step was taken")
+    with pytest.raises(ValueError, match="about classes"):
+        fit(Adapted, train, no_classes, Plain(), CONFIG, val=val, likelihood=Gaussian(), callback=never)
     with pytest.raises(ValueError, match="about classes"):
         tune_draws(replace(fitted, posterior=Ensemble(TFB(criterion="changed_classes"), size=2)), val)
     with pytest.raises(ValueError, match="nothing to choose"):
@@ -233,6 +236,15 @@ def test_values_are_checked():
     for options in ({"std": -1.0}, {"std": float("nan")}, {"max_change": 0.0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             TFB(**options)
+
+
+def test_the_scale_of_each_rank_of_adalora_belongs_to_b():
+    """AdaLoRA has B diag(E) A."""
+    model = nn.Module()
+    model.lora_A, model.lora_B = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(3, 2))
+    model.lora_E = nn.Parameter(torch.tensor([[2.0], [-3.0]]))
+    (pair,) = find_factor_pairs(model).values()
+    torch.testing.assert_close(pair.outer_matrix, model.lora_B.detach() * torch.tensor([2.0, -3.0]))
 
 
 def test_factors_of_other_shapes_are_refused():

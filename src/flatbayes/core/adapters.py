@@ -23,15 +23,18 @@ class FactorPair:
     Attributes:
         inner: A, whose first dimension is the rank.
         outer: B, whose second dimension is the rank.
+        rank_scales: E of AdaLoRA, whose product is B diag(E) A; None for all others.
     """
 
     inner: nn.Parameter
     outer: nn.Parameter
+    rank_scales: nn.Parameter | None = None
 
     @property
     def outer_matrix(self) -> Tensor:
-        """B as a matrix, shape (outputs, rank); that of a convolution has kernels of size 1."""
-        return self.outer.detach().flatten(1)
+        """B, or B diag(E), as a matrix, shape (outputs, rank); B of a convolution has kernels of size 1."""
+        outer = self.outer.detach().flatten(1)
+        return outer if self.rank_scales is None else outer * self.rank_scales.detach().flatten()
 
 
 def find_factor_pairs(model: nn.Module) -> dict[str, FactorPair]:
@@ -51,7 +54,8 @@ def find_factor_pairs(model: nn.Module) -> dict[str, FactorPair]:
         outer = params.get(_replace_factor_name(name))
         if outer is None or outer is param or not (param.requires_grad or outer.requires_grad):
             continue
-        pair = pairs[name] = FactorPair(param, outer)
+        rank_scales = params.get(name.replace("lora_A", "lora_E")) if "lora_A" in name else None
+        pair = pairs[name] = FactorPair(param, outer, rank_scales)
         if param.ndim < 2 or outer.ndim < 2 or pair.outer_matrix.shape[1] != len(param):
             raise ValueError(
                 f"{name} of shape {tuple(param.shape)} and {_replace_factor_name(name)} of shape "

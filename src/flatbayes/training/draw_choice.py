@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flatbayes.likelihoods import CategoricalPredictive, Gaussian, GaussianPredictive
+from flatbayes.likelihoods import CategoricalPredictive, Custom, Gaussian, GaussianPredictive, Likelihood
+from flatbayes.posteriors import Posterior
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.prediction.evaluation import predict_labelled
@@ -51,6 +52,23 @@ def choose_draw_options(
     return _choose_on_examples(fitted, options, examples, reason)
 
 
+def check_criteria(posterior: Posterior, likelihood: Likelihood) -> None:
+    """Refuse, before the training, a choice after it that the likelihood does not allow.
+
+    Raises:
+        ValueError: A criterion is about classes, and the predictions are numbers.
+    """
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    for name, option in list_auto_options(posterior.draw_options, posterior).items():
+        tolerance = option.tolerance
+        if tolerance is not None and tolerance.criterion != "nll" and isinstance(likelihood, Gaussian):
+            raise ValueError(
+                f"criterion={tolerance.criterion!r} of {name}='auto' is about classes, and predictions are numbers. "
+                "Use criterion='nll'."
+            )
+
+
 def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> FittedPosterior:
     """Choose the draw options that are "auto" on validation examples, with forward passes only.
 
@@ -63,7 +81,8 @@ def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> Fitte
         targets: Targets of these inputs, if `data` are inputs alone.
 
     Raises:
-        ValueError: No draw option of the posterior is "auto".
+        ValueError: No draw option of the posterior is "auto", or its criterion is about classes, and predictions
+            are numbers.
 
     Examples:
         >>> state = TFB().init(fitted.states[0].model, None, num_data=100)
@@ -77,6 +96,7 @@ def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> Fitte
             f"No draw option of {type(fitted.posterior).__name__} is 'auto', so there is nothing to choose. Set one, "
             f"such as {next(iter(fitted.posterior.draw_options), 'scale')}='auto'."
         )
+    check_criteria(fitted.posterior, fitted.likelihood)
     choices = _choose_on_examples(fitted, options, data if targets is None else (data, targets), "")
     training = {**fitted.info.get("training", {}), CHOICE_KEY: choices}
     return replace(apply_choices(fitted, choices), info={**fitted.info, "training": training})
@@ -230,11 +250,7 @@ def _find_largest_tolerated(
 def _make_criterion(
     fitted: FittedPosterior, examples: Any, name: str, criterion: Criterion
 ) -> Callable[[float], float]:
-    """A function that measures the change of the predictions at a value from those at 0.
-
-    Raises:
-        ValueError: The criterion is about classes, and the predictions are numbers.
-    """
+    """A function that measures the change of the predictions at a value from those at 0."""
 
     def replace_value(value: float) -> FittedPosterior:
         return apply_choices(fitted, {name: {"value": value}})
@@ -250,7 +266,7 @@ def _make_criterion(
         candidate = replace_value(value)
         predictive = predict_labelled(candidate, examples, None, NUM_TOLERANCE_DRAWS, batch_size=256)[0]
         if not isinstance(predictive, CategoricalPredictive):
-            raise ValueError(f"criterion={criterion!r} is about classes, and predictions are numbers: use 'nll'.")
+            raise TypeError(f"criterion={criterion!r} is about classes, got a {type(predictive).__name__}.")
         return predictive
 
     classes = predict(0.0).top_class

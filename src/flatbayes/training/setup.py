@@ -30,7 +30,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
-from flatbayes.training.draw_choice import CHOICE_KEY, apply_choices, choose_draw_options
+from flatbayes.training.draw_choice import CHOICE_KEY, apply_choices, check_criteria, choose_draw_options
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
 from flatbayes.training.identity import describe_object
@@ -232,6 +232,7 @@ class TrainingSetup:
                 "Members in workers are trained on one device each, and from data rather than from a loader."
             )
         check_graph_capture(posterior, factory.flatness, config, fabric.device, world.size)
+        check_criteria(posterior, factory.likelihood)
         if config.distribution.strategy == "fsdp":
             check_fsdp(posterior, config, world, checkpoints, factory.flatness)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
