@@ -80,7 +80,8 @@ class IVON(Posterior):
         initial_hessian: h0, the initial value of every h, in units of the mean loss. Initial standard deviations are
             1 / sqrt(num_data / T * (h0 + weight decay)).
         beta1: Decay of the momentum.
-        beta2: Decay of the Hessian.
+        beta2: Decay of the Hessian. The default is that of the authors, for about 1e5 steps. With 1,000 steps or more
+            1 - 10 / steps remembers a tenth of the training; with fewer, so noisy a Hessian predicts worse than h0.
         num_samples: Number of weight samples per step, each with its own gradient (two with SAM).
         hessian_estimator: `price`: the gradient times noise / std, which is unbiased for the expected Hessian.
             `gradsq`: num_data / T times the squared gradient of the batch. It is not on the scale of the Hessian,
