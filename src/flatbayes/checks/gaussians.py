@@ -57,7 +57,7 @@ def check_collapse(evidence: Evidence) -> Finding | str:
         f"{format_percent(share)} of the standard deviations are those from which training started, or next to zero",
         share,
         f"at most {format_percent(MAX_UNCHANGED_SHARE)}",
-        "beta2 = 1 - 10 / steps"
+        "beta2 = 1 - 10 / steps in a training of at least 1,000 steps; with fewer its estimates are too noisy"
         if isinstance(method, IVON | BSAM)
         else "train longer, or a larger learning rate: a step moves log standard deviations by one learning rate",
     )
