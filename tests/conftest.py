@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("cpu_path"):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector from visiting half a million objects of imported packages again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
