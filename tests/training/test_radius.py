@@ -206,7 +206,7 @@ def test_the_choice_is_saved_with_artefact_and_checkpoints(tmp_path, monkeypatch
     fitted.save(tmp_path / "run")
     loaded = FittedPosterior.load(tmp_path / "run", Net)
     assert loaded.info["radius"] == fitted.info["radius"]
-    monkeypatch.setattr(choices, "choose", None)  # not called again
+    monkeypatch.setattr(choices, "choose_training", None)  # not called again
     again = fit(Net, make_data(), Ensemble(size=2), SAM(rho="auto"), CONFIG, checkpoints=checkpoints)
     assert torch.equal(weights(again), weights(fitted))
     checkpoints.remove()

@@ -67,7 +67,7 @@ def resolve_choices(
     stored = setups[0].world.read_on_main(lambda: read_json(path) if path is not None and path.is_file() else None)
     choices: dict[str, Any] | None = stored if isinstance(stored, dict) else None
     if choices is None:
-        choices = choose(setups, manager, callback, progress)
+        choices = choose_training(setups, manager, callback, progress)
         if path is not None and manager.is_writer:
             write_json(path, choices)
     for record in choices.values():
@@ -82,7 +82,7 @@ def resolve_choices(
     return [replace(setup, factory=candidate.apply_to(setup.factory), info=setup.info | choices) for setup in setups]
 
 
-def choose(
+def choose_training(
     setups: Sequence[TrainingSetup], manager: CheckpointManager, callback: Callback, progress: Callback
 ) -> dict[str, Any]:
     """Run the pilot, and describe its choices; the arguments are those of `resolve_choices`."""
