@@ -25,7 +25,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from torch import Tensor
 
 import flatbayes.posteriors
-from flatbayes import MLP, SAM, TrainingConfig, fit
+from flatbayes import MLP, SAM, Plain, TrainingConfig, fit
 from flatbayes.calibration import (
     APS,
     LAC,
@@ -39,7 +39,7 @@ from flatbayes.calibration import (
 from flatbayes.core.files import read_json, write_json
 from flatbayes.data import UCI, load_training_splits
 from flatbayes.likelihoods import Predictive
-from flatbayes.posteriors import MCDropout, Posterior
+from flatbayes.posteriors import Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig
 
 LEVEL, NUM_SPLITS, NUM_TRAIN, MAX_POOL, NUM_DRAWS = 0.9, 200, 300, 800, 30
@@ -103,10 +103,9 @@ class CoverageResult:
 
 
 def list_posteriors() -> dict[str, Posterior]:
-    """Every posterior of `flatbayes.posteriors` with its default options; MC-Dropout with a rate, as it needs one."""
+    """Every posterior of `flatbayes.posteriors` with its default options."""
     kinds = {name: getattr(flatbayes.posteriors, name) for name in flatbayes.posteriors.__all__}
-    posteriors = {name: kind() for name, kind in sorted(kinds.items()) if kind not in (Posterior, MCDropout)}
-    return {**posteriors, "MCDropout": MCDropout(rate=0.1)}
+    return {name: kind() for name, kind in sorted(kinds.items()) if kind is not Posterior}
 
 
 def split_pool(data: tuple[Any, Any]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -173,11 +172,12 @@ def run_pair(data_name: str, posterior_name: str, posterior: Posterior) -> list[
     Args:
         data_name: Name of the data set.
         posterior_name: Name of the posterior.
-        posterior: The posterior, trained flat.
+        posterior: The posterior. It is trained flat; one that perturbs the weights itself is not perturbed again.
     """
     train, (inputs, targets) = split_pool(DATA[data_name]())
     splits = load_training_splits(train, task="regression" if targets.is_floating_point() else "classification")
-    fitted = fit(MLP, splits, posterior, SAM(), CONFIG, seed=0, show_progress=False)
+    flatness = Plain() if posterior.perturbs_weights else SAM()
+    fitted = fit(MLP, splits, posterior, flatness, CONFIG, seed=0, show_progress=False)
     predictive = fitted.predict(inputs, NUM_DRAWS)
     scores = NUMBER_SCORES if targets.is_floating_point() else CLASS_SCORES
     targets = targets.reshape(predictive.mean.shape) if targets.is_floating_point() else targets
