@@ -2,7 +2,11 @@
 
     train once, with all draw options at their defaults
     for each option that is "auto": for each candidate: NLL of the validation examples with draws at that value
-    keep the value with the lowest NLL; of an option with a tolerance the largest value that is within it
+    keep the largest value whose NLL is at most `margin` above the lowest; of an option with a tolerance the largest
+    value that is within it
+
+Where a network fits its training data, draws of very different widths predict the examples equally well. The largest
+width among these keeps networks that differ, which is what shows that an input is unlike the training data.
 
 This costs forward passes, and no training. `Posterior.draw_options` names the options of a posterior.
 """
@@ -47,15 +51,19 @@ class DrawOption:
         default: The value of `auto` without validation examples, and until one is chosen; and that of None.
         candidates: Values to try, in ascending order. The geometric means of the best and its neighbours follow. With
             a tolerance, the search for the largest accepted value starts with these.
-        tolerance: Accept the largest value within it; None for the value with the lowest NLL.
+        tolerance: Accept the largest value within it; None to compare values by their NLL.
+        margin: Nats by which the NLL of a larger value may be above the lowest one.
     """
 
     default: float | None
     candidates: tuple[float, ...]
     tolerance: Tolerance | None = None
+    margin: float = 0.0
 
 
-COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0))
+MARGIN = 0.003
+"""Margin of the width of draws: far less than the standard error of an NLL of a few hundred examples."""
+COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0), margin=MARGIN)
 """A factor on the covariance of the draws."""
 
 

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.randomness import RandomState, Stream, draw_seed, make_generator, seeded_rng
-from flatbayes.posteriors.draw_options import AUTO, AutoFloat, DrawOption
+from flatbayes.posteriors.draw_options import AUTO, MARGIN, AutoFloat, DrawOption
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
@@ -77,7 +77,7 @@ class MCDropout(Posterior):
     @property
     def draw_options(self) -> Mapping[str, DrawOption]:
         """The rate of draws."""
-        return {"draw_rate": DrawOption(None, (0.01, 0.05, 0.2, 0.5))}
+        return {"draw_rate": DrawOption(None, (0.01, 0.05, 0.2, 0.5), margin=MARGIN)}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

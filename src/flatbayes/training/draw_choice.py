@@ -5,7 +5,7 @@ that overfits learns too small. The factor is chosen first, since the options ar
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -156,6 +156,23 @@ def find_largest(is_accepted: Callable[[float], bool], low: float, high: float) 
     return accepted
 
 
+def select_value(losses: Mapping[float | None, float], margin: float) -> float | None:
+    """The largest value whose NLL is at most `margin` above the lowest one; None if that is the best.
+
+    Args:
+        losses: Validation NLL by value.
+        margin: Nats.
+
+    Examples:
+        >>> select_value({0.1: 0.300, 1.0: 0.301, 10.0: 0.350}, 0.003), select_value({0.1: 0.300, 1.0: 0.301}, 0.0)
+        (1.0, 0.1)
+    """
+    best = min(losses, key=losses.__getitem__)
+    if best is None or losses[best] == math.inf:
+        return best
+    return max(value for value, loss in losses.items() if value is not None and loss <= losses[best] + margin)
+
+
 def _choose_on_examples(
     fitted: FittedPosterior, options: dict[str, DrawOption], examples: Any, reason: str
 ) -> dict[str, Any]:
@@ -214,13 +231,13 @@ def _compare_values(option: DrawOption, measure: Measure) -> dict[str, Any]:
         if value not in losses:
             add(value)
     tried = sorted(value for value in losses if value is not None)
-    best = min(losses, key=losses.__getitem__)
+    best = select_value(losses, option.margin)
     if best is not None:
         position = tried.index(best)
         for neighbour in (tried[max(0, position - 1)], tried[min(len(tried) - 1, position + 1)]):
             if neighbour != best:
                 add(math.sqrt(best * neighbour))
-    best = min(losses, key=losses.__getitem__)
+    best = select_value(losses, option.margin)
     pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
     return {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
 
