@@ -179,7 +179,7 @@ def _suggest_draw_options(evidence: Evidence, direction: str) -> list[str]:
         value = evidence.method.get_draw_option(name)
         text = "that of the training" if value is None else format_number(value)
         if name in selected and selected[name] == value:
-            suggestions.append(f"a {direction} {name} than {text}, which has the lowest validation NLL")
+            suggestions.append(f"a {direction} {name} than {text}, which validation examples chose")
         else:
             suggestions.append(f"{name}='auto', or a {direction} one (now {text})")
     return suggestions

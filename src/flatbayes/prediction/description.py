@@ -75,7 +75,9 @@ def _describe_choices(choices: Any) -> str:
             for value, loss in losses
         )
         value = "as trained" if choice["value"] is None else format_number(choice["value"])
-        reason = f"lowest validation NLL of {compared}" if losses else f"the default: {choice.get('reason')}"
+        margin = choice.get("margin")
+        rule = f"the largest within {margin:g} of the lowest" if margin else "lowest"
+        reason = f"{rule} validation NLL of {compared}" if losses else f"the default: {choice.get('reason')}"
         texts.append(f"{name} {value} ({reason})")
     return _join(*texts)
 

@@ -41,8 +41,9 @@ def choose_draw_options(
         is_automatic: Whether the number of epochs is automatic; options that are None are then chosen too.
 
     Returns:
-        By dotted name of the option: its `value`; with validation examples their number and the pairs of value and
-        NLL, or of value and change, that were compared, without any the `reason` why the value is the default.
+        By dotted name of the option: its `value`; with validation examples the pairs of value and NLL that were
+        compared and the `margin`, or the pairs of value and change; without any the `reason` why the value is the
+        default.
     """
     options = list_options(fitted, with_none=is_automatic)
     examples = training_data.sample_validation(MAX_EXAMPLES) if options and can_predict else None
@@ -239,7 +240,8 @@ def _compare_values(option: DrawOption, measure: Measure) -> dict[str, Any]:
                 add(math.sqrt(best * neighbour))
     best = select_value(losses, option.margin)
     pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
-    return {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
+    record = {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
+    return record | ({"margin": option.margin} if option.margin else {})
 
 
 def _find_largest_tolerated(
