@@ -19,6 +19,7 @@ from flatbayes.training import Interrupted, TrainingConfig, choices, fit, pilot
 from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compare_scores
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
+from flatbayes.training.setup import prepare_runs
 from flatbayes.training.sharing import fit_together
 
 CONFIG = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16, optimization={"prior_factor": "auto"})
@@ -41,7 +42,7 @@ def weights(fitted):
     return torch.cat([p.detach().flatten() for s in fitted.states for p in s.model.parameters()])
 
 
-FAST = CONFIG.with_options(min_epochs=150, optimizer=partial(torch.optim.Adam, lr=0.03))
+FAST = CONFIG.with_options(min_epochs=100, batch_size=32, optimizer=partial(torch.optim.Adam, lr=0.03))
 WEAK = {"prior_precision": 0.05}
 
 
@@ -49,9 +50,9 @@ WEAK = {"prior_precision": 0.05}
     ("posterior", "config"),
     [
         (MAP(), FAST.with_options(optimizer=partial(torch.optim.Adam, lr=0.03, weight_decay=5e-4))),
-        (SGVB(**WEAK), FAST),
+        pytest.param(SGVB(**WEAK), FAST, marks=pytest.mark.slow),
         (Laplace("diag", **WEAK), FAST),
-        (Ensemble(MAP(**WEAK), 2), FAST),
+        pytest.param(Ensemble(MAP(**WEAK), 2), FAST, marks=pytest.mark.slow),
     ],
     ids=["weight_decay", "SGVB", "Laplace", "Ensemble"],
 )
@@ -118,20 +119,31 @@ def test_the_record_says_why_nothing_was_tried(posterior, config, message):
 
 
 def test_what_nobody_has_set_is_chosen_on_tables_only():
-    default, data = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16), make_data(0.3, num_train=400)
-    assert {"prior", "radius"} <= fit(NET, data, MAP(), config=default).info.keys()
-    for posterior, flat, config in [
-        (MAP(prior_precision=1.0), SAM(rho=0.05), default),
-        (MAP(), SAM(rho=0.05), replace(default, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=0.01))),
-        (MAP(), SAM(), replace(default, epochs=3)),
+    default, data = TrainingConfig(min_epochs=4, min_steps=1, batch_size=16), make_data(0.3)
+
+    def list_choices(data, posterior=MAP(), flat=SAM(), config=default):
+        factory, _ = prepare_runs(NET, data, posterior, flat, config)
+        return factory.auto_prior, factory.auto_flatness
+
+    assert list_choices(data) == list_choices(data, Ensemble(SWAG(), 2)) == ("default", SAM(rho="auto"))
+    assert list_choices(data, flat=SAM(rho=0.05)) == ("default", None)
+    own = partial(torch.optim.SGD, lr=0.1, weight_decay=0.01)
+    for posterior, config in [
+        (MAP(prior_precision=1.0), default),
+        (SGVB(prior_precision=2.0), default),
+        (Ensemble(MAP(prior_precision=1.0), 2), default),
+        (MAP(), replace(default, optimizer=own)),
     ]:
-        assert not {"prior", "radius"} & fit(NET, data, posterior, flat, config).info.keys()
+        assert list_choices(data, posterior, config=config) == (None, SAM(rho="auto"))
+    assert list_choices(data, config=replace(default, epochs=3)) == (None, None)
+    assert list_choices(replace(data, val=data.val.take(torch.arange(0)))) == (None, None)
     images = {
         name: replace(getattr(data, name), inputs=getattr(data, name).inputs[:, :9].reshape(-1, 1, 3, 3))
         for name in ("train", "val", "test")
     }
-    fitted = fit(NET, replace(data, **images), MAP(), SAM(), default)
-    assert not {"prior", "radius"} & fitted.info.keys()
+    assert list_choices(replace(data, **images)) == (None, None)
+    fitted = fit(NET, data, MAP(), config=default)
+    assert fitted.info["radius"]["value"] in (0.0, 0.05, 0.1)
 
 
 @pytest.mark.parametrize(
