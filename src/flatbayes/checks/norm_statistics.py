@@ -8,6 +8,7 @@ from torch import Tensor
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics
+from flatbayes.posteriors.linearised import LinearisedNetwork
 
 MAX_SHIFT = 0.5
 """Largest median over the channels of a layer of the difference of the means, in standard deviations."""
@@ -28,8 +29,12 @@ def check_norm_statistics(evidence: Evidence) -> Finding | str:
     sample_id = fitted.sample_ids(evidence.num_draws, evidence.seed)[0]
     updated = fitted.states[sample_id[1]].updated_buffers
     with fitted.sampled_network(sample_id) as network:
+        if isinstance(network, LinearisedNetwork):
+            network = network.network  # the expansion is around it, and has its statistics
         current = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
         estimated = reestimate_norm_statistics(network, [batch], updated)
+    if not estimated:
+        return "the network calls no layer with running statistics"
     name, shift, ratio = find_worst_layer(current, estimated)
     is_shift = shift / MAX_SHIFT >= ratio / MAX_LOG_RATIO
     difference = f"{shift:.3g} standard deviations" if is_shift else f"a factor of {math.exp(ratio):.3g}"

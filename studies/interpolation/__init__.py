@@ -1,0 +1,1 @@
+"""Flat against plain training of networks from scratch that fit their training data."""

@@ -1,0 +1,129 @@
+"""The three settings: data, network, training, candidates for plain training, and radii."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import torch
+
+from flatbayes.data import CIFAR10, Digits
+from flatbayes.experiments import Comparison, EvaluationConfig, Method
+from flatbayes.models import ConvNet
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.training import CollectionConfig, Cosine, PrecisionConfig, SWALinear, TrainingConfig
+from studies.hyperparameters import digits
+from studies.hyperparameters.digits import make_sampling_method, make_sgd, make_variational_method
+from studies.interpolation.network import SmallResNet
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set and network with the methods that are compared on it.
+
+    Attributes:
+        name: Name on the command line and in the results.
+        title: Data and network in words.
+        common: Data, network, training configuration and number of seeds.
+        candidates: Settings of plain training by method; where there are several, validation data choose.
+        radii: Radii of SAM to choose from.
+        num_selection_seeds: Seeds over which validation scores are averaged, from 0 on; further seeds train the
+            chosen radii only.
+        measured: Methods whose sharpness is measured.
+        sharpness: How it is measured.
+    """
+
+    name: str
+    title: str
+    common: Comparison
+    candidates: Mapping[str, Sequence[Method]]
+    radii: tuple[float, ...]
+    num_selection_seeds: int
+    measured: tuple[str, ...] = ("MAP",)
+    sharpness: EvaluationConfig = EvaluationConfig(sharpness_rho=0.05, max_examples=500, num_sharpness_draws=1)
+
+
+def make_digits_mlp() -> Setting:
+    """The comparison of `configs/digits-all.yaml`, with the candidates of its selection."""
+    return Setting(
+        "digits-mlp",
+        "digits, 500 images, MLP 64-200-200-10",
+        replace(digits.COMMON, config=TrainingConfig(epochs=60, num_validations=10)),
+        digits.CANDIDATES,
+        radii=digits.RADII,
+        num_selection_seeds=5,
+        measured=tuple(digits.CANDIDATES),
+    )
+
+
+def make_digits_conv() -> Setting:
+    """A convolutional network: one training for six of the ten methods, with the settings of `digits-conv.yaml`."""
+    config = TrainingConfig(
+        epochs=40,
+        num_validations=10,
+        optimizer=make_sgd(0.2, 1e-4),
+        schedule=SWALinear(end_factor=0.5),
+    )
+    candidates = {
+        "MAP": [Method(MAP())],
+        "MC-Dropout": [Method(MCDropout(rate=0.05))],
+        "SWAG-Diag": [Method(SWAG(rank=0, scale=1.0))],
+        "SWAG": [Method(SWAG())],
+        "Ensemble": [Method(Ensemble())],
+        "SGVB": [make_variational_method(SGVB, 0.005, t, 10.0, 40) for t in (0.003, 0.03)],
+        "SGVB-LRT": [make_variational_method(LRT, 0.005, t, 10.0, 40) for t in (0.003, 0.03)],
+        "SGLD": [make_sampling_method(SGLD, 0.1, t, 10.0, 40) for t in (0.003, 0.03)],
+        "SGHMC": [make_sampling_method(SGHMC, 0.01, t, 10.0, 40) for t in (0.003, 0.03)],
+        "Laplace": [Method(Laplace(temperature=t)) for t in (0.01, 0.1)],
+    }
+    common = Comparison(Digits(), partial(ConvNet, width=16), [MAP()], config=config, num_seeds=5)
+    return Setting("digits-conv", "digits, 500 images, ConvNet(16)", common, candidates, (0.1, 0.2, 0.4), 5)
+
+
+def make_cifar10() -> Setting:
+    """A residual network on 5,000 images with augmentation: one training serves five methods."""
+    config = TrainingConfig(
+        epochs=70,
+        batch_size=64,
+        num_validations=7,
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        schedule=SWALinear(decay_start=0.3, decay_end=0.8, end_factor=0.02, warmup=0.05),
+        collection=CollectionConfig(start_fraction=0.8),
+        precision=PrecisionConfig("bf16-mixed", channels_last=True),
+    )
+    candidates = {
+        "MAP": [Method(MAP())],
+        "SWAG-Diag": [Method(SWAG(rank=0, scale=1.0))],
+        "SWAG": [Method(SWAG())],
+        "Laplace": [Method(Laplace(temperature=t)) for t in (0.01, 0.1, 1.0)],
+        "MC-Dropout": [Method(MCDropout(rate=0.1))],
+        "Ensemble": [Method(Ensemble(size=3))],
+        "SGVB": [make_variational_method(SGVB, 0.003, 0.003, 10.0, 70)],
+        "SGVB-LRT": [make_variational_method(LRT, 0.003, 0.003, 10.0, 70)],
+        "SGLD": [make_sampling_method(SGLD, 0.1, 0.003, 10.0, 70)],
+        "SGHMC": [make_sampling_method(SGHMC, 0.01, 0.003, 10.0, 70)],
+    }
+    common = Comparison(
+        CIFAR10(train_size=5000, val_size=1000, test_size=0.2),
+        SmallResNet,
+        [MAP()],
+        config=config,
+        num_seeds=5,
+        num_draws=10,
+    )
+    return Setting(
+        "cifar10",
+        "CIFAR-10 (JPEG copies), 5,000 images with crops and flips, residual network of 308,650 weights",
+        common,
+        candidates,
+        radii=(0.05, 0.1, 0.2),
+        num_selection_seeds=1,
+    )
+
+
+MAKERS = {"digits-mlp": make_digits_mlp, "digits-conv": make_digits_conv, "cifar10": make_cifar10}
+
+
+@cache
+def get_setting(name: str) -> Setting:
+    """A setting by its name."""
+    return MAKERS[name]()
