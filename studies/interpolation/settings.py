@@ -3,17 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 
 import torch
+import yaml
 
+from flatbayes.core.spec import instantiate
 from flatbayes.data import CIFAR10, Digits
-from flatbayes.experiments import Comparison, EvaluationConfig, Method
+from flatbayes.experiments import Comparison, Method
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
-from flatbayes.training import CollectionConfig, Cosine, PrecisionConfig, SWALinear, TrainingConfig
+from flatbayes.training import CollectionConfig, PrecisionConfig, SWALinear, TrainingConfig
 from studies.hyperparameters import digits
 from studies.hyperparameters.digits import make_sampling_method, make_sgd, make_variational_method
 from studies.interpolation.network import SmallResNet
+
+CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class Setting:
         radii: Radii of SAM to choose from.
         num_selection_seeds: Seeds over which validation scores are averaged, from 0 on; further seeds train the
             chosen radii only.
-        measured: Methods whose sharpness is measured.
-        sharpness: How it is measured.
+        input_shape: Shape of an input.
+        train_size: Number of training examples.
+        observed: Methods that are evaluated on training examples too; None for all.
     """
 
     name: str
@@ -38,25 +44,46 @@ class Setting:
     candidates: Mapping[str, Sequence[Method]]
     radii: tuple[float, ...]
     num_selection_seeds: int
-    measured: tuple[str, ...] = ("MAP",)
-    sharpness: EvaluationConfig = EvaluationConfig(sharpness_rho=0.05, max_examples=500, num_sharpness_draws=1)
+    input_shape: tuple[int, ...]
+    train_size: int
+    observed: tuple[str, ...] | None = None
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights of the network."""
+        network = self.common.model(input_shape=self.input_shape, num_classes=10)
+        return sum(param.numel() for param in network.parameters())
+
+
+def read_candidates(path: Path) -> dict[str, list[Method]]:
+    """The methods of a configuration of `flatbayes compare`, without their flatness.
+
+    Args:
+        path: The YAML file; every method must have a name.
+    """
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))["posteriors"]
+    return {
+        entry["name"]: [Method(instantiate(entry["posterior"]), config_overrides=entry["config_overrides"])]
+        for entry in entries
+    }
 
 
 def make_digits_mlp() -> Setting:
-    """The comparison of `configs/digits-all.yaml`, with the candidates of its selection."""
+    """The methods of `configs/digits-all.yaml`, whose settings of plain training were chosen on validation data."""
     return Setting(
         "digits-mlp",
         "digits, 500 images, MLP 64-200-200-10",
         replace(digits.COMMON, config=TrainingConfig(epochs=60, num_validations=10)),
-        digits.CANDIDATES,
-        radii=digits.RADII,
+        read_candidates(CONFIG_FOLDER / "digits-all.yaml"),
+        radii=(0.1, 0.2, 0.4),
         num_selection_seeds=5,
-        measured=tuple(digits.CANDIDATES),
+        input_shape=(1, 8, 8),
+        train_size=500,
     )
 
 
 def make_digits_conv() -> Setting:
-    """A convolutional network: one training for six of the ten methods, with the settings of `digits-conv.yaml`."""
+    """A convolutional network with dropout 0.05 and the training of `digits-conv.yaml`, which six methods share."""
     config = TrainingConfig(
         epochs=40,
         num_validations=10,
@@ -65,7 +92,7 @@ def make_digits_conv() -> Setting:
     )
     candidates = {
         "MAP": [Method(MAP())],
-        "MC-Dropout": [Method(MCDropout(rate=0.05))],
+        "MC-Dropout": [Method(MCDropout())],
         "SWAG-Diag": [Method(SWAG(rank=0, scale=1.0))],
         "SWAG": [Method(SWAG())],
         "Ensemble": [Method(Ensemble())],
@@ -75,12 +102,14 @@ def make_digits_conv() -> Setting:
         "SGHMC": [make_sampling_method(SGHMC, 0.01, t, 10.0, 40) for t in (0.003, 0.03)],
         "Laplace": [Method(Laplace(temperature=t)) for t in (0.01, 0.1)],
     }
-    common = Comparison(Digits(), partial(ConvNet, width=16), [MAP()], config=config, num_seeds=5)
-    return Setting("digits-conv", "digits, 500 images, ConvNet(16)", common, candidates, (0.1, 0.2, 0.4), 5)
+    common = Comparison(Digits(), partial(ConvNet, width=16, dropout=0.05), [MAP()], config=config, num_seeds=5)
+    return Setting(
+        "digits-conv", "digits, 500 images, ConvNet(16)", common, candidates, (0.1, 0.2, 0.4), 5, (1, 8, 8), 500
+    )
 
 
 def make_cifar10() -> Setting:
-    """A residual network on 5,000 images with augmentation: one training serves five methods."""
+    """A residual network on 5,000 images with augmentation, whose training five methods and an ensemble share."""
     config = TrainingConfig(
         epochs=70,
         batch_size=64,
@@ -95,7 +124,7 @@ def make_cifar10() -> Setting:
         "SWAG-Diag": [Method(SWAG(rank=0, scale=1.0))],
         "SWAG": [Method(SWAG())],
         "Laplace": [Method(Laplace(temperature=t)) for t in (0.01, 0.1, 1.0)],
-        "MC-Dropout": [Method(MCDropout(rate=0.1))],
+        "MC-Dropout": [Method(MCDropout())],
         "Ensemble": [Method(Ensemble(size=3))],
         "SGVB": [make_variational_method(SGVB, 0.003, 0.003, 10.0, 70)],
         "SGVB-LRT": [make_variational_method(LRT, 0.003, 0.003, 10.0, 70)],
@@ -103,8 +132,8 @@ def make_cifar10() -> Setting:
         "SGHMC": [make_sampling_method(SGHMC, 0.01, 0.003, 10.0, 70)],
     }
     common = Comparison(
-        CIFAR10(train_size=5000, val_size=1000, test_size=0.2),
-        SmallResNet,
+        CIFAR10(train_size=5000, val_size=1000, pad=2),
+        partial(SmallResNet, dropout=0.05),
         [MAP()],
         config=config,
         num_seeds=5,
@@ -112,11 +141,14 @@ def make_cifar10() -> Setting:
     )
     return Setting(
         "cifar10",
-        "CIFAR-10 (JPEG copies), 5,000 images with crops and flips, residual network of 308,650 weights",
+        "CIFAR-10 (JPEG copies), 5,000 images with crops and flips, residual network of 1.2 million weights",
         common,
         candidates,
         radii=(0.05, 0.1, 0.2),
         num_selection_seeds=1,
+        input_shape=(3, 32, 32),
+        train_size=5000,
+        observed=("MAP",),
     )
 
 

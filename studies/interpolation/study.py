@@ -11,18 +11,27 @@ validation scores only:
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flatbayes.core.spec import short_name, to_spec
+from flatbayes.core.spec import short_name
 from flatbayes.experiments import EvaluationConfig, ExperimentRun, Method, RunResult, SelectionTrial, execute_runs
 from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.posteriors import Ensemble
 from flatbayes.training.identity import describe_training
 from studies.interpolation.settings import Setting
+
+EVALUATIONS = {
+    "test": EvaluationConfig(calibration=True),
+    "val": EvaluationConfig(),
+    "train": EvaluationConfig(),
+}
+"""Evaluations by split."""
+SHARPNESS = EvaluationConfig(sharpness_rho=0.05, max_examples=500, num_sharpness_draws=1)
+"""Evaluation of MAP on training examples."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +52,21 @@ class Choice:
 def list_evaluations(
     setting: Setting, name: str, method: Method, flatness: Flatness, seed: int
 ) -> dict[str, ExperimentRun]:
-    """The evaluations of one training by split."""
+    """The evaluations of one training by split; on training examples only where the setting says so."""
     run = replace(setting.common.make_run(method, flatness, seed), posterior_name=name)
-    evaluations = {
-        "test": EvaluationConfig(calibration=True),
-        "val": EvaluationConfig(),
-        "train": setting.sharpness if name in setting.measured else EvaluationConfig(),
-    }
-    return {split: replace(run, split=split, evaluations=evaluations[split]) for split in evaluations}
+    runs = {split: replace(run, split=split, evaluations=config) for split, config in EVALUATIONS.items()}
+    if name == "MAP":
+        runs["train"] = replace(runs["train"], evaluations=SHARPNESS)
+    if setting.observed is not None and name not in setting.observed:
+        del runs["train"]
+    return runs
 
 
-def list_pairs(
-    setting: Setting, settings: Mapping[str, Sequence[tuple[Method, Flatness]]], seeds: Sequence[int]
+def list_runs(
+    setting: Setting,
+    settings: Mapping[str, Sequence[tuple[Method, Flatness]]],
+    seeds: Sequence[int],
+    splits: Collection[str] = EVALUATIONS,
 ) -> list[ExperimentRun]:
     """The runs of methods with flatnesses, the seeds outermost, so that an interrupted study has complete seeds."""
     return [
@@ -62,32 +74,42 @@ def list_pairs(
         for seed in seeds
         for name, pairs in settings.items()
         for method, flatness in pairs
-        for run in list_evaluations(setting, name, method, flatness, seed).values()
+        for split, run in list_evaluations(setting, name, method, flatness, seed).items()
+        if split in splits
     ]
 
 
-def read_score(setting: Setting, name: str, method: Method, flatness: Flatness, folder: Path) -> float | None:
-    """Validation NLL averaged over the seeds of the selection; infinite where a training failed, None if it is missing."""
-    seeds = range(setting.num_selection_seeds)
-    results = [
-        list_evaluations(setting, name, method, flatness, seed)["val"].load_result(folder / "runs") for seed in seeds
+def find_complete_seeds(
+    setting: Setting, settings: Mapping[str, Sequence[tuple[Method, Flatness]]], folder: Path
+) -> list[int]:
+    """Seeds of the selection for which all trainings have finished."""
+    return [
+        seed
+        for seed in range(setting.num_selection_seeds)
+        if all(run.load_result(folder / "runs") is not None for run in list_runs(setting, settings, [seed], ["val"]))
     ]
-    finished = [result for result in results if result is not None]
-    scores = [result.metrics["nll"] for result in finished]
-    return None if len(finished) < len(seeds) else fmean(math.inf if s is None else s for s in scores)
+
+
+def read_score(
+    setting: Setting, name: str, method: Method, flatness: Flatness, seeds: Sequence[int], folder: Path
+) -> float:
+    """Validation NLL averaged over seeds; infinite where it is not a number."""
+    runs = list_runs(setting, {name: [(method, flatness)]}, seeds, ["val"])
+    scores = [result.metrics["nll"] for run in runs if (result := run.load_result(folder / "runs")) is not None]
+    return fmean(math.inf if score is None else score for score in scores)
 
 
 def select_plain(setting: Setting, folder: Path) -> dict[str, tuple[Method, list[SelectionTrial]]]:
     """For every method with finished trials, the candidate with the lowest validation NLL of plain training."""
     selected = {}
     for name, candidates in setting.candidates.items():
-        scores = {i: read_score(setting, name, m, Plain(), folder) for i, m in enumerate(candidates)}
-        finite = {i: score for i, score in scores.items() if score is not None}
-        if finite:
-            best = min(finite, key=finite.__getitem__)
+        seeds = find_complete_seeds(setting, {name: [(method, Plain()) for method in candidates]}, folder)
+        if seeds:
+            scores = [read_score(setting, name, method, Plain(), seeds, folder) for method in candidates]
+            best = scores.index(min(scores))
             trials = [
-                SelectionTrial(name, describe_method(candidates[i]), "plain", score, i == best)
-                for i, score in finite.items()
+                SelectionTrial(name, candidates[i].setting, "plain", score, i == best)
+                for i, score in enumerate(scores)
             ]
             selected[name] = (candidates[best], trials)
     return selected
@@ -96,26 +118,28 @@ def select_plain(setting: Setting, folder: Path) -> dict[str, tuple[Method, list
 def select_radii(setting: Setting, folder: Path) -> Choice:
     """For every training with finished trials, the radius that is best for the methods that share it."""
     plain = select_plain(setting, folder)
-    scores = {
-        (name, rho): score
-        for name, (method, _) in plain.items()
-        for rho in setting.radii
-        if (score := read_score(setting, name, method, SAM(rho=rho), folder)) is not None
-    }
-    methods, trials, unpaid = {}, [t for _, group in plain.values() for t in group], []
+    flatnesses = [Plain(), *(SAM(rho=rho) for rho in setting.radii)]
+    methods: dict[str, Method] = {}
+    trials, unpaid = [trial for _, group in plain.values() for trial in group], []
     for names in group_methods(setting, {name: method for name, (method, _) in plain.items()}).values():
-        radii = [rho for rho in setting.radii if all((name, rho) in scores for name in names)]
-        if not radii:
+        judges = list_judges(setting, names, plain)
+        pairs = {name: [(plain[name][0], flatness) for flatness in flatnesses] for name in judges}
+        seeds = find_complete_seeds(setting, pairs, folder)
+        if not seeds:
             continue
-        means = {rho: fmean(scores[name, rho] for name in names) for rho in radii}
-        best = min(means, key=means.__getitem__)
-        for name in names:
-            methods[name] = replace(plain[name][0], flatness=SAM(rho=best), name=name)
+        scores = {
+            name: [read_score(setting, name, method, f, seeds, folder) for method, f in group]
+            for name, group in pairs.items()
+        }
+        means = [fmean(scores[name][i] for name in judges) for i in range(1, len(flatnesses))]
+        best = 1 + means.index(min(means))
+        methods |= {name: replace(plain[name][0], flatness=flatnesses[best], name=name) for name in names}
+        for name in judges:
             trials += [
-                SelectionTrial(name, short_name(SAM(rho=rho)), "flat", scores[name, rho], rho == best) for rho in radii
+                SelectionTrial(name, short_name(flatnesses[i]), "flat", scores[name][i], i == best)
+                for i in range(1, len(flatnesses))
             ]
-            plain_score = min(t.score for t in plain[name][1] if t.score is not None)
-            if scores[name, best] >= plain_score:
+            if scores[name][best] >= scores[name][0]:
                 unpaid.append(name)
     return Choice({name: methods[name] for name in plain if name in methods}, tuple(trials), tuple(unpaid))
 
@@ -134,11 +158,10 @@ def group_methods(setting: Setting, methods: Mapping[str, Method]) -> dict[str, 
     return groups
 
 
-def describe_method(method: Method) -> str:
-    """Posterior and overrides in one line."""
-    overrides: dict[str, Any] = to_spec(dict(method.config_overrides))
-    texts = [f"{key}={short_name(value) if isinstance(value, dict) else value}" for key, value in overrides.items()]
-    return ", ".join([short_name(method.posterior), *texts])
+def list_judges(setting: Setting, names: Sequence[str], plain: Mapping[str, tuple[Method, Any]]) -> list[str]:
+    """Methods of a shared training whose scores choose its radius: all but ensembles, which take that of a member."""
+    single = [name for name in names if not isinstance(plain[name][0].posterior, Ensemble)]
+    return single if setting.num_selection_seeds < setting.common.num_seeds and single else list(names)
 
 
 def run_setting(setting: Setting, folder: Path, methods: Sequence[str] | None = None) -> list[str]:
@@ -157,15 +180,18 @@ def run_setting(setting: Setting, folder: Path, methods: Sequence[str] | None = 
 
     def execute(pairs: Mapping[str, Sequence[tuple[Method, Flatness]]], seeds: Sequence[int]) -> None:
         print(time.strftime("%H:%M:%S"), setting.name, "seeds", list(seeds), flush=True)
-        runs = list_pairs(setting, pairs, seeds)
+        runs = list_runs(setting, pairs, seeds)
         failures.extend(execute_runs(runs, folder / "runs", jobs=1, show_progress=False))
 
     execute({name: [(m, Plain()) for m in group] for name, group in setting.candidates.items()}, selection_seeds)
     plain = select_plain(setting, folder)
-    for rho in setting.radii:
-        execute({name: [(method, SAM(rho=rho))] for name, (method, _) in plain.items()}, selection_seeds)
+    flatnesses = [SAM(rho=rho) for rho in setting.radii]
+    groups = group_methods(setting, {name: method for name, (method, _) in plain.items()})
+    judges = [name for names in groups.values() for name in list_judges(setting, names, plain)]
+    for seed in selection_seeds:
+        execute({name: [(plain[name][0], f) for f in flatnesses] for name in judges}, [seed])
     chosen = select_radii(setting, folder).methods
-    for seed in seeds[setting.num_selection_seeds :]:
+    for seed in seeds:
         execute({n: [(m, Plain()), (m, m.flatness or SAM())] for n, m in chosen.items()}, [seed])
     return failures
 
@@ -178,7 +204,10 @@ def load_results(
         for flatness in (Plain(), method.flatness or SAM()):
             for seed in range(setting.common.num_seeds):
                 runs = list_evaluations(setting, name, method, flatness, seed)
-                results = {split: run.load_result(folder / "runs") for split, run in runs.items()}
-                finished = {split: result for split, result in results.items() if result is not None}
+                finished = {
+                    split: result
+                    for split, run in runs.items()
+                    if (result := run.load_result(folder / "runs")) is not None
+                }
                 if len(finished) == len(runs):
                     yield name, flatness, seed, finished

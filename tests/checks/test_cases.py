@@ -300,6 +300,13 @@ def test_a_remedy_does_not_propose_the_choice_that_was_made():
     assert f"a smaller scale than {scale:.4g}, which" in report["wide_posterior"].remedy
 
 
+def test_the_statistics_of_a_linearised_network_are_those_of_its_network():
+    findings = [fitted(posterior, 10, NormNet).check(*validation())["norm_statistics"] for posterior in
+                (MAP(), Laplace("last_layer", "linearised"))]  # fmt: skip
+    assert findings[0].passed
+    assert findings[0].value == findings[1].value
+
+
 def test_without_training_inputs_no_other_networks_are_drawn_and_remedies_name_the_scale_in_use():
     posterior, (inputs, labels) = fitted(SWAG(rank=2), 10, NormNet), validation()
     report = posterior.check(inputs, labels, 3)

@@ -59,6 +59,14 @@ def test_a_method_has_a_spec_and_a_name():
     assert replace(MIXED, posteriors=(OWN, named)).list_runs()[2].name == "variational Plain seed 0"
 
 
+def test_the_setting_shows_overrides_in_every_form():
+    collection = {"start_fraction": 0.5}
+    overrides = {"schedule": Cosine(), "epochs": 7, "collection": collection, "optimization.clip_norm": 1.0}
+    assert Method(MAP(), config_overrides=overrides).setting == (
+        "MAP, schedule=Cosine, epochs=7, collection={'start_fraction': 0.5}, optimization.clip_norm=1.0"
+    )
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="TrainingConfig has no option epoch; it has batch_size"):
         Method(MAP(), config_overrides={"epoch": 3})

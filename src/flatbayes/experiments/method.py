@@ -6,7 +6,7 @@ from typing import Any
 
 from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_fields
-from flatbayes.core.spec import instantiate, short_name
+from flatbayes.core.spec import instantiate, short_name, to_spec
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.posteriors import Posterior
 from flatbayes.training import TrainingConfig
@@ -56,9 +56,21 @@ class Method:
         """Label in the results."""
         return self.name or short_name(self.posterior)
 
+    @property
+    def setting(self) -> str:
+        """The posterior with its hyperparameters, and the overrides of the training configuration."""
+        overrides: dict[str, Any] = to_spec(dict(self.config_overrides))
+        texts = [f"{name}={_format_override(value)}" for name, value in overrides.items()]
+        return ", ".join([short_name(self.posterior), *texts])
+
     def apply_overrides(self, base_config: TrainingConfig) -> TrainingConfig:
         """The common training configuration with the overrides of this method."""
         return base_config.with_options(**_instantiate_overrides(self.config_overrides))
+
+
+def _format_override(value: Any) -> str:
+    is_group = isinstance(value, Mapping) and "class_path" not in value  # options by name, {"start_fraction": 0.5}
+    return str(value) if is_group or not isinstance(value, Mapping) else short_name(value)
 
 
 def _to_spec(value: Any) -> Any:

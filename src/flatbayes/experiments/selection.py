@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from flatbayes.core.display import format_fields
 from flatbayes.core.files import JsonValue, read_json, write_json
@@ -208,8 +208,9 @@ def select_methods(
             for key, group in results.items()
         }
         return [
-            SelectionTrial(name, _describe_setting(*settings[name][index]), variant, _mean_if_complete(group))
+            SelectionTrial(name, f"{method.setting}, {short_name(flatness)}", variant, _mean_if_complete(group))
             for (name, index), group in scores.items()
+            for method, flatness in [settings[name][index]]
         ]
 
     plain = _mark_best(
@@ -290,9 +291,3 @@ def _mark_best(trials: Sequence[SelectionTrial], higher_is_better: bool) -> list
 
 def _best_index(trials: Sequence[SelectionTrial], name: str) -> int:
     return [trial.is_best for trial in trials if trial.method == name].index(True)
-
-
-def _describe_setting(method: Method, flatness: Flatness) -> str:
-    overrides: dict[str, Any] = to_spec(dict(method.config_overrides))
-    texts = [f"{key}={short_name(value) if isinstance(value, dict) else value}" for key, value in overrides.items()]
-    return ", ".join([short_name(method.posterior), *texts, short_name(flatness)])

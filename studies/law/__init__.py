@@ -1,0 +1,1 @@
+"""When flat-seeking training gains in NLL, from what one plain training shows."""

@@ -1,0 +1,140 @@
+"""Tables and sentences of docs/when-flat-wins.md, between its marks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flatbayes.core.files import write_text
+
+START, END = "<!-- numbers of studies/law -->", "<!-- end of the numbers -->"
+FEATURE_TEXTS = {
+    "gap": "the validation NLL ends more than {threshold:.2g} nats above the training loss",
+    "rise": "the validation NLL ends more than {threshold:.2g} nats above its lowest value on the way",
+    "sharpness": "one ascent step of length 0.05 raises the training loss by more than {threshold:.2g} nats",
+    "weights_per_example": "the network has more than {threshold:.2g} weights per training example",
+}
+
+
+def update_page(page: Path, results: Mapping[str, Any]) -> None:
+    """Write the numbers into the page.
+
+    Args:
+        page: The page with both marks.
+        results: Content of `law.json`.
+    """
+    before, rest = page.read_text(encoding="utf-8").split(START)
+    sections = "\n\n".join(
+        (describe_law(results), render_tests(results), render_losses(results), describe_limits(results))
+    )
+    write_text(page, f"{before}{START}\n\n{sections}\n\n{END}{rest.split(END)[1]}")
+
+
+def format_interval(interval: Any, digits: int = 2, sign: str = "") -> str:
+    """An interval in brackets."""
+    low, high = interval
+    return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def describe_law(results: Mapping[str, Any]) -> str:
+    """The sentence, its test, and what is gained."""
+    feature, counts = results["law"]["features"][0], results["counts"]["law"]
+    test, guess = results["law_test"][results["rule"]], results["law_test"]["majority guess"]
+    text = FEATURE_TEXTS[feature].format(threshold=results["threshold"] or 0.0)
+    recovered = results["recovered"]
+    sentences = [
+        f"**Flat training lowers the test NLL where in plain training {text}.**",
+        "",
+        f"* {counts['twins']} pairs of a plain and a flat training on {counts['data_sets']} data sets, the radius "
+        "chosen on validation examples from values above 0: by the 95 % interval (or, with one seed, the sign) flat "
+        f"wins {counts['flat']}, plain {counts['plain']}, and {counts['tie']} are within noise.",
+        f"* On data sets that were left out, the rule names the variant with the lower test NLL in "
+        f"{test['accuracy']:.0%} of the pairs (95 % interval over data sets "
+        f"{format_percent(test['accuracy_interval'])}; every data set has the same weight). "
+        "Always guessing the majority of the other sets has "
+        f"{guess['accuracy']:.0%} {format_percent(guess['accuracy_interval'])}; the difference is "
+        f"{test['over_majority']:+.2f} {format_interval(test['over_majority_interval'], sign='+')}. Without the "
+        f"pairs within noise the rule is right in {test['decided']:.0%} "
+        f"{format_percent(test['decided_interval'])}, the majority guess in "
+        f"{guess['decided']:.0%} {format_percent(guess['decided_interval'])}.",
+        f"* Rank correlation of the predicted probability and the gain, over data sets left out: "
+        f"{test['rank_correlation']:.2f}.",
+    ]
+    if feature in ("gap", "rise"):
+        sentences.append(
+            f"* Above the threshold the gain in test NLL is {recovered['median']:.2f} times that {feature} (median "
+            f"of {recovered['data_sets']} data sets; quartiles {recovered['lower_quartile']:.2f} and "
+            f"{recovered['upper_quartile']:.2f})."
+        )
+    return "\n".join(sentences)
+
+
+def format_percent(interval: Any) -> str:
+    """An interval of fractions in percent."""
+    low, high = interval
+    return f"[{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def render_tests(results: Mapping[str, Any]) -> str:
+    """Table of all rules on data sets left out."""
+    counts = results["counts"]["complete"]
+    lines = [
+        "### All rules that were tried",
+        "",
+        f"{counts['twins']} pairs on {counts['data_sets']} data sets that have all features. A rule is a logistic "
+        "regression on log10 of the features, fitted without the data set that it is tested on.",
+        "",
+        "| Feature | Accuracy | [95 %] | Minus majority guess | [95 %] | Without ties | Rank correlation |",
+        "|---|---:|---|---:|---|---:|---:|",
+    ]
+    for name, test in sorted(results["tests"].items(), key=lambda item: -item[1]["accuracy"]):
+        correlation = "" if test["rank_correlation"] is None else f"{test['rank_correlation']:.2f}"
+        lines.append(
+            f"| {name} | {test['accuracy']:.2f} | {format_interval(test['accuracy_interval'])} | "
+            f"{test['over_majority']:+.2f} | {format_interval(test['over_majority_interval'], sign='+')} | "
+            f"{test['decided']:.2f} | {correlation} |"
+        )
+    return "\n".join(lines)
+
+
+def render_losses(results: Mapping[str, Any]) -> str:
+    """Data sets and networks on which flat does not win, with the feature of the rule, most methods first."""
+    feature = results["law"]["features"][0]
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for twin in results["twins"]:
+        groups.setdefault((twin["data"], twin["setting"]), []).append(twin)
+    lines = [
+        "### Where flat loses or ties",
+        "",
+        f"| Data set | Network | Methods: flat, tie, plain | {feature.replace('_', ' ')} | Mean gain | Rule |",
+        "|---|---|---|---:|---:|---|",
+    ]
+    for (data, setting), twins in sorted(groups.items()):
+        wins = [sum(twin["outcome"] == outcome for twin in twins) for outcome in ("flat", "tie", "plain")]
+        if wins[0] * 2 > len(twins):
+            continue
+        mean = {key: sum(twin[key] for twin in twins) / len(twins) for key in (feature, "gain", "probability")}
+        verdict = "flat" if mean["probability"] >= 0.5 else "plain"
+        lines.append(
+            f"| {data} | {setting} | {wins[0]}, {wins[1]}, {wins[2]} | {mean[feature]:.3g} | {mean['gain']:+.4f} | "
+            f"{verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def describe_limits(results: Mapping[str, Any]) -> str:
+    """What the rule does not predict: the default radius; and how the forecast of the package does."""
+    default, present = results["default_radius"], results["present_forecast"]
+    return "\n".join(
+        [
+            "### With the default radius the rule does not hold",
+            "",
+            f"On {default['twins']} pairs of {default['data_sets']} data sets with early stopping and the default "
+            f"radius, which was not chosen for them, the rule is right in {default['accuracy']:.0%}, the majority "
+            f"guess in {default['majority']:.0%}; rank correlation {default['rank_correlation']:.2f}. What the rule "
+            "predicts is the gain at a radius that was chosen on validation examples.",
+            "",
+            f"`flatbayes.diagnostics.forecast_flatness` is right in {present['accuracy']:.0%} of the "
+            f"{present['twins']} pairs with a validation history (rank correlation "
+            f"{present['rank_correlation']:.2f}).",
+        ]
+    )

@@ -1,0 +1,119 @@
+"""The rule that predicts when flat wins: synthetic twins, data sets left out, and readers of other studies' files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studies.law import model, twins
+from studies.law.figure import draw_figure
+from studies.law.page import END, START, update_page
+from studies.law.summary import summarize
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def make_twin(data, gap, gain, study="radius", **fields):
+    values = {"train_loss": 0.0, "gap": gap, "rise": gap / 2, "sharpness": 0.1, "weights_per_example": 3.0}
+    twin = twins.Twin(study, data, "MLP", "MAP", "chosen", 1, 1.0, 1.0 - gain, None, **values)
+    return replace(twin, **fields)
+
+
+@pytest.fixture
+def separable():
+    """Twelve sets; flat wins where the gap is above 0.3, by as much as the gap."""
+    gaps = np.logspace(-2, 1, 12)
+    return [make_twin(f"set {i}", gap, gap if gap > 0.3 else -gap) for i, gap in enumerate(gaps)]
+
+
+def test_a_rule_finds_the_threshold_and_predicts_sets_left_out(separable):
+    rule = model.fit_rule(separable, ("gap",))
+    assert 0.15 < rule.threshold < 0.6
+    probabilities = model.predict_left_out(separable, model.make_predict(("gap",)))
+    assert model.measure_accuracy(separable, probabilities) > 0.8  # the two at the threshold are extrapolated
+    assert model.score_by_data(separable, probabilities) > 0.6
+
+
+def test_a_set_is_left_out_with_all_its_twins_and_counts_once(separable):
+    seen = []
+
+    def predict(train, test):
+        seen.append(({twin.data for twin in train}, {twin.data for twin in test}))
+        return [1.0] * len(test)
+
+    repeated = [*separable, *[make_twin("set 0", 5.0, 1.0)] * 30]
+    model.predict_left_out(repeated, predict)
+    assert all(not train & test and len(test) == 1 for train, test in seen)
+    assert model.measure_accuracy(repeated, [1.0] * len(repeated)) == pytest.approx((6 + 30 / 31) / 12)
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome"), [((-0.1, 0.2), "tie"), ((0.1, 0.2), "flat"), ((-0.2, -0.1), "plain"), (None, "flat")]
+)
+def test_outcomes_follow_the_interval(interval, outcome):
+    assert make_twin("a", 1.0, 0.05, interval=interval).outcome == outcome
+
+
+def test_means_are_over_data_sets_without_ties():
+    pair = [make_twin("a", 1.0, 0.1), make_twin("a", 1.0, 0.1), make_twin("b", 1.0, 0.1)]
+    assert model.average_by_data(pair, np.array([1.0, np.nan, 0.0])).tolist() == [1.0, 0.0]
+    assert model.bootstrap_mean(np.array([1.0, 0.0, np.nan])) == (0.0, 1.0)
+    assert model.bootstrap_mean(np.array([0.5, 0.5])) == (0.5, 0.5)
+
+
+def test_readers_pair_seeds_and_use_the_chosen_radius(tmp_path):
+    law = {"method": "SWAG", "train_loss": 0.1, "gap": 0.4, "rise": 0.2, "sharpness": None, "weights_per_example": 9}
+    record = {**law, "plain_nll": [0.5, 0.7, 0.6], "flat_nll": [0.4, 0.5, 0.45]}
+    (tmp_path / "interpolation.json").write_text(json.dumps({"settings": {"digits-mlp": {"law": [record]}}}))
+    features = {"train_loss": 0.1, "gap": 0.4, "sharpness": 0.3, "weights_per_example": 5.0}
+    trainings = [
+        {"trained": "full", "size": 8, "seed": seed, "rho": rho, "test_nll": {"MAP": 1 - rho}, **features}
+        for seed in (0, 1)
+        for rho in (0.0, 0.1, 0.2)
+        if (seed, rho) != (1, 0.2)
+    ]
+    setting = {"trained": "full", "size": 8, "name": "full-8", "selection": {"rho": 0.1}}
+    refused = {**setting, "size": 9, "selection": {"rho": 0.0}}
+    sentences = {"settings": [setting, refused], "trainings": trainings}
+    (tmp_path / "sentences.json").write_text(json.dumps(sentences))
+    swag, map_ = twins.read_all(tmp_path, {})
+    assert (swag.data, swag.setting, swag.num_seeds, swag.outcome) == ("digits", "digits-mlp", 3, "flat")
+    assert swag.gain == pytest.approx(0.15)
+    assert (map_.data, map_.num_seeds, map_.rise) == ("sst2", 2, None)
+    assert map_.gain == pytest.approx(0.1)
+
+
+def test_the_radius_is_chosen_on_validation_examples_from_values_above_0(tmp_path):
+    nlls = {"val": {"0": 1.0, "0.1": 1.2, "1": 1.1}, "test": [1.0, 0.2, 0.9]}
+    sizes = {"train_loss": 0.1, "lowest_val_nll": 0.8, "sharpness": 0.1, "num_weights": 10, "train_size": 5}
+    (tmp_path / "radius-forecast.json").write_text(json.dumps({"a": {**nlls, **sizes}}))
+    (twin,) = twins.read_all(tmp_path, {})
+    assert twin.gain == pytest.approx(0.1)  # of radius 1, although 0.1 is better on test examples
+    assert twin.rise == pytest.approx(0.2)
+
+
+def test_summary_figure_and_page_hold_together(separable, tmp_path):
+    rules = {name: model.RULES[name] for name in ("gap", "weights per example")}
+    results = summarize([*separable, make_twin("set 0", 1.0, 0.1, radius="default")], rules)
+    assert results["rule"] == "gap"
+    assert results["counts"]["law"] == {
+        "twins": 12, "data_sets": 12, "flat": 6, "plain": 6, "tie": 0, "lower_nll_flat": 6,
+    }  # fmt: skip
+    assert draw_figure(results).startswith("<svg")
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{START}\nstale numbers\n{END}\nbelow\n")
+    update_page(page, results)
+    text = page.read_text()
+    assert text.startswith("above")
+    assert text.rstrip().endswith("below")
+    assert "stale" not in text
+    assert "12 pairs of a plain and a flat training on 12 data sets" in text
+
+
+def test_the_results_in_the_docs_are_those_of_the_rule():
+    results = json.loads((DOCS / "results" / "law.json").read_text())
+    usable = [twin for twin in results["twins"] if twin["radius"] == "chosen"]
+    assert len(usable) == results["counts"]["law"]["twins"]
+    assert results["tests"].keys() == {*model.RULES, "best rule of the other sets", "majority guess"}
