@@ -122,7 +122,13 @@ def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str
         ]
         best = ", ".join(f"{name} {rho:g}" for name, rho in record["best_by_method"].items())
         lines.append(f"| {labels.describe(setting)} | " + " | ".join(cells) + f" | {best} |")
+    num_plain = sum(_find_best_radius(setting["selection"]) == 0 for setting in chosen)
+    lines += ["", f"Plain training has the lowest validation NLL in {num_plain} of {len(chosen)} settings."]
     return "\n".join(lines)
+
+
+def _find_best_radius(record: Mapping[str, Any]) -> float:
+    return min((nll, rho) for rho, nll, _ in record["val_nll"] if nll is not None)[1]  # type: ignore[no-any-return]
 
 
 def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:

@@ -56,7 +56,7 @@ LAPLACE = {
 ENSEMBLE: dict[str, Posterior] = {"Ensemble": Ensemble(size=3)}
 IVON_RATES, IVON_TEMPERATURES = (0.2, 0.05), (0.1, 0.01, 1.0)
 EVALUATION_SETS = ("val", "test", "ood", *CORRUPTIONS)
-SECONDS = {"head": (3e-5, 2e-6, 1.0), "block": (2.5e-3, 5e-4, 2.0), "all": (1.3e-2, 3.5e-3, 5.0)}
+SECONDS = {"head": (3e-5, 2e-6, 1.0), "block": (1.5e-3, 4e-4, 2.0), "all": (1.3e-2, 3.5e-3, 5.0)}
 """Of an image in a forward and backward pass, in a prediction of one network, and of a training beside these."""
 NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 48, 200
 
