@@ -106,7 +106,7 @@ def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str
     chosen = [setting for setting in settings if setting["selection"]]
     if not chosen:
         return ""
-    radii = [rho for rho, _, _ in chosen[0]["selection"]["val_nll"]]
+    radii = sorted({rho for setting in chosen for rho, _, _ in setting["selection"]["val_nll"]})
     lines = [
         "Validation NLL (mean over posteriors, seeds 0 and 1), lowest in bold:",
         "",
@@ -115,16 +115,17 @@ def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str
     ]
     for setting in chosen:
         record = setting["selection"]
-        lowest = min(nll for _, nll, _ in record["val_nll"] if nll is not None)
-        cells = [
-            "diverged" if nll is None else f"**{nll:.3f}**" if nll == lowest else f"{nll:.3f}"
-            for _, nll, _ in record["val_nll"]
-        ]
+        nlls, lowest = {rho: nll for rho, nll, _ in record["val_nll"]}, _find_best_radius(record)
+        cells = [_format_nll(nlls[rho], is_lowest=rho == lowest) if rho in nlls else "–" for rho in radii]
         best = ", ".join(f"{name} {rho:g}" for name, rho in record["best_by_method"].items())
         lines.append(f"| {labels.describe(setting)} | " + " | ".join(cells) + f" | {best} |")
     num_plain = sum(_find_best_radius(setting["selection"]) == 0 for setting in chosen)
     lines += ["", f"Plain training has the lowest validation NLL in {num_plain} of {len(chosen)} settings."]
     return "\n".join(lines)
+
+
+def _format_nll(nll: float | None, *, is_lowest: bool) -> str:
+    return "diverged" if nll is None else f"**{nll:.3f}**" if is_lowest else f"{nll:.3f}"
 
 
 def _find_best_radius(record: Mapping[str, Any]) -> float:

@@ -4,7 +4,7 @@ For every setting (images of a class, and which layers are trained), on validati
 
 1. the learning rate of plain training, and the options of IVON, by the NLL
 2. one training for all other posteriors, plain and by SAM with every radius; the radius is that of the lowest NLL,
-   averaged over posteriors and the two seeds
+   averaged over posteriors and the two seeds; while the largest is the best, twice as large a one is tried
 
 and on test images of all seeds:
 
@@ -42,7 +42,7 @@ from studies.images.task import (
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 8, 16
 EPOCHS = {"head": {20: 30, 50: 20, 200: 10}, "block": {20: 15, 50: 10, 200: 5}, "all": {20: 10, 50: 8, 200: 4}}
-RATES, MAX_EXTENSIONS = (1e-3, 3e-4), 3
+RATES, MAX_EXTENSIONS, MAX_RADIUS = (1e-3, 3e-4), 3, 0.8
 SHARED: dict[str, Posterior] = {
     "MAP": MAP(),
     "MC-Dropout": MCDropout(),
@@ -233,6 +233,8 @@ def run_setting(setting: Setting, folder: Path) -> None:
     scale = min(scales, key=scales.__getitem__)
     methods = {name: (posterior, config) for name, posterior in (SHARED | {"Laplace": LAPLACE[scale]}).items()}
     trials = {rho: try_methods("radius", methods, rho) for rho in (0.0, *RADII)}
+    while (best := select_radius(trials)["rho"]) == max(trials) and best < MAX_RADIUS:
+        trials[2 * best] = try_methods("radius", methods, 2 * best)
     record = {"lr": lr, "laplace_scale": scale, "rates": [*rates.items()], "laplace_scales": [*scales.items()]}
     record |= select_radius(trials)
     kinds = {"shared": methods | {name: (posterior, config) for name, posterior in ENSEMBLE.items()}}
@@ -288,7 +290,7 @@ def select_radius(trials: Mapping[float, Sequence[Any]]) -> dict[str, Any]:
     names = list(trials[0.0][0]["val"])
     scores = {rho: {name: average_nll(results, name) for name in names} for rho, results in trials.items()}
     means = {rho: fmean(by_name.values()) for rho, by_name in scores.items()}
-    flat = min(RADII, key=means.__getitem__)
+    flat = min((rho for rho in means if rho), key=means.__getitem__)
     return {
         "rho": flat,
         "is_flat_better": means[flat] < means[0.0],

@@ -86,6 +86,7 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
         "IVON_RATES": (0.1,),
         "IVON_TEMPERATURES": (0.1,),
         "MAX_EXTENSIONS": 0,
+        "MAX_RADIUS": 0.2,
         "NUM_SEEDS": 1,
         "NUM_SELECTION_SEEDS": 1,
         "SHARED": {name: study.SHARED[name] for name in ("MAP", "SWAG")},
@@ -110,7 +111,10 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     assert {name for name, _ in rows} == {"MAP", "SWAG", "Laplace", "Ensemble", "IVON"}
     assert {metric for _, metric in rows} == set(summary.METRICS)
     assert result["sharing_factor"] > 1
-    training = read_json(tmp_path / "head-4" / "test-shared-0-0.1.json")
+    radii = [rho for rho, _, _ in result["selection"]["val_nll"]]
+    assert radii == ([0, 0.1, 0.2] if result["selection"]["rho"] == 0.2 else [0, 0.1])
+    flat = f"test-shared-0-{result['selection']['rho']:g}.json"
+    training = read_json(tmp_path / "head-4" / flat)
     assert training["cost"]["gradients"] == 12  # of six steps
     assert training["law"]["weights_per_example"] == NUM_CLASSES * 13 / 32
     assert training["law"]["gap"] == pytest.approx(training["val"]["MAP"]["nll"] - training["law"]["train_loss"])
