@@ -124,7 +124,7 @@ def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str
     return "\n".join(lines)
 
 
-def _format_nll(nll: float | None, *, is_lowest: bool) -> str:
+def _format_nll(nll: float | None, *, is_lowest: bool = False) -> str:
     return "diverged" if nll is None else f"**{nll:.3f}**" if is_lowest else f"{nll:.3f}"
 
 
@@ -187,10 +187,6 @@ def render_chosen_epochs(setting: Mapping[str, Any], labels: Labels) -> list[str
         cells = [_format_cell(rows.get((name, metric))) for metric in MAIN_METRICS]
         lines.append(f"| {name} | {rows[name, 'nll']['num_seeds']} | " + " | ".join(cells) + " |")
     return lines
-
-
-def _format_nll(nll: float | None) -> str:
-    return "diverged" if nll is None else f"{nll:.3f}"
 
 
 def render_worth(summary: Mapping[str, Any], labels: Labels) -> str:
