@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flatbayes.diagnostics import forecast_flatness, forecast_from_history
+from flatbayes.diagnostics.flatness_forecast import INTERCEPT, SLOPE
 from flatbayes.experiments import ComparisonResult, RunResult
 from flatbayes.experiments.run_result import TrainingHistory
 from flatbayes.reporting.radius import describe_forecast, describe_radii
@@ -34,11 +35,18 @@ def test_the_accuracy_is_that_of_the_results(half, expected):
 def test_the_probability_rises_with_the_rise():
     probabilities = [forecast_flatness(1.0 + rise, 1.0).probability for rise in (0.0, 0.01, 0.1, 1.0, 100.0)]
     assert probabilities == sorted(probabilities)
-    assert 0 < probabilities[0] < 0.2 < 0.9 < probabilities[-1] < 1
-    assert not forecast_flatness(1.05, 1.0).pays
-    assert forecast_flatness(1.06, 1.0).pays
+    assert 0 < probabilities[0] < 0.4 < 0.9 < probabilities[-1] < 1
+    assert not forecast_flatness(1.003, 1.0).pays
+    assert forecast_flatness(1.004, 1.0).pays
     with pytest.raises(ValueError, match="finite validation NLLs, got nan"):
         forecast_flatness(nan, 1.0)
+
+
+def test_the_rule_is_that_of_the_study():
+    law = json.loads((Path(__file__).parents[2] / "docs/results/law.json").read_text())
+    assert law["rule"] == "rise"
+    assert law["law"]["intercept"] == pytest.approx(INTERCEPT, abs=0.15)
+    assert law["law"]["coefficients"] == pytest.approx([SLOPE], abs=0.15)
 
 
 def test_a_history_needs_two_evaluations():
