@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE :=
 
 ORACLES := $(VENV)/.oracles
-AS_ACCELERATOR := tests/flatness/test_memory.py tests/flatness/test_perturbations.py tests/flatness/test_ascent.py \
+AS_ACCELERATOR := tests/flatness/test_perturbations.py tests/flatness/test_ascent.py \
 	tests/flatness/test_msam.py tests/flatness/test_looksam.py tests/core/test_weights.py tests/core/test_buffers.py \
 	tests/posteriors/test_swag.py tests/posteriors/test_samplers.py tests/posteriors/test_sgvb.py \
 	tests/posteriors/test_lrt.py tests/laws/test_flatness.py tests/laws/test_posteriors.py
@@ -40,12 +40,12 @@ $(ORACLES): $(READY) tests/oracles/requirements.txt
 
 # A pretend accelerator, which exists for a whole process; then real numbers on the code paths of an accelerator.
 test-accelerator: $(READY)
-	$(BIN)/python -m pytest tests/accelerator -n 0 -m "not slow"
-	$(BIN)/python -m pytest $(AS_ACCELERATOR) --as-accelerator -n 0 -m "not slow"
+	$(BIN)/python -m pytest tests/accelerator -n 2 -m "not slow"
+	$(BIN)/python -m pytest $(AS_ACCELERATOR) --as-accelerator -n 2 -m "not slow"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest tests/accelerator -n 0
+	$(BIN)/python -m pytest tests/accelerator -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

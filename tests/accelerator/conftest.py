@@ -2,22 +2,24 @@
 
 import pytest
 
-SAVINGS = pytest.StashKey[list[float]]()
+SAVING = "saving"
 
 
 @pytest.fixture
-def record_saving(request):
+def record_saving(record_property):
     """A function of a budget and the actual numbers, which keeps the differences for the summary."""
-    savings = request.config.stash.setdefault(SAVINGS, [])
 
     def record(budget, totals):
-        savings.extend(budget[kind] - totals[kind] for kind in totals if totals[kind] < budget[kind])
+        for kind in totals:
+            if totals[kind] < budget[kind]:
+                record_property(SAVING, budget[kind] - totals[kind])
 
     return record
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    savings = config.stash.get(SAVINGS, [])
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    savings = [value for report in reports for name, value in report.user_properties if name == SAVING]
     if savings:
         terminalreporter.write_line(
             f"{len(savings)} numbers of launches or waits are below the committed ones. Commit them with "

@@ -9,12 +9,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from accelerator.pretend_device import BACKEND, NAME, pretend_device
 from accelerator.training import POSTERIORS, fit_on_device, make_splits
 from flatbayes.core import devices
-from flatbayes.diagnostics import LossSurface, compute_curvature, measure_posterior_sharpness
+from flatbayes.diagnostics import LossSurface, SharpnessConfig, compute_curvature, measure_posterior_sharpness
 from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Gaussian
 
 DATA = make_splits("mlp")
 INPUTS, TARGETS = DATA.test.inputs, DATA.test.targets
+FEW_PASSES = SharpnessConfig(ascent_steps=2, num_random_starts=1, num_directions=2)
 
 
 @pytest.mark.parametrize("name", ["MAP", "SWAG", "MCDropout", "Laplace"])
@@ -56,7 +57,7 @@ def test_diagnostics_do_not_ask_for_float64_where_there_is_none():
         fitted = fit_on_device("mlp", POSTERIORS["SWAG"], SAM())
         surface = LossSurface(fitted.states[0].model, fitted.likelihood.loss, [(INPUTS.to(there), TARGETS.to(there))])
         compute_curvature(surface, num_eigenvalues=1, num_trace_probes=2)
-        measure_posterior_sharpness(fitted, INPUTS, TARGETS, num_draws=2)
+        measure_posterior_sharpness(fitted, INPUTS, TARGETS, FEW_PASSES, num_draws=2)
         likelihood = Gaussian.fit(torch.randn(16).to(there))
         outputs = torch.randn(16, 2).to(there)
         likelihood.loss(outputs, torch.randn(16).to(there))
