@@ -1,0 +1,24 @@
+from pathlib import Path
+
+from flatbayes.core.files import read_json
+from studies.fine_tuning.__main__ import RESULTS, main, render_readme
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readme_says_what_the_results_say():
+    summaries = [read_json(RESULTS / f"{name}.json") for name in ("sentences", "images")]
+    assert render_readme(*summaries) in README.read_text(encoding="utf-8"), (
+        "run `python -m studies.fine_tuning README.md`"
+    )
+
+
+def test_the_marks_of_a_page_are_filled_again(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- begin fine-tuning -->\nold\n<!-- end fine-tuning -->\nafter\n", encoding="utf-8")
+    for _ in range(2):
+        main([str(page)])
+        text = page.read_text(encoding="utf-8")
+        assert "old" not in text
+        assert text.count("| Posterior |") == 1
+        assert text.endswith("after\n")
