@@ -25,6 +25,7 @@ import torch
 
 from flatbayes import SAM, Plain, TrainingConfig
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
 from flatbayes.training.sharing import fit_together
@@ -177,7 +178,7 @@ class Training:
         batches = {name: self.task.sets[name].make_batches() for name in sets}
         result |= evaluate_all(fitted, batches, self.seed, NUM_DRAWS, shifted=CORRUPTIONS)
         if "MAP" in fitted and (network := fitted["MAP"].fitted) is not None:
-            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))  # sorted by class
+            order = torch.randperm(len(examples), generator=make_generator(Stream.STUDY))  # sorted by class
             train, few = (
                 examples.select(order[:count]).make_batches() for count in (NUM_LOSS_EXAMPLES, NUM_SHARPNESS_EXAMPLES)
             )

@@ -29,7 +29,7 @@ from flatbayes.experiments.references import ReferenceFile
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.flatness import SAM, Plain
 from flatbayes.metrics import classification_metrics
-from flatbayes.posteriors import MAP
+from flatbayes.posteriors import MAP, TFB, BLoB
 from flatbayes.reference import Reference, ReferenceConfig, sample_reference
 from flatbayes.training import dry_run
 from studies.selection import execute_named, load_run, name_file, select_setting
@@ -117,7 +117,7 @@ def load_references(task: Task, data: DataSplits, folder: Path) -> dict[str, Pat
 
 
 def list_posteriors(prior_precision: float, temperature: float = 1.0) -> dict[str, Posterior]:
-    """Every exported posterior by its label, with this prior and temperature.
+    """Every exported posterior of a whole network by its label, with this prior and temperature.
 
     A posterior without a temperature has the mode of the density: its prior counts `temperature` times.
 
@@ -130,7 +130,7 @@ def list_posteriors(prior_precision: float, temperature: float = 1.0) -> dict[st
     mode = {"prior_precision": prior_precision * temperature}
     for name in flatbayes.posteriors.__all__:
         kind = getattr(flatbayes.posteriors, name)
-        if not (isinstance(kind, type) and issubclass(kind, Posterior)) or kind is Posterior:
+        if not (isinstance(kind, type) and issubclass(kind, Posterior)) or kind in (Posterior, BLoB, TFB):
             continue
         for options in VARIANTS.get(name, [{}]):
             names = {field.name for field in fields(kind)}  # type: ignore[arg-type]

@@ -168,7 +168,7 @@ BAD = [
     (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, DenseNet, MLP"),
     (
         ["fit", *TINY, "--posterior", "nonsense", "--out", "o"],
-        "Unknown posterior 'nonsense'. Known: BSAM, Ensemble, EntropyMCMC, IVON, LRT, Laplace, MAP, MCD",
+        "Unknown posterior 'nonsense'. Known: BLoB, BSAM, Ensemble, EntropyMCMC, IVON, LRT, Laplace, MAP, MCD",
     ),
     (
         ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],

@@ -11,7 +11,7 @@ from flatbayes.estimators.base import (
     make_data_splits,
     replace_nested_params,
 )
-from flatbayes.flatness import SAM, Periodic
+from flatbayes.flatness import SAM, Periodic, Plain
 from flatbayes.posteriors import SWAG, Ensemble
 from flatbayes.training import TrainingConfig
 
@@ -63,7 +63,7 @@ def test_rows_are_held_out_where_the_budget_is_automatic():
     assert hold_out_validation(data, 0.09, seed=7) is data
     labels = generator.permutation(y[:99])  # that nothing can be learnt about
     quick = {"hidden": (16,), "random_state": 0}
-    stopped = FlatBayesClassifier(**quick).fit(X[:99], labels)
+    stopped = FlatBayesClassifier(flatness=Plain(), **quick).fit(X[:99], labels)
     training = stopped.posterior_.info["training"]
     assert training["last_epochs"] == [stopped.n_iter_]
     assert stopped.n_iter_ < training["epochs"] == 1500  # of two steps

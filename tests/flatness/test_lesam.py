@@ -65,7 +65,7 @@ def test_the_error_without_total_steps_gives_the_code_to_write():
     ("make", "message"),
     [
         (lambda: LESAM(loss_budget=-1.0), "loss_budget is a rise"),
-        (lambda: LESAM(rho_max=math.inf), "rho is the radius"),
+        (lambda: LESAM(rho_max=math.inf), "rho_max is a radius"),
         (lambda: LESAM(anneal=1.5), "anneal is a fraction"),
     ],
 )

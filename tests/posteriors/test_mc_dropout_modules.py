@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import SWAG, MCDropout
+from flatbayes.posteriors.mc_dropout import DEFAULT_RATE, find_dropout_modules, find_other_dropout
 from flatbayes.prediction.export import export_torch
 from flatbayes.training import TrainingConfig, fit
 
@@ -138,9 +139,15 @@ def test_dropout_is_active_in_draws_as_in_training(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_dropout_of_rate_zero_is_refused_before_training(kind):
-    with pytest.raises(ValueError, match=r"needs dropout|is active in training|have rate 0"):
-        fit_network(kind, 0.0)
+def test_dropout_modules_of_rate_zero_get_the_default_rate_and_other_dropout_is_refused(kind):
+    modules = find_dropout_modules(kind(0.0))
+    if find_other_dropout(kind(0.0)) or not modules or any(module.p for module in modules):
+        with pytest.raises(ValueError, match=r"needs dropout|is active in training"):
+            fit_network(kind, 0.0)
+    else:
+        fitted, x = fit_network(kind, 0.0)
+        assert fitted.posterior.rate == DEFAULT_RATE
+        assert fitted.predict(x, 20, keep_members=True).member_probs.std(0).mean() > 0
 
 
 def test_networks_that_are_random_in_eval_mode_are_compiled_reproducibly_and_not_exported(tmp_path):

@@ -55,7 +55,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.epilog = describe_axes("fit", "posterior")
     add_training_options(parser)
-    parser.add_argument("--posterior", type=Posterior, help=f"posterior to fit: {', '.join(list_names('posterior'))}")
+    parser.add_argument("--posterior", type=Posterior, help=f"posterior: {', '.join(list_names('posterior'))}")
     add_pretrained_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in the evaluation")
@@ -92,7 +92,7 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
         "--init",
         type=str | list[str] | None,
         default=None,
-        help="trained weights to start from, with other training defaults: a file of safetensors or torch.save, or "
+        help="trained weights to start from, with other training defaults: a safetensors or torch.save file, or "
         "the folder of a run; a list for an ensemble",
     )
     parser.add_argument(

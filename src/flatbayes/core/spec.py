@@ -78,6 +78,8 @@ def instantiate(
         return spec
     if set(spec) - {"class_path", "init_args"} or "class_path" not in spec:
         return {key: convert(value) for key, value in spec.items()}
+    if not isinstance(spec["class_path"], str):
+        raise ValueError(f"A class path is a dotted name, such as flatbayes.SWAG; got {spec['class_path']!r}.")
     path, arguments = translate_spec(spec["class_path"], spec.get("init_args", {}))
     arguments = {key: convert(value) for key, value in arguments.items()}
     target = import_object(path, package=None if is_allowed(path, allowed_paths) else package)
@@ -165,7 +167,7 @@ def short_name(obj: Any) -> str:
 
 
 def _format_value(value: Any) -> str:
-    if isinstance(value, dict) and "class_path" in value:
+    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
         return short_name(value)
     return format(value, "g") if isinstance(value, float) else str(value)
 

@@ -47,6 +47,11 @@ class Ensemble(Posterior):
         if self.size < 1:
             raise ValueError(f"An ensemble has at least 1 member, got size {self.size}.")
 
+    @property
+    def depends_on_model(self) -> bool:
+        """That of the member."""
+        return self.member.depends_on_model
+
     def adapt_to(self, model: nn.Module) -> Posterior:
         """Return an ensemble of the adapted member."""
         return replace(self, member=self.member.adapt_to(model))

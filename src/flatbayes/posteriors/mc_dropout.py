@@ -61,6 +61,11 @@ class MCDropout(Posterior):
         if self.draw_rate not in (None, AUTO) and (isinstance(self.draw_rate, str) or not 0 < self.draw_rate < 1):
             raise ValueError(f"draw_rate must lie strictly between 0 and 1, or be 'auto'; got {self.draw_rate!r}.")
 
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether no rate is given."""
+        return self.rate is None
+
     def adapt_to(self, model: nn.Module) -> Posterior:
         """Return it with `DEFAULT_RATE` where no rate is given, and all dropout layers of the network have rate 0."""
         modules = find_dropout_modules(model)

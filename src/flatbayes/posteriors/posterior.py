@@ -69,6 +69,11 @@ class Posterior(ABC):
         """Position in the method resolution order of the class that defines a member."""
         return next(k for k, base in enumerate(cls.__mro__) if name in vars(base))
 
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether options that nobody has set depend on the network, so that `adapt_to` is called. Default: False."""
+        return False
+
     def adapt_to(self, model: nn.Module) -> "Posterior":
         """Return this posterior with the options that depend on the network and that nobody has set. Default: itself.
 

@@ -45,7 +45,7 @@ TransportNorm = Literal["euclidean", "rkhs"]
 
 @dataclass(frozen=True)
 class SVGD(Posterior):
-    """Particles that repel each other: networks that are trained together.
+    """Networks that are trained together and repel each other.
 
     A step costs one gradient per particle, and twice as many with `rho`. The optimizer must have no weight decay.
 

@@ -42,7 +42,7 @@ DEFAULT_MAX_CHANGES: Mapping[Criterion, float] = {"nll": 0.003, "pseudo_nll": 0.
 
 @dataclass(frozen=True)
 class TFB(Posterior):
-    """Isotropic noise in low-rank adapters, as wide as validation examples tolerate.
+    """Isotropic noise in adapters, as wide as validation data tolerate.
 
     Use it for adapters that are trained already: it needs forward passes only, and has one number to choose.
 

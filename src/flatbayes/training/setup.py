@@ -122,7 +122,7 @@ def complete_factory(factory: RunFactory) -> RunFactory:
     Raises:
         ValueError: The strength of the prior is to be chosen, and no pilot is possible.
     """
-    if type(factory.posterior).adapt_to is not Posterior.adapt_to:
+    if factory.posterior.depends_on_model:
         factory = replace(factory, posterior=factory.posterior.adapt_to(factory.init_network(0)))
     return apply_prior_option(apply_default_radius(factory))
 
