@@ -62,7 +62,40 @@ def render_setting(setting: Mapping[str, Any]) -> str:
         f"{len(rows)} comparisons of this setting, {stand or 'none'} of them stand{'' if stand > 1 else 's'} "
         f"(smallest p {smallest:.2g}).",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + render_chosen_epochs(setting)
+
+
+def render_chosen_epochs(setting: Mapping[str, Any]) -> str:
+    """Flat training against plain training whose number of epochs is chosen too; nothing if it has not been."""
+    record = setting.get("selection_epochs")
+    if not record:
+        return ""
+    plain = min(nll for _, nll, _ in record["val_nll"])
+    flat = min(nll for _, nll, _ in setting["selection"]["val_nll"] if nll is not None)
+    text = (
+        f"\n\n**Against early stopping.** Both variants have {setting['epochs']} epochs here. Plain training with a "
+        f"number of epochs chosen on validation sentences ({record['epochs']}) has a validation NLL of {plain:.2f}, "
+        f"flat training {flat:.2f} (mean over posteriors): both prevent overfitting."
+    )
+    rows = {(row["posterior"], row["metric"]): row for row in setting["rows_chosen_epochs"]}
+    if not rows:
+        return text
+    nlls, scaled = (
+        [f"{name} {row['plain']:.2f} → {row['flat']:.2f}" for (name, key), row in rows.items() if key == metric]
+        for metric in ("nll", "nll_calibrated")
+    )
+    return (
+        f"{text} On test sentences the NLL of this plain training and of flat training is {', '.join(nlls)} (flat is "
+        f"better in {count_wins(rows, 'nll')}), after temperature scaling {', '.join(scaled)} (flat is better in "
+        f"{count_wins(rows, 'nll_calibrated')}), and for the ranking of errors (AURC) flat is better in "
+        f"{count_wins(rows, 'aurc')}."
+    )
+
+
+def count_wins(rows: Mapping[tuple[str, str], Mapping[str, Any]], metric: str) -> str:
+    """On how many posteriors flat and plain are better by their intervals."""
+    counts = Counter(row["verdict"] for (_, name), row in rows.items() if name == metric)
+    return f"{counts['flat']}, plain in {counts['plain']} of {counts.total()}"
 
 
 def format_winner(row: Mapping[str, Any], form: str) -> str:
