@@ -80,22 +80,25 @@ def render_chosen_epochs(setting: Mapping[str, Any]) -> str:
     rows = {(row["posterior"], row["metric"]): row for row in setting["rows_chosen_epochs"]}
     if not rows:
         return text
-    nlls, scaled = (
-        [f"{name} {row['plain']:.2f} → {row['flat']:.2f}" for (name, key), row in rows.items() if key == metric]
-        for metric in ("nll", "nll_calibrated")
-    )
-    return (
-        f"{text} On test sentences the NLL of this plain training and of flat training is {', '.join(nlls)} (flat is "
-        f"better in {count_wins(rows, 'nll')}), after temperature scaling {', '.join(scaled)} (flat is better in "
-        f"{count_wins(rows, 'nll_calibrated')}), and for the ranking of errors (AURC) flat is better in "
-        f"{count_wins(rows, 'aurc')}."
-    )
+    lines = [
+        "",
+        "",
+        "| Posterior | NLL | NLL after temperature scaling | AURC (ranking of errors) |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(name for name, _ in rows):
+        cells = [format_pair(rows[name, metric]) for metric in ("nll", "nll_calibrated", "aurc")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "Bold: the 95 % interval of the paired difference excludes 0."]
+    return text + " On test sentences, this plain training → flat:" + "\n".join(lines)
 
 
-def count_wins(rows: Mapping[tuple[str, str], Mapping[str, Any]], metric: str) -> str:
-    """On how many posteriors flat and plain are better by their intervals."""
-    counts = Counter(row["verdict"] for (_, name), row in rows.items() if name == metric)
-    return f"{counts['flat']}, plain in {counts['plain']} of {counts.total()}"
+def format_pair(row: Mapping[str, Any]) -> str:
+    """Both means, the better one in bold if the interval excludes 0."""
+    plain, flat = f"{row['plain']:.3f}", f"{row['flat']:.3f}"
+    if row["verdict"] == "plain":
+        plain = f"**{plain}**"
+    return f"{plain} → {format_winner(row, '.3f')}" if row["verdict"] == "flat" else f"{plain} → {flat}"
 
 
 def format_winner(row: Mapping[str, Any], form: str) -> str:
@@ -112,7 +115,7 @@ def render_counts(settings: Sequence[Mapping[str, Any]]) -> str:
         counts = Counter(row["verdict"] for row in rows if row["metric"] in MAIN_METRICS)
         if counts:
             sizes = [
-                f"{setting['size']}" for setting in settings if setting["trained"] == trained and setting["rows"]
+                f"{setting['size']:,}" for setting in settings if setting["trained"] == trained and setting["rows"]
             ]
             texts.append(
                 f"{name} on {', '.join(sizes)} images: flat is better in {counts['flat']}, plain in "
