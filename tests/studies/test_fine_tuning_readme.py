@@ -15,10 +15,12 @@ def test_the_readme_says_what_the_results_say():
 
 def test_the_marks_of_a_page_are_filled_again(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- begin fine-tuning -->\nold\n<!-- end fine-tuning -->\nafter\n", encoding="utf-8")
+    page.write_text(
+        "before\n<!-- begin fine-tuning -->\nearlier text\n<!-- end fine-tuning -->\nafter\n", encoding="utf-8"
+    )
     main([str(page)])
     text = page.read_text(encoding="utf-8")
-    assert "old" not in text
+    assert "earlier text" not in text
     assert "| Posterior |" in text
     assert text.endswith("after\n")
     main([str(page)])
