@@ -22,8 +22,8 @@ from flatbayes.flatness import (
 )
 from flatbayes.posteriors.presets import ENTROPY_MCMC_CIFAR10
 from flatbayes.training import CollectionConfig, Cosine, Cyclical, Schedule, SWALinear
+from flatbayes.training.optimizers import MIN_PRIOR_PRECISION, strengthen_prior
 from flatbayes.training.presets import make_fsgld
-from flatbayes.training.run_factory import MIN_PRIOR_PRECISION, strengthen_prior
 
 Group = Literal["reference", "standard", "rival", "ours", "ours, default training"]
 NUM_MEMBERS, NUM_CYCLES, CYCLE_END_EPOCHS = 5, 4, 2

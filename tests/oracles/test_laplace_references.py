@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.core.linear_head import extract_features
 from flatbayes.posteriors import Laplace
-from flatbayes.posteriors.curvature import LastLayerCurvature
+from flatbayes.posteriors.curvature import maximize_evidence
+from flatbayes.posteriors.curvature_structures import LastLayerCurvature
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
 from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
-from flatbayes.posteriors.laplace import maximize_evidence
 
 NUM_EXAMPLES = 7
 LAST_LAYER = "5."

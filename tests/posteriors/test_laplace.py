@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from flatbayes.core.tensor_lists import flatten
 from flatbayes.posteriors import Laplace
-from flatbayes.posteriors.curvature import make_curvature
+from flatbayes.posteriors.curvature import maximize_evidence
+from flatbayes.posteriors.curvature_structures import make_curvature
 from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
-from flatbayes.posteriors.laplace import maximize_evidence
 from flatbayes.posteriors.linearised import LinearisedNetwork
 
 NOISE, PRIOR, NUM_DATA, FEATURES = 0.3, 1.7, 40, 3

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.posteriors import diagonal_ggn, last_layer
-from flatbayes.posteriors.curvature import LastLayerCurvature, make_curvature
+from flatbayes.posteriors.curvature_structures import LastLayerCurvature, make_curvature
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
 from flatbayes.posteriors.ggn import ExampleVjps, factorize_loss_hessian, factorize_psd, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.last_layer import factorize_covariance, invert_triangle

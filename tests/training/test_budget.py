@@ -14,7 +14,7 @@ from flatbayes.training import FINE_TUNING, CollectionConfig, TrainingConfig
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.compatibility import count_snapshots
 from flatbayes.training.distributed.launch import make_fabric
-from flatbayes.training.run_factory import strengthen_prior
+from flatbayes.training.optimizers import strengthen_prior
 from flatbayes.training.schedules import is_collection_step
 from flatbayes.training.setup import prepare_runs
 

@@ -14,7 +14,7 @@ from flatbayes.core.tensor_lists import flatten
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.posteriors import BSAM, IVON, LRT, SGVB, Ensemble, Laplace, Posterior
-from flatbayes.posteriors.curvature import make_curvature
+from flatbayes.posteriors.curvature_structures import make_curvature
 from flatbayes.posteriors.laplace import LAST_LAYER_STRUCTURES, PredictiveMode
 from flatbayes.posteriors.variational import raw_to_std
 from flatbayes.prediction import FittedPosterior

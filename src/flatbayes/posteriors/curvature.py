@@ -1,4 +1,4 @@
-"""Three approximations of the curvature of a loss, diagonal, last layer and Kronecker factors, and their Gaussians.
+"""What an approximation of the curvature of a loss offers to `Laplace`, and what all of them share.
 
 The diagonal and the Kronecker factors are kept as eigendecompositions. The curvature is diagonal in its eigenbasis,
 and so is its sum with an isotropic prior precision, so that another prior needs no new factorization. The matrix of a
@@ -7,8 +7,6 @@ last layer, whose size is the square of the layer's, is factorized once, for the
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -17,43 +15,10 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.input_trees import ModelInputs, split_examples
-from flatbayes.core.linear_head import extract_features
-from flatbayes.core.tensor_lists import flatten, unflatten
-from flatbayes.core.traversal import trainable_by_name
-from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
-from flatbayes.posteriors.ggn import (
-    ExampleVjps,
-    allocate_zeros,
-    check_finite_curvature,
-    count_weights,
-    decompose_psd,
-    factorize_loss_hessian,
-    ggn_matrix,
-    iter_ggn_vectors,
-)
-from flatbayes.posteriors.kfac import (
-    KroneckerFactors,
-    add_factors,
-    find_kfac_layers,
-    get_matrix_shape,
-    split_columns,
-)
-from flatbayes.posteriors.last_layer import (
-    add_class_blocks,
-    compute_eigenvalues,
-    factorize_covariance,
-    find_last_linear,
-    symmetrize_blocks,
-)
-from flatbayes.posteriors.layer_calls import MatrixLayer, get_layer_parameters, name_layer_parameters, unfold_inputs
+from flatbayes.core.tensor_lists import flatten
 
 CurvatureStructure = Literal["diag", "kron", "last_layer", "last_layer_kron"]
 """Approximation of the curvature, see `Laplace`."""
-
-MAX_EXAMPLES_PER_GRAPH = 128
-"""Largest number of examples in one autograd graph, whatever the batch size."""
-MAX_EXAMPLES_PER_CALL = 256
-"""Largest number of examples in one call of the network without a graph."""
 
 
 class CurvatureApproximation(ABC):
@@ -136,22 +101,6 @@ class CurvatureApproximation(ABC):
         return torch.stack([flatten(self.compute_offsets(statistics, row, temperature)) for row in noise])
 
 
-def make_curvature(structure: CurvatureStructure, model: nn.Module) -> CurvatureApproximation:
-    """Return the approximation of a structure for a model.
-
-    Raises:
-        ValueError: The model has no layer of the structure, or an unsupported one.
-    """
-    if structure == "diag":
-        return DiagonalCurvature(model)
-    if structure == "kron":
-        return KroneckerCurvature(model, find_kfac_layers(model))
-    if structure == "last_layer_kron":
-        layer = find_last_linear(model)
-        return KroneckerCurvature(model, {name: layer for name, module in model.named_modules() if module is layer})
-    return LastLayerCurvature(model, find_last_linear(model))
-
-
 def posterior_std(
     eigenvalues: Float[Tensor, " params"], temperature: float, prior_precision: Float[Tensor, ""]
 ) -> Float[Tensor, " params"]:
@@ -165,203 +114,40 @@ def posterior_std(
     return (eigenvalues / temperature + prior_precision).rsqrt()
 
 
-@dataclass(frozen=True, eq=False)
-class DiagonalCurvature(CurvatureApproximation):
-    """Exact diagonal of the GGN of any network; the basis is the standard basis.
+def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:
+    """Return the prior precision δ that maximizes the Laplace evidence (MacKay, Neural Computation 1992).
 
-    Attributes:
-        model: The network.
+    For fixed weights the terms with δ in the log evidence are (P log δ - sum log(λ + δ) - δ ||w||²) / 2. At the
+    maximum δ ||w||² equals the effective number of parameters γ(δ) = sum λ / (λ + δ). As a function of log δ, log
+    γ(δ) - log δ has a slope between -2 and -1. A step of two thirds of the residual therefore reduces the error to at
+    most one third, from any start.
+
+    Args:
+        eigenvalues: λ, eigenvalues of the curvature of the negative log likelihood.
+        squared_norm: ||w||² of the corresponding weights.
+
+    Raises:
+        ValueError: There is no maximum, because the weights or the eigenvalues are all zero.
     """
-
-    model: nn.Module
-
-    @cached_property
-    def params(self) -> dict[str, nn.Parameter]:
-        """All trainable parameters."""
-        return trainable_by_name(self.model)
-
-    def allocate_statistics(self) -> dict[str, Tensor]:
-        """Return zero eigenvalues."""
-        return {"eigenvalues": allocate_zeros(self.params, count_weights(self.params))}
-
-    def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Return the diagonal as eigenvalues."""
-        total: DiagonalGgn | None = None
-        for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_GRAPH):
-            if total is None:
-                total = DiagonalGgn.of(self.model, self.params, inputs, targets, loss_fn)
-            total.add(inputs, targets, loss_fn)
-        if total is None:
-            return self.allocate_statistics()
-        diagonal = total.compute()
-        check_finite_curvature(diagonal)
-        return {"eigenvalues": diagonal}
-
-    def compute_offsets(
-        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
-    ) -> list[Tensor]:
-        """Return the coordinates in the shapes of the parameters."""
-        return unflatten(_scale_noise(statistics, noise, temperature), list(self.params.values()))
+    values = eigenvalues.detach().cpu().double()
+    if not (squared_norm > 0 and values.max() > 0 and values.sum().isfinite()):
+        raise ValueError(
+            f"The evidence has no maximum: the weights have squared norm {squared_norm:g}, and the largest "
+            f"eigenvalue of the curvature is {float(values.max()):g}. Set prior_precision, and tune='none'."
+        )
+    precision = float(values.sum()) / squared_norm
+    for _ in range(40):
+        effective_params = float((values / (values + precision)).sum())
+        precision *= (effective_params / (precision * squared_norm)) ** (2 / 3)
+    return precision
 
 
-@dataclass(frozen=True, eq=False)
-class LastLayerCurvature(CurvatureApproximation):
-    """Exact GGN of the last linear layer, as the square root `scale` of the covariance.
-
-    Attributes:
-        model: The network.
-        layer: Its last linear layer.
-    """
-
-    model: nn.Module
-    layer: nn.Linear
-
-    @cached_property
-    def params(self) -> dict[str, nn.Parameter]:
-        """Weight and bias of the layer."""
-        return name_layer_parameters(self.model, [self.layer])
-
-    def allocate_statistics(self) -> dict[str, Tensor]:
-        """Return a zero `scale`, with the weights as rows."""
-        size = count_weights(self.params)
-        return {"scale": allocate_zeros(self.params, size, size)}
-
-    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
-        """Compute features and the derivatives of the loss, or else vectors of the GGN."""
-        computed = self._compute_features(inputs)
-        if computed is None:
-            next(iter_ggn_vectors(ExampleVjps(self.model, self.params), inputs, targets, loss_fn))
-        else:
-            factorize_loss_hessian(computed[0], targets, loss_fn)
-
-    @torch.no_grad()
-    def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Return the GGN."""
-        matrix, vjps = self.allocate_statistics()["scale"], ExampleVjps(self.model, self.params)
-        blocks: Tensor | None = None
-        for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_CALL):
-            computed = self._compute_features(inputs)
-            if computed is None:
-                matrix += ggn_matrix(vjps, inputs, targets, loss_fn)
-            else:
-                outputs, features = computed
-                blocks = torch.zeros_like(matrix) if blocks is None else blocks
-                factor = factorize_loss_hessian(outputs, targets, loss_fn).to(matrix)
-                add_class_blocks(blocks, features.to(matrix), factor @ factor.mT)
-        if blocks is not None:
-            matrix += symmetrize_blocks(blocks, self.layer.out_features, "bias" in get_layer_parameters(self.layer))
-        return {"matrix": matrix}
-
-    def compute_eigenvalues(self, curvature: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
-        """Return the eigenvalues of the GGN."""
-        return compute_eigenvalues(curvature["matrix"])
-
-    def make_statistics(
-        self, curvature: Mapping[str, Tensor], factor: float, temperature: float, prior_precision: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the square root of the covariance."""
-        return {"scale": factorize_covariance(curvature["matrix"] * (factor / temperature), prior_precision)}
-
-    def convert_statistics(self, statistics: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
-        """Return the square root from an eigendecomposition, whose draws are the same."""
-        size = count_weights(self.params)
-        shapes = {"eigenvectors": (size, size), "eigenvalues": (size,), "prior_precision": ()}
-        if any(name not in statistics or statistics[name].shape != shape for name, shape in shapes.items()):
-            return statistics  # of this version, or not of this network
-        others = {name: tensor for name, tensor in statistics.items() if not name.startswith("eigen")}
-        std = posterior_std(statistics["eigenvalues"], temperature, statistics["prior_precision"])
-        return others | {"scale": statistics["eigenvectors"] * std}
-
-    def compute_offsets(
-        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
-    ) -> list[Tensor]:
-        """Return the product of the square root and the noise."""
-        return unflatten(statistics["scale"] @ noise, list(self.params.values()))
-
-    def compute_draws(
-        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, "draws params"], temperature: float
-    ) -> Float[Tensor, "draws params"]:
-        """Return the offsets with one product."""
-        return noise @ statistics["scale"].T
-
-    def _compute_features(self, inputs: ModelInputs) -> tuple[Tensor, Tensor] | None:
-        """Return outputs, and features with an appended 1 for the bias; None where the outputs are not W φ + bias."""
-        with extract_features(self.model, self.layer) as extractor:
-            outputs, features = (None, None) if extractor is None else extractor.compute(inputs)
-        if outputs is None or features is None or features.numel() != len(outputs) * features.shape[-1]:
-            return None  # also with several positions
-        return outputs, unfold_inputs(self.layer, features)
-
-
-@dataclass(frozen=True, eq=False)
-class KroneckerCurvature(CurvatureApproximation):
-    """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors.
-
-    Attributes:
-        model: The network.
-        layers: Its linear and convolutional layers, by name.
-    """
-
-    model: nn.Module
-    layers: Mapping[str, MatrixLayer]
-
-    @cached_property
-    def params(self) -> dict[str, nn.Parameter]:
-        """Weights and biases of linear and convolutional layers."""
-        return name_layer_parameters(self.model, self.layers.values())
-
-    def allocate_statistics(self) -> dict[str, Tensor]:
-        """Return zero eigenvalues, and for each layer the eigenvectors of its two factors as columns."""
-        statistics = {"eigenvalues": allocate_zeros(self.params, count_weights(self.params))}
-        for name, layer in self.layers.items():
-            num_rows, num_columns = get_matrix_shape(layer)
-            statistics[f"outputs.{name}"] = allocate_zeros(self.params, num_rows, num_rows)
-            statistics[f"inputs.{name}"] = allocate_zeros(self.params, num_columns, num_columns)
-        return statistics
-
-    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
-        """Compute the Kronecker factors."""
-        add_factors(self._allocate_factors(), self.layers, self.model, inputs, targets, loss_fn)
-
-    def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Return the eigendecompositions; eigenvalues of a Kronecker product are products of the factors' ones."""
-        statistics, factors = dict[str, Tensor](), self._allocate_factors()
-        for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_GRAPH):
-            add_factors(factors, self.layers, self.model, inputs, targets, loss_fn)
-        eigenvalues = []
-        for name, factor in factors.items():
-            input_values, statistics[f"inputs.{name}"] = decompose_psd(factor.input_factor)
-            output_values, statistics[f"outputs.{name}"] = decompose_psd(factor.output_factor / factor.num_positions)
-            eigenvalues.append(torch.outer(output_values, input_values).flatten())
-        return statistics | {"eigenvalues": torch.cat(eigenvalues)}
-
-    def compute_offsets(
-        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
-    ) -> list[Tensor]:
-        """Return U_outputs C U_inputsᵀ for each layer, with C its coordinates as a matrix."""
-        shapes = [get_matrix_shape(layer) for layer in self.layers.values()]
-        coordinates = _scale_noise(statistics, noise, temperature)
-        pieces = coordinates.split([num_rows * num_columns for num_rows, num_columns in shapes])
-        offsets = []
-        for (name, layer), shape, piece in zip(self.layers.items(), shapes, pieces, strict=True):
-            matrix = statistics[f"outputs.{name}"] @ piece.view(shape) @ statistics[f"inputs.{name}"].T
-            offsets += split_columns(matrix, layer)
-        return offsets
-
-    def _allocate_factors(self) -> dict[str, KroneckerFactors]:
-        statistics = self.allocate_statistics()
-        return {
-            name: KroneckerFactors(statistics[f"inputs.{name}"], statistics[f"outputs.{name}"])
-            for name in self.layers
-        }
-
-
-def _scale_noise(statistics: Mapping[str, Tensor], noise: Tensor, temperature: float) -> Tensor:
+def scale_noise(statistics: Mapping[str, Tensor], noise: Tensor, temperature: float) -> Tensor:
     """Return coordinates in the eigenbasis."""
     return posterior_std(statistics["eigenvalues"], temperature, statistics["prior_precision"]) * noise
 
 
-def _split_batches(examples: Examples, size: int) -> Iterator[tuple[ModelInputs, Tensor]]:
+def split_batches(examples: Examples, size: int) -> Iterator[tuple[ModelInputs, Tensor]]:
     """Yield batches of at least one and at most `size` examples."""
     for inputs, targets in examples:
         if len(targets):

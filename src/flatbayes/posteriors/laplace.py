@@ -30,7 +30,8 @@ from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
-from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, make_curvature
+from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, maximize_evidence
+from flatbayes.posteriors.curvature_structures import make_curvature
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
 from flatbayes.posteriors.last_layer import find_last_linear
@@ -295,34 +296,6 @@ def _check_finished(state: State) -> None:
             "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
             "examples, loss_fn) after the last step, as fit does."
         )
-
-
-def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:
-    """Return the prior precision δ that maximizes the Laplace evidence (MacKay, Neural Computation 1992).
-
-    For fixed weights the terms with δ in the log evidence are (P log δ - sum log(λ + δ) - δ ||w||²) / 2. At the
-    maximum δ ||w||² equals the effective number of parameters γ(δ) = sum λ / (λ + δ). As a function of log δ, log
-    γ(δ) - log δ has a slope between -2 and -1. A step of two thirds of the residual therefore reduces the error to at
-    most one third, from any start.
-
-    Args:
-        eigenvalues: λ, eigenvalues of the curvature of the negative log likelihood.
-        squared_norm: ||w||² of the corresponding weights.
-
-    Raises:
-        ValueError: There is no maximum, because the weights or the eigenvalues are all zero.
-    """
-    values = eigenvalues.detach().cpu().double()
-    if not (squared_norm > 0 and values.max() > 0 and values.sum().isfinite()):
-        raise ValueError(
-            f"The evidence has no maximum: the weights have squared norm {squared_norm:g}, and the largest "
-            f"eigenvalue of the curvature is {float(values.max()):g}. Set prior_precision, and tune='none'."
-        )
-    precision = float(values.sum()) / squared_norm
-    for _ in range(40):
-        effective_params = float((values / (values + precision)).sum())
-        precision *= (effective_params / (precision * squared_norm)) ** (2 / 3)
-    return precision
 
 
 def _check_independence(model: nn.Module, inputs: ModelInputs) -> None:

@@ -1,10 +1,19 @@
-"""Optimizers by name, by class, or bound to their arguments."""
+"""Optimizers by name, by class, or bound to their arguments; and the default ones with options for few examples."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from flatbayes.core import OptimizerFactory
 from flatbayes.core.names import format_suggestion, list_classes, match_name
+
+MIN_PRIOR_PRECISION = 2.0
+"""Smallest prior precision where options are defaults, in place of a weight decay of 5e-4: chosen on the first half
+of studies/defaults (docs/defaults.md)."""
+MAX_TABLE_LEARNING_RATE = 0.03
+"""Largest learning rate of SGD with momentum where options are defaults and inputs are rows of a table, likewise."""
 
 
 def resolve_optimizer(optimizer: Any) -> Any:
@@ -33,3 +42,47 @@ def resolve_optimizer(optimizer: Any) -> Any:
             f"{optimizer!r}."
         )
     return optimizer
+
+
+def strengthen_prior(make_optimizer: OptimizerFactory, weight_decay: float) -> OptimizerFactory:
+    """The optimizer with at least this weight decay; unchanged if it has none, where the posterior has the prior.
+
+    Args:
+        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
+        weight_decay: The smallest weight decay.
+    """
+    return _bound_option(make_optimizer, "weight_decay", lambda value: max(value, weight_decay), "weight_decay")
+
+
+def limit_learning_rate(make_optimizer: OptimizerFactory, largest: float) -> OptimizerFactory:
+    """The optimizer with at most this learning rate if it is SGD with momentum; unchanged otherwise.
+
+    Args:
+        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
+        largest: The largest learning rate.
+    """
+    return _bound_option(make_optimizer, "lr", lambda value: min(value, largest), "momentum")
+
+
+def make_scaled_optimizer(make_optimizer: OptimizerFactory, factor: float, params: Any) -> torch.optim.Optimizer:
+    """An optimizer with other weight decays.
+
+    Args:
+        make_optimizer: Builds the optimizer.
+        factor: Factor on the weight decay of each parameter group.
+        params: The parameters.
+    """
+    optimizer = make_optimizer(params)
+    for options in (*optimizer.param_groups, optimizer.defaults):
+        if options.get("weight_decay"):
+            options["weight_decay"] *= factor
+    return optimizer
+
+
+def _bound_option(
+    make_optimizer: OptimizerFactory, name: str, bound: Callable[[float], float], needed: str
+) -> OptimizerFactory:
+    if not isinstance(make_optimizer, partial) or not make_optimizer.keywords.get(needed):
+        return make_optimizer
+    options = make_optimizer.keywords
+    return partial(make_optimizer.func, **options | {name: bound(options[name])})

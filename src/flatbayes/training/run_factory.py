@@ -25,15 +25,16 @@ from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.engine import place_module
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.identity import describe_branch
+from flatbayes.training.optimizers import (
+    MAX_TABLE_LEARNING_RATE,
+    MIN_PRIOR_PRECISION,
+    limit_learning_rate,
+    make_scaled_optimizer,
+    strengthen_prior,
+)
 from flatbayes.training.run import Branch, RunStatus, TrainingRun
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
-
-MIN_PRIOR_PRECISION = 2.0
-"""Smallest prior precision where options are defaults, in place of a weight decay of 5e-4: chosen on the first half
-of studies/defaults (docs/defaults.md)."""
-MAX_TABLE_LEARNING_RATE = 0.03
-"""Largest learning rate of SGD with momentum where options are defaults and inputs are rows of a table, likewise."""
 
 
 @dataclass(frozen=True)
@@ -254,47 +255,6 @@ class RunFactory:
 
     def _spawn_batches_seed(self, member: int) -> int:
         return spawn_seed(Stream.BATCHES, self.seed, member)
-
-
-def strengthen_prior(make_optimizer: OptimizerFactory, weight_decay: float) -> OptimizerFactory:
-    """The optimizer with at least this weight decay; unchanged if it has none, where the posterior has the prior.
-
-    Args:
-        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
-        weight_decay: The smallest weight decay.
-    """
-    if not isinstance(make_optimizer, partial) or not make_optimizer.keywords.get("weight_decay"):
-        return make_optimizer
-    options = make_optimizer.keywords
-    return partial(make_optimizer.func, **options | {"weight_decay": max(options["weight_decay"], weight_decay)})
-
-
-def limit_learning_rate(make_optimizer: OptimizerFactory, largest: float) -> OptimizerFactory:
-    """The optimizer with at most this learning rate if it is SGD with momentum; unchanged otherwise.
-
-    Args:
-        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
-        largest: The largest learning rate.
-    """
-    if not isinstance(make_optimizer, partial) or not make_optimizer.keywords.get("momentum"):
-        return make_optimizer
-    options = make_optimizer.keywords
-    return partial(make_optimizer.func, **options | {"lr": min(options["lr"], largest)})
-
-
-def make_scaled_optimizer(make_optimizer: OptimizerFactory, factor: float, params: Any) -> torch.optim.Optimizer:
-    """An optimizer with other weight decays.
-
-    Args:
-        make_optimizer: Builds the optimizer.
-        factor: Factor on the weight decay of each parameter group.
-        params: The parameters.
-    """
-    optimizer = make_optimizer(params)
-    for options in (*optimizer.param_groups, optimizer.defaults):
-        if options.get("weight_decay"):
-            options["weight_decay"] *= factor
-    return optimizer
 
 
 def find_prior_precision(posterior: Posterior) -> str | None:
