@@ -88,6 +88,7 @@ REASONS = {
     "posteriors/ggn.py:ExampleVjps.*": "an index into a list of the host",
     "posteriors/ggn.py:rounding_tolerance": NUMBER,
     "posteriors/ivon.py:IVON._compute_direction": "reads the number of steps, which is in main memory",
+    "posteriors/curvature.py:maximize_evidence": AT_THE_END,
     "posteriors/laplace.py:*": AT_THE_END,
     "posteriors/requirements.py:Trajectory.of": NUMBER,
     "posteriors/linearised.py:_register_forward_mode_rules": "an example for a registration with torch",
