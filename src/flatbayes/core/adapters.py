@@ -59,7 +59,7 @@ def find_factor_pairs(model: nn.Module) -> dict[str, FactorPair]:
         if param.ndim < 2 or outer.ndim < 2 or pair.outer_matrix.shape[1] != len(param):
             raise ValueError(
                 f"{name} of shape {tuple(param.shape)} and {_replace_factor_name(name)} of shape "
-                f"{tuple(outer.shape)} are no factors of a product: expected (rank, inputs) and (outputs, rank)."
+                f"{tuple(outer.shape)} are not the factors of a product: expected (rank, inputs) and (outputs, rank)."
             )
     return pairs
 

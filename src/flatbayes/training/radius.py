@@ -168,9 +168,15 @@ def describe_choice(
         start: Fraction of training from which on it is used.
         scores: Validation NLL by radius.
         usual: The usual radius.
+
+    Examples:
+        >>> describe_choice("rho", 0.0, 0.0, {0.0: 0.31})
+        'rho is 0: the budget did not allow for a whole training with another (0: 0.3100).'
     """
     joined = ", ".join(f"{r:g}: {'diverged' if nll is None else format(nll, '.4f')}" for r, nll in scores.items())
-    if best == 0 and usual in scores and len(scores) > 1:
+    if len(scores) == 1:
+        return f"{name} is {best:g}: the budget did not allow for a whole training with another ({joined})."
+    if best == 0 and usual in scores:
         return f"Flatness does not pay here: {name} 0 has the lowest validation NLL ({joined})."
     if best == 0:
         return f"Flatness does not pay here: no {name} has a validation NLL {MIN_GAIN:g} below that of 0 ({joined})."
