@@ -250,5 +250,5 @@ def test_the_scale_of_each_rank_of_adalora_belongs_to_b():
 def test_factors_of_other_shapes_are_refused():
     model = Adapted()
     model.lora_b = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="no factors of a product"):
+    with pytest.raises(ValueError, match="are not the factors of a product"):
         find_factor_pairs(model)
