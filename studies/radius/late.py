@@ -56,9 +56,9 @@ class EvaluatedPilot(Pilot):
         Raises:
             ValueError: No other radius can be tried.
         """
-        obstacle, plain = self.find_obstacle(), Candidate(0.0)
-        if obstacle is not None:
-            raise ValueError(obstacle)
+        plain = Candidate(0.0)
+        if self.obstacle is not None:
+            raise ValueError(self.obstacle)
         checkpoints = self.train(plain).checkpoints
         if checkpoints.branch is None:
             raise ValueError(f"{self.num_steps} steps are too few to repeat their end")

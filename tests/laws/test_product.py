@@ -28,9 +28,7 @@ def test_fits_predicts_saves_loads(posterior, flat, tmp_path):
             fit(network, loader, posterior, flat, CONFIG, likelihood=Categorical(3))
         return
     fitted = fit(network, loader, posterior, flat, CONFIG, likelihood=Categorical(3))
-    trained = getattr(posterior, "member", posterior)
-    calls = posterior.num_members * getattr(trained, "num_samples", 1)
-    calls *= getattr(trained, "num_particles", 1) * (2 if getattr(trained, "rho", 0) else 1)
+    calls = posterior.num_members * posterior.gradients_per_step
     assert fitted.info["cost"]["gradients"] / calls == pytest.approx(
         6 * flat.gradients_per_step, abs=1
     )  # turns are whole

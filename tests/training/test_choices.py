@@ -7,13 +7,16 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
-from flatbayes.flatness import SAM, Plain
+from flatbayes.flatness import MSAM, SAM, Plain
 from flatbayes.likelihoods import Gaussian
 from flatbayes.models import MLP, ConvNet
-from flatbayes.posteriors import IVON, MAP, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import IVON, LRT, MAP, SGVB, SVGD, SWAG, BLoB, Ensemble, Laplace, MCDropout
 from flatbayes.posteriors.draw_options import get_option
+from flatbayes.posteriors.optimization import find_weight_decay
 from flatbayes.prediction import evaluate
 from flatbayes.training import Interrupted, TrainingConfig, choices, fit, pilot
 from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compare_scores
@@ -95,6 +98,46 @@ def test_all_trainings_together_cost_at_most_a_quarter_more(noise, flat):
     assert fitted.info["cost"]["gradients"] <= MAX_COST * flat.gradients_per_step * steps * (1 + 1e-9)
 
 
+SEVERAL_GRADIENTS = [
+    SVGD(num_particles=2),
+    SVGD(num_particles=2, rho=0.1),
+    SGVB(num_samples=2),
+    IVON(num_samples=2),
+    Ensemble(SVGD(num_particles=2), 2),
+]
+
+
+@pytest.mark.parametrize("posterior", SEVERAL_GRADIENTS, ids=short_name)
+def test_the_budget_counts_all_gradients_of_a_step(posterior):
+    config = TrainingConfig(min_epochs=6, min_steps=1, batch_size=32)
+    fitted = fit(NET, make_data(noise=0.0, num_columns=2), posterior, SAM(), config)
+    assert {0.0, 0.05} <= dict(map(tuple, fitted.info["radius"]["scores"])).keys()
+    usual = 2 * 6 * 2 * posterior.gradients_per_step * posterior.num_members
+    assert fitted.info["cost"]["gradients"] <= MAX_COST * usual * (1 + 1e-9)
+
+
+def test_a_training_too_short_for_a_pilot_chooses_nothing():
+    config = TrainingConfig(min_epochs=1, min_steps=1, batch_size=64)
+    info = fit(NET, make_data(0.3), MAP(), MSAM(rho="auto"), config).info
+    assert "too short to repeat its end" in info["radius"]["reason"]
+    assert "prior" not in info
+
+
+def test_the_error_of_a_pilot_whose_trainings_all_fail_is_shown():
+    class Breaks(nn.Linear):
+        num_passes = 0
+
+        def forward(self, input):
+            Breaks.num_passes += self.training
+            if Breaks.num_passes > 28:  # after the branch of the first training
+                raise RuntimeError("the matrix is singular")
+            return super().forward(input)
+
+    config = TrainingConfig(epochs=8, batch_size=16)
+    with pytest.raises(RuntimeError, match=r"with radius 0 and the given prior too.*the matrix is singular"):
+        fit(partial(Breaks, 10, 2), make_data(0.3), MAP(), SAM(rho="auto"), config)
+
+
 def test_training_that_does_not_stop_early_is_all_there_is():
     data, config = make_data(noise=0.0, num_columns=2), CONFIG.with_options(min_epochs=8)
     fitted = fit(NET, data, SGVB(), Plain(), config)
@@ -108,8 +151,8 @@ def test_training_that_does_not_stop_early_is_all_there_is():
     ("posterior", "config", "message"),
     [
         (MAP(), replace(CONFIG, epochs=3), "the number of epochs is given"),
-        (SGVB(prior_precision="initial"), CONFIG, "no prior, or one of several"),
-        (MAP(), replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=0.1)), "no prior, or one of several"),
+        (SGVB(prior_precision="initial"), CONFIG, "no prior, or one with the scale"),
+        (MAP(), replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=0.1)), "no prior, or one with the scale"),
     ],
 )
 def test_the_record_says_why_nothing_was_tried(posterior, config, message):
@@ -164,6 +207,38 @@ def test_a_factor_multiplies_the_prior_once(posterior):
         member = replace(posterior.member, prior_precision=8.0) if "." in path else None
         other = replace(posterior, member=member) if "." in path else replace(posterior, prior_precision=8.0)
         assert torch.equal(weights(fitted), weights(fit(NET, make_data(0.3), other, Plain(), config)))
+
+
+MAPPING = {"*bias": 1.0, "*": 3.0}
+
+
+@pytest.mark.parametrize("posterior", [SGVB(prior_precision=MAPPING), LRT(prior_precision=MAPPING)], ids=short_name)
+def test_a_factor_multiplies_each_precision_of_a_mapping(posterior):
+    config = TrainingConfig(epochs=1, batch_size=32, optimization={"prior_factor": 2.0})
+    for whole, path in ((posterior, "prior_precision"), (Ensemble(posterior, 2), "member.prior_precision")):
+        fitted = fit(NET, make_data(0.3), whole, Plain(), config)
+        assert get_option(fitted.posterior, path) == {"*bias": 2.0, "*": 6.0}
+    record = fit(NET, make_data(0.3), posterior, Plain(), CONFIG.with_options(min_epochs=4)).info["prior"]
+    assert record["weight_decay"] == 3 / 64
+
+
+@pytest.mark.parametrize(
+    ("posterior", "optimizer", "message"),
+    [
+        (SGVB(prior_precision="initial"), None, "is the scale of the initial weights"),
+        (Ensemble(LRT(prior_precision="initial"), 2), None, "is the scale of the initial weights"),
+        (BLoB(), None, "BLoB has no such prior here"),
+        (MAP(), partial(torch.optim.SGD, lr=0.1), "MAP has no such prior here"),
+    ],
+)
+def test_a_factor_without_a_prior_is_refused(posterior, optimizer, message):
+    config = TrainingConfig(epochs=1, optimizer=optimizer, optimization={"prior_factor": 10.0})
+    with pytest.raises(ValueError, match=f"prior_factor=10 multiplies .*{message}"):
+        fit(NET, make_data(0.3), posterior, Plain(), config)
+
+
+def test_an_optimizer_of_matrices_has_a_weight_decay():
+    assert find_weight_decay(partial(torch.optim.Muon, lr=0.1, weight_decay=0.3)) == 0.3
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), "strong"])

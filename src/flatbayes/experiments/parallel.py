@@ -140,13 +140,17 @@ def estimate_seconds(groups: Sequence[Sequence[ExperimentRun]]) -> list[float]:
     finally:
         torch.set_num_threads(num_threads)
     num_examples, num_evaluated = len(data.train), len(getattr(data, first.split))
-    per_example = seconds / first.flatness.gradients_per_step / min(first.config.batch_size, num_examples)
+
+    def count_gradients_per_step(run: ExperimentRun) -> float:
+        return run.flatness.gradients_per_step * run.posterior.gradients_per_step
+
+    per_example = seconds / count_gradients_per_step(first) / min(first.config.batch_size, num_examples)
 
     def count_gradients(runs: Sequence[ExperimentRun]) -> float:
         num_trained = max(run.posterior.num_members for run in runs)
         steps_per_epoch = max(1, num_examples // runs[0].config.batch_size)
         num_epochs = runs[0].config.resolve_epochs(steps_per_epoch).num_epochs
-        trained = num_epochs * num_examples * runs[0].flatness.gradients_per_step * num_trained
+        trained = num_epochs * num_examples * count_gradients_per_step(runs[0]) * num_trained
         return trained + sum(run.num_draws for run in runs) * num_evaluated / 3
 
     return [per_example * count_gradients(runs) for runs in groups]

@@ -102,6 +102,7 @@ class BSAM(Posterior):
             raise ValueError(f"num_sub_batches must be at least 1, got {self.num_sub_batches}.")
 
     requires_stationary_loss = "at_end"  # the method minimises a bound
+    gradients_per_step = 2.0  # over all sub-batches
     perturbs_weights = True
     tolerates_skipped_steps = False  # momentum and s would keep the gradient that is not finite
 

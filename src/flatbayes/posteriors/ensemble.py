@@ -91,6 +91,11 @@ class Ensemble(Posterior):
         return self.member.make_weight_distribution(state)
 
     @property
+    def gradients_per_step(self) -> float:
+        """The member's value, for each run."""
+        return self.member.gradients_per_step
+
+    @property
     def perturbs_weights(self) -> bool:
         """The member's value."""
         return self.member.perturbs_weights

@@ -137,6 +137,11 @@ class IVON(Posterior):
     tolerates_skipped_steps = False  # momentum and h would keep the gradient that is not finite
 
     @property
+    def gradients_per_step(self) -> float:
+        """One for each weight sample."""
+        return float(self.num_samples)
+
+    @property
     def draw_options(self) -> Mapping[str, DrawOption]:
         """The scale of the covariance."""
         return {"scale": COVARIANCE_SCALE}

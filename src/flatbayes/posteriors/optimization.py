@@ -109,6 +109,11 @@ def max_weight_decay(optimizer: Optimizer) -> float:
     return max(float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups)
 
 
+def find_weight_decay(make_optimizer: OptimizerFactory) -> float:
+    """Return the largest weight decay of the optimizer that a factory builds."""
+    return max_weight_decay(make_optimizer([nn.Parameter(torch.zeros(1, 1))]))  # a matrix, as Muon requires
+
+
 def resolve_weight_decay(state: State, prior_precision: float | None, temperature: float, method: str) -> float:
     """Return the weight decay of a prior that is one for all weights; 0 for a state that is only drawn from.
 

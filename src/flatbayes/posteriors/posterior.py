@@ -23,6 +23,7 @@ RENAMED_MEMBERS = {
 
 
 DEPENDENT_MEMBERS = {
+    "gradients_per_step": ("step",),
     "uses_gradient_only": ("step",),
     "trajectory": ("init", "step", "collect"),
     "find_varying_layer": ("draw", "count_stored_snapshots", "load_snapshot"),
@@ -128,6 +129,11 @@ class Posterior(ABC):
             state: The state before the step.
         """
         return None
+
+    @property
+    def gradients_per_step(self) -> float:
+        """Gradients of a whole batch that a step computes, where the closure computes one. Default: 1."""
+        return 1.0
 
     @property
     def perturbs_weights(self) -> bool:

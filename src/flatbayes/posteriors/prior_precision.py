@@ -52,6 +52,26 @@ def check_prior_precision_spec(prior_precision: object) -> None:
         raise ValueError(f"prior_precision must be a number, a mapping or 'initial', got {prior_precision!r}.")
 
 
+def scale_precision(prior_precision: PriorPrecision, factor: float) -> PriorPrecision:
+    """Multiply a precision, or that of each name pattern.
+
+    Args:
+        prior_precision: See `PriorPrecision`.
+        factor: The factor.
+
+    Raises:
+        ValueError: The prior has the scale of the initial weights.
+    """
+    if isinstance(prior_precision, dict):
+        return {pattern: precision * factor for pattern, precision in prior_precision.items()}
+    if isinstance(prior_precision, str):
+        raise ValueError(
+            f"prior_factor={factor:g} multiplies a precision, and prior_precision={prior_precision!r} is the scale "
+            "of the initial weights. Give a number, or a mapping of name patterns to numbers."
+        )
+    return prior_precision * factor
+
+
 def resolve_prior_precisions(
     model: nn.Module, params: Mapping[str, nn.Parameter], prior_precision: PriorPrecision
 ) -> dict[str, float] | None:

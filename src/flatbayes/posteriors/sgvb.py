@@ -106,6 +106,11 @@ class SGVB(Posterior):
     has_weight_distribution = True  # a Gaussian over each Bayesian weight
 
     @property
+    def gradients_per_step(self) -> float:
+        """One for each weight sample."""
+        return float(self.num_samples)
+
+    @property
     def draw_options(self) -> Mapping[str, DrawOption]:
         """The scale of the covariance."""
         return {"scale": COVARIANCE_SCALE}

@@ -101,6 +101,11 @@ class SVGD(Posterior):
         return self.num_particles > 1
 
     @property
+    def gradients_per_step(self) -> float:
+        """One for each particle, and a second one with `rho`."""
+        return self.num_particles * (2.0 if self.rho > 0 else 1.0)
+
+    @property
     def default_optimizer(self) -> OptimizerFactory:
         """Adam without weight decay."""
         return DEFAULT_ADAM

@@ -2,11 +2,8 @@
 
 import math
 
-import torch
-from torch import nn
-
 from flatbayes.posteriors import Ensemble, Posterior
-from flatbayes.posteriors.optimization import max_weight_decay
+from flatbayes.posteriors.optimization import find_weight_decay
 from flatbayes.reference.result import Reference
 from flatbayes.training import TrainingConfig
 
@@ -38,8 +35,8 @@ def find_density(posterior: Posterior, config: TrainingConfig, num_data: int) ->
         return float(precision), temperature
     if precision is not None:
         return None, temperature
-    optimizer = (config.optimizer or posterior.default_optimizer)([nn.Parameter(torch.zeros(1))])
-    return max_weight_decay(optimizer) * num_data / temperature, temperature
+    weight_decay = find_weight_decay(config.optimizer or posterior.default_optimizer)
+    return weight_decay * num_data / temperature, temperature
 
 
 def explain_density_mismatch(reference: Reference, posterior: Posterior, config: TrainingConfig) -> str | None:

@@ -89,8 +89,8 @@ def choose_training(
     factory, (index, members) = setups[0].factory, list_groups(setups)[0]
     flatness, asks_prior = factory.auto_flatness, factory.auto_prior == "asked"
     pilot, best = Pilot(setups, index, members, progress), Candidate(None if flatness is None else 0.0)
-    obstacle = pilot.find_obstacle()
-    prior_obstacle = obstacle or find_prior_obstacle(factory, pilot)
+    obstacle, weight_decay = pilot.obstacle, factory.compute_weight_decay(pilot.num_data)
+    prior_obstacle = obstacle or find_prior_obstacle(factory, weight_decay)
     choices: dict[str, dict[str, JsonValue]] = {}
     if (flatness is not None and obstacle is None) or prior_obstacle is None:
         if flatness is not None:
@@ -101,7 +101,8 @@ def choose_training(
         best, radius = choose_radius(pilot, flatness, best, obstacle)
         choices["radius"] = radius.to_dict()
     if factory.auto_prior is not None:
-        weight_decay = 0.0 if obstacle else factory.compute_weight_decay(pilot.num_data)
+        if prior_obstacle is None and best not in pilot.outcomes:
+            prior_obstacle = "the budget does not allow for another training"
         if prior_obstacle is None:
             best, prior = choose_prior(pilot, best, weight_decay)
         else:
@@ -113,14 +114,19 @@ def choose_training(
     return choices
 
 
-def find_prior_obstacle(factory: RunFactory, pilot: Pilot) -> str | None:
-    """Why no stronger prior can be chosen; None if one can."""
+def find_prior_obstacle(factory: RunFactory, weight_decay: float) -> str | None:
+    """Why no stronger prior can be chosen; None if one can.
+
+    Args:
+        factory: Its configuration and prior.
+        weight_decay: The weight decay that has the effect of the prior.
+    """
     if factory.auto_prior is None:
         return "it is given"
     if not factory.config.stops_early:
         return "a stronger prior is tried with what early stopping saves, and the number of epochs is given"
-    if factory.compute_weight_decay(pilot.num_data) <= 0:
-        return "the training has no prior, or one of several precisions"
+    if weight_decay <= 0:
+        return "the training has no prior, or one with the scale of the initial weights"
     return None
 
 
@@ -203,8 +209,7 @@ def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> 
         return []
     usual, epochs = flatness.reference_radius, None
     if not outcome.stopped_early or not pilot.can_afford(outcome.num_gradients * flatness.gradients_per_step):
-        cost = pilot.num_steps * len(pilot.members) * flatness.gradients_per_step
-        fraction = (pilot.budget - pilot.num_gradients) / cost
+        fraction = (pilot.budget - pilot.num_gradients) / pilot.count_gradients(pilot.num_steps, flatness)
         if fraction < MIN_FRACTION:
             return []
         epochs = int(config.num_epochs * fraction) if fraction < 1 else None
@@ -217,7 +222,7 @@ def list_ends(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candid
     if checkpoints.branch is None:
         return []
     step, num_steps = checkpoints.branch_progress
-    cost = (num_steps - step) * len(pilot.members) * get_active_flatness(flatness).gradients_per_step
+    cost = pilot.count_gradients(num_steps - step, get_active_flatness(flatness))
     radii = [flatness.reference_radius * factor for factor in RADIUS_FACTORS]
     return [
         replace(plain, radius=radius, start=step / num_steps)

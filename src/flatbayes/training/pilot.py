@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from flatbayes.flatness import Flatness
 from flatbayes.training.callbacks.callback import Callback, CallbackList
 from flatbayes.training.candidates import Candidate, Score
 from flatbayes.training.early_stopping import unpack_checkpoint
@@ -67,6 +68,7 @@ class PilotOutcome:
         stopped_early: Whether early stopping has shortened it.
         is_finished: Whether the budget has not ended it.
         caught: Warnings.
+        error: What ended it, such as a loss that is not finite; None if nothing did.
     """
 
     score: Score
@@ -76,6 +78,7 @@ class PilotOutcome:
     stopped_early: bool = False
     is_finished: bool = True
     caught: Sequence[warnings.WarningMessage] = ()
+    error: Exception | None = None
 
 
 @dataclass
@@ -87,26 +90,43 @@ class Pilot:
         index: Index of the run of the group.
         members: The members.
         progress: Called after every step.
+        outcomes: Finished trainings.
         num_steps: Number of steps without early stopping.
         num_data: Number of training examples.
+        has_validation: Whether there are validation data.
         start: Fraction of training after which radii differ, unless they are tried in whole trainings.
-        outcomes: Finished trainings.
     """
 
     setups: Sequence[TrainingSetup]
     index: int
     members: Sequence[int]
     progress: Callback
-    num_steps: int = 0
-    num_data: int = 0
-    start: float = 1.0
     outcomes: dict[Candidate, PilotOutcome] = field(default_factory=dict)
+    num_steps: int = field(init=False)
+    num_data: int = field(init=False)
+    has_validation: bool = field(init=False)
+    start: float = field(init=False, default=1.0)
+
+    def __post_init__(self) -> None:
+        run, flatness = self._create_run(Candidate()), self.setups[0].factory.auto_flatness
+        self.num_steps, self.num_data = run.config.num_epochs * len(run.batches), run.batches.num_data
+        self.has_validation = run.validate is not None
+        if flatness is not None:
+            self.start = 1 - compute_pilot_fraction(flatness)
+            if run.config.stops_early:  # which may go back from here, and is to see plain training before
+                self.start = max(self.start, run.config.collection.start_fraction)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why nothing can be chosen; None if something can."""
+        if self.num_steps == 0:
+            return "there is no training"
+        return None if self.has_validation else "there are no validation data to choose it on"
 
     @property
     def budget(self) -> float:
         """Largest number of gradients of the pilot."""
-        usual = self.setups[0].factory.flatness
-        return MAX_COST * usual.gradients_per_step * self.num_steps * len(self.members)
+        return MAX_COST * self.count_gradients(self.num_steps, self.setups[0].factory.flatness)
 
     @property
     def num_gradients(self) -> float:
@@ -117,17 +137,10 @@ class Pilot:
         """Whether so many gradients are left."""
         return self.num_gradients + num_gradients <= self.budget * ROUNDING
 
-    def find_obstacle(self) -> str | None:
-        """Why nothing can be chosen; None if something can. Sets the number of steps and of examples."""
-        run, flatness = self._create_run(Candidate()), self.setups[0].factory.auto_flatness
-        self.num_steps, self.num_data = run.config.num_epochs * len(run.batches), run.batches.num_data
-        if flatness is not None:
-            self.start = 1 - compute_pilot_fraction(flatness)
-            if run.config.stops_early:  # which may go back from here, and is to see plain training before
-                self.start = max(self.start, run.config.collection.start_fraction)
-        if self.num_steps == 0:
-            return "there is no training"
-        return "there are no validation data to choose it on" if run.validate is None else None
+    def count_gradients(self, num_steps: int, flatness: Flatness) -> float:
+        """Number of gradients of all members in so many steps with a flatness."""
+        factory = self.setups[0].factory
+        return num_steps * len(self.members) * flatness.gradients_per_step * factory.posterior.gradients_per_step
 
     def train(self, candidate: Candidate, branch: Candidate | None = None) -> PilotOutcome:
         """Train a candidate.
@@ -148,7 +161,7 @@ class Pilot:
         session = make_session(run.config, self.setups[0].fabric, manager, self.index)
         limit = self.budget - self.num_gradients + shared[0] if self.outcomes else math.inf
         self.progress.on_run_start(self.members[0], 1, self.num_steps)
-        score, is_finished = None, True
+        score, is_finished, failure = None, True, None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -156,9 +169,10 @@ class Pilot:
                 score = self._validate(run)
             except BudgetError:
                 is_finished = False
-            except (RuntimeError, ValueError):
+            except (RuntimeError, ValueError) as error:
                 if manager.branch is None and not self.outcomes:
                     raise
+                failure = error
             except KeyboardInterrupt as stop:
                 number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
                 raise make_interrupted(self.setups[0], [], run, session, self.members, number) from None
@@ -172,6 +186,7 @@ class Pilot:
             status.best_epoch is not None,
             is_finished,
             caught,
+            failure,
         )
         return outcome
 
@@ -184,9 +199,9 @@ class Pilot:
         outcome = self.outcomes[candidate]
         if outcome.checkpoints.end is None:
             raise RuntimeError(
-                "Every training of the pilot for the radius has diverged, with radius 0 too. Try a lower learning "
-                "rate, or clipping (--optimization.clip_norm 1)."
-            )
+                "Every training of the pilot has failed, that with radius 0 and the given prior too. Try a lower "
+                f"learning rate, or clipping (--optimization.clip_norm 1), where it has diverged: {outcome.error}"
+            ) from outcome.error
         for warning in outcome.caught:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return unpack_checkpoint(outcome.checkpoints.end) | {

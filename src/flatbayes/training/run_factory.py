@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
@@ -16,7 +15,8 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
-from flatbayes.posteriors.optimization import max_weight_decay
+from flatbayes.posteriors.optimization import find_weight_decay
+from flatbayes.posteriors.prior_precision import scale_precision
 from flatbayes.prediction.network_tensors import check_storable
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, VectorizedBatches
 from flatbayes.training.config import TrainingConfig
@@ -219,26 +219,33 @@ class RunFactory:
 
         Args:
             factor: Factor on its precision.
+
+        Raises:
+            ValueError: The prior has no precision that could be multiplied.
         """
         path = find_prior_precision(self.posterior)
-        if factor == 1 or path is None:
+        if factor == 1:
+            return self
+        if path is None:
             return replace(self, weight_decay_factor=self.weight_decay_factor * factor)
-        precision = get_option(self.posterior, path)
-        return replace(self, posterior=replace_option(self.posterior, path, precision * factor))
+        precision = scale_precision(get_option(self.posterior, path), factor)
+        return replace(self, posterior=replace_option(self.posterior, path, precision))
 
     def compute_weight_decay(self, num_data: int) -> float:
-        """The weight decay that has the effect of the prior; 0 without a prior, or with one of several precisions.
+        """The weight decay that has the effect of the prior, the largest one of several; 0 without precisions.
 
         Args:
             num_data: Number of training examples.
         """
         path = find_prior_precision(self.posterior)
         if path is None:
-            optimizer = self._get_optimizer_factory(num_data)([nn.Parameter(torch.zeros(1))])
-            return max_weight_decay(optimizer)
+            return find_weight_decay(self._get_optimizer_factory(num_data))
         precision, owner = get_option(self.posterior, path), path.rpartition(".")[0]
+        if isinstance(precision, str):  # the scale of the initial weights
+            return 0.0
         temperature = getattr(get_option(self.posterior, owner) if owner else self.posterior, "temperature", 1.0)
-        return float(precision * temperature / num_data) if isinstance(precision, float | int) else 0.0
+        largest = max(precision.values()) if isinstance(precision, Mapping) else precision
+        return float(largest * temperature / num_data)
 
     def _get_optimizer_factory(self, num_data: int) -> OptimizerFactory:
         """The optimizer of the configuration, or the default one, whose weight decay is stronger for few examples."""

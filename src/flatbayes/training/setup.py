@@ -152,7 +152,7 @@ def apply_prior_option(factory: RunFactory) -> RunFactory:
         factory: The factory with the prior of posterior and optimizer.
 
     Raises:
-        ValueError: No pilot is possible.
+        ValueError: No pilot is possible, or there is no prior that a factor could multiply.
     """
     factor, obstacle = factory.config.optimization.prior_factor, find_obstructive_option(factory.config)
     if factor == "auto":
@@ -163,7 +163,15 @@ def apply_prior_option(factory: RunFactory) -> RunFactory:
             )
         return replace(factory, auto_prior="asked")
     if factor is not None:
-        return factory.with_prior_factor(float(factor))
+        scaled = factory.with_prior_factor(float(factor))
+        if factor != 1 and factory.compute_weight_decay(num_data=1) == 0:
+            name = type(factory.posterior).__name__
+            raise ValueError(
+                f"prior_factor={factor:g} multiplies a prior_precision or the weight decay of the optimizer, and "
+                f"{name} has no such prior here. Leave prior_factor out, and set the prior by an option of {name}, "
+                "or the weight decay."
+            )
+        return scaled
     is_default = factory.has_default_training and not is_prior_given(factory)
     return replace(factory, auto_prior="default" if is_default and obstacle is None else None)
 
