@@ -1,8 +1,8 @@
 """Summary of finished trainings of fine-tuning: paired differences, verdicts, choices, gains in numbers of examples.
 
 A training is a JSON file with `trained`, `size`, `seed`, `rho` and `kind`, metrics by posterior in `val` and `test`,
-what the training shows of itself in `law`, and its `cost`. `selection.json` of a setting has the chosen `rho`. Plain
-trainings of fewer `epochs` have the kind `short`; `selection-epochs.json` has the chosen number.
+what the training shows of itself in `law`, and its `cost`. `selection.json` of a setting has the chosen `rho`. Where
+the number of `epochs` is chosen, `selection-epochs.json` has the choices of the `plain` and the `flat` twin.
 """
 
 import math
@@ -21,7 +21,7 @@ from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.summary import summarize_runs
 from flatbayes.metrics import ensemble_equivalent
 
-EPOCHS_FILE = "selection-epochs.json"
+RADIUS_FILE, EPOCHS_FILE = "selection.json", "selection-epochs.json"
 MAIN_METRICS = ("accuracy", "nll", "ece")
 LAW_FEATURES = ("train_loss", "gap", "sharpness", "weights_per_example")
 
@@ -36,6 +36,7 @@ class SettingPlan:
         size: Number of training examples.
         epochs: Epochs of training.
         num_trainings: Number of planned trainings.
+        fixed_kinds: Kinds of trainings for which the number of epochs is not chosen.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SettingPlan:
     size: int
     epochs: int | None
     num_trainings: int
+    fixed_kinds: Sequence[str] = ()
 
 
 def summarize_trainings(
@@ -65,9 +67,7 @@ def summarize_trainings(
         plan: [t for t in trainings if (t["trained"], t["size"]) == (plan.trained, plan.size)] for plan in plans
     }
     settings = [
-        summarize_setting(plan, mine, folder / plan.name / "selection.json", metrics)
-        for plan, mine in by_setting.items()
-        if mine
+        summarize_setting(plan, mine, folder / plan.name, metrics) for plan, mine in by_setting.items() if mine
     ]
     tables = [setting["rows"] for setting in settings]
     data = {
@@ -78,7 +78,7 @@ def summarize_trainings(
         "verdicts": {
             "all": count_verdicts(tables, tuple(metrics)),
             "accuracy, nll, ece": count_verdicts(tables, MAIN_METRICS),
-            "chosen epochs": count_verdicts([setting["rows_chosen_epochs"] for setting in settings], MAIN_METRICS),
+            "equal length": count_verdicts([setting["rows_equal_length"] for setting in settings], MAIN_METRICS),
         },
         "settings": settings,
         "worth_examples": compare_sizes(settings),
@@ -103,22 +103,21 @@ def read_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def summarize_setting(
-    plan: SettingPlan, trainings: Sequence[dict[str, Any]], selection: Path, metrics: Mapping[str, bool]
+    plan: SettingPlan, trainings: Sequence[dict[str, Any]], folder: Path, metrics: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Choice of the radius, paired comparison of every posterior and metric, cost.
+    """Choices, paired comparison of every posterior and metric, cost.
 
     Args:
         plan: The setting.
         trainings: Its finished trainings.
-        selection: File of the choice, if it has been made.
+        folder: Its folder.
         metrics: Whether higher is better, by name of the metric.
     """
     record, epochs_record = (
-        read_json(path) if path.is_file() else None for path in (selection, selection.with_name(EPOCHS_FILE))
+        read_json(path) if (path := folder / name).is_file() else None for name in (RADIUS_FILE, EPOCHS_FILE)
     )
-    rho = None if record is None else record["rho"]
-    full = [training for training in trainings if training["kind"] != "short"]
-    short = [t for t in trainings if epochs_record is not None and t.get("epochs") == epochs_record["epochs"]]
+    twins = select_twins(plan, trainings, record, epochs_record)
+    equal_length = select_twins(plan, trainings, record)
     shared = [t["cost"] for t in trainings if t["kind"] == "shared"]
     one_by_one, together = (sum(cost[key] for cost in shared) for key in ("seconds_one_by_one", "seconds_together"))
     return {
@@ -132,32 +131,68 @@ def summarize_setting(
         "sharing_factor": one_by_one / together if together else None,
         "selection": record,
         "selection_epochs": epochs_record,
-        "rows": compare_twins(full, full, rho, metrics),
-        "rows_chosen_epochs": compare_twins(short, full, rho, metrics),
-        "worth_ensemble": measure_ensemble_equivalents(full, record),
+        "rows": compare_twins(twins, metrics),
+        "rows_equal_length": [] if epochs_record is None else compare_twins(equal_length, metrics),
+        "worth_ensemble": measure_ensemble_equivalents(twins),
     }
 
 
-def compare_twins(
-    plain: Sequence[dict[str, Any]], flat: Sequence[dict[str, Any]], rho: float | None, metrics: Mapping[str, bool]
-) -> list[dict[str, Any]]:
-    """Paired comparison on test examples as plain data; with a chosen radius of 0 both are the same.
+Twins = Mapping[str, Sequence[dict[str, Any]]]
+"""Trainings of the `plain` and of the `flat` twin."""
+
+
+def select_twins(
+    plan: SettingPlan,
+    trainings: Sequence[dict[str, Any]],
+    record: Mapping[str, Any] | None,
+    epochs_record: Mapping[str, Any] | None = None,
+) -> Twins:
+    """Trainings with the radius and the number of epochs of each twin.
 
     Args:
-        plain: Trainings, of which those of radius 0 count.
-        flat: Trainings, of which those of the chosen radius count.
-        rho: The chosen radius; None if it has not been chosen.
+        plan: The setting.
+        trainings: Its finished trainings.
+        record: The choice of the radius; without it there is no flat twin.
+        epochs_record: The choices of the numbers of epochs; None if both twins have all epochs.
+    """
+    twins = {}
+    for twin, rho in (("plain", 0.0), ("flat", None if record is None else record["rho"])):
+        epochs = plan.epochs if epochs_record is None else epochs_record[twin]["epochs"]
+        twins[twin] = [
+            t
+            for t in trainings
+            if t["rho"] == rho
+            and get_epochs(t, plan) in ([plan.epochs] if t["kind"] in plan.fixed_kinds else [epochs])
+        ]
+    return twins
+
+
+def get_epochs(training: Mapping[str, Any], plan: SettingPlan) -> int | None:
+    """Number of epochs of a training; that of its setting where it does not say.
+
+    Args:
+        training: Result of the training.
+        plan: Its setting.
+    """
+    epochs: int | None = training.get("epochs", plan.epochs)
+    return epochs
+
+
+def compare_twins(twins: Twins, metrics: Mapping[str, bool]) -> list[dict[str, Any]]:
+    """Paired comparison on test examples as plain data; empty where a twin has none.
+
+    Args:
+        twins: Trainings of both.
         metrics: Whether higher is better, by name of the metric.
     """
-    if rho is None:
-        return []
     runs = [
-        RunResult(name, label, training["seed"], {key: values.get(key) for key in metrics})
-        for label, radius, trainings in (("plain", 0.0, plain), ("flat", rho, flat))
+        RunResult(name, twin, training["seed"], {key: values.get(key) for key in metrics})
+        for twin, trainings in twins.items()
         for training in trainings
-        if training["rho"] == radius
         for name, values in training.get("test", {}).items()
     ]
+    if len({run.flatness for run in runs}) < len(twins):
+        return []
     rows = summarize_runs(runs, "plain", metrics)
     return [row.to_dict() | {"verdict": row.verdict, "verdict_holm": apply_holm(row)} for row in rows]
 
@@ -189,30 +224,26 @@ def count_verdicts(
     }
 
 
-def measure_ensemble_equivalents(
-    trainings: Sequence[dict[str, Any]], record: Mapping[str, Any] | None
-) -> dict[str, dict[str, float]]:
+def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
     """Size of the plain ensemble of the same calibrated NLL, 1 to 3, averaged over seeds, plain and flat.
 
     Args:
-        trainings: Finished trainings of a setting.
-        record: The choice of the radius.
+        twins: Trainings of both.
     """
     curves = {
         t["seed"]: t["test"]["Ensemble"]["ensemble_nlls"]
-        for t in trainings
-        if t["rho"] == 0 and "ensemble_nlls" in t.get("test", {}).get("Ensemble", {})
+        for t in twins["plain"]
+        if "ensemble_nlls" in t.get("test", {}).get("Ensemble", {})
     }
-    radii = {"plain": 0.0} | ({} if record is None else {"flat": record["rho"]})
     values: dict[str, dict[str, list[float]]] = {}
-    for label, rho in radii.items():
+    for twin, trainings in twins.items():
         for training in trainings:
             for name, metrics in training.get("test", {}).items():
                 value = metrics.get("nll_calibrated")
-                if training["rho"] == rho and training["seed"] in curves and value is not None:
+                if training["seed"] in curves and value is not None:
                     size = ensemble_equivalent(value, curves[training["seed"]])
-                    values.setdefault(name, {}).setdefault(label, []).append(size)
-    return {name: {label: fmean(sizes) for label, sizes in by.items()} for name, by in values.items()}
+                    values.setdefault(name, {}).setdefault(twin, []).append(size)
+    return {name: {twin: fmean(sizes) for twin, sizes in by.items()} for name, by in values.items()}
 
 
 def compare_sizes(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -283,7 +314,7 @@ def describe_training(training: Mapping[str, Any]) -> dict[str, Any]:
 def list_law_records(
     trainings: Mapping[SettingPlan, Sequence[dict[str, Any]]], setting: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """For every posterior of a setting, what plain training shows and the test NLL of the twins by seed.
+    """For every posterior, what plain training shows and the test NLL of the twins by seed, both with all epochs.
 
     The features are means over the seeds of plain MAP training, whose network the posteriors are made from.
 
@@ -291,8 +322,8 @@ def list_law_records(
         trainings: Finished trainings by setting.
         setting: Summary of the setting.
     """
-    every = next(value for plan, value in trainings.items() if plan.name == setting["name"])
-    mine = [training for training in every if training["kind"] != "short"]
+    plan = next(plan for plan in trainings if plan.name == setting["name"])
+    mine = [training for training in trainings[plan] if get_epochs(training, plan) == plan.epochs]
     rho = None if setting["selection"] is None else setting["selection"]["rho"]
     laws = [t["law"] for t in mine if t["rho"] == 0 and "law" in t and "test" in t]
     if not rho or not laws:

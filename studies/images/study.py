@@ -12,13 +12,11 @@ and on test images of all seeds:
 4. the same for IVON
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, 
 from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
 from flatbayes.training.sharing import fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
+from studies.fine_tuning.selection import average_nll, select_radius
 from studies.images.task import (
     CLASSES,
     CORRUPTIONS,
@@ -269,36 +268,6 @@ def try_rates(rates: Sequence[float], try_rate: Callable[[float], float]) -> dic
             break
         nlls[rate / 3] = try_rate(rate / 3)
     return nlls
-
-
-def average_nll(results: Sequence[Any], name: str) -> float:
-    """Validation NLL of a posterior averaged over trainings; infinite if one failed.
-
-    Args:
-        results: Contents of the files.
-        name: Name of the posterior.
-    """
-    values = [result["val"][name]["nll"] for result in results]
-    return math.inf if None in values else fmean(values)
-
-
-def select_radius(trials: Mapping[float, Sequence[Any]]) -> dict[str, Any]:
-    """The radius, 0 included, with the lowest validation NLL averaged over posteriors and seeds; and the scores.
-
-    Args:
-        trials: Contents of the files of all seeds by radius.
-    """
-    names = list(trials[0.0][0]["val"])
-    scores = {rho: {name: average_nll(results, name) for name in names} for rho, results in trials.items()}
-    means = {rho: fmean(by_name.values()) for rho, by_name in scores.items()}
-    flat = min((rho for rho in means if rho), key=means.__getitem__)
-    return {
-        "rho": flat,
-        "is_flat_better": means[flat] < means[0.0],
-        "seeds": list(range(NUM_SELECTION_SEEDS)),
-        "val_nll": [[rho, means[rho], scores[rho]] for rho in scores],
-        "best_by_method": {name: min(scores, key=lambda rho: scores[rho][name]) for name in names},
-    }
 
 
 def count_trainings(setting: Setting) -> int:

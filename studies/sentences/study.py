@@ -1,19 +1,23 @@
 """Trainings of the study, each in a file of its own.
 
-For every setting (number of sentences, and whether all weights or adapters are trained):
+For every setting (number of sentences, and whether all weights or adapters are trained), on validation sentences of
+seeds 0 and 1, with one training for all posteriors:
 
-1. seeds 0 and 1: plain, and SAM with every radius, on validation sentences; one training for all posteriors
-2. the radius with the lowest validation NLL, averaged over posteriors and the two seeds; then test sentences
-3. seeds 2 to 4: plain, and SAM with this radius
-4. plain with as many choices of its own: fewer epochs, chosen in the same way
-5. other posteriors of adapters, and ensembles: plain, and SAM with this radius
+1. plain, and SAM with every radius; the radius is that of the lowest NLL, averaged over posteriors and the two seeds
+2. plain, and SAM with this radius, with fewer epochs; each twin has the number of epochs of the lowest NLL
+
+and on test sentences of all seeds:
+
+3. each twin with its number of epochs
+4. both twins with all epochs
+5. other posteriors: those that a plain training serves with the epochs of 3, variational ones with all epochs
 """
 
 import math
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,8 @@ from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
-from studies.fine_tuning.summary import EPOCHS_FILE
-from studies.sentences.selection import select_value
+from studies.fine_tuning.selection import select_radius, select_value
+from studies.fine_tuning.summary import EPOCHS_FILE, RADIUS_FILE
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
@@ -52,9 +56,10 @@ OTHERS: dict[str, dict[str, Posterior]] = {
     "blob": {"BLoB": BLoB(temperature=0.1)},
 }
 """Posteriors that are fitted later, by kind: from a recorded training, or with a training of their own."""
+VARIATIONAL = ("sgvb", "blob")
+"""Kinds with a training of their own, for which the number of epochs is not chosen."""
 NUM_TFB_EXAMPLES = 24
 """Validation sentences that the noise of TFB is chosen on."""
-RADIUS_FILE = "selection.json"
 GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3}
 """CPU seconds of a gradient of a batch with the step of the optimizer; measured on the machine of the results."""
 DRAW_SECONDS, OVERHEAD_SECONDS = 0.0045, 12.0
@@ -75,7 +80,7 @@ class Setting:
 
     @property
     def short_epochs(self) -> list[int]:
-        """Smaller numbers of epochs that plain training may choose, as flat training may choose a radius."""
+        """Smaller numbers of epochs that each twin may choose."""
         return sorted({max(1, round(fraction * EPOCHS[self.size])) for fraction in EPOCH_FRACTIONS})
 
     def make_config(self, kind: str = "shared", epochs: int | None = None) -> TrainingConfig:
@@ -92,7 +97,7 @@ class Setting:
             epochs=epochs or EPOCHS[self.size],
             batch_size=BATCH_SIZE,
             num_validations=0,
-            optimizer=adam if kind in ("sgvb", "blob") else adamw,
+            optimizer=adam if kind in VARIATIONAL else adamw,
             schedule=SWALinear(decay_start=0.4, decay_end=0.6, end_factor=0.5, warmup=0.1),
             optimization=OptimizationConfig(clip_norm=1.0),
             collection=CollectionConfig(start_fraction=0.6),
@@ -120,8 +125,8 @@ class Training:
         setting: The setting.
         seed: Seed of the training sentences, the head, the order of batches, and draws.
         rho: Radius of SAM; 0 is plain.
-        kind: `shared`, `short` for a shared training of fewer epochs, or a key of `OTHERS`.
-        epochs: Epochs of a short training.
+        kind: `shared`, or a key of `OTHERS`.
+        epochs: Number of epochs; None for that of the setting.
     """
 
     folder: Path
@@ -132,47 +137,54 @@ class Training:
     epochs: int | None = None
 
     @property
+    def label(self) -> str:
+        """Seed, radius, and number of epochs if it is not that of the setting."""
+        is_short = self.epochs not in (None, EPOCHS[self.setting.size])
+        return f"{self.seed}-{self.rho:g}" + (f"-{self.epochs}e" if is_short else "")
+
+    @property
     def path(self) -> Path:
         """File of the results."""
-        return self.folder / f"{self.kind}-{self.seed}-{self.rho if self.epochs is None else self.epochs:g}.json"
+        return self.folder / f"{self.kind}-{self.label}.json"
 
     @property
     def recording_path(self) -> Path:
         """File of the recorded weights of the shared training, from which other posteriors are made later."""
-        if self.kind == "short":
-            return self.folder / f"{self.seed}-{self.epochs}.short"
-        return self.folder / f"{self.seed}-{self.rho:g}.recording"
+        return self.folder / f"{self.label}.recording"
 
     @property
     def flatness(self) -> Flatness:
         """Plain or SAM."""
         return SAM(rho=self.rho) if self.rho else Plain()
 
-    def is_done(self, *, with_test: bool) -> bool:
-        """Whether the file has what is asked for."""
-        return self.path.is_file() and ("test" in read_json(self.path) or not with_test)
-
 
 def count_trainings(setting: Setting) -> int:
-    """Number of files of a setting, if the chosen radius is not 0, and not all epochs are chosen."""
-    num_choices = len(RADII) - 1 + len(setting.short_epochs) - 1
-    return NUM_SELECTION_SEEDS * num_choices + NUM_SEEDS * (2 * (1 + len(setting.other_kinds)) + 1)
+    """Number of files of a setting, if neither twin chooses all epochs.
+
+    Args:
+        setting: The setting.
+    """
+    num_radii = NUM_SELECTION_SEEDS * (len(RADII) - 1)
+    num_short = NUM_SELECTION_SEEDS * (len(setting.short_epochs) - 1)
+    return num_radii + 2 * (num_short + NUM_SEEDS * (2 + len(setting.other_kinds)))
 
 
 def estimate_minutes(setting: Setting) -> float:
-    """CPU minutes of a setting.
+    """CPU minutes of a setting, if each twin chooses the middle one of the smaller numbers of epochs.
 
     Args:
         setting: The setting.
     """
     num_steps = EPOCHS[setting.size] * math.ceil(setting.size / BATCH_SIZE)
-    plain = num_steps * GRADIENT_SECONDS[setting.trained]
+    pair = 3 * num_steps * GRADIENT_SECONDS[setting.trained]  # plain, and SAM with two gradients in a step
+    short = pair * sorted(EPOCH_FRACTIONS)[len(EPOCH_FRACTIONS) // 2]
     num_networks = sum(NUM_DRAWS if posterior.stochastic else 1 for posterior in SHARED.values())
     tests = num_networks * DRAW_SECONDS * (NUM_VAL + NUM_TEST + 2 * NUM_OOD) + OVERHEAD_SECONDS
-    choices = NUM_SELECTION_SEEDS * (len(RADII) - 1) * (2 * plain + OVERHEAD_SECONDS)
-    short = NUM_SELECTION_SEEDS * (sum(EPOCH_FRACTIONS) * plain + 2 * OVERHEAD_SECONDS)
-    num_fits = 3 + (2 if setting.trained == "lora" else 0)  # the shared one, two more members, two variational ones
-    return (choices + short + NUM_SEEDS * (num_fits * 3 * plain + (2 + len(setting.other_kinds)) * tests)) / 60
+    radii = NUM_SELECTION_SEEDS * (len(RADII) - 1) * (pair * 2 / 3 + OVERHEAD_SECONDS)
+    lengths = NUM_SELECTION_SEEDS * (sum(EPOCH_FRACTIONS) * pair - short + 4 * OVERHEAD_SECONDS)
+    own = 2 * pair if setting.trained == "lora" else 0.0  # of the variational posteriors
+    fits = pair + short + 2 * short + own  # all epochs, those of the twins, two more members
+    return (radii + lengths + NUM_SEEDS * (fits + 2 * (2 + len(setting.other_kinds)) * tests)) / 60
 
 
 def run_setting(task: Task, setting: Setting, folder: Path) -> None:
@@ -183,65 +195,52 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
         setting: The setting.
         folder: Folder of the study.
     """
-    make = partial(Training, folder / setting.name, setting)
-    (folder / setting.name).mkdir(parents=True, exist_ok=True)
-    for seed in range(NUM_SELECTION_SEEDS):
-        for rho in (0.0, *RADII):
-            run_training(task, make(seed, rho), SHARED, with_test=rho == 0)
-    seeds = range(NUM_SELECTION_SEEDS)
-    record = select_value("rho", {rho: [make(seed, rho).path for seed in seeds] for rho in (0.0, *RADII)})
-    write_json(folder / setting.name / RADIUS_FILE, record)
-    radii = sorted({0.0, record["rho"]})
-    keep_recordings(folder / setting.name, radii)
-    for seed in range(NUM_SEEDS):
-        for rho in radii:
-            run_training(task, make(seed, rho), SHARED, with_test=True)
-    run_short_trainings(task, setting, folder)
+    place = folder / setting.name
+    make = partial(Training, place, setting)
+    place.mkdir(parents=True, exist_ok=True)
+
+    def try_training(rho: float, epochs: int | None = None) -> list[Any]:
+        trainings = [make(seed, rho, epochs=epochs) for seed in range(NUM_SELECTION_SEEDS)]
+        return [run_training(task, training, SHARED, with_test=False) for training in trainings]
+
+    record = select_radius({rho: try_training(rho) for rho in (0.0, *RADII)})
+    write_json(place / RADIUS_FILE, replace_nonfinite(record))
+    radii, candidates = {"plain": 0.0, "flat": record["rho"]}, [*setting.short_epochs, EPOCHS[setting.size]]
+    pairs = [(seed, twin) for seed in range(NUM_SEEDS) for twin in radii]
+    keep_recordings(place, [make(seed, radii[twin], epochs=n) for seed, twin in pairs for n in candidates])
+    records = {
+        twin: select_value("epochs", {epochs: try_training(rho, epochs) for epochs in candidates})
+        for twin, rho in radii.items()
+    }
+    write_json(place / EPOCHS_FILE, replace_nonfinite(records))
+    twins = [make(seed, radii[twin], epochs=records[twin]["epochs"]) for seed, twin in pairs]
+    for training in [*twins, *(make(seed, radii[twin]) for seed, twin in pairs)]:
+        run_training(task, training, SHARED, with_test=True)
+    keep_recordings(place, twins)
     for kind in setting.other_kinds:
-        for seed in range(NUM_SEEDS):
-            for rho in radii:
-                run_training(task, make(seed, rho, kind), OTHERS[kind], with_test=True)
-    keep_recordings(folder / setting.name, [])
+        for training in twins:
+            epochs = None if kind in VARIATIONAL else training.epochs
+            run_training(task, make(training.seed, training.rho, kind, epochs), OTHERS[kind], with_test=True)
+    keep_recordings(place, [])
 
 
-def run_short_trainings(task: Task, setting: Setting, folder: Path) -> None:
-    """Choose the number of epochs of plain training, as the radius, and train all seeds with it.
-
-    Args:
-        task: The data.
-        setting: The setting.
-        folder: Folder of the study.
-    """
-
-    def make(seed: int, epochs: int) -> Training:
-        base = Training(folder / setting.name, setting, seed, 0.0)
-        return base if epochs == EPOCHS[setting.size] else replace(base, kind="short", epochs=epochs)
-
-    seeds, candidates = range(NUM_SELECTION_SEEDS), [*setting.short_epochs, EPOCHS[setting.size]]
-    for seed in seeds:
-        for epochs in setting.short_epochs:
-            run_training(task, make(seed, epochs), SHARED, with_test=False)
-    record = select_value("epochs", {epochs: [make(seed, epochs).path for seed in seeds] for epochs in candidates})
-    write_json(folder / setting.name / EPOCHS_FILE, record)
-    for seed in range(NUM_SEEDS):
-        run_training(task, make(seed, record["epochs"]), SHARED, with_test=True)
-    for path in (folder / setting.name).glob("*.short"):
-        path.unlink()
-
-
-def run_training(task: Task, training: Training, posteriors: dict[str, Posterior], *, with_test: bool) -> None:
-    """Fit posteriors with one training, or from its recording, and write their evaluation.
+def run_training(task: Task, training: Training, posteriors: dict[str, Posterior], *, with_test: bool) -> Any:
+    """Fit posteriors with one training, or from its recording, and write their evaluation, where there is none.
 
     Args:
         task: The data.
         training: The training.
         posteriors: The posteriors by name.
         with_test: Whether they are evaluated on test sentences.
+
+    Returns:
+        The content of the file.
     """
-    if training.is_done(with_test=with_test):
-        return
+    result: dict[str, Any] = read_json(training.path) if training.path.is_file() else {}
+    if "test" in result or (result and not with_test):
+        return result
     start, wall_start = time.process_time(), time.perf_counter()
-    recordings = {} if training.kind in ("sgvb", "blob") else read_recordings(training.recording_path)
+    recordings = {} if training.kind in VARIATIONAL else read_recordings(training.recording_path)
     examples = task.draw_training(training.setting.size, training.seed)
     config = training.setting.make_config(training.kind, training.epochs)
     outcomes = fit_together(
@@ -254,10 +253,9 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         recordings=recordings,
     )
     fitted = dict(zip(posteriors, outcomes, strict=True))
-    if training.kind in ("shared", "short") and not training.recording_path.is_file():
+    if training.kind == "shared" and not training.recording_path.is_file():
         training.recording_path.write_bytes(pickle.dumps(recordings))
     seconds = time.perf_counter() - wall_start, time.process_time() - start
-    result: dict[str, Any] = read_json(training.path) if training.path.is_file() else {}
     result |= {
         "trained": training.setting.trained,
         "size": training.setting.size,
@@ -283,18 +281,18 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     scores = {name: round(m["nll"], 3) for name, m in result["test" if with_test else "val"].items()}
     name = f"{training.path.parent.name} {training.path.stem}"
     print(time.strftime("%H:%M:%S"), name, scores, *result["errors"].values(), flush=True)
+    return replace_nonfinite(result)
 
 
-def keep_recordings(folder: Path, radii: Sequence[float]) -> None:
-    """Delete the recordings of other radii.
+def keep_recordings(folder: Path, trainings: Sequence[Training]) -> None:
+    """Delete the recordings of other trainings.
 
     Args:
         folder: Folder of the setting.
-        radii: Radii whose recordings are kept.
+        trainings: Trainings whose recordings are kept.
     """
-    for path in folder.glob("*.recording"):
-        if float(path.stem.split("-")[1]) not in radii:
-            path.unlink()
+    for path in {*folder.glob("*.recording")} - {training.recording_path for training in trainings}:
+        path.unlink()
 
 
 def read_recordings(path: Path) -> Recordings:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.fine_tuning.summary import SettingPlan, summarize_trainings
-from studies.sentences.study import NUM_DRAWS, SETTINGS, count_trainings, load_trainings
+from studies.sentences.study import NUM_DRAWS, SETTINGS, VARIATIONAL, count_trainings, load_trainings
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL
 
 METRICS = {
@@ -27,7 +27,10 @@ def summarize_study(folder: Path) -> dict[str, Any]:
     Args:
         folder: Folder of the study.
     """
-    plans = [SettingPlan(s.name, s.trained, s.size, s.make_config().epochs, count_trainings(s)) for s in SETTINGS]
+    plans = [
+        SettingPlan(s.name, s.trained, s.size, s.make_config().epochs, count_trainings(s), VARIATIONAL)
+        for s in SETTINGS
+    ]
     data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES)
     sizes = {"val": NUM_VAL, "test": NUM_TEST, "shuffled": NUM_OOD, "foreign": NUM_OOD}
     return {**data, "num_sentences": sizes, "num_draws": NUM_DRAWS}

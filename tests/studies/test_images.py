@@ -7,6 +7,7 @@ from torch import nn
 from flatbayes.core.files import read_json, write_json
 from flatbayes.posteriors import IVON
 from studies.fine_tuning.page import END
+from studies.fine_tuning.selection import select_radius
 from studies.images import study, summary
 from studies.images.__main__ import main
 from studies.images.study import Setting
@@ -71,10 +72,10 @@ def test_lower_rates_are_tried_while_the_lowest_is_the_best():
 
 def test_the_flat_twin_has_the_best_radius_above_zero():
     nlls = {0.0: 0.5, **dict.fromkeys(study.RADII, 0.7), 0.1: 0.6}
-    record = study.select_radius({rho: [{"val": {"MAP": {"nll": nll}}}] for rho, nll in nlls.items()})
+    record = select_radius({rho: [{"val": {"MAP": {"nll": nll}}}] for rho, nll in nlls.items()})
     assert (record["rho"], record["is_flat_better"], record["best_by_method"]) == (0.1, False, {"MAP": 0.0})
     failed = {rho: [{"val": {"MAP": {"nll": None if rho == 0.2 else 0.5}}}] for rho in nlls}
-    assert study.select_radius(failed)["val_nll"][-1][1] == float("inf")
+    assert select_radius(failed)["val_nll"][-1][1] == float("inf")
 
 
 def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, monkeypatch):

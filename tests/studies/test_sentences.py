@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.files import write_json
-from studies.fine_tuning.page import END
+from flatbayes.core.files import read_json, replace_nonfinite, write_json
+from studies.fine_tuning.page import END, render_tables
+from studies.fine_tuning.selection import select_radius, select_value
 from studies.fine_tuning.summary import find_equal_size
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
 from studies.sentences.page import LABELS
-from studies.sentences.selection import select_value
 from studies.sentences.study import Setting, Training
 from studies.sentences.task import Examples, LengthSampler, Task, shuffle_words
 
@@ -113,8 +113,8 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     monkeypatch.setattr(study, "SHARED", {name: study.SHARED[name] for name in ("MAP", "SWAG")})
     for module in (study, summary):
         monkeypatch.setattr(module, "SETTINGS", (setting,))
-    choices = {"rho": 0.1, "epochs": 2}
-    monkeypatch.setattr(study, "select_value", lambda key, paths: select_value(key, paths) | {key: choices[key]})
+    epochs = iter(3 * (2, 4))  # of plain and flat training, in three runs
+    monkeypatch.setattr(study, "select_value", lambda *args: select_value(*args) | {"epochs": next(epochs)})
     study.run_setting(task, setting, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(study, "fit_together", None)
@@ -124,16 +124,20 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     page.write_text(f"# Title\n\n{LABELS.start}\n{END}\nafter\n", encoding="utf-8")
     main([str(tmp_path), "--summary", str(tmp_path / "summary.json"), "--page", str(page)])
     data = summary.summarize_study(tmp_path)
-    assert data["finished_trainings"] == data["planned_trainings"] == 11
+    assert data["finished_trainings"] == data["planned_trainings"] == 12
     (result,) = data["settings"]
     rows = {(row["posterior"], row["metric"]): row for row in result["rows"]}
     assert not any(t["errors"] for t in study.load_trainings(tmp_path))
     assert {name for name, _ in rows} == {*study.SHARED, "SGVB", "TFB", "BLoB", "Ensemble"}
     assert {row["num_seeds"] for (_, metric), row in rows.items() if metric == "nll"} == {1}
     assert result["sharing_factor"] > 1
-    short = {(row["posterior"], row["metric"]): row for row in result["rows_chosen_epochs"]}
-    assert short["MAP", "nll"]["flat"] == rows["MAP", "nll"]["flat"]
-    assert short["MAP", "nll"]["plain"] != rows["MAP", "nll"]["plain"]
+    equal = {(row["posterior"], row["metric"]): row for row in result["rows_equal_length"]}
+    assert equal["MAP", "nll"]["flat"] == rows["MAP", "nll"]["flat"]
+    assert equal["MAP", "nll"]["plain"] != rows["MAP", "nll"]["plain"]
+    assert {name for name, _ in equal} == {*study.SHARED, "SGVB", "BLoB"}
+    assert equal["SGVB", "nll"] == rows["SGVB", "nll"] | {
+        key: equal["SGVB", "nll"][key] for key in ("p_holm", "verdict_holm")
+    }
     assert 1 <= result["worth_ensemble"]["Ensemble"]["plain"] <= 3
     first = next(t for t in data["trainings"] if t["kind"] == "shared")
     assert first["weights_per_example"] == (16 + 16 + 18) / 32
@@ -160,12 +164,14 @@ def test_one_training_serves_all_posteriors(task, tmp_path, monkeypatch):
     assert {"auroc_shuffled", "auroc_foreign", "aurc", "nll_calibrated"} <= set(result["test"]["SWAG"])
 
 
-def write_training(folder, kind, seed, rho, nll, **metrics):
+def write_training(folder, kind, seed, rho, nll, epochs=None, **metrics):
     entry = {"nll": nll, "accuracy": 0.8, "nll_calibrated": nll, **metrics}
     name = "Ensemble" if kind == "ensemble" else "MAP"
     training = {"trained": "full", "size": 100, "seed": seed, "rho": rho, "cpu_seconds": 30.0}
     training |= {"cost": {"seconds_together": 10.0, "seconds_one_by_one": 40.0}, "val": {name: entry, "SWAG": entry}}
-    write_json(folder / f"{kind}-{seed}-{rho:g}.json", training | {"test": {name: entry}})
+    suffix = "" if epochs is None else f"-{epochs}e"
+    training |= {} if epochs is None else {"epochs": epochs}
+    write_json(folder / f"{kind}-{seed}-{rho:g}{suffix}.json", training | {"test": {name: entry}})
 
 
 def test_summary_of_known_results(tmp_path):
@@ -178,9 +184,12 @@ def test_summary_of_known_results(tmp_path):
     for rho, nll in ((0.02, 0.65), (0.05, 0.6), (0.2, None)):
         for seed in range(2):
             write_training(folder, "shared", seed, rho, nll)
-    paths = {rho: [folder / f"shared-{seed}-{rho:g}.json" for seed in range(2)] for rho in (0.0, *study.RADII)}
-    record = select_value("rho", paths)
+    results = {
+        rho: [read_json(folder / f"shared-{seed}-{rho:g}.json") for seed in range(2)] for rho in (0.0, *study.RADII)
+    }
+    record = replace_nonfinite(select_radius(results))
     assert (record["rho"], record["best_by_method"]) == (0.1, {"MAP": 0.1, "SWAG": 0.1})
+    assert record["is_flat_better"]
     assert record["val_nll"][-1][1] is None  # diverged
     write_json(folder / "selection.json", record)
     data = summary.summarize_study(tmp_path)
@@ -201,3 +210,31 @@ def test_equal_size_is_interpolated_in_the_logarithm():
     assert find_equal_size(0.3, [100, 400], [0.6, 0.4]) is None
     assert find_equal_size(0.7, [100, 400], [0.6, 0.4]) is None
     assert find_equal_size(0.45, [100, 200, 400], [0.6, 0.4, 0.5]) == pytest.approx(100 * math.sqrt(2) ** 1.5)
+
+
+def test_each_twin_has_its_number_of_epochs(tmp_path):
+    folder = tmp_path / "full-100"
+    folder.mkdir()
+    for rho, epochs, nll in ((0.0, None, 0.9), (0.0, 4, 0.5), (0.1, None, 0.6), (0.1, 6, 0.55)):
+        for seed in range(3):
+            write_training(folder, "shared", seed, rho, nll + 0.01 * seed, epochs)
+    write_json(
+        folder / "selection.json", {"rho": 0.1, "val_nll": [[0.0, 0.9, {}], [0.1, 0.6, {}]], "best_by_method": {}}
+    )
+    epochs = {"plain": (4, [[4, 0.5, {}], [10, 0.9, {}]]), "flat": (6, [[6, 0.55, {}], [10, 0.6, {}]])}
+    write_json(
+        folder / "selection-epochs.json", {twin: {"epochs": n, "val_nll": v} for twin, (n, v) in epochs.items()}
+    )
+    data = summary.summarize_study(tmp_path)
+    (setting,) = data["settings"]
+    pairs = [
+        next((row["plain"], row["flat"]) for row in setting[key] if row["metric"] == "nll")
+        for key in ("rows", "rows_equal_length")
+    ]
+    assert pairs == [pytest.approx((0.51, 0.56)), pytest.approx((0.91, 0.61))]
+    text = render_tables(data, LABELS)
+    assert "Plain: 4 epochs (best of 2 numbers). Flat: SAM with ρ = 0.1 (best of 1 radii) and 6 epochs" in text
+    assert "2 candidates for plain and 2 for flat. Validation data prefer plain training" in text
+    assert (
+        "| 100 sentences, all weights | plain | 0.800 → 0.800<br>flat 0, neither 1, plain 0 | 0.510 → 0.560" in text
+    )
