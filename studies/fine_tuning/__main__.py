@@ -7,10 +7,12 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
+from studies.fine_tuning.page import find_val_nlls
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS = ("accuracy", "nll", "ece")
@@ -36,75 +38,80 @@ def render_setting(setting: Mapping[str, Any]) -> str:
     """Table of a setting: a row for each posterior."""
     rows = {(row["posterior"], row["metric"]): row for row in setting["rows"]}
     names = list(dict.fromkeys(name for name, _ in rows))
-    nlls = [rows[name, "nll"] for name in names]
-    wins, pairs = sum(row["num_flat_better"] for row in nlls), sum(row["num_seeds"] for row in nlls)
-    seeds = max(row["num_seeds"] for row in nlls)
+    seeds = max(row["num_seeds"] for row in setting["rows"])
+    plain_nll, flat_nll = find_val_nlls(setting)
+    preferred = "flat" if flat_nll < plain_nll else "plain"
     lines = [
         f"MiniLM on {setting['size']:,} sentences of SST-2, {SENTENCES[setting['trained']]}, plain → flat, mean over "
-        f"{seeds} seeds; ρ = {setting['selection']['rho']:g}, chosen on validation sentences:",
+        f"{seeds} seeds. {describe_choices(setting)} Both choices are made on validation sentences, which prefer "
+        f"{preferred} training (NLL {plain_nll:.2f} plain, {flat_nll:.2f} flat).",
         "",
-        "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE |",
-        "|---|---|---|---|---|",
+        "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE | NLL after temperature scaling |",
+        "|---|---|---|---|---|---|",
     ]
     for name in names:
-        accuracy, nll, ece = (rows[name, metric] for metric in MAIN_METRICS)
-        low, high = nll["interval"]
-        difference = f"{nll['difference']:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
-        lines.append(
-            f"| {name} | {100 * accuracy['plain']:.1f} → {100 * accuracy['flat']:.1f} | {nll['plain']:.2f} → "
-            f"{format_winner(nll, '.2f')} | {difference} | {ece['plain']:.3f} → {format_winner(ece, '.3f')} |"
-        )
-    stand = sum(row["verdict_holm"] == "flat" for row in rows.values())
-    smallest = min(row["p_holm"] for row in rows.values() if row["p_holm"] is not None)
-    lines += [
-        "",
-        f"Flat has the lower NLL in {wins} of {pairs} pairs of seed and posterior. After Holm's correction over all "
-        f"{len(rows)} comparisons of this setting, {stand or 'none'} of them stand{'' if stand > 1 else 's'} "
-        f"(smallest p {smallest:.2g}).",
-    ]
-    return "\n".join(lines) + render_chosen_epochs(setting)
-
-
-def render_chosen_epochs(setting: Mapping[str, Any]) -> str:
-    """Flat training against plain training whose number of epochs is chosen too; nothing if it has not been."""
-    record = setting.get("selection_epochs")
-    if not record:
-        return ""
-    plain = min(nll for _, nll, _ in record["val_nll"])
-    flat = min(nll for _, nll, _ in setting["selection"]["val_nll"] if nll is not None)
-    text = (
-        f"\n\n**Against early stopping.** Both variants have {setting['epochs']} epochs here. Plain training with a "
-        f"number of epochs chosen on validation sentences ({record['epochs']}) has a validation NLL of {plain:.2f}, "
-        f"flat training {flat:.2f} (mean over posteriors): both prevent overfitting."
-    )
-    rows = {(row["posterior"], row["metric"]): row for row in setting["rows_chosen_epochs"]}
-    if not rows:
-        return text
-    lines = [
-        "",
-        "",
-        "| Posterior | NLL | NLL after temperature scaling | AURC (ranking of errors) |",
-        "|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(name for name, _ in rows):
-        cells = [format_pair(rows[name, metric]) for metric in ("nll", "nll_calibrated", "aurc")]
+        accuracy, nll, ece, scaled = (rows[name, metric] for metric in (*MAIN_METRICS, "nll_calibrated"))
+        cells = [
+            format_pair(accuracy, ".1f", 100),
+            format_pair(nll, ".2f"),
+            format_difference(nll),
+            format_pair(ece, ".3f"),
+            format_pair(scaled, ".3f"),
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "Bold: the 95 % interval of the paired difference excludes 0."]
-    return text + " On test sentences, this plain training → flat:" + "\n".join(lines)
+    p_values = [row["p_holm"] for row in rows.values() if row["p_holm"] is not None]
+    counts = Counter(row["verdict_holm"] for row in rows.values())
+    lines += ["", "Bold: the better mean, where the 95 % interval of the paired difference excludes 0."]
+    if p_values:
+        lines[-1] += (
+            f" After Holm's correction over all {len(rows)} comparisons of this table, flat is better in "
+            f"{counts['flat']} and plain in {counts['plain']} (smallest p {min(p_values):.2g})."
+        )
+    return "\n".join(lines) + render_equal_length(setting)
 
 
-def format_pair(row: Mapping[str, Any]) -> str:
+def describe_choices(setting: Mapping[str, Any]) -> str:
+    """Radius and number of epochs of the twins."""
+    epochs, rho = setting["selection_epochs"], setting["selection"]["rho"]
+    if not epochs:
+        return f"Both have {setting['epochs']} epochs; ρ = {rho:g}."
+    texts = {
+        twin: f"{epochs[twin]['epochs'] if twin in epochs else setting['epochs']} epochs"
+        f"{'' if twin in epochs else ' (not chosen yet)'}"
+        for twin in ("plain", "flat")
+    }
+    return f"Plain has {texts['plain']}, flat ρ = {rho:g} and {texts['flat']}."
+
+
+def render_equal_length(setting: Mapping[str, Any]) -> str:
+    """Counts with all epochs for both twins; nothing where that is the table itself."""
+    rows = [row for row in setting["rows_equal_length"] if row["interval"] is not None]
+    if not rows:
+        return ""
+    nlls = [row for row in rows if row["metric"] == "nll"]
+    wins, pairs = (sum(row[key] for row in nlls) for key in ("num_flat_better", "num_seeds"))
+    plain, flat = (fmean(row[twin] for row in nlls) for twin in ("plain", "flat"))
+    return (
+        f"\n\nWith {setting['epochs']} epochs for both, so that plain training does not stop early, flat has the "
+        f"lower NLL in {wins} of {pairs} pairs of seed and posterior (mean {plain:.2f} plain, {flat:.2f} flat)."
+    )
+
+
+def format_difference(row: Mapping[str, Any]) -> str:
+    """Difference of the means and its interval."""
+    text = f"{row['difference']:+.2f}"
+    if row["interval"] is not None:
+        low, high = row["interval"]
+        text += f" [{low:+.2f}, {high:+.2f}]"
+    return text.replace("-", "−")
+
+
+def format_pair(row: Mapping[str, Any], form: str, factor: float = 1.0) -> str:
     """Both means, the better one in bold if the interval excludes 0."""
-    plain, flat = f"{row['plain']:.3f}", f"{row['flat']:.3f}"
-    if row["verdict"] == "plain":
-        plain = f"**{plain}**"
-    return f"{plain} → {format_winner(row, '.3f')}" if row["verdict"] == "flat" else f"{plain} → {flat}"
-
-
-def format_winner(row: Mapping[str, Any], form: str) -> str:
-    """The flat mean, in bold if its interval excludes 0 for the better."""
-    text = format(row["flat"], form)
-    return f"**{text}**" if row["verdict"] == "flat" else text
+    texts = {twin: format(factor * row[twin], form) for twin in ("plain", "flat")}
+    if row["verdict"] in texts:
+        texts[row["verdict"]] = f"**{texts[row['verdict']]}**"
+    return f"{texts['plain']} → {texts['flat']}"
 
 
 def render_counts(settings: Sequence[Mapping[str, Any]]) -> str:

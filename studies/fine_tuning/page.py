@@ -141,15 +141,14 @@ def find_val_nlls(setting: Mapping[str, Any]) -> tuple[float, float]:
     Args:
         setting: Summary of a setting whose radius is chosen.
     """
-    selection, epochs = setting["selection"], setting["selection_epochs"]
-    tables = {"plain": selection, "flat": selection} if epochs is None else epochs
-    plain, flat = (
-        {value: math.inf if nll is None else nll for value, nll, _ in tables[twin]["val_nll"]}
-        for twin in ("plain", "flat")
-    )
-    if epochs is None:
-        return plain[0.0], flat[selection["rho"]]
-    return min(plain.values()), min(flat.values())
+    selection, epochs = setting["selection"], setting["selection_epochs"] or {}
+    values = {"plain": 0.0, "flat": selection["rho"]}
+    nlls = []
+    for twin, rho in values.items():
+        record, value = (epochs[twin], epochs[twin]["epochs"]) if twin in epochs else (selection, rho)
+        nll = next(nll for candidate, nll, _ in record["val_nll"] if candidate == value)
+        nlls.append(math.inf if nll is None else nll)
+    return nlls[0], nlls[1]
 
 
 def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str:
@@ -247,15 +246,20 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
     """
     selection, epochs = setting["selection"], setting["selection_epochs"]
     num_radii = len(selection["val_nll"]) - 1
-    radius = f"ρ = {selection['rho']:g} (best of {num_radii} radii)"
-    if epochs is None:
-        text = f"{setting['epochs']} epochs. Flat: SAM with {radius}."
+    radius = f"Flat: SAM with ρ = {selection['rho']:g} (best of {num_radii} radii)"
+    if not epochs:
+        text = f"{setting['epochs']} epochs. {radius}."
     else:
-        numbers = {twin: (record["epochs"], len(record["val_nll"])) for twin, record in epochs.items()}
+        counts = {twin: len(epochs[twin]["val_nll"]) if twin in epochs else 1 for twin in ("plain", "flat")}
+        numbers = {
+            twin: f"{epochs[twin]['epochs']} epochs (best of {count} numbers)"
+            if twin in epochs
+            else f"{setting['epochs']} epochs (not chosen yet)"
+            for twin, count in counts.items()
+        }
         text = (
-            f"Plain: {numbers['plain'][0]} epochs (best of {numbers['plain'][1]} numbers). Flat: SAM with {radius} "
-            f"and {numbers['flat'][0]} epochs (best of {numbers['flat'][1]} numbers); together "
-            f"{numbers['plain'][1]} candidates for plain and {num_radii + numbers['flat'][1] - 1} for flat."
+            f"Plain: {numbers['plain']}. {radius} and {numbers['flat']}; together {counts['plain']} candidates for "
+            f"plain and {num_radii + counts['flat'] - 1} for flat."
         )
     plain_nll, flat_nll = find_val_nlls(setting)
     preferred = "flat" if flat_nll < plain_nll else "plain"

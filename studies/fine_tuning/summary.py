@@ -153,11 +153,11 @@ def select_twins(
         plan: The setting.
         trainings: Its finished trainings.
         record: The choice of the radius; without it there is no flat twin.
-        epochs_record: The choices of the numbers of epochs; None if both twins have all epochs.
+        epochs_record: The choices of the numbers of epochs by twin; a twin without one has all epochs.
     """
     twins = {}
     for twin, rho in (("plain", 0.0), ("flat", None if record is None else record["rho"])):
-        epochs = plan.epochs if epochs_record is None else epochs_record[twin]["epochs"]
+        epochs = epochs_record[twin]["epochs"] if epochs_record and twin in epochs_record else plan.epochs
         twins[twin] = [
             t
             for t in trainings

@@ -208,11 +208,10 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
     radii, candidates = {"plain": 0.0, "flat": record["rho"]}, [*setting.short_epochs, EPOCHS[setting.size]]
     pairs = [(seed, twin) for seed in range(NUM_SEEDS) for twin in radii]
     keep_recordings(place, [make(seed, radii[twin], epochs=n) for seed, twin in pairs for n in candidates])
-    records = {
-        twin: select_value("epochs", {epochs: try_training(rho, epochs) for epochs in candidates})
-        for twin, rho in radii.items()
-    }
-    write_json(place / EPOCHS_FILE, replace_nonfinite(records))
+    records: dict[str, Any] = {}
+    for twin, rho in radii.items():
+        records[twin] = select_value("epochs", {epochs: try_training(rho, epochs) for epochs in candidates})
+        write_json(place / EPOCHS_FILE, replace_nonfinite(records))
     twins = [make(seed, radii[twin], epochs=records[twin]["epochs"]) for seed, twin in pairs]
     for training in [*twins, *(make(seed, radii[twin]) for seed, twin in pairs)]:
         run_training(task, training, SHARED, with_test=True)
@@ -304,12 +303,13 @@ def read_recordings(path: Path) -> Recordings:
 
 
 def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
-    """Results of all finished trainings, with the kind of each.
+    """Results of all finished trainings, with the kind of each; in a setting shared trainings come first.
 
     Args:
         folder: Folder of the study.
     """
     for setting in SETTINGS:
-        for path in sorted((folder / setting.name).glob("*-*-*.json")):
+        paths = sorted((folder / setting.name).glob("*-*-*.json"))
+        for path in sorted(paths, key=lambda path: not path.name.startswith("shared")):
             result: Any = read_json(path)
             yield {"epochs": EPOCHS[setting.size]} | result | {"kind": path.stem.split("-")[0]}
