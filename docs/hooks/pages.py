@@ -17,12 +17,15 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
+def render_introduction() -> str:
+    """README.md up to its first part."""
+    return _read_readme().partition("\n## ")[0] + "\n"
+
+
 def render_readme() -> str:
-    """README.md up to its part about contributing, with links that are right on the site."""
-    text, _, _ = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Contributing\n")
-    text = re.sub(r"<!-- [^>]* -->\n*", "", text)
-    text = re.sub(r"\]\((?!https?:|#|docs/)", f"]({axes.REPOSITORY}/", text)
-    return re.sub(r'(\]\(|srcset="|src=")docs/', r"\1", text)
+    """The parts of README.md, up to the one about contributing."""
+    _, heading, text = _read_readme().partition("\n## ")
+    return heading + text
 
 
 def render_examples() -> str:
@@ -66,6 +69,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "<!-- integrations -->": axes.render_integrations,
     "<!-- methods -->": axes.render_methods,
     "<!-- readme -->": render_readme,
+    "<!-- readme: introduction -->": render_introduction,
     "<!-- refused pairs -->": axes.render_refused_pairs,
     "<!-- renamed objects -->": render_renamed_objects,
     "<!-- renamed arguments -->": render_renamed_arguments,
@@ -85,6 +89,14 @@ def on_serve(server: object, **_: object) -> object:
     """Rebuild the site after changes of the examples as well."""
     server.watch(str(EXAMPLES))  # type: ignore[attr-defined]
     return server
+
+
+def _read_readme() -> str:
+    """README.md without the part about contributing, with links that are right on the site."""
+    text, _, _ = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Contributing\n")
+    text = re.sub(r"<!-- [^>]* -->\n*", "", text)
+    text = re.sub(r"\]\((?!https?:|#|docs/)", f"]({axes.REPOSITORY}/", text)
+    return re.sub(r'(\]\(|srcset="|src=")docs/', r"\1", text)
 
 
 def _render_example(path: Path) -> str:
