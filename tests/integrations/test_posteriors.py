@@ -30,6 +30,7 @@ from flatbayes import (
     PosteriorSAM,
     TrainingProgress,
 )
+from flatbayes.core.buffers import set_training_mode
 from flatbayes.integrations import join_posteriors
 from support import LIGHTNING_WARNINGS
 
@@ -41,7 +42,8 @@ pytestmark = [
 lightning = pytest.importorskip("lightning.pytorch")
 transformers = pytest.importorskip("transformers")
 
-from flatbayes.integrations.lightning import FlatCallback, check_steps  # noqa: E402
+from flatbayes.integrations.lightning import FlatCallback  # noqa: E402
+from flatbayes.integrations.lightning_checks import check_steps  # noqa: E402
 from flatbayes.integrations.tracker import TrackerConfig  # noqa: E402
 from flatbayes.integrations.transformers import FlatTrainer  # noqa: E402
 
@@ -148,9 +150,12 @@ class FixedOrder(FlatTrainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def train_model(folder, posterior, optimizer, options, *, flatness=SAM(rho=0.1), resume=None, **settings):
+def train_model(
+    folder, posterior, optimizer, options, *, flatness=SAM(rho=0.1), resume=None, num_frozen=0, **settings
+):
     x, y = make_data()
     model = Model()
+    model.net.layers[:num_frozen].requires_grad_(False)
     optimizer = optimizer(model.parameters(), **options)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     defaults = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": SIZE, "save_strategy": "no", "seed": 5}
@@ -169,9 +174,12 @@ def train_model(folder, posterior, optimizer, options, *, flatness=SAM(rho=0.1),
     return trainer
 
 
-def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None, accelerator=None, flatness=SAM(rho=0.1)):
+def train_by_hand(
+    posterior, make_optimizer, options, *, seeds, clip=None, accelerator=None, flatness=SAM(rho=0.1), num_frozen=0
+):
     """The same training with the interface of a posterior."""
     network = Network()
+    network.layers[:num_frozen].requires_grad_(False)
     state = posterior.init(network, lambda params: make_optimizer(params, **options), BATCHES * SIZE)
     schedule = torch.optim.lr_scheduler.ExponentialLR(state.optimizer, 0.9)
     progress, (x, y) = TrainingProgress(total_steps=EPOCHS * BATCHES), make_data()
@@ -181,7 +189,7 @@ def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None, accel
         backward = accelerator.backward
     for epoch in range(EPOCHS):
         seeds(epoch)
-        state.model.train()
+        set_training_mode(state.model)
         for inputs, targets in zip(x.split(SIZE), y.split(SIZE), strict=True):
 
             def closure(inputs=inputs, targets=targets):
@@ -203,6 +211,42 @@ def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None, accel
             schedule.step()
             progress.advance()
     return state
+
+
+def seed_as_trainer(epoch):
+    if epoch == 0:
+        Network()
+        transformers.set_seed(5)
+    torch.empty((), dtype=torch.int64).random_()  # what the iterator of a DataLoader takes
+
+
+FROZEN_CASES = [(SWAG(rank=2), torch.optim.SGD, {"lr": 0.05}), (LRT(initial_std=0.05), torch.optim.Adam, ADAM)]
+in_frozen_cases = pytest.mark.parametrize(("posterior", "optimizer", "options"), FROZEN_CASES, ids=str)
+
+
+def check_frozen(state, expected, *, prefix):
+    assert_same(state, expected, prefix=prefix)
+    assert torch.equal(state.model.state_dict()[f"{prefix}layers.1.running_mean"], torch.zeros(12))
+    assert all(module.training is state.model.training for module in state.model.modules())
+
+
+@in_frozen_cases
+def test_lightning_keeps_the_statistics_of_frozen_norms(posterior, optimizer, options):
+    callback = FlatCallback(SAM(rho=0.1), posterior, start_fraction=0.0, snapshots_per_epoch=BATCHES, network="net")
+    module = Module(optimizer, options)
+    module.net.layers[:2].requires_grad_(False)
+    run_trainer(module, callback)
+    expected = train_by_hand(
+        posterior, optimizer, options, seeds=lambda epoch: torch.manual_seed(100 + epoch), num_frozen=2
+    )
+    check_frozen(callback._tracker.steps.state, expected, prefix="")
+
+
+@in_frozen_cases
+def test_transformers_keep_the_statistics_of_frozen_norms(posterior, optimizer, options, tmp_path):
+    trainer = train_model(tmp_path, posterior, optimizer, options, num_frozen=2)
+    expected = train_by_hand(posterior, optimizer, options, seeds=seed_as_trainer, clip=1.0, num_frozen=2)
+    check_frozen(trainer._tracker.steps.state, expected, prefix="net.")
 
 
 def assert_same(state, expected, *, prefix):
@@ -249,14 +293,7 @@ def test_lightning_takes_the_steps_of_a_loop_of_ones_own(posterior, optimizer, o
 @pytest.mark.parametrize(("posterior", "optimizer", "options"), mark_cases(5, 9))
 def test_transformers_take_the_steps_of_a_loop_of_ones_own(posterior, optimizer, options, tmp_path):
     trainer = train_model(tmp_path, posterior, optimizer, options, max_grad_norm=0.5)
-
-    def seed(epoch):
-        if epoch == 0:
-            Network()
-            transformers.set_seed(5)
-        torch.empty((), dtype=torch.int64).random_()  # what the iterator of a DataLoader takes
-
-    expected = train_by_hand(posterior, optimizer, options, seeds=seed, clip=0.5)
+    expected = train_by_hand(posterior, optimizer, options, seeds=seed_as_trainer, clip=0.5)
     assert_same(trainer._tracker.steps.state, expected, prefix="net.")
     fitted = trainer.make_posterior(Categorical(3), wrap=Wrapper)
     check_fitted(fitted)
@@ -276,14 +313,7 @@ def test_gradients_before_the_step_have_the_distribution_of_swag(prior_precision
     expected = train_by_hand(posterior, torch.optim.SGD, options, seeds=seeds, flatness=flatness)
     assert_same(callback._tracker.steps.state, expected, prefix="")
     trainer = train_model(tmp_path, posterior, torch.optim.SGD, options, flatness=flatness, max_grad_norm=0.0)
-
-    def seed(epoch):
-        if epoch == 0:
-            Network()
-            transformers.set_seed(5)
-        torch.empty((), dtype=torch.int64).random_()  # what the iterator of a DataLoader takes
-
-    expected = train_by_hand(posterior, torch.optim.SGD, options, seeds=seed, flatness=flatness)
+    expected = train_by_hand(posterior, torch.optim.SGD, options, seeds=seed_as_trainer, flatness=flatness)
     assert_same(trainer._tracker.steps.state, expected, prefix="net.")
     with pytest.raises(ValueError, match="cannot be restricted afterwards"):
         FlatCallback(flatness, posterior, params=["net.*"])

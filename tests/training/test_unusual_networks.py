@@ -228,10 +228,10 @@ FROZEN_NORMS = {
     "eval in forward": EvalInForward,
     "eval by train()": AlwaysEval,
     "momentum 0": lambda size: nn.BatchNorm1d(size, momentum=0.0),
+    "no gradients": lambda size: nn.BatchNorm1d(size).requires_grad_(False),
 }
 MOVING_NORMS = {
     "BatchNorm": nn.BatchNorm1d,
-    "no gradients": lambda size: nn.BatchNorm1d(size).requires_grad_(False),
     "momentum None": lambda size: nn.BatchNorm1d(size, momentum=None),
     "SyncBatchNorm": nn.SyncBatchNorm,
     "LazyBatchNorm": lambda size: nn.LazyBatchNorm1d(),

@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes.core.buffers import set_training_mode
+from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Digits, Split, Standardize
 from flatbayes.flatness import SAM, Plain
+from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
-from flatbayes.posteriors import IVON, LRT, MAP, SGVB, SWAG, Ensemble, Laplace
+from flatbayes.posteriors import IVON, LRT, MAP, SGVB, SVGD, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.posteriors.presets import LAPLACE_LAST_LAYER
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import FINE_TUNING, Checkpoints, CollectionConfig, TrainingConfig, fit
 from flatbayes.training.warm_start import extract_mean_weights, match_weights
+from support import batch, train
 from support import network as with_norms
-from support import train
 
 AS_IT_IS = TrainingConfig(epochs=0)
 SHORT = replace(FINE_TUNING, epochs=2, batch_size=20)
@@ -193,6 +196,45 @@ def test_frozen_parameters_stay_and_artefacts_remember_them(trained, data, tmp_p
     assert not again.states[0].model.layers[1].weight.requires_grad
     with pytest.raises(ValueError, match=r"pattern 'features\.\*' of freeze matches no trainable parameter"):
         fit(build, data, SWAG(), SAM(), SHORT, freeze=["features.*"])
+
+
+@pytest.mark.parametrize(
+    ("posterior", "flatness"),
+    [
+        (MAP(), Plain()),
+        (SWAG(rank=2), SAM(params="last_layer")),
+        (LRT(), SAM()),
+        (MCDropout(), SAM()),
+        (Ensemble(SVGD(num_particles=2), 2), Plain()),
+    ],
+    ids=short_name,
+)
+def test_frozen_norms_keep_their_statistics(posterior, flatness):
+    data = [batch(k) for k in range(4)]
+    config = replace(SHORT, optimizer=partial(torch.optim.Adam, lr=0.01))
+    options = {"likelihood": Categorical(3), "freeze": ["0.*", "1.*"]}
+    fitted = fit(with_norms, data, posterior, flatness, config, **options)
+    for state in fitted.states:
+        assert torch.equal(state.model[1].running_mean, torch.zeros(4))
+        assert state.model[1].num_batches_tracked == 0
+        assert state.model[6].num_batches_tracked > 0
+    if posterior.needs_norm_reestimation:
+        with fitted.sampled_network((0, 0, 0)) as drawn:
+            assert torch.equal(drawn[1].running_var, torch.ones(4))
+            assert not torch.equal(drawn[6].running_var, torch.ones(16))
+
+
+def test_a_norm_without_parameters_is_frozen_with_the_block_that_it_is_in():
+    block = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, affine=False)).requires_grad_(False)
+    model = nn.Sequential(block, nn.BatchNorm1d(3, affine=False), nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    set_training_mode(model)
+    assert [module.training for module in (block[1], model[1], model[3])] == [False, True, True]
+    model[3].weight.requires_grad_(False)
+    set_training_mode(model)
+    assert model[3].training
+    model[3].bias.requires_grad_(False)
+    set_training_mode(model)
+    assert not model[3].training
 
 
 def test_a_network_of_the_users_with_frozen_parts_loads_without_being_told(data, tmp_path):

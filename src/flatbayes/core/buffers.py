@@ -59,6 +59,38 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         _restore_training_flags(modules, flags)
 
 
+def set_training_mode(model: nn.Module) -> None:
+    """Set training mode, except in frozen normalisation layers, whose running statistics stay as they are."""
+    model.train()
+    for layer in find_frozen_norms(model):
+        layer.training = False  # not of modules within, such as the dropout of a fused layer
+
+
+def find_frozen_norms(model: nn.Module) -> list[_NormBase]:
+    """List the normalisation layers with running statistics of which no parameter requires gradients.
+
+    A layer without parameters is frozen if the module that it belongs to, the smallest one with parameters, is.
+
+    Args:
+        model: The network.
+    """
+    if not any(isinstance(module, _NormBase) for module in list_modules(model)):
+        return []
+    modules = dict(model.named_modules())
+
+    def is_frozen(name: str) -> bool:
+        params = list(modules[name].parameters())
+        if not params and name:
+            return is_frozen(name.rpartition(".")[0])
+        return not any(param.requires_grad for param in params)
+
+    return [
+        module
+        for name, module in modules.items()
+        if isinstance(module, _NormBase) and module.running_mean is not None and is_frozen(name)
+    ]
+
+
 def clone_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Copies of all buffers by name."""
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}

@@ -5,7 +5,6 @@ callback replaces two methods of the module: `training_step`, to record its argu
 the optimizer the closure that the flatness makes. In it the `step` of the optimizer is that of the posterior.
 """
 
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -22,7 +21,7 @@ from flatbayes.core.randomness import RandomState
 from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
-from flatbayes.integrations.posterior_steps import override_methods, synchronize_gradients
+from flatbayes.integrations.posterior_steps import freeze_norm_statistics, override_methods, synchronize_gradients
 from flatbayes.integrations.tracker import (
     TrainingTracker,
     copy_batch,
@@ -45,16 +44,13 @@ with require_package("lightning"):
         except ImportError:
             from pytorch_lightning import Callback
 
+    from flatbayes.integrations.lightning_checks import check_steps, check_supported, get_class_names
     from flatbayes.integrations.lightning_closure import (
         MicroBatch,
         MicroBatchRecord,
         StepClosure,
         extract_loss,
     )
-
-
-SUPPORTED_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
-"""Strategies in which every process holds all weights. Both packages have classes of these names."""
 
 
 class FlatCallback(Callback):
@@ -119,6 +115,7 @@ class FlatCallback(Callback):
         self._pending_state_dict: Mapping[str, Any] | None = None
         self._record = MicroBatchRecord()
         self._method_overrides = ExitStack()
+        self._frozen_norms = ExitStack()
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         """Replace the two methods.
@@ -182,6 +179,19 @@ class FlatCallback(Callback):
         if not getattr(trainer, "fast_dev_run", False):  # a run of one batch that only tries out the code
             self._tracker.check_collection()
 
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the running statistics of frozen normalization layers; a callback may freeze others in each epoch."""
+        self._frozen_norms.close()  # of a batch that a hook skipped
+        self._frozen_norms.enter_context(freeze_norm_statistics(pl_module, trainer.optimizers[0]))
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Put these layers in the mode that they had."""
+        self._frozen_norms.close()
+
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Remove micro-batches of an epoch that ended early."""
         self._record.clear()
@@ -236,6 +246,7 @@ class FlatCallback(Callback):
 
     def _restore(self) -> None:
         self._record.clear()
+        self._frozen_norms.close()
         self._method_overrides.close()
 
     def _wrap_training_step(self, training_step: Callable[..., Any], module: "LightningModule") -> Callable[..., Any]:
@@ -295,49 +306,6 @@ class FlatCallback(Callback):
         if is_distributed:
             synchronize_gradients(module, () if self._tracker is None else self._tracker.steps.scales)
         return None if self._record.losses[-1] is None else loss  # None tells Lightning that the batch was skipped
-
-
-def check_supported(trainer: "Trainer", module: "LightningModule") -> None:
-    """Check that the callback can control the steps of a module.
-
-    Raises:
-        ValueError: The module uses manual optimization or an iterator of batches, or its weights are sharded.
-    """
-    name = type(module).__name__
-    if not module.automatic_optimization:
-        raise ValueError(
-            f"{name} uses manual optimization (automatic_optimization=False), which a callback cannot control. Use "
-            "the flatness in its training_step: loss = flatness(closure, self)()."
-        )
-    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
-        raise ValueError(f"training_step of {name} takes an iterator, whose batches cannot be repeated.")
-    strategy_names = get_class_names(trainer.strategy)
-    if not strategy_names & SUPPORTED_STRATEGIES or "DeepSpeedStrategy" in strategy_names:
-        raise ValueError(
-            f"{type(trainer.strategy).__name__} is not supported, since it may shard the weights; use one "
-            "device, or strategy='ddp'."
-        )
-
-
-def check_steps(posterior: Posterior, accumulation_steps: int, has_loss_scaler: bool) -> None:
-    """Check that Lightning computes all gradients of a step within the step, if the posterior needs this.
-
-    Raises:
-        ValueError: It computes them before.
-    """
-    if posterior.uses_gradient_only or (accumulation_steps == 1 and not has_loss_scaler):
-        return
-    option = "precision='16-mixed'" if has_loss_scaler else f"accumulate_grad_batches={accumulation_steps}"
-    instead = "precision='bf16-mixed'" if has_loss_scaler else "accumulate_grad_batches=1 and larger batches"
-    raise ValueError(
-        f"{type(posterior).__name__} changes the network for every gradient, by weight samples, noise or its dropout "
-        f"rate, and with {option} Lightning computes gradients before the step. Use {instead}."
-    )
-
-
-def get_class_names(instance: object) -> set[str]:
-    """Names of the class of an object and of its bases."""
-    return {cls.__name__ for cls in type(instance).__mro__}
 
 
 def _to_finite_int(number: float | None) -> int | None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, State
+from flatbayes.core.buffers import find_frozen_norms
+from flatbayes.core.parameter_selection import only_optimized
 from flatbayes.core.process_group import get_process_group_info
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
@@ -198,6 +200,36 @@ def override_methods(owner: object, **methods: Callable[..., Any]) -> Iterator[N
         for name in methods:
             vars(owner).pop(name, None)
         vars(owner).update(own)
+
+
+@contextmanager
+def freeze_norm_statistics(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+    """Context in which frozen normalisation layers are in eval mode, also after a call of `model.train()`.
+
+    Args:
+        model: The network, or a module that has it.
+        optimizer: The optimizer; what it does not update is frozen.
+    """
+    with only_optimized(model, optimizer):
+        layers = [layer for layer in find_frozen_norms(model) if layer.training]
+    if not layers:
+        yield
+        return
+    set_mode = model.train
+
+    def set_mode_of_others(mode: bool = True) -> nn.Module:
+        set_mode(mode)
+        for layer in layers:
+            layer.training = False
+        return model
+
+    try:
+        with override_methods(model, train=set_mode_of_others):
+            model.train(model.training)
+            yield
+    finally:
+        for layer in layers:
+            layer.training = True
 
 
 def synchronize_gradients(model: nn.Module, others: Iterable[Tensor] = ()) -> None:

@@ -9,7 +9,7 @@ posterior, which samples weights for every gradient, takes its whole step at the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from flatbayes.flatness import Flatness, Plain
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.model_inputs import Logits, MainInput
 from flatbayes.integrations.posterior_steps import (
+    freeze_norm_statistics,
     is_optimizer_step,
     override_methods,
     synchronize_gradients,
@@ -172,12 +173,17 @@ class FlatTrainerMixin(_TrainerBase):
             return total
 
         tracker = self._tracker
-        if tracker is None or tracker.config.posterior.uses_gradient_only:
-            loss = self._compute_gradients(model, closure)
-        else:
-            loss = tracker.steps.step(lambda: self._compute_clipped_gradients(model, closure), tracker.progress.step)
+        with self._freeze_norm_statistics(model):
+            if tracker is None or tracker.config.posterior.uses_gradient_only:
+                loss = self._compute_gradients(model, closure)
+            else:
+                step = tracker.progress.step
+                loss = tracker.steps.step(lambda: self._compute_clipped_gradients(model, closure), step)
         self._micro_batches.clear()
         return loss
+
+    def _freeze_norm_statistics(self, model: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext() if self.optimizer is None else freeze_norm_statistics(model, self.optimizer)
 
     def _compute_gradients(self, model: nn.Module, closure: Closure) -> Tensor:
         tracker = self._tracker

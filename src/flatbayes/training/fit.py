@@ -74,7 +74,8 @@ def fit(
             of a fitted posterior, whose mean weights and input transform are used; for an ensemble a list of them.
             Names may have the prefix of a wrapper, such as `module.`.
         new_head: Start the last linear layer from fresh weights if the trained one has another shape.
-        freeze: Name patterns of parameters that are not trained, such as `features.*`.
+        freeze: Name patterns of parameters that are not trained, such as `features.*`. BatchNorm layers without
+            trained parameters keep their running statistics.
         transform: Standardization of the inputs; by default that of the training examples.
         likelihood: Distribution of the targets given the outputs; by default inferred from the targets: `Categorical`
             for integers and texts, `Gaussian` for fractions. Targets that may be either need one.

@@ -6,6 +6,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.input_trees import ModelInputs, count_examples, map_tensors, slice_examples
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
@@ -89,7 +90,8 @@ def _needs_conversion(network: nn.Module, inputs: Tensor) -> bool:
 
 
 def _check_batch_of_one(network: nn.Module, inputs: ModelInputs, advice: str) -> None:
-    error = _find_error(network.train(), cast_inputs(network, inputs))
+    set_training_mode(network)
+    error = _find_error(network, cast_inputs(network, inputs))
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
         raise ValueError(
             "A training batch has one example for each call of the network, and batch normalization cannot be "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import State
-from flatbayes.core.buffers import clone_buffers, find_updated_buffers
+from flatbayes.core.buffers import clone_buffers, find_updated_buffers, set_training_mode
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.networks import shared_dtype
@@ -69,7 +69,7 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
         while status.completed_epochs < (config := run.current_config).num_epochs:
             epoch, total_steps = status.completed_epochs, config.num_epochs * steps_per_epoch
             validates = epoch + 1 in list_validation_epochs(config, steps_per_epoch)
-            engine.module.train()
+            set_training_mode(engine.module)
             buffers = clone_buffers(engine.module)
             for inputs, targets in iter_batches(run, engine, epoch):
                 lr = engine.set_learning_rate(config.schedule.factor(progress.step, total_steps))

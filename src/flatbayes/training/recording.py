@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import State
+from flatbayes.core.buffers import set_training_mode
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.compatibility import count_snapshots
@@ -97,7 +98,7 @@ def record_or_replay(
         recording.snapshots.clear()  # of a training that failed, or that a checkpoint continued
         return train(replace(run, record_snapshot=recording.add_snapshot), session, callback)
     with replace(session, manager=CheckpointManager()).open(run, callback) as (engine, state):
-        engine.module.train()
+        set_training_mode(engine.module)
         run.status.best, run.status.best_epoch = recording.best, recording.best_epoch
         for step, tensors in recording.snapshots:
             load_tensors(state, tensors)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress, subset_batch
+from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
 from flatbayes.core.networks import shared_dtype
@@ -60,7 +61,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             optimizer = torch.optim.SGD([{"params": group["params"]} for group in groups], TRIAL_LEARNING_RATE)
             engine = Engine.create(fabric, state.model, optimizer, config)
             state.optimizer = engine.optimizer
-            engine.module.train()
+            set_training_mode(engine.module)
 
             def closure() -> Tensor:
                 engine.zero_grad()
