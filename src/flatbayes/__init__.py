@@ -96,6 +96,7 @@ __all__ = [
     "export_onnx",
     "export_torch",
     "fit",
+    "fit_together",
     "tune",
     "tune_draws",
 ]
@@ -194,6 +195,7 @@ if TYPE_CHECKING:
         tune_draws,
     )
     from flatbayes.training.fit import fit
+    from flatbayes.training.sharing import fit_together
 else:
     from flatbayes.core.lazy import export_lazily
 
@@ -219,6 +221,7 @@ else:
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig "
             "tune_draws",
             "flatbayes.training.fit": "fit",
+            "flatbayes.training.sharing": "fit_together",
         },
         "calibration certification checks cli core data diagnostics distillation estimators experiments flatness "
         "integrations likelihoods metrics models plotting posteriors prediction reference reporting theory training",

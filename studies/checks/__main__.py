@@ -27,7 +27,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from studies.checks.summary import NULL_CHECKS, format_counts
 from studies.defaults.tasks import TaskData, select_tasks
 
@@ -58,7 +58,7 @@ def run_fits(name: str, data: DataSplits, seed: int) -> Iterator[dict[str, Any]]
     """Fit all posteriors with all lengths, and check them on validation and test rows."""
     for group, steps in product(GROUPS, STEPS):
         config = TrainingConfig(epochs=max(5, round(steps * 64 / max(64, len(data.train)))))
-        outcomes = fit_together(MLP, data, [(posterior, config) for posterior in group], SAM(), seed=seed)
+        outcomes = try_fit_together(MLP, data, [(posterior, config) for posterior in group], SAM(), seed=seed)
         for posterior, outcome in zip(group, outcomes, strict=True):
             row: dict[str, Any] = {"task": name, "posterior": short_name(posterior), "steps": steps}
             if outcome.fitted is None:

@@ -37,7 +37,7 @@ from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import TrainingConfig
 from flatbayes.training.identity import describe_training
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from studies.defaults import baselines
 from studies.defaults.tasks import Task, TaskData, make_encoder
 
@@ -181,7 +181,7 @@ def fit_posteriors(
         seed: Seed of the training and of the draws.
     """
     methods = [(POSTERIORS[name.rpartition(" ")[0]](), TrainingConfig()) for name in names]
-    outcomes = fit_together(MLP, data, methods, flatness, seed=seed)
+    outcomes = try_fit_together(MLP, data, methods, flatness, seed=seed)
     for name, outcome in zip(names, outcomes, strict=True):
         if outcome.fitted is None:
             yield name, {"error": f"{type(outcome.error).__name__}: {outcome.error}"[:300]}

@@ -14,7 +14,7 @@ from flatbayes.metrics import aurc, auroc, classification_metrics, cross_fitted_
 from flatbayes.posteriors import Ensemble
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.placement import PredictionPrecision
-from flatbayes.training.sharing import FitOutcome
+from flatbayes.training.fit import FitOutcome
 
 SHARPNESS_RHO = 0.05
 Batches = Sequence[tuple[Any, Tensor]]

@@ -26,7 +26,7 @@ from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
 from studies.fine_tuning.selection import average_nll, select_radius
 from studies.images.task import (
@@ -157,7 +157,7 @@ class Training:
             return read_json(self.path)
         start, wall_start = time.process_time(), time.perf_counter()
         examples = self.task.draw_training(self.setting.per_class, self.seed)
-        outcomes = fit_together(
+        outcomes = try_fit_together(
             self.task.builder,
             examples.make_loader(BATCH_SIZE),
             list(methods.values()),

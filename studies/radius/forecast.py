@@ -77,7 +77,7 @@ def measure_gradients(run: TrainingRun, pilot: EvaluatedPilot) -> dict[str, floa
 
 def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
     """Measurements of plain training, and validation and test NLL by radius."""
-    setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), CONFIG, seed)
+    setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), CONFIG, seed=seed)
     index, members = list_groups([setup])[0]
     test = DataSplits(**{**vars(data), "val": data.test})
     pilot = ObservedPilot([setup], index, members, Callback(), test=test)

@@ -22,7 +22,7 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Posterior
 from flatbayes.prediction import evaluate
 from flatbayes.training import TrainingConfig
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from studies.defaults.tasks import select_tasks
 from studies.radius.summary import summarize
 from studies.radius.units import UNITS, get_value
@@ -65,7 +65,7 @@ def list_flatnesses() -> Iterator[tuple[str, float, Flatness]]:
 def run_training(data: DataSplits, flatness: Flatness, seed: int) -> dict[str, Any]:
     """Validation and test NLL of every posterior; None where the training failed."""
     config = make_config(data)
-    outcomes = fit_together(MLP, data, [(p, config) for p in POSTERIORS.values()], flatness, seed=seed)
+    outcomes = try_fit_together(MLP, data, [(p, config) for p in POSTERIORS.values()], flatness, seed=seed)
     scores: dict[str, Any] = {}
     for name, outcome in zip(POSTERIORS, outcomes, strict=True):
         for split in ("val", "test"):

@@ -30,7 +30,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.posteriors import MAP, SGVB, SWAG, TFB, BLoB, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
 from studies.fine_tuning.selection import select_radius, select_value
 from studies.fine_tuning.summary import EPOCHS_FILE, RADIUS_FILE
@@ -242,7 +242,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     recordings = {} if training.kind in VARIATIONAL else read_recordings(training.recording_path)
     examples = task.draw_training(training.setting.size, training.seed)
     config = training.setting.make_config(training.kind, training.epochs)
-    outcomes = fit_together(
+    outcomes = try_fit_together(
         task.builders[training.setting.trained],
         examples.make_loader(BATCH_SIZE),
         [(posterior, config) for posterior in posteriors.values()],

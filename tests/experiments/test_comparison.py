@@ -16,7 +16,7 @@ from flatbayes.flatness import SAM, Plain, RandomPerturbation
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, MCDropout
 from flatbayes.training import CollectionConfig, TrainingConfig
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 
 SMALL = Comparison(
     source=Digits(train_size=60, val_size=40),
@@ -162,9 +162,9 @@ def test_a_failed_run_does_not_stop_the_others_and_is_repeated_by_the_next_call(
     def fit_or_fail(model, data, methods, flatness, **options):
         if isinstance(flatness, SAM) and options["seed"] == 1:
             raise RuntimeError("The loss is nan")
-        return fit_together(model, data, methods, flatness, **options)
+        return try_fit_together(model, data, methods, flatness, **options)
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fit_or_fail)
+    monkeypatch.setattr("flatbayes.experiments.run.try_fit_together", fit_or_fail)
     results = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
     assert results.failures == ("MAP SAM(rho=0.1) seed 1: The loss is nan",)
     assert len(results.runs) == 3

@@ -23,7 +23,7 @@ from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import evaluate
 from flatbayes.training import TrainingConfig, recording
 from flatbayes.training.loop import train
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from reproduction.table_config import TableConfig
 
 RUN = ExperimentRun(
@@ -49,10 +49,10 @@ def test_a_run_has_one_thread_and_restores_the_number(monkeypatch):
 
     def fit_and_count(*args, **options):
         threads.append(torch.get_num_threads())
-        return fit_together(*args, **options)
+        return try_fit_together(*args, **options)
 
     before = torch.get_num_threads()
-    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fit_and_count)
+    monkeypatch.setattr("flatbayes.experiments.run.try_fit_together", fit_and_count)
     try:
         torch.set_num_threads(2)
         RUN.execute()
@@ -107,7 +107,7 @@ def test_a_failed_run_leaves_no_checkpoints(tmp_path, monkeypatch, error):
         (checkpoints.folder / "0000.pt").write_text("")
         raise error("no")
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fail)
+    monkeypatch.setattr("flatbayes.experiments.run.try_fit_together", fail)
     assert try_execute_together([RUN], tmp_path) == [(RUN, "no")]
     assert not list(tmp_path.iterdir())
 
@@ -117,7 +117,7 @@ def test_an_interrupted_run_keeps_its_checkpoints(tmp_path, monkeypatch):
         checkpoints.folder.mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit_together", interrupt)
+    monkeypatch.setattr("flatbayes.experiments.run.try_fit_together", interrupt)
     with pytest.raises(KeyboardInterrupt):
         try_execute_together([RUN], tmp_path)
     assert list(tmp_path.glob("*.checkpoints"))
@@ -206,9 +206,9 @@ def test_the_data_split_has_the_seed_of_the_run(monkeypatch):
 
     def fit_and_record(model, data, *args, **options):
         inputs.append(data.train.inputs)
-        return fit_together(model, data, *args, **options)
+        return try_fit_together(model, data, *args, **options)
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fit_and_record)
+    monkeypatch.setattr("flatbayes.experiments.run.try_fit_together", fit_and_record)
     replace(RUN, seed=3).execute()
     assert torch.equal(inputs[0], RUN.source.load(3).train.inputs)
 
@@ -288,9 +288,9 @@ def test_runs_of_several_processes_have_checkpoints_of_their_own(tmp_path, monke
 
     def fit_and_record(*args, checkpoints, **options):
         folders.append(checkpoints.folder)
-        return fit_together(*args, checkpoints=checkpoints, **options)
+        return try_fit_together(*args, checkpoints=checkpoints, **options)
 
-    monkeypatch.setattr(run_module, "fit_together", fit_and_record)
+    monkeypatch.setattr(run_module, "try_fit_together", fit_and_record)
     execute_runs(SHARED[:2], tmp_path, jobs=1, show_progress=False, share_trainings=share_trainings)
     for rank in (3, 4):  # as processes do that tune in one folder
         try_execute_together([replace(RUN, posterior=SWAG(rank=rank))], tmp_path)

@@ -11,7 +11,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, MARGIN, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 
 CONFIG = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(0.0, 3), num_validations=0)
 SCALED = {
@@ -70,7 +70,7 @@ def test_deviations_grow_with_the_root_of_the_scale(posterior):
 @pytest.mark.parametrize("posterior", AUTO.values(), ids=AUTO)
 def test_auto_is_the_widest_of_the_best_candidates_on_the_validation_examples(posterior, tmp_path):
     data = make_data()
-    (outcome,) = fit_together(make_network, data, [(posterior, CONFIG)], Plain())
+    (outcome,) = try_fit_together(make_network, data, [(posterior, CONFIG)], Plain())
     fitted = outcome.fitted
     ((name, choice),) = fitted.info["training"]["draw_options"].items()
     losses = dict(map(tuple, choice["val_nll"]))

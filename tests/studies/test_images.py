@@ -100,7 +100,7 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
         monkeypatch.setattr(module, "SETTINGS", (setting,))
     study.run_setting(setting, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(study, "fit_together", None)
+        patch.setattr(study, "try_fit_together", None)
         study.run_setting(setting, tmp_path)  # everything has a file
     page = tmp_path / "page.md"
     page.write_text(f"# Title\n\n{summary.LABELS.start}\n{END}\nafter\n", encoding="utf-8")

@@ -117,7 +117,7 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     monkeypatch.setattr(study, "select_value", lambda *args: select_value(*args) | {"epochs": next(epochs)})
     study.run_setting(task, setting, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(study, "fit_together", None)
+        patch.setattr(study, "try_fit_together", None)
         study.run_setting(task, setting, tmp_path)  # everything has a file
     assert {path.suffix for path in (tmp_path / "lora-32").iterdir()} == {".json"}  # no recording is left
     page = tmp_path / "page.md"

@@ -23,7 +23,7 @@ from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compare_score
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
 from flatbayes.training.setup import prepare_runs
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 
 CONFIG = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16, optimization={"prior_factor": "auto"})
 NET = partial(MLP, hidden=(16,))
@@ -196,7 +196,7 @@ def test_a_factor_multiplies_the_prior_once(posterior):
     config = TrainingConfig(
         epochs=2, batch_size=16, optimization={"prior_factor": 4.0}, collection={"start_fraction": 0.0}
     )
-    (outcome, _) = fit_together(NET, make_data(0.3), [(posterior, config), (posterior, config)], Plain())
+    (outcome, _) = try_fit_together(NET, make_data(0.3), [(posterior, config), (posterior, config)], Plain())
     fitted = fit(NET, make_data(0.3), posterior, Plain(), config)
     assert torch.equal(weights(fitted), weights(outcome.fitted))
     path = find_prior_precision(posterior)
@@ -272,7 +272,7 @@ def test_dropout_without_a_rate_has_the_default_rate(network):
     assert fitted.posterior.member.rate == 0.1
     own = fit(partial(network, dropout=0.3), replace(data, **images), MCDropout(), Plain(), config)
     assert own.posterior.rate is None
-    shared = fit_together(network, replace(data, **images), [(MAP(), config), (MCDropout(), config)], Plain())
+    shared = try_fit_together(network, replace(data, **images), [(MAP(), config), (MCDropout(), config)], Plain())
     assert [outcome.fitted.posterior for outcome in shared] == [MAP(), MCDropout(rate=0.1)]
     assert not torch.equal(*(weights(outcome.fitted) for outcome in shared))
 

@@ -27,7 +27,7 @@ from flatbayes.training.early_stopping import (
     list_validation_epochs,
     shorten,
 )
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 
 CONFIG = TrainingConfig(min_epochs=40, min_steps=1, batch_size=20, optimizer=partial(torch.optim.SGD, lr=0.5))
 POSTERIORS = {
@@ -167,7 +167,7 @@ def test_posteriors_share_it():
     alone = [fit(make_network, data, posterior, Plain(), config) for posterior, config in methods]
     means = [fitted.predict(data.test.inputs).mean for fitted in alone]
     for _ in range(2):  # the second time from the recordings
-        outcomes = fit_together(make_network, data, methods, Plain(), recordings=recordings)
+        outcomes = try_fit_together(make_network, data, methods, Plain(), recordings=recordings)
         for (posterior, _), outcome, mean in zip(methods, outcomes, means, strict=True):
             assert torch.equal(outcome.fitted.predict(data.test.inputs).mean, mean), posterior
     assert all(recording.is_complete for recording in recordings.values())

@@ -15,7 +15,7 @@ from flatbayes.posteriors import MAP, SGLD, SGVB, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import Callback, Checkpoints, TrainingConfig, candidates, choices, fit
 from flatbayes.training.radius import MAX_COST, MIN_GAIN, compute_pilot_fraction, make_candidate, select_radius
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from support import FLATNESSES, named
 
 AUTO = [flat.with_radius("auto") for flat in FLATNESSES if flat.radius is not None]
@@ -161,7 +161,7 @@ def make_net():
 
 def test_posteriors_of_one_training_get_what_they_get_alone():
     methods = [(MAP(), CONFIG), (SWAG(rank=2), CONFIG), (Ensemble(size=2), CONFIG)]
-    outcomes = fit_together(Net, make_data(), methods, SAM(rho="auto"), seed=1)
+    outcomes = try_fit_together(Net, make_data(), methods, SAM(rho="auto"), seed=1)
     for (posterior, config), outcome in zip(methods, outcomes, strict=True):
         alone = fit(Net, make_data(), posterior, SAM(rho="auto"), config, seed=1)
         assert torch.equal(weights(alone), weights(outcome.fitted))

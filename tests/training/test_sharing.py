@@ -1,5 +1,6 @@
 """Posteriors that share a training end in the same numbers, bit for bit, as with a training of their own."""
 
+import inspect
 import json
 import math
 import time
@@ -11,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.data import Augment, DataSplits, Split
+from flatbayes.data import Augment, DataSplits, Split, Standardize
 from flatbayes.flatness import SAM, Plain, PosteriorSAM
+from flatbayes.likelihoods import Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import (
+    FINE_TUNING,
     Callback,
     Checkpoints,
     CollectionConfig,
@@ -25,11 +28,12 @@ from flatbayes.training import (
     Interrupted,
     TrainingConfig,
     fit,
+    fit_together,
 )
 from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.identity import describe_training
 from flatbayes.training.run_factory import RunFactory
-from flatbayes.training.sharing import fit_together
+from flatbayes.training.sharing import try_fit_together
 from support import FLATNESSES, batch, named
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
@@ -109,7 +113,8 @@ def assert_same(fitted, other):
 
 def list_tensors(fitted):
     states = [({**s.model.state_dict()}, dict(s.statistics)) for s in fitted.states]
-    return states, list(fitted.statistics_inputs), fitted.predict(DATA.test.inputs, num_draws=4, seed=3).log_probs
+    predictive = fitted.predict(DATA.test.inputs, num_draws=4, seed=3)
+    return states, list(fitted.statistics_inputs), getattr(predictive, "log_probs", predictive.mean)
 
 
 def list_facts(fitted):
@@ -129,7 +134,7 @@ def fit_alone(posterior, config, flat):
 
 
 def fit_group(methods, flat, **options):
-    return fit_together(make_network, DATA, methods, flat, seed=1, **options)
+    return try_fit_together(make_network, DATA, methods, flat, seed=1, **options)
 
 
 def is_accepted(method, flat):
@@ -165,7 +170,7 @@ def test_a_shared_training_ends_as_one_for_each_posterior(name, flat):
 def test_validation_batches_beside_a_loader_are_those_of_fit():
     loader, val = [batch(0, 13), batch(1, 13)], [batch(2, 20)]
     methods = [(MAP(), CONFIG), (SWAG(rank=2, scale="auto"), EARLY)]
-    outcomes = fit_together(make_network, loader, methods, SAM(), val=val, seed=1)
+    outcomes = try_fit_together(make_network, loader, methods, SAM(), val=val, seed=1)
     for (posterior, config), shared in zip(methods, outcomes, strict=True):
         assert_same(shared.fitted, fit(make_network, loader, posterior, SAM(), config, val=val, seed=1))
     assert "val_nll" in outcomes[1].fitted.info["training"]["draw_options"]["scale"]
@@ -180,7 +185,7 @@ def test_vectorized_members_and_those_of_workers_are_trained_beside_a_single_net
         assert len({json.dumps(describe_training(*method)) for method in methods}) == 3
         return
     network = partial(MLP, hidden=(4,))
-    outcomes = fit_together(network, DATA, methods, SAM(), seed=1)
+    outcomes = try_fit_together(network, DATA, methods, SAM(), seed=1)
     for (posterior, _), shared in zip(methods, outcomes, strict=True):
         assert_same(shared.fitted, fit(network, DATA, posterior, SAM(), config, seed=1, show_progress=False))
 
@@ -277,8 +282,6 @@ def test_a_flatness_with_the_distribution_of_the_posterior_is_not_shared():
 )
 def test_different_trainings_are_not_shared(one, other):
     assert describe_training(*one) != describe_training(*other)
-    with pytest.raises(ValueError, match="cannot share a training: their trajectory, optimizer or configuration"):
-        fit_group([one, other], Plain())
 
 
 def test_a_subclass_that_changes_only_draws_shares_the_training_of_its_base():
@@ -462,7 +465,7 @@ class Uncopyable(nn.Linear):
 
 def test_networks_that_cannot_be_copied_are_built_anew():
     methods = [(MAP(), CONFIG), (SWAG(rank=2), CONFIG)]
-    outcomes = fit_together(Uncopyable, DATA, methods, Plain(), seed=1)
+    outcomes = try_fit_together(Uncopyable, DATA, methods, Plain(), seed=1)
     for (posterior, config), shared in zip(methods, outcomes, strict=True):
         assert_same(shared.fitted, fit(Uncopyable, DATA, posterior, Plain(), config, seed=1, show_progress=False))
 
@@ -486,3 +489,93 @@ class Slow(SWAG):
     def collect(self, state):
         time.sleep(0.1)
         super().collect(state)
+
+
+OPEN = replace(CONFIG, optimizer=None)
+ONE_SNAPSHOT = replace(CONFIG, epochs=1, collection=CollectionConfig(start_fraction=0.99))
+TOGETHER = [MAP(), SWAG(rank=2), Laplace("kron", "sampled"), MCDropout(), SGVB(), Ensemble(size=2)]
+STATE_DICTS = [{name: tensor + k for name, tensor in make_network().state_dict().items()} for k in (0, 1)]
+REGRESSION = [(x, y.float()[:, None]) for x, y in (batch(0, 13), batch(1, 13))]
+FIT_ARGUMENTS = {
+    "no options": ({}, TOGETHER),
+    "init and freeze": ({"init": STATE_DICTS, "freeze": ["0.*"]}, TOGETHER),
+    "new head": ({"init": STATE_DICTS[0] | {"9.weight": torch.ones(5, 8)}, "new_head": True}, TOGETHER),
+    "transform": ({"transform": Standardize(mean=torch.ones(1, 1, 1), std=torch.full((1, 1, 1), 2.0))}, TOGETHER[:2]),
+    "likelihood": ({"data": REGRESSION, "likelihood": Gaussian()}, TOGETHER[:2]),
+    "batches": ({"data": [batch(0, 13), batch(1, 13)], "val": [batch(2, 20)], "num_data": 30}, TOGETHER[:3]),
+    "optimizer without a name": ({"config": replace(OPEN, optimizer=lambda p: SGD(p))}, TOGETHER[:3]),
+    "output": ({"model": lambda: WithHidden(), "output": "logits"}, TOGETHER[:2]),
+}
+
+
+class WithHidden(nn.Linear):
+    """A network with two outputs."""
+
+    def __init__(self):
+        super().__init__(64, 3)
+
+    def forward(self, x):
+        return {"hidden": x, "logits": super().forward(x.flatten(1))}
+
+
+@pytest.mark.parametrize(("options", "posteriors"), FIT_ARGUMENTS.values(), ids=list(FIT_ARGUMENTS))
+def test_posteriors_fitted_together_are_those_of_fit(options, posteriors):
+    arguments = {"model": make_network, "data": DATA, "flatness": SAM(), "config": OPEN, "seed": 1} | options
+    if options.get("likelihood"):
+        arguments["model"] = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    together = fit_together(posteriors=posteriors, **arguments)
+    assert len(together) == len(posteriors)
+    for posterior, fitted in zip(posteriors, together, strict=True):
+        assert_same(fitted, fit(posterior=posterior, **arguments))
+    shared = [fitted.info["cost"]["num_posteriors"] for fitted in together]
+    assert shared == ([5, 5, 5, 5, 1, 5] if len(posteriors) == 6 else [len(posteriors)] * len(posteriors))
+
+
+def test_arguments_of_fit_together_are_those_of_fit():
+    own, others = (dict(inspect.signature(function).parameters) for function in (fit_together, fit))
+    assert list(own) == ["posteriors" if name == "posterior" else name for name in others]
+    for name in others.keys() & own.keys():
+        assert (own[name].default, own[name].kind) == (others[name].default, others[name].kind), name
+    (fitted,) = fit_together(make_network, DATA, ["MAP"], config={"min_steps": 1}, init=STATE_DICTS[0])
+    assert fitted.info["training"]["epochs"] == FINE_TUNING.min_epochs
+
+
+@pytest.mark.parametrize(
+    ("posteriors", "options", "error"),
+    [
+        ([], {}, "list of at least one"),
+        (MAP(), {}, "list of at least one"),
+        ([MAP(), "SWAK"], {}, "Unknown posterior 'SWAK'"),
+        ([MAP(), Ensemble(size=2)], {"init": STATE_DICTS[0]}, "Ensemble trains 2 networks, and init has 1"),
+        (
+            [MAP(), SWAG(rank=2)],
+            {"config": ONE_SNAPSHOT},
+            "SWAG.* needs at least 2 collected",
+        ),
+        ([MAP(), LRT()], {"flatness": PosteriorSAM()}, "MAP.* does not go with PosteriorSAM"),
+    ],
+)
+def test_a_posterior_that_fit_refuses_is_refused_before_the_first_step(posteriors, options, error):
+    counter = StepCounter()
+    with pytest.raises(ValueError, match=error):
+        fit_together(make_network, DATA, posteriors, callback=counter, **{"config": CONFIG} | options)
+    assert counter.num_steps == 0
+
+
+def test_the_others_are_fitted_without_a_step_after_one_has_failed(tmp_path):
+    checkpoints, counter = Checkpoints(tmp_path), StepCounter()
+    methods = [SWAG(rank=2), Failing(place="finalize"), SGVB()]
+    with pytest.raises(ArithmeticError, match="at finalize") as caught:
+        fit_together(make_network, DATA, methods, Plain(), OPEN, seed=1, checkpoints=checkpoints)
+    assert caught.value.__notes__ == ["The other posteriors were fitted: SWAG(rank=2), SGVB."]
+    fitted = fit_together(
+        make_network, DATA, [SGVB(), SWAG(rank=2)], Plain(), OPEN, seed=1, checkpoints=checkpoints, callback=counter
+    )
+    assert counter.num_steps == 0
+    assert_same(fitted[1], fit_alone(SWAG(rank=2), OPEN, Plain()))
+    with pytest.raises(ValueError, match="checkpoints of this training without some of the posteriors"):
+        fit_together(make_network, DATA, [MAP()], Plain(), OPEN, seed=1, checkpoints=checkpoints)
+    with pytest.raises(ValueError, match="checkpoints of another training: seed differ"):
+        fit_together(make_network, DATA, [SGVB()], Plain(), OPEN, seed=2, checkpoints=checkpoints)
+    checkpoints.remove()
+    assert not tmp_path.exists()

@@ -31,9 +31,10 @@ from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Checkpoints, TrainingConfig
 from flatbayes.training.callbacks.callback import Record
+from flatbayes.training.fit import FitOutcome
 from flatbayes.training.identity import describe_exactly, describe_training
 from flatbayes.training.recording import Recordings
-from flatbayes.training.sharing import FitOutcome, fit_together
+from flatbayes.training.sharing import try_fit_together
 
 CHECKPOINT_INTERVAL_SECONDS = 60.0
 """Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
@@ -205,7 +206,7 @@ def try_execute_together(
     Args:
         runs: Runs that can share a training.
         folder: Folder for results and checkpoints.
-        recordings: Recordings of the trainings, as for `fit_together`.
+        recordings: Recordings of the trainings, as for `try_fit_together`.
         key: Name of the checkpoints, as for `execute_together`.
 
     Returns:
@@ -235,7 +236,7 @@ def execute_together(
     Args:
         runs: Runs that can share a training.
         folder: Folder for the results and, while the runs last, their checkpoints; None for neither.
-        recordings: Recordings of the trainings, as for `fit_together`.
+        recordings: Recordings of the trainings, as for `try_fit_together`.
         key: Name of the checkpoints, by default that of the first result. The `training_key` lets any of the runs
             continue from them, and no other process may then execute one of these runs in the folder.
 
@@ -255,7 +256,7 @@ def execute_together(
     try:
         data = first.load_data()
         methods = [(run.posterior, run.config) for run in runs]
-        outcomes = fit_together(
+        outcomes = try_fit_together(
             first.model,
             data,
             methods,

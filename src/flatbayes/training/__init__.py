@@ -19,6 +19,7 @@ from flatbayes.training.fit import fit
 from flatbayes.training.loop import DivergenceWarning
 from flatbayes.training.members import Interrupted
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
+from flatbayes.training.sharing import fit_together
 
 __all__ = [
     "FINE_TUNING",
@@ -45,6 +46,7 @@ __all__ = [
     "dry_run",
     "fit",
     "fit_cross_conformal",
+    "fit_together",
     "make_logger",
     "tune_draws",
 ]

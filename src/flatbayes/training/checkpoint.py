@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ MAX_WRITE_TIME_FRACTION = 0.05
 IDENTITY_FILE = "training.json"
 CHOICES_FILE = "choices.json"
 """What a pilot has chosen on validation data."""
+SHARED_PREFIX = "shared-"
+"""First part of the name of a folder with the checkpoints of a training that several posteriors share."""
 CHECKPOINT_PATTERN = re.compile(r"(\d{4})(?:-(\d{10}))?\.pt")
 
 
@@ -73,6 +75,8 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints; other files stay."""
         if self.folder.is_dir():
+            for folder in self.folder.glob(f"{SHARED_PREFIX}*"):
+                replace(self, folder=folder).remove()
             temporary_files = list_temporary_files(self.folder)
             plain_files = [self.folder / name for name in (IDENTITY_FILE, CHOICES_FILE)]
             remove_files([*_list_checkpoint_files(self.folder), *temporary_files, *plain_files])
@@ -145,15 +149,23 @@ class CheckpointManager:
 
     @staticmethod
     def open_shared(
-        checkpoints: Checkpoints | None, identity: Mapping[str, Any], branches: Collection[str]
+        checkpoints: Checkpoints | None,
+        identity: Mapping[str, Any],
+        branches: Collection[str],
+        *,
+        replaces_others: bool = False,
     ) -> "CheckpointManager":
         """The manager of a training that several posteriors share.
 
         Args:
-            checkpoints: Folder and frequency. Checkpoints of another training, or of this training without some of
-                the posteriors, are removed.
+            checkpoints: Folder and frequency.
             identity: Plain data that differ between trainings.
             branches: Names of the posteriors.
+            replaces_others: Remove checkpoints of another training, or of this training without some of the
+                posteriors, rather than refuse them.
+
+        Raises:
+            ValueError: The folder has such checkpoints, and `replaces_others` is not set.
         """
         if checkpoints is None:
             return CheckpointManager()
@@ -162,11 +174,19 @@ class CheckpointManager:
             stored = read_json(path)
         saved = stored.get("branches") if isinstance(stored, dict) else None
         if not isinstance(saved, list) or not set(branches) <= set(map(str, saved)):
-            checkpoints.remove()
+            if isinstance(saved, list) and not replaces_others:
+                raise ValueError(
+                    f"{checkpoints.folder} has the checkpoints of this training without some of the posteriors. Fit "
+                    "the others by a call of their own, with another folder, or remove this one."
+                )
+            if replaces_others:
+                checkpoints.remove()
             saved = sorted(branches)
         try:
             return CheckpointManager.open(checkpoints, {**identity, "branches": saved})
         except ValueError:  # of another version, or on other content of the data
+            if not replaces_others:
+                raise
             checkpoints.remove()
             return CheckpointManager.open(checkpoints, {**identity, "branches": saved})
 

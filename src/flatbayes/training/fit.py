@@ -1,8 +1,9 @@
 """Fit a posterior over the weights of a model to data."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.arguments import resolve_config, resolve_data, resolve_model
-from flatbayes.training.callbacks.callback import Callback, CallbackList
+from flatbayes.training.callbacks.callback import Callback, CallbackList, Record
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.choices import resolve_choices
@@ -27,9 +28,35 @@ from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.recording import Recordings
 from flatbayes.training.setup import TrainingSetup, prepare_runs
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """Result of a fit: the fitted posterior, or an error.
+
+    Attributes:
+        fitted: The fitted posterior; None if the fit failed.
+        records: Records of the epochs of its first network.
+        error: Why the fit failed; None if it did not.
+    """
+
+    fitted: FittedPosterior | None = None
+    records: Sequence[Record] = ()
+    error: Exception | None = None
+
+    def get_fitted(self) -> FittedPosterior:
+        """The fitted posterior.
+
+        Raises:
+            Exception: Why there is none.
+        """
+        if self.fitted is None:
+            raise self.error or RuntimeError("The posterior was not fitted.")
+        return self.fitted
 
 
 def fit(
@@ -149,28 +176,75 @@ def train_prepared(
     Raises:
         ValueError, RuntimeError, OSError, Interrupted: As for `fit`.
     """
-    is_main = setup.world.is_main_process
-    manager = CheckpointManager.open(checkpoints, setup.identity, is_writer=is_main)
-    meter = CostMeter(setup.fabric.device)
+    manager = CheckpointManager.open(checkpoints, setup.identity, is_writer=setup.world.is_main_process)
+    (outcome,) = train_setups([setup], manager, callback, show_progress=show_progress)
+    return outcome.get_fitted()
+
+
+def train_setups(
+    setups: Sequence[TrainingSetup],
+    manager: CheckpointManager,
+    callback: Callback | None,
+    *,
+    show_progress: bool | None = None,
+    recordings: Recordings | None = None,
+    is_shared: bool = False,
+) -> list[FitOutcome]:
+    """Train the networks of prepared fits, each once, and make their posteriors.
+
+    Args:
+        setups: Prepared fits whose trainings are equal.
+        manager: Their checkpoints.
+        callback: Called after every step and epoch, in the main process.
+        show_progress: Show a progress bar; by default if standard error is a terminal.
+        recordings: Recordings of the trainings; None to make none.
+        is_shared: Whether the cost is that of the steps and of what the posterior alone needs, and not of the call.
+
+    Returns:
+        One outcome for each fit; the error of one does not change the others.
+
+    Raises:
+        Exception: What ended a training, if it is neither an error of a posterior nor a RuntimeError or ValueError.
+    """
+    is_main = setups[0].world.is_main_process
+    meter = CostMeter(setups[0].fabric.device)
     is_shown = is_main and (sys.stderr.isatty() if show_progress is None else show_progress)
     with ProgressBar() if is_shown else nullcontext(Callback()) as bar:
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])
-        (setup,) = resolve_choices([setup], manager, callbacks, bar)
-        (results,) = train_members([setup], manager, callbacks)
-    if isinstance(results, Exception):
-        raise results
+        setups = resolve_choices(setups, manager, callbacks, bar)
+        all_results = train_members(setups, manager, callbacks, recordings)
+    outcomes, cost = list[FitOutcome](), {"peak_memory_mb": meter.peak_memory_mb()}
+    if not is_shared:
+        cost["train_seconds"] = manager.elapsed_seconds()
+    for setup, results in zip(setups, all_results, strict=True):
+        try:
+            if isinstance(results, Exception):
+                raise results
+            outcomes.append(make_outcome(setup, results, cost))
+        except Exception as error:  # the other posteriors are made all the same
+            outcomes.append(FitOutcome(error=error))
+    return outcomes
+
+
+def make_outcome(setup: TrainingSetup, results: Sequence[GroupResult], cost: Mapping[str, float]) -> FitOutcome:
+    """The outcome of a fit from the results of its trainings.
+
+    Args:
+        setup: The fit.
+        results: Its results, one for each training.
+        cost: What is known of the cost. Without the seconds, they are those of the results.
+    """
     states = [state for result in results for state in result.states]
-    cost = {
-        "train_seconds": manager.elapsed_seconds(),
-        "gradients": sum(result.num_gradients for result in results),
-        "peak_memory_mb": meter.peak_memory_mb(),
-    }
+    if "train_seconds" not in cost:
+        seconds = sum(result.seconds for result in results)
+        cost = {"train_seconds": seconds, "num_posteriors": max(result.num_branches for result in results), **cost}
+    cost = {"gradients": sum(result.num_gradients for result in results), **cost}
     fitted = setup.make_final(states, describe_results(setup, results), cost=cost)
     if not setup.factory.training_data.is_replicated:  # what was computed on different data in each process
         fitted.statistics_inputs = setup.world.broadcast(fitted.statistics_inputs)
         for state in states:
             setup.world.broadcast_tensors(list(state.statistics.values()))
-    return fitted
+    return FitOutcome(fitted, [record for record in results[0].records if record.get("member", 0) == 0])
 
 
 def describe_stop(results: Sequence[GroupResult]) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def describe_training(
 
     Fits for which this is equal share a training, if network, data, flatness, likelihood and seed are the same too.
     The collection of snapshots is left out for posteriors that have a trajectory, except for its start where training
-    stops early. For a posterior that has none, with an optimizer that cannot be written down as data, for an ensemble
-    that is trained in worker processes, and for a flatness that uses the distribution of the posterior, the
+    stops early. For a posterior that has none, with a default optimizer that cannot be written down as data, for an
+    ensemble that is trained in worker processes, and for a flatness that uses the distribution of the posterior, the
     description is that of the whole fit.
 
     Args:
@@ -49,8 +49,10 @@ def describe_training(
         return whole_fit
     try:
         optimizer = to_spec(config.optimizer or posterior.default_optimizer)
-    except TypeError:  # a lambda, of which a posterior may make a new one whenever it is asked
-        return whole_fit
+    except TypeError:  # a lambda
+        if config.optimizer is None:  # of which a posterior may make a new one whenever it is asked
+            return whole_fit
+        optimizer = describe(config.optimizer)
     collection = CollectionConfig(config.collection.start_fraction) if config.stops_early else CollectionConfig()
     config = replace(config, collection=collection)
     options = {name: optimizer if name == "optimizer" else describe(value) for name, value in vars(config).items()}

@@ -71,12 +71,7 @@ def prepare_runs(
     Raises:
         ValueError: The arguments do not go together.
     """
-    check_initial_weights(model, posterior, config, has_init=init is not None)
-    usual = make_usual_flatness(flatness)
-    auto_flatness = None if usual is flatness else flatness
-    check_compatibility(posterior, usual, config)
-    if auto_flatness is not None:
-        check_pilot(auto_flatness, posterior, config)
+    usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood)
     if isinstance(examples, DataSplits):
         check_finite_splits(examples, ("train", "val"))
@@ -100,7 +95,8 @@ def prepare_runs(
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
     build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
-    warm_start = WarmStart.from_init(init, build_model, posterior, new_head=new_head, freeze=freeze)
+    warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze)
+    warm_start.check_members(posterior)
     if isinstance(examples, DataSplits) and transform is None and warm_start.transform is not None:
         training_data = make_training_data(examples, warm_start.transform)
     factory = RunFactory(
@@ -111,6 +107,38 @@ def prepare_runs(
     elif isinstance(training_data, InMemoryData) and factory.config.epochs:
         check_batch_size(factory, training_data)
     return complete_factory(factory), describe_model(model, model_arguments)
+
+
+def check_method(
+    model: nn.Module | ModelFactory,
+    posterior: Posterior,
+    flatness: Flatness,
+    config: TrainingConfig,
+    *,
+    has_init: bool,
+) -> tuple[Flatness, Flatness | None]:
+    """Check what does not depend on data.
+
+    Args:
+        model: As for `fit`.
+        posterior: The posterior.
+        flatness: The flatness.
+        config: Training hyperparameters.
+        has_init: Whether there are trained weights to start from.
+
+    Returns:
+        The flatness with a number as its radius, and the flatness whose radius is to be chosen, or None.
+
+    Raises:
+        ValueError: The arguments do not go together.
+    """
+    check_initial_weights(model, posterior, config, has_init=has_init)
+    usual = make_usual_flatness(flatness)
+    auto_flatness = None if usual is flatness else flatness
+    check_compatibility(posterior, usual, config)
+    if auto_flatness is not None:
+        check_pilot(auto_flatness, posterior, config)
+    return usual, auto_flatness
 
 
 def complete_factory(factory: RunFactory) -> RunFactory:
@@ -253,7 +281,7 @@ class TrainingSetup:
             **{name: describe_object(value) for name, value in (components | vars(factory.config)).items()},
             "seed": factory.seed,
             "data": fingerprint,
-            "start": factory.warm_start.fingerprint(training_data.transform),
+            "start": factory.warm_start.fingerprint(training_data.transform, posterior.num_members),
             "processes": world.size,
         }
         if factory.auto_flatness is not None:

@@ -7,131 +7,234 @@
 Every posterior ends in the same numbers as with a training of its own. Memory is that of all of them together.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from flatbayes.core import State
-from flatbayes.flatness import Flatness
+from flatbayes.core.components import resolve_component
+from flatbayes.core.network_interface import OutputSelector
+from flatbayes.data import DataSplits, Standardize
+from flatbayes.flatness import SAM, Flatness
+from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.callbacks.callback import Callback, Record
-from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
-from flatbayes.training.choices import resolve_choices
-from flatbayes.training.compatibility import check_collection, check_compatibility, check_initial_weights
-from flatbayes.training.config import TrainingConfig
-from flatbayes.training.cost import CostMeter
-from flatbayes.training.fit import describe_results
-from flatbayes.training.group import GroupResult
-from flatbayes.training.identity import describe_branch, describe_object, describe_training
-from flatbayes.training.members import train_members
+from flatbayes.training.arguments import resolve_config, resolve_data, resolve_model
+from flatbayes.training.callbacks.callback import Callback
+from flatbayes.training.checkpoint import SHARED_PREFIX, CheckpointManager, Checkpoints
+from flatbayes.training.compatibility import check_collection
+from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.config_groups import CollectionConfig
+from flatbayes.training.fit import FitOutcome, train_setups
+from flatbayes.training.identity import describe_branch, describe_name, describe_object, describe_training
 from flatbayes.training.model_builder import ModelFactory
-from flatbayes.training.radius import check_pilot
 from flatbayes.training.recording import Recordings
-from flatbayes.training.setup import TrainingSetup, complete_factory, prepare_runs
+from flatbayes.training.setup import TrainingSetup, check_method, complete_factory, prepare_runs
 from flatbayes.training.trial import run_trial
+from flatbayes.training.warm_start import PretrainedWeights
+
+Training = dict[str, TrainingSetup]
+"""Prepared fits that share a training, by the names of their branches."""
 
 
-@dataclass(frozen=True)
-class FitOutcome:
-    """Result of the fit of one of several posteriors: the fitted posterior, or an error.
+class DataOptions(TypedDict, total=False):
+    """Keyword arguments of `fit` on data, network and seed, which are explained there."""
 
-    Attributes:
-        fitted: The fitted posterior; None if the fit failed.
-        records: Records of the epochs of its first network.
-        error: Why the fit failed; None if it did not.
-    """
-
-    fitted: FittedPosterior | None = None
-    records: Sequence[Record] = ()
-    error: Exception | None = None
+    init: PretrainedWeights | Sequence[PretrainedWeights] | None
+    new_head: bool
+    freeze: Sequence[str]
+    transform: Standardize | None
+    likelihood: Likelihood | None
+    num_data: int | None
+    output: OutputSelector | None
+    val: Any
+    seed: int
 
 
 def fit_together(
+    model: nn.Module | ModelFactory,
+    data: DataSplits | Dataset[Any] | DataLoader[Any],
+    posteriors: Sequence[Posterior],
+    flatness: Flatness = SAM(),
+    config: TrainingConfig | None = None,
+    *,
+    init: PretrainedWeights | Sequence[PretrainedWeights] | None = None,
+    new_head: bool = False,
+    freeze: Sequence[str] = (),
+    transform: Standardize | None = None,
+    likelihood: Likelihood | None = None,
+    num_data: int | None = None,
+    output: OutputSelector | None = None,
+    val: Any = None,
+    seed: int = 0,
+    show_progress: bool | None = None,
+    callback: Callback | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> list[FittedPosterior]:
+    """Fit several posteriors, with one training for all that are trained alike.
+
+    MAP, SWAG, Laplace, TFB, MC-Dropout with the dropout layers that a network has, and the first member of an
+    ensemble of one of them are the results of one training. Posteriors that are trained in another way, such as SGVB
+    or SGLD, have a training of their own. Each posterior is equal to that of `fit`. Training is on one device, whose
+    memory holds the snapshots of all posteriors.
+
+    Args:
+        model: As for `fit`.
+        data: As for `fit`; read once.
+        posteriors: The posterior approximations.
+        flatness: As for `fit`.
+        config: As for `fit`.
+        init: As for `fit`.
+        new_head: As for `fit`.
+        freeze: As for `fit`.
+        transform: As for `fit`.
+        likelihood: As for `fit`.
+        num_data: As for `fit`.
+        output: As for `fit`.
+        val: As for `fit`.
+        seed: As for `fit`.
+        show_progress: As for `fit`.
+        callback: Called after every step and epoch of every training.
+        checkpoints: As for `fit`. The same call, or one with some of the posteriors, continues from them.
+
+    Returns:
+        The fitted posteriors, in the order of `posteriors`. `info["cost"]["num_posteriors"]` of each is the number of
+        posteriors that its training has served.
+
+    Raises:
+        ValueError: As for `fit`, for any of the posteriors, before the first step.
+        RuntimeError: As for `fit`. Where one posterior fails after the training, a note names the others; with
+            `checkpoints`, the same call without it returns them without a training step.
+        OSError, Interrupted: As for `fit`.
+
+    Examples:
+        >>> point, swag = fit_together(MLP, data, [MAP(), SWAG(rank=2)], SAM(rho=0.05), config)
+        >>> swag.predict(inputs).mean.shape
+        torch.Size([100, 10])
+    """
+    if isinstance(posteriors, Posterior | type | str) or not posteriors:
+        raise ValueError(f"posteriors must be a list of at least one, such as [MAP(), SWAG()], got {posteriors!r}.")
+    posteriors = [resolve_component(posterior, Posterior, "posterior") for posterior in posteriors]
+    config = resolve_config(config, TrainingConfig() if init is None else FINE_TUNING)
+    flatness = resolve_component(flatness, Flatness, "flatness")
+    methods = [(posterior, config) for posterior in posteriors]
+    options = DataOptions(
+        init=init,
+        new_head=new_head,
+        freeze=freeze,
+        transform=transform,
+        likelihood=likelihood,
+        num_data=num_data,
+        output=output,
+        val=val,
+        seed=seed,
+    )
+    trainings, errors = prepare_trainings(resolve_model(model), resolve_data(data, seed), methods, flatness, options)
+    for error in errors.values():
+        raise error
+    by_name = train_all(trainings, checkpoints, callback, show_progress=show_progress, replaces_others=False)
+    outcomes = [by_name[describe_branch(*method)] for method in methods]
+    fitted = [name for name, outcome in zip(map(describe_name, posteriors), outcomes, strict=True) if outcome.fitted]
+    for outcome in outcomes:
+        if outcome.error is not None and fitted:
+            outcome.error.add_note(f"The other posteriors were fitted: {', '.join(fitted)}.")
+    return [outcome.get_fitted() for outcome in outcomes]
+
+
+def try_fit_together(
     model: nn.Module | ModelFactory,
     data: Any,
     methods: Sequence[tuple[Posterior, TrainingConfig]],
     flatness: Flatness,
     *,
-    val: Any = None,
-    seed: int = 0,
     callback: Callback | None = None,
     checkpoints: Checkpoints | None = None,
     recordings: Recordings | None = None,
+    **options: Unpack[DataOptions],
 ) -> list[FitOutcome]:
-    """Fit several posteriors with one training of every network, on one device.
-
-    An ensemble's member of an index is the same network as that of another ensemble, or for index 0 as that of a
-    single network, and is trained once.
+    """Fit several posteriors as `fit_together` does, each with a configuration and an error of its own.
 
     Args:
         model: As for `fit`.
         data: As for `fit`.
-        methods: Posteriors with their configurations, which may differ in `collection` only. Their trainings must be
-            equal by `describe_training`.
+        methods: Posteriors with their configurations.
         flatness: Where gradients are taken.
-        val: As for `fit`.
-        seed: Seed of everything random.
         callback: Called after every step and epoch.
-        checkpoints: As for `fit`. The same call, or one with some of the posteriors, continues from them; other
-            posteriors replace them.
+        checkpoints: As for `fit_together`; those of other posteriors or data are replaced.
         recordings: Recordings of earlier trainings of the same networks with the same `collection`, to which those of
             this call are added. Posteriors of a recorded trajectory are fitted without a training step.
+        **options: As for `fit`.
 
     Returns:
         One outcome for each posterior, equal to that of `fit`; the error of one does not change the others.
 
     Raises:
-        ValueError: The trainings of the posteriors differ.
         Exception: What ended a training, if it is neither an error of a posterior nor a RuntimeError or ValueError.
     """
-    check_same_training(methods, flatness)
-    outcomes: dict[str, FitOutcome] = {}
-    setups: dict[str, TrainingSetup] = {}
-    others: list[tuple[Posterior, TrainingConfig]] = []
-    for posterior, config in methods:
-        name = describe_branch(posterior, config)
-        if name in setups or name in outcomes:
-            continue
-        first = next(iter(setups.values()), None)
-        try:
-            setup = prepare_setup(model, data, posterior, flatness, config, seed, first, val)
-        except Exception as error:  # the others are fitted all the same
-            outcomes[name] = FitOutcome(error=error)
-            continue
-        if first is None or has_same_trajectory(setup.factory.posterior, first.factory.posterior):
-            setups[name] = setup
-        else:
-            others.append((posterior, config))
-    if others:  # which differ with this network, such as a dropout rate that it does not give
-        separate = fit_together(model, data, others, flatness, val=val, seed=seed, callback=callback)
-        outcomes |= {describe_branch(*method): outcome for method, outcome in zip(others, separate, strict=True)}
-    if setups:
-        trained = train_setups([*setups.values()], callback, checkpoints, recordings)
-        outcomes |= dict(zip(setups, trained, strict=True))
+    trainings, errors = prepare_trainings(model, data, methods, flatness, options)
+    outcomes = {name: FitOutcome(error=error) for name, error in errors.items()}
+    outcomes |= train_all(trainings, checkpoints, callback, show_progress=False, recordings=recordings)
     return [outcomes[describe_branch(*method)] for method in methods]
 
 
-def has_same_trajectory(first: Posterior, second: Posterior) -> bool:
-    """Whether two posteriors of equal trainings still have one trajectory, once they are adapted to the network."""
-    return first.trajectory == second.trajectory
+def prepare_trainings(
+    model: nn.Module | ModelFactory,
+    data: Any,
+    methods: Sequence[tuple[Posterior, TrainingConfig]],
+    flatness: Flatness,
+    options: DataOptions,
+) -> tuple[list[Training], dict[str, Exception]]:
+    """Prepare and try the fits, before any of them takes a step.
 
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        methods: Posteriors with their configurations.
+        flatness: The flatness.
+        options: As for `fit`.
 
-def check_same_training(methods: Sequence[tuple[Posterior, TrainingConfig]], flatness: Flatness) -> None:
-    """Refuse posteriors that are trained in different ways.
-
-    Raises:
-        ValueError: The trainings of two posteriors differ.
+    Returns:
+        Prepared fits, those of equal trainings together, and why others cannot be fitted.
     """
-    first, *others = [describe_training(*method, flatness) for method in methods]
-    for (posterior, _), other in zip(methods[1:], others, strict=True):
-        if other != first:
-            raise ValueError(
-                f"{type(methods[0][0]).__name__} and {type(posterior).__name__} cannot share a training: their "
-                "trajectory, optimizer or configuration differs. Fit them one by one."
-            )
+    trainings: list[Training] = []
+    errors: dict[str, Exception] = {}
+    prepared: list[tuple[TrainingConfig, TrainingSetup]] = []
+    for posterior, config in methods:
+        name, steps = describe_branch(posterior, config), replace(config, collection=CollectionConfig())
+        if name in errors or any(name in training for training in trainings):
+            continue
+        first = next((setup for other, setup in prepared if other == steps), None)
+        try:
+            setup = prepare_setup(model, data, posterior, flatness, config, first, **options)
+        except Exception as error:  # the others are fitted all the same
+            errors[name] = error
+            continue
+        prepared.append((steps, setup))
+        for training in trainings:
+            if is_same_training(setup, next(iter(training.values())), flatness):
+                training[name] = setup
+                break
+        else:
+            trainings.append({name: setup})
+    return trainings, errors
+
+
+def is_same_training(first: TrainingSetup, second: TrainingSetup, flatness: Flatness) -> bool:
+    """Whether the networks of two fits are trained alike, now that their posteriors are adapted to the network.
+
+    Args:
+        first: A prepared fit.
+        second: Another one.
+        flatness: Their flatness.
+    """
+    descriptions = [
+        describe_training(setup.factory.posterior, setup.factory.config, flatness) for setup in (first, second)
+    ]
+    return descriptions[0] == descriptions[1]
 
 
 def prepare_setup(
@@ -140,9 +243,8 @@ def prepare_setup(
     posterior: Posterior,
     flatness: Flatness,
     config: TrainingConfig,
-    seed: int,
     first: TrainingSetup | None = None,
-    val: Any = None,
+    **options: Unpack[DataOptions],
 ) -> TrainingSetup:
     """Prepare and try a fit as `fit` does.
 
@@ -152,87 +254,88 @@ def prepare_setup(
         posterior: The posterior.
         flatness: The flatness.
         config: Training hyperparameters.
-        seed: Seed of everything random.
-        first: Prepared fit of another posterior, whose training data and likelihood are used.
-        val: As for `fit`.
+        first: Prepared fit of another posterior, equal but for `collection`, whose data, likelihood and initial
+            weights are used.
+        **options: As for `fit`.
 
     Raises:
-        ValueError: As for `fit`.
+        ValueError: As for `fit`; or there are several processes.
     """
     if first is not None:
-        check_initial_weights(model, posterior, config, has_init=False)
-        check_compatibility(posterior, first.factory.flatness, config)
-        if first.factory.auto_flatness is not None:
-            check_pilot(first.factory.auto_flatness, posterior, config)
-        factory = complete_factory(
-            replace(first.factory, posterior=posterior, config=config, weight_decay_factor=1.0)
-        )
+        has_init = bool(first.factory.warm_start.weights)
+        usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=has_init)
+        first.factory.warm_start.check_members(posterior)
+        factory = replace(first.factory, posterior=posterior, flatness=usual, auto_flatness=auto_flatness)
+        factory = complete_factory(replace(factory, config=config, auto_prior=None, weight_decay_factor=1.0))
         model_spec = first.info["model"]
     else:
-        factory, model_spec = prepare_runs(model, data, posterior, flatness, config, val=val, seed=seed)
+        factory, model_spec = prepare_runs(model, data, posterior, flatness, config, **options)
     setup = TrainingSetup.create(factory, model_spec, None)
+    if setup.world.size > 1:
+        raise ValueError(
+            f"Several posteriors are fitted together on one device, and there are {setup.world.size} processes. Call "
+            "fit for each of them."
+        )
     run_trial(factory, setup.fabric)
-    batches = factory.training_data.make_batches(factory.config, seed, setup.fabric)
+    batches = factory.training_data.make_batches(factory.config, factory.seed, setup.fabric)
     check_collection(posterior, factory.config, len(batches))
     return setup
 
 
-def train_setups(
-    setups: Sequence[TrainingSetup],
-    callback: Callback | None,
+def train_all(
+    trainings: Sequence[Training],
     checkpoints: Checkpoints | None,
-    recordings: Recordings | None,
-) -> list[FitOutcome]:
+    callback: Callback | None,
+    *,
+    show_progress: bool | None,
+    recordings: Recordings | None = None,
+    replaces_others: bool = True,
+) -> dict[str, FitOutcome]:
     """Train the networks of prepared fits, and make their posteriors.
 
     Args:
-        setups: The prepared fits.
-        callback: Called after every step and epoch.
+        trainings: Prepared fits, those of equal trainings together.
         checkpoints: Where to keep checkpoints.
-        recordings: Recordings of the trainings.
+        callback: Called after every step and epoch.
+        show_progress: As for `fit`.
+        recordings: Recordings of the first training.
+        replaces_others: As for `CheckpointManager.open_shared`.
+
+    Returns:
+        The outcomes by the names of the branches.
     """
-    manager = open_checkpoints(setups, checkpoints)
-    meter = CostMeter(setups[0].fabric.device)
-    setups = resolve_choices(setups, manager, callback or Callback(), Callback())
-    results = train_members(setups, manager, callback or Callback(), recordings)
-    peak_memory_mb = meter.peak_memory_mb()
-    return [
-        FitOutcome(error=result) if isinstance(result, Exception) else make_outcome(setup, result, peak_memory_mb)
-        for setup, result in zip(setups, results, strict=True)
-    ]
+    outcomes: dict[str, FitOutcome] = {}
+    for training in trainings:
+        setups = [*training.values()]
+        manager = open_checkpoints(setups, checkpoints, replaces_others=replaces_others)
+        used = recordings if training is trainings[0] else None
+        results = train_setups(
+            setups, manager, callback, show_progress=show_progress, recordings=used, is_shared=True
+        )
+        outcomes |= dict(zip(training, results, strict=True))
+    return outcomes
 
 
-def make_outcome(setup: TrainingSetup, results: Sequence[GroupResult], peak_memory_mb: float) -> FitOutcome:
-    """The outcome of a fit from the results of its trainings.
-
-    Args:
-        setup: The fit.
-        results: Its results, one for each training.
-        peak_memory_mb: Peak memory of the process in MiB.
-    """
-    cost = {
-        "train_seconds": sum(result.seconds for result in results),
-        "gradients": sum(result.num_gradients for result in results),
-        "peak_memory_mb": peak_memory_mb,
-        "num_posteriors": max(result.num_branches for result in results),
-    }
-    states: list[State] = [state for result in results for state in result.states]
-    fitted = setup.make_final(states, describe_results(setup, results), cost=cost)
-    return FitOutcome(fitted, [record for record in results[0].records if record.get("member", 0) == 0])
-
-
-def open_checkpoints(setups: Sequence[TrainingSetup], checkpoints: Checkpoints | None) -> CheckpointManager:
-    """The checkpoints of a training; those of other posteriors are removed.
+def open_checkpoints(
+    setups: Sequence[TrainingSetup], checkpoints: Checkpoints | None, *, replaces_others: bool
+) -> CheckpointManager:
+    """The checkpoints of a training, in a folder of their own.
 
     Args:
         setups: The fits.
         checkpoints: Where to keep checkpoints.
+        replaces_others: As for `CheckpointManager.open_shared`.
     """
     factories = [setup.factory for setup in setups]
-    own = {"posterior", *vars(factories[0].config)}  # described by the training
+    first, own = factories[0], {"posterior", *vars(factories[0].config)}  # described by the training
+    training = describe_training(first.posterior, first.config, first.flatness, describe_object)
     identity: Mapping[str, Any] = {
         **{name: value for name, value in setups[0].identity.items() if name not in own},
-        **describe_training(factories[0].posterior, factories[0].config, factories[0].flatness, describe_object),
+        "start": first.warm_start.fingerprint(first.training_data.transform),
+        **training,
     }
+    if checkpoints is not None:
+        digest = hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:8]
+        checkpoints = replace(checkpoints, folder=checkpoints.folder / f"{SHARED_PREFIX}{digest}")
     branches = [describe_branch(factory.posterior, factory.config) for factory in factories]
-    return CheckpointManager.open_shared(checkpoints, identity, branches)
+    return CheckpointManager.open_shared(checkpoints, identity, branches, replaces_others=replaces_others)

@@ -50,7 +50,6 @@ class WarmStart:
         cls,
         init: PretrainedWeights | Sequence[PretrainedWeights] | None,
         build_model: Callable[[], nn.Module],
-        posterior: Posterior,
         *,
         new_head: bool,
         freeze: Sequence[str],
@@ -60,13 +59,11 @@ class WarmStart:
         Args:
             init: Trained weights, or a list of them, one for each member.
             build_model: Builds the networks that are trained.
-            posterior: Its `num_members` is the number of networks.
             new_head: See the attribute.
             freeze: See the attribute.
 
         Raises:
-            ValueError: The weights are not those of this network, there are too few of them, or a pattern of
-                `freeze` matches nothing.
+            ValueError: The weights are not those of this network, or a pattern of `freeze` matches nothing.
         """
         if init is None and new_head:
             raise ValueError("new_head needs trained weights to start from: give init too.")
@@ -86,30 +83,36 @@ class WarmStart:
                 weights += [extract_mean_weights(fitted.posterior, state) for state in fitted.states]
             else:
                 weights.append(read_weights(Path(source)))
-        num_members = posterior.num_members
-        if weights and len(weights) != num_members and not (len(weights) == 1 and new_head):
-            if len(weights) < num_members:
-                raise ValueError(
-                    f"{type(posterior).__name__} trains {num_members} networks, and init has {len(weights)} trained "
-                    "ones; networks with the same initial weights end up alike. Give a list of "
-                    f"{num_members}, or new_head=True for one set of weights with a fresh head for each network."
-                )
-            weights = weights[:num_members]
         for state_dict in weights:
             match_weights(state_dict, network, new_head=new_head)
         _select_frozen(network, freeze)
         return cls(weights, new_head, freeze, transform)
 
-    def fingerprint(self, transform: Standardize | None) -> str | None:
+    def check_members(self, posterior: Posterior) -> None:
+        """Refuse trained weights that are fewer than the networks of a posterior.
+
+        Raises:
+            ValueError: There are fewer, and the networks have no fresh heads either.
+        """
+        num_members, num_trained = posterior.num_members, len(self.weights)
+        if 0 < num_trained < num_members and not (num_trained == 1 and self.new_head):
+            raise ValueError(
+                f"{type(posterior).__name__} trains {num_members} networks, and init has {num_trained} trained "
+                "ones; networks with the same initial weights end up alike. Give a list of "
+                f"{num_members}, or new_head=True for one set of weights with a fresh head for each network."
+            )
+
+    def fingerprint(self, transform: Standardize | None, num_members: int | None = None) -> str | None:
         """Checksum of weights, frozen parameters and input transform; None for fresh weights.
 
         Args:
             transform: Standardization of the inputs.
+            num_members: Number of networks whose weights are used; None for all.
         """
         if not self.weights and not self.freeze:
             return None
         statistics = [] if transform is None else [("mean", transform.mean), ("std", transform.std)]
-        weights = [pair for state_dict in self.weights for pair in sorted(state_dict.items())]
+        weights = [pair for state_dict in self.weights[:num_members] for pair in sorted(state_dict.items())]
         return hash_tensors([*weights, *statistics], repr((self.new_head, list(self.freeze))))
 
     def apply_to(self, network: nn.Module, member: int) -> nn.Module:
