@@ -33,6 +33,7 @@ class TaskResult:
         metrics: Mean metrics by method, of the methods that have a result for every split.
         seconds: Mean seconds by method.
         errors: Error by method.
+        num_splits: Number of splits.
     """
 
     task: str
@@ -42,6 +43,7 @@ class TaskResult:
     metrics: Mapping[str, Mapping[str, float]]
     seconds: Mapping[str, float]
     errors: Mapping[str, str]
+    num_splits: int = 1
 
     def nll(self, method: str) -> float:
         """NLL of a method, infinite if it failed or was not finite."""
@@ -91,12 +93,17 @@ def shorten_record(record: Mapping[str, Any]) -> dict[str, Any]:
     return shortened
 
 
-def load_results(path: Path) -> list[TaskResult]:
-    """Means over the splits of each data set, from a summary."""
+def load_results(path: Path, num_splits: int | None = None) -> list[TaskResult]:
+    """Means over the splits of each data set, from a summary.
+
+    Args:
+        path: The summary.
+        num_splits: How many of the splits, from the first on; None for all. Not all methods are run on all.
+    """
     jobs: dict[str, list[dict[str, Any]]] = {}
     for job in read_json(path)["jobs"]:
         jobs.setdefault(job["task"], []).append(job)
-    return [average_splits(splits) for splits in jobs.values()]
+    return [average_splits(splits[:num_splits]) for splits in jobs.values()]
 
 
 def average_splits(splits: Sequence[Mapping[str, Any]]) -> TaskResult:
@@ -118,7 +125,8 @@ def average_splits(splits: Sequence[Mapping[str, Any]]) -> TaskResult:
             if all(record["metrics"].get(name) is not None for record in records)
         }
     size = (first["train"], first["columns"])
-    return TaskResult(first["task"], first["half"], first["kind"] == "numbers", size, metrics, seconds, errors)
+    is_regression = first["kind"] == "numbers"
+    return TaskResult(first["task"], first["half"], is_regression, size, metrics, seconds, errors, len(splits))
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ def render_nll(results: Sequence[TaskResult], before: Sequence[TaskResult], half
     """Table of the NLL by data set, of one half."""
     earlier = {result.task: result for result in before}
     header = ["Data set", "Rows × columns", "flat SWAG before", "flat SWAG", "plain SWAG", "rho 0.05", "estimator"]
-    rows = [[*header, "best baseline", "linear", "truth"]]
+    rows = [[*header, "best baseline", "linear", "truth", "splits"]]
     for result in filter(lambda result: result.half == half, results):
         best = result.best_baseline()
         flat, estimator = (
@@ -240,6 +248,7 @@ def render_nll(results: Sequence[TaskResult], before: Sequence[TaskResult], half
                 f"{format_nll(result.nll(best))} ({best})",
                 format_nll(result.nll(LINEAR)),
                 format_nll(result.nll("truth")) if "truth" in result.metrics else "",
+                str(result.num_splits),
             ]
         )
     if not any(FIXED in result.metrics for result in results):
@@ -274,7 +283,7 @@ def render_quality(results: Sequence[TaskResult], half: str) -> str:
 
 
 def render_posteriors(results: Sequence[TaskResult], half: str) -> str:
-    """Table of all posteriors, estimators and baselines over the data sets of one half."""
+    """Table of all posteriors, estimators and baselines over the data sets of one half, for splits that all have."""
     members = [result for result in results if result.half == half]
     methods = sorted({method for result in members for method in (*result.metrics, *result.errors)} - {"truth"})
     header = ["Method", "data sets", "at or ahead of the best baseline", "10 % behind linear", "median excess NLL"]
@@ -358,12 +367,13 @@ def write_page(page: Path, summary: Path, before: Path | None, readme: Path | No
         before: Summary of an earlier run; None for none.
         readme: README.md; None to leave it as it is.
     """
-    results, earlier = load_results(summary), [] if before is None else load_results(before)
+    results, first_splits = load_results(summary), load_results(summary, num_splits=1)
+    earlier = [] if before is None else load_results(before)
     tables = {"goals": render_goals(results, earlier)}
     for half in HALVES:
         tables[f"nll {half}"] = render_nll(results, earlier, half)
         tables[f"quality {half}"] = render_quality(results, half)
-        tables[f"posteriors {half}"] = render_posteriors(results, half)
+        tables[f"posteriors {half}"] = render_posteriors(first_splits, half)
     fill_marks(page, tables)
     if readme is not None:
         fill_marks(readme, {"defaults": textwrap.fill(render_claim(results), 118)})

@@ -166,6 +166,9 @@ def test_summary_averages_splits_and_leaves_out_failures(tmp_path):
     assert result.nll("linear") == 1.5
     assert result.nll("MAP flat") == float("inf")
     assert result.errors == {"MAP flat": "diverged"}
+    assert result.num_splits == 2
+    (first,) = load_results(tmp_path / "summary", num_splits=1)
+    assert (first.nll("MAP flat"), first.errors, first.num_splits) == (1.0, {}, 1)
 
 
 def test_the_readme_says_what_the_results_say():
