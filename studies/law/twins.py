@@ -95,9 +95,8 @@ def read_all(folder: Path, features: Mapping[str, Mapping[str, float]]) -> list[
         folder: `docs/results`.
         features: What plain trainings show by data set, for studies that did not write it: those of `measure`.
     """
-    readers = (read_radius, read_defaults, read_interpolation, read_fine_tuning)
-    twins = [twin for reader in readers for twin in reader(folder)]
-    return [*twins, *read_comparisons(folder, features)]
+    twins = [twin for reader in (read_radius, read_defaults, read_interpolation) for twin in reader(folder)]
+    return [*twins, *read_fine_tuning(folder, features), *read_comparisons(folder, features)]
 
 
 def read_file(path: Path) -> Any:
@@ -173,11 +172,11 @@ def read_interpolation(folder: Path) -> Iterable[Twin]:
             yield make_twin("interpolation", name.split("-")[0], name, record)
 
 
-def read_fine_tuning(folder: Path) -> Iterable[Twin]:
+def read_fine_tuning(folder: Path, features: Mapping[str, Mapping[str, float]]) -> Iterable[Twin]:
     """Pretrained networks on sentences and on images, over seeds, at the radius that the study chose.
 
-    Settings for which validation examples chose the radius 0 have no flat training on test examples; they are left
-    out.
+    Twins have the number of epochs of the setting. Settings for which validation examples chose the radius 0 have no
+    flat training on test examples; they are left out.
     """
     for study, data in (("sentences", "sst2"), ("images", "cifar10")):
         results = read_file(folder / f"{study}.json") or {"settings": [], "trainings": []}
@@ -186,11 +185,14 @@ def read_fine_tuning(folder: Path) -> Iterable[Twin]:
             trainings = [
                 training
                 for training in results["trainings"]
-                if training["size"] == setting["size"] and training["trained"] == setting["trained"]
+                if training["size"] == setting["size"]
+                and training["trained"] == setting["trained"]
+                and training.get("epochs", setting["epochs"]) == setting["epochs"]
             ]
             if radius:
                 for record in pair_trainings(trainings, radius):
-                    yield make_twin(study, data, setting["name"], record)
+                    measured = features.get(f"{study}-{setting['name']}", {})
+                    yield make_twin(study, data, setting["name"], {**record, **measured})
 
 
 def pair_trainings(trainings: Sequence[Mapping[str, Any]], radius: float) -> list[dict[str, Any]]:

@@ -74,14 +74,15 @@ def test_readers_pair_seeds_and_use_the_chosen_radius(tmp_path):
         for rho in (0.0, 0.1, 0.2)
         if (seed, rho) != (1, 0.2)
     ]
-    setting = {"trained": "full", "size": 8, "name": "full-8", "selection": {"rho": 0.1}}
+    short = [{**training, "epochs": 2, "test_nll": {"MAP": 9.0}} for training in trainings]
+    setting = {"trained": "full", "size": 8, "name": "full-8", "epochs": 4, "selection": {"rho": 0.1}}
     refused = {**setting, "size": 9, "selection": {"rho": 0.0}}
-    sentences = {"settings": [setting, refused], "trainings": trainings}
+    sentences = {"settings": [setting, refused], "trainings": [*trainings, *short]}
     (tmp_path / "sentences.json").write_text(json.dumps(sentences))
-    swag, map_ = twins.read_all(tmp_path, {})
+    swag, map_ = twins.read_all(tmp_path, {"sentences-full-8": {"rise": 0.3}})
     assert (swag.data, swag.setting, swag.num_seeds, swag.outcome) == ("digits", "digits-mlp", 3, "flat")
     assert swag.gain == pytest.approx(0.15)
-    assert (map_.data, map_.num_seeds, map_.rise) == ("sst2", 2, None)
+    assert (map_.data, map_.num_seeds, map_.rise) == ("sst2", 2, 0.3)
     assert map_.gain == pytest.approx(0.1)
 
 
