@@ -1,11 +1,12 @@
 """Tables of the two axes: posteriors, flatness, and the pairs that `fit` refuses.
 
-`python docs/hooks/axes.py` writes the first two into README.md, between its marks; pages of the site get their tables
-at every build.
+Pages of the site get them at every build. `python docs/hooks/axes.py` writes the names of all methods into README.md,
+between its marks.
 """
 
 import inspect
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -244,12 +245,22 @@ def render_axes() -> str:
     return f"{render_posteriors()}\n\n{render_flatness()}"
 
 
+def render_names() -> str:
+    """The names of all methods, for README.md."""
+    axes = (("Posteriors", flatbayes.posteriors, Posterior), ("Flatness", flatbayes.flatness, Flatness))
+    lines = []
+    for title, package, base in axes:
+        names = [f"`{kind.__name__}`" for kind in list_methods(package, base)]
+        lines.append(textwrap.fill(f"* {title} ({len(names)}): {', '.join(names)}.", 118, subsequent_indent="  "))
+    return "\n".join(lines)
+
+
 def update_readme() -> None:
-    """Write the tables into README.md."""
+    """Write the names into README.md."""
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    README.write_text(f"{before}{START}\n\n{render_axes()}\n\n{END}{after}", encoding="utf-8")
+    README.write_text(f"{before}{START}\n\n{render_names()}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def render_renamed_options() -> str:
 
 MARKS: dict[str, Callable[[], str]] = {
     "<!-- examples -->": render_examples,
+    "<!-- axes -->": axes.render_axes,
     "<!-- integrations -->": axes.render_integrations,
     "<!-- methods -->": axes.render_methods,
     "<!-- readme -->": render_readme,
