@@ -14,7 +14,6 @@ and on test sentences of all seeds:
 """
 
 import math
-import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -253,7 +252,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     )
     fitted = dict(zip(posteriors, outcomes, strict=True))
     if training.kind == "shared" and not training.recording_path.is_file():
-        training.recording_path.write_bytes(pickle.dumps(recordings))
+        torch.save(recordings, training.recording_path)
     seconds = time.perf_counter() - wall_start, time.process_time() - start
     result |= {
         "trained": training.setting.trained,
@@ -298,7 +297,7 @@ def read_recordings(path: Path) -> Recordings:
     """Recordings of an earlier call; empty where there is no file."""
     if not path.is_file():
         return {}
-    recordings: Recordings = pickle.loads(path.read_bytes())  # written by this study
+    recordings: Recordings = torch.load(path, weights_only=False)  # written by this study
     return recordings
 
 
