@@ -12,7 +12,7 @@ from typing import Any
 
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
-from studies.fine_tuning.page import find_val_nlls
+from studies.fine_tuning.choices import find_preferred, find_val_nlls
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS = ("accuracy", "nll", "ece")
@@ -40,11 +40,10 @@ def render_setting(setting: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for name, _ in rows))
     seeds = max(row["num_seeds"] for row in setting["rows"])
     plain_nll, flat_nll = find_val_nlls(setting)
-    preferred = "flat" if flat_nll < plain_nll else "plain"
     lines = [
         f"MiniLM on {setting['size']:,} sentences of SST-2, {SENTENCES[setting['trained']]}, plain → flat, mean over "
         f"{seeds} seeds. {describe_choices(setting)} Both choices are made on validation sentences, which prefer "
-        f"{preferred} training (NLL {plain_nll:.2f} plain, {flat_nll:.2f} flat).",
+        f"{find_preferred(setting)} training (NLL {plain_nll:.2f} plain, {flat_nll:.2f} flat).",
         "",
         "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE | NLL after temperature scaling |",
         "|---|---|---|---|---|---|",
@@ -119,10 +118,14 @@ def render_counts(settings: Sequence[Mapping[str, Any]]) -> str:
     texts = []
     for trained, name in IMAGES.items():
         rows = [row for setting in settings if setting["trained"] == trained for row in setting["rows"]]
-        counts = Counter(row["verdict"] for row in rows if row["metric"] in MAIN_METRICS)
+        counts = Counter(
+            row["verdict"] for row in rows if row["metric"] in MAIN_METRICS and row["verdict"] != "unknown"
+        )
         if counts:
             sizes = [
-                f"{setting['size']:,}" for setting in settings if setting["trained"] == trained and setting["rows"]
+                f"{setting['size']:,}"
+                for setting in settings
+                if setting["trained"] == trained and any(row["verdict"] != "unknown" for row in setting["rows"])
             ]
             texts.append(
                 f"{name} on {', '.join(sizes)} images: flat is better in {counts['flat']}, plain in "

@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from flatbayes.core.files import write_json
-from studies.fine_tuning.page import Labels, write_page
+from studies.fine_tuning.labels import Labels
+from studies.fine_tuning.page import write_page
 
 
 class NamedSetting(Protocol):

@@ -1,49 +1,17 @@
 """Tables of a page on fine-tuning, written between two marks."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from studies.fine_tuning.choices import describe_twins, find_preferred, render_choices
+from studies.fine_tuning.labels import Labels
 from studies.fine_tuning.summary import MAIN_METRICS
 
 OVERVIEW_METRICS = ("accuracy", "nll", "ece", "nll_calibrated", "aurc")
 END = "<!-- end of tables -->"
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Words of a study.
-
-    Attributes:
-        study: Name of its folder.
-        unit: What examples are, in the plural.
-        trained: Text by what is trained.
-        metrics: Heading of a column by name of the metric.
-        packages: Packages whose versions are shown.
-    """
-
-    study: str
-    unit: str
-    trained: Mapping[str, str]
-    metrics: Mapping[str, str]
-    packages: Sequence[str] = ()
-
-    @property
-    def start(self) -> str:
-        """Mark before the tables."""
-        return f"<!-- tables, written by python -m studies.{self.study} -->"
-
-    def describe(self, setting: Mapping[str, Any]) -> str:
-        """Size and what is trained.
-
-        Args:
-            setting: Summary of a setting.
-        """
-        return f"{setting['size']:,} {self.unit}, {self.trained[setting['trained']]}"
 
 
 def write_page(path: Path, summary: Mapping[str, Any], labels: Labels) -> None:
@@ -112,18 +80,18 @@ def render_overview(settings: Sequence[Mapping[str, Any]], labels: Labels) -> st
         "Plain → flat, mean over posteriors; below it for how many posteriors the 95 % interval of the difference "
         "says that flat is better, neither, or plain:",
         "",
-        "| setting | validation data prefer | " + " | ".join(labels.metrics[metric] for metric in metrics) + " |",
-        "|---|---|" + "---|" * len(metrics),
+        "| setting | seeds | validation data prefer | "
+        + " | ".join(labels.metrics[metric] for metric in metrics)
+        + " |",
+        "|---|---|---|" + "---|" * len(metrics),
     ]
     compared = [setting for setting in settings if setting["rows"]]
     for setting in compared:
         cells = [
             _count_by_posterior([row for row in setting["rows"] if row["metric"] == metric]) for metric in metrics
         ]
-        plain_nll, flat_nll = find_val_nlls(setting)
-        lines.append(
-            f"| {labels.describe(setting)} | {'flat' if flat_nll < plain_nll else 'plain'} | {' | '.join(cells)} |"
-        )
+        seeds = max(row["num_seeds"] for row in setting["rows"])
+        lines.append(f"| {labels.describe(setting)} | {seeds} | {find_preferred(setting)} | {' | '.join(cells)} |")
     return "\n".join(lines) if compared else ""
 
 
@@ -131,80 +99,12 @@ def _count_by_posterior(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "–"
     plain, flat = (fmean(row[twin] for row in rows) for twin in ("plain", "flat"))
-    counts = Counter(row["verdict"] if row["verdict"] in ("flat", "plain") else "neither" for row in rows)
-    return f"{plain:.3f} → {flat:.3f}<br>" + ", ".join(f"{key} {counts[key]}" for key in ("flat", "neither", "plain"))
-
-
-def find_val_nlls(setting: Mapping[str, Any]) -> tuple[float, float]:
-    """Validation NLL of the plain and of the flat twin, with the choices of each; mean over posteriors.
-
-    Args:
-        setting: Summary of a setting whose radius is chosen.
-    """
-    selection, epochs = setting["selection"], setting["selection_epochs"] or {}
-    values = {"plain": 0.0, "flat": selection["rho"]}
-    nlls = []
-    for twin, rho in values.items():
-        record, value = (epochs[twin], epochs[twin]["epochs"]) if twin in epochs else (selection, rho)
-        nll = next(nll for candidate, nll, _ in record["val_nll"] if candidate == value)
-        nlls.append(math.inf if nll is None else nll)
-    return nlls[0], nlls[1]
-
-
-def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str:
-    """The validation NLL of every radius, and the chosen one."""
-    chosen = [setting for setting in settings if setting["selection"]]
-    if not chosen:
-        return ""
-    radii = sorted({rho for setting in chosen for rho, _, _ in setting["selection"]["val_nll"]})
-    lines = [
-        "Validation NLL by radius (mean over posteriors, seeds 0 and 1, all epochs), lowest in bold; the flat twin "
-        "has the best radius above 0:",
-        "",
-        "| setting | " + " | ".join(f"ρ {rho:g}" for rho in radii) + " | best for single posteriors |",
-        "|---|" + "---|" * (len(radii) + 1),
-    ]
-    for setting in chosen:
-        record = setting["selection"]
-        nlls, lowest = {rho: nll for rho, nll, _ in record["val_nll"]}, _find_best(record)
-        cells = [_format_nll(nlls[rho], is_lowest=rho == lowest) if rho in nlls else "–" for rho in radii]
-        best = ", ".join(f"{name} {rho:g}" for name, rho in record["best_by_method"].items())
-        lines.append(f"| {labels.describe(setting)} | " + " | ".join(cells) + f" | {best} |")
-    num_plain = sum(_find_best(setting["selection"]) == 0 for setting in chosen)
-    lines += ["", f"Plain training has the lowest validation NLL in {num_plain} of {len(chosen)} settings."]
-    return "\n".join(lines + render_choices_of_epochs(chosen, labels))
-
-
-def render_choices_of_epochs(settings: Sequence[Mapping[str, Any]], labels: Labels) -> list[str]:
-    """The validation NLL of every number of epochs of each twin; nothing where none has been chosen."""
-    records = [
-        (
-            f"{labels.describe(setting)}, {twin}"
-            + (f" (ρ {setting['selection']['rho']:g})" if twin == "flat" else ""),
-            record,
-        )
-        for setting in settings
-        if setting["selection_epochs"]
-        for twin, record in setting["selection_epochs"].items()
-    ]
-    if not records:
-        return []
-    lines = ["", "Validation NLL by number of epochs, as above:", "", "| twin | epochs: NLL |", "|---|---|"]
-    for name, record in records:
-        scores = [
-            f"{epochs}: {_format_nll(nll, is_lowest=epochs == _find_best(record))}"
-            for epochs, nll, _ in record["val_nll"]
-        ]
-        lines.append(f"| {name} | {', '.join(scores)} |")
-    return lines
-
-
-def _format_nll(nll: float | None, *, is_lowest: bool = False) -> str:
-    return "diverged" if nll is None else f"**{nll:.3f}**" if is_lowest else f"{nll:.3f}"
-
-
-def _find_best(record: Mapping[str, Any]) -> float:
-    return min((nll, value) for value, nll, _ in record["val_nll"] if nll is not None)[1]  # type: ignore[no-any-return]
+    text = f"{plain:.3f} → {flat:.3f}"
+    counts = Counter(row["verdict"] for row in rows)
+    if not counts.keys() - {"unknown"}:  # one seed
+        return text
+    names = {"flat": "flat", "tie": "neither", "plain": "plain"}
+    return f"{text}<br>" + ", ".join(f"{name} {counts[key]}" for key, name in names.items())
 
 
 def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
@@ -238,37 +138,6 @@ def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
     return "\n".join(lines)
 
 
-def describe_twins(setting: Mapping[str, Any]) -> str:
-    """Radius and number of epochs of each twin, number of candidates, and which one validation data prefer.
-
-    Args:
-        setting: Summary of a setting.
-    """
-    selection, epochs = setting["selection"], setting["selection_epochs"]
-    num_radii = len(selection["val_nll"]) - 1
-    radius = f"Flat: SAM with ρ = {selection['rho']:g} (best of {num_radii} radii)"
-    if not epochs:
-        text = f"{setting['epochs']} epochs. {radius}."
-    else:
-        counts = {twin: len(epochs[twin]["val_nll"]) if twin in epochs else 1 for twin in ("plain", "flat")}
-        numbers = {
-            twin: f"{epochs[twin]['epochs']} epochs (best of {count} numbers)"
-            if twin in epochs
-            else f"{setting['epochs']} epochs (not chosen yet)"
-            for twin, count in counts.items()
-        }
-        text = (
-            f"Plain: {numbers['plain']}. {radius} and {numbers['flat']}; together {counts['plain']} candidates for "
-            f"plain and {num_radii + counts['flat'] - 1} for flat."
-        )
-    plain_nll, flat_nll = find_val_nlls(setting)
-    preferred = "flat" if flat_nll < plain_nll else "plain"
-    return (
-        f"{text} Validation data prefer {preferred} training: NLL, mean over posteriors, {plain_nll:.3f} plain and "
-        f"{flat_nll:.3f} flat."
-    )
-
-
 def render_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], labels: Labels) -> list[str]:
     """Lines of a table with a row for each posterior, after an empty line.
 
@@ -291,21 +160,34 @@ def render_worth(summary: Mapping[str, Any], labels: Labels) -> str:
     rows = summary["worth_examples"]
     if len({row["size"] for row in rows}) < 2:
         return ""
+    sizes = sorted({row["size"] for row in rows})
     lines = [
         f"## In labelled {labels.unit}",
         "",
-        f"Number of {labels.unit} with which plain training has the NLL that flat training has with n.",
+        f"Number of {labels.unit} with which plain training has the NLL that flat training has with n: more than n "
+        "where flat training is better, fewer where it is worse. The curve of plain training is interpolated between "
+        "the sizes that are finished, and not continued beyond them.",
         "",
-        "| trained | posterior | n | NLL, plain → flat | plain needs |",
-        "|---|---|---|---|---|",
+        "| trained | posterior | " + " | ".join(f"n = {size:,}" for size in sizes) + " |",
+        "|---|---|" + "---|" * len(sizes),
     ]
-    largest = max(row["size"] for row in rows)
+    by_twin: dict[tuple[str, str], dict[int, str]] = {}
     for row in rows:
-        size = row["equal_plain_size"]
-        needs = f"{size:.0f}" if size else f"more than {largest}" if row["flat"] < row["plain"] else "fewer than n"
-        nlls = f"{row['plain']:.3f} → {row['flat']:.3f}"
-        lines.append(f"| {labels.trained[row['trained']]} | {row['posterior']} | {row['size']} | {nlls} | {needs} |")
+        by_twin.setdefault((row["trained"], row["posterior"]), {})[row["size"]] = _format_size(row, rows)
+    for (trained, name), texts in by_twin.items():
+        cells = [texts.get(size, "–") for size in sizes]
+        lines.append(f"| {labels.trained[trained]} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _format_size(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    if row["equal_plain_size"] is not None:
+        return f"{row['equal_plain_size']:,.0f}"
+    if row["flat"] >= row["plain"]:
+        return f"fewer than {row['size']:,}"
+    keys = ("trained", "posterior")
+    largest = max(other["size"] for other in rows if all(other[key] == row[key] for key in keys))
+    return f"more than {largest:,}"
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flatbayes.core.files import read_json
-from studies.fine_tuning.page import Labels
+from studies.fine_tuning.labels import Labels
 from studies.fine_tuning.summary import SettingPlan, summarize_trainings
 from studies.images.study import NUM_DRAWS, SETTINGS, count_trainings, load_trainings
 from studies.images.task import CLASSES, CORRUPTIONS, NUM_CORRUPTED, NUM_OOD, NUM_TEST, NUM_VAL, SEVERITY

@@ -1,6 +1,6 @@
 """Words on the page of the study."""
 
-from studies.fine_tuning.page import Labels
+from studies.fine_tuning.labels import Labels
 from studies.sentences.summary import PACKAGES
 
 TRAINED = {"full": "all weights", "lora": "adapters (LoRA, rank 8)"}

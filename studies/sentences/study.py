@@ -9,8 +9,8 @@ seeds 0 and 1, with one training for all posteriors:
 and on test sentences of all seeds:
 
 3. each twin with its number of epochs
-4. both twins with all epochs
-5. other posteriors: those that a plain training serves with the epochs of 3, variational ones with all epochs
+4. other posteriors: those that the same training serves with the epochs of 3, variational ones with all epochs
+5. both twins with all epochs
 """
 
 import math
@@ -61,8 +61,10 @@ NUM_TFB_EXAMPLES = 24
 """Validation sentences that the noise of TFB is chosen on."""
 GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3}
 """CPU seconds of a gradient of a batch with the step of the optimizer; measured on the machine of the results."""
-DRAW_SECONDS, OVERHEAD_SECONDS = 0.0045, 12.0
+DRAW_SECONDS, OVERHEAD_SECONDS = 0.0045, 16.0
 """CPU seconds of a prediction of a sentence by one network, and of the checks and copies of a training."""
+NUM_NETWORKS = {"shared": 2 + 3 * NUM_DRAWS, "ensemble": 3} | dict.fromkeys(("tfb", "sgvb", "blob"), NUM_DRAWS)
+"""Networks that are run for a prediction of all posteriors of a kind; draws of the last layer share one."""
 
 
 @dataclass(frozen=True)
@@ -175,15 +177,17 @@ def estimate_minutes(setting: Setting) -> float:
         setting: The setting.
     """
     num_steps = EPOCHS[setting.size] * math.ceil(setting.size / BATCH_SIZE)
-    pair = 3 * num_steps * GRADIENT_SECONDS[setting.trained]  # plain, and SAM with two gradients in a step
-    short = pair * sorted(EPOCH_FRACTIONS)[len(EPOCH_FRACTIONS) // 2]
-    num_networks = sum(NUM_DRAWS if posterior.stochastic else 1 for posterior in SHARED.values())
-    tests = num_networks * DRAW_SECONDS * (NUM_VAL + NUM_TEST + 2 * NUM_OOD) + OVERHEAD_SECONDS
-    radii = NUM_SELECTION_SEEDS * (len(RADII) - 1) * (pair * 2 / 3 + OVERHEAD_SECONDS)
-    lengths = NUM_SELECTION_SEEDS * (sum(EPOCH_FRACTIONS) * pair - short + 4 * OVERHEAD_SECONDS)
-    own = 2 * pair if setting.trained == "lora" else 0.0  # of the variational posteriors
-    fits = pair + short + 2 * short + own  # all epochs, those of the twins, two more members
-    return (radii + lengths + NUM_SEEDS * (fits + 2 * (2 + len(setting.other_kinds)) * tests)) / 60
+    plain = num_steps * GRADIENT_SECONDS[setting.trained]  # with all epochs; SAM takes twice as long
+    num_tested = NUM_VAL + NUM_TEST + 2 * NUM_OOD
+    shares = sum(EPOCH_FRACTIONS), sorted(EPOCH_FRACTIONS)[len(EPOCH_FRACTIONS) // 2]
+    num_trials = 1 + len(RADII) + 2 * len(EPOCH_FRACTIONS)
+    trials = plain * (1 + 2 * len(RADII) + 3 * shares[0])
+    trials += num_trials * (NUM_NETWORKS["shared"] * DRAW_SECONDS * NUM_VAL + OVERHEAD_SECONDS)
+    own = len(VARIATIONAL) if setting.trained == "lora" else 0
+    tests = 3 * plain * (1 + shares[1] + 2 * shares[1] + own)  # all epochs, those of the twins, two more members
+    for kind in ("shared", "shared", *setting.other_kinds):
+        tests += 2 * (NUM_NETWORKS[kind] * DRAW_SECONDS * num_tested + OVERHEAD_SECONDS)
+    return (NUM_SELECTION_SEEDS * trials + NUM_SEEDS * tests) / 60
 
 
 def run_setting(task: Task, setting: Setting, folder: Path) -> None:
@@ -212,13 +216,16 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
         records[twin] = select_value("epochs", {epochs: try_training(rho, epochs) for epochs in candidates})
         write_json(place / EPOCHS_FILE, replace_nonfinite(records))
     twins = [make(seed, radii[twin], epochs=records[twin]["epochs"]) for seed, twin in pairs]
-    for training in [*twins, *(make(seed, radii[twin]) for seed, twin in pairs)]:
+    equal_length = [make(seed, radii[twin]) for seed, twin in pairs]
+    for training in twins:
         run_training(task, training, SHARED, with_test=True)
-    keep_recordings(place, twins)
+    keep_recordings(place, [*twins, *equal_length])
     for kind in setting.other_kinds:
         for training in twins:
             epochs = None if kind in VARIATIONAL else training.epochs
             run_training(task, make(training.seed, training.rho, kind, epochs), OTHERS[kind], with_test=True)
+    for training in equal_length:
+        run_training(task, training, SHARED, with_test=True)
     keep_recordings(place, [])
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from studies.fine_tuning.page import END, render_tables
 from studies.fine_tuning.selection import select_radius, select_value
-from studies.fine_tuning.summary import find_equal_size
+from studies.fine_tuning.worth import find_equal_size
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
 from studies.sentences.page import LABELS
@@ -236,5 +236,6 @@ def test_each_twin_has_its_number_of_epochs(tmp_path):
     assert "Plain: 4 epochs (best of 2 numbers). Flat: SAM with ρ = 0.1 (best of 1 radii) and 6 epochs" in text
     assert "2 candidates for plain and 2 for flat. Validation data prefer plain training" in text
     assert (
-        "| 100 sentences, all weights | plain | 0.800 → 0.800<br>flat 0, neither 1, plain 0 | 0.510 → 0.560" in text
+        "| 100 sentences, all weights | 3 | plain | 0.800 → 0.800<br>flat 0, neither 1, plain 0 | 0.510 → 0.560"
+        in text
     )
