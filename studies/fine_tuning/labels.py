@@ -1,0 +1,37 @@
+"""Words of a study on its page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Words of a study.
+
+    Attributes:
+        study: Name of its folder.
+        unit: What examples are, in the plural.
+        trained: Text by what is trained.
+        metrics: Heading of a column by name of the metric.
+        packages: Packages whose versions are shown.
+    """
+
+    study: str
+    unit: str
+    trained: Mapping[str, str]
+    metrics: Mapping[str, str]
+    packages: Sequence[str] = ()
+
+    @property
+    def start(self) -> str:
+        """Mark before the tables."""
+        return f"<!-- tables, written by python -m studies.{self.study} -->"
+
+    def describe(self, setting: Mapping[str, Any]) -> str:
+        """Size and what is trained.
+
+        Args:
+            setting: Summary of a setting.
+        """
+        return f"{setting['size']:,} {self.unit}, {self.trained[setting['trained']]}"
