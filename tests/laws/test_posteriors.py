@@ -199,6 +199,21 @@ def test_precision_follows_the_model(posterior):
         assert model(x).dtype == torch.float64
 
 
+STORED_WEIGHTS = {"snapshots", "anchor_snapshots", "deviations", "particles", "velocity"}
+
+
+@every
+def test_averages_of_half_precision_are_in_single_precision(posterior):
+    state, _ = train(posterior, Plain(), steps=4, dtype=torch.bfloat16)
+    widened = {name for name, tensor in state.statistics.items() if tensor.dtype in (torch.float32, torch.int64)}
+    copies = {"mean"} if "finished" in state.statistics else set()
+    assert state.statistics.keys() - widened <= STORED_WEIGHTS | copies
+    assert {param.dtype for param in state.model.parameters()} == {torch.bfloat16}
+    x, _ = batch(9, dtype=torch.bfloat16)
+    with posterior.draw(state, generator()) as drawn:
+        assert drawn(x).dtype == torch.bfloat16
+
+
 @every
 def test_a_state_without_optimizer_is_not_trained(posterior):
     state = posterior.init(network(), None, 10)

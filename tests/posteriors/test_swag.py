@@ -200,6 +200,26 @@ def test_storage_changes_no_draw_beyond_the_rounding_of_deviations():
         assert torch.equal(drawn_weights(posterior, resumed), weights)
 
 
+@pytest.mark.parametrize("params", ["all", ["*bias"]])
+def test_moments_of_a_network_in_half_precision_have_all_snapshots(params):
+    torch.manual_seed(0)
+    snapshots = [(1 + k / 400 + 0.02 * torch.randn(30)).bfloat16() for k in range(40)]
+    model = nn.Linear(9, 3).bfloat16()
+    posterior = SWAG(rank=2, params=params)
+    state = posterior.init(model, None, 10)
+    for snapshot in snapshots:
+        with torch.no_grad():
+            model.weight.copy_(snapshot[:27].view(3, 9))
+            model.bias.copy_(snapshot[27:])
+        posterior.collect(state)
+    exact = torch.stack(snapshots).double()
+    statistics = state.statistics
+    others = [] if params == "all" else [statistics["mean_of_others"]]
+    torch.testing.assert_close(torch.cat([*others, statistics["mean"]]).double(), exact.mean(0), rtol=1e-5, atol=0)
+    variance = exact[:, -len(statistics["mean"]) :].var(0, unbiased=False)
+    torch.testing.assert_close((statistics["sum_squares"] / 40).double(), variance, rtol=1e-4, atol=0)
+
+
 def test_deviations_in_main_memory_stay_there():
     posterior = SWAG(rank=3, storage="cpu")
     state, _ = wandered(posterior)

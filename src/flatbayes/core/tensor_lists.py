@@ -160,6 +160,17 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([to_local(tensor.detach()).reshape(-1) for tensor in tensors])
 
 
+def flatten_wide(tensors: Sequence[Tensor]) -> Tensor:
+    """The result of `flatten` in the dtype of `widen`, for averages and for what small steps change."""
+    vector = flatten(tensors)
+    return vector.to(widen(vector.dtype))
+
+
+def widen(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums of such numbers: at least float32, since half precision rounds small changes to zero."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of the vector in the shapes of `like`: the inverse of `flatten`."""
     pieces = vector.split([tensor.numel() for tensor in like])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.adapters import find_factor_pairs
 from flatbayes.core.randomness import preserve_rng
-from flatbayes.core.tensor_lists import zero_tensors
+from flatbayes.core.tensor_lists import widen, zero_tensors
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.lrt import (
     accumulate_kl_gradients,
@@ -128,7 +128,8 @@ class BLoB(Posterior):
         roots = {}
         with preserve_rng(model):
             for name, param in params.items():
-                start = torch.empty_like(param).uniform_(self.initial_root / math.sqrt(2), self.initial_root)
+                start = torch.empty_like(param, dtype=widen(param.dtype))
+                start.uniform_(self.initial_root / math.sqrt(2), self.initial_root)
                 roots[name] = nn.Parameter(start, requires_grad=False)  # the layers set the gradients
         state.statistics = {raw_scale_key(name): root for name, root in roots.items()}
         state.statistics["step"] = torch.zeros((), dtype=torch.int64, device="cpu")  # read without waiting

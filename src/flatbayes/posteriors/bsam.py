@@ -31,7 +31,7 @@ from flatbayes.core.context import SubBatch, sub_batch
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.randomness import RandomState, rewind_rng
-from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
+from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
@@ -127,8 +127,7 @@ class BSAM(Posterior):
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         advice = "the momentum of BSAM is beta1"
         check_plain_sgd(state.optimizer, "BSAM", "has its own momentum and step sizes", advice)
-        mean = flatten(trainable_parameters(model))
-        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))  # bfloat16 would round steps of s to zero
+        mean = flatten_wide(trainable_parameters(model))
         decay = resolve_weight_decay(state, self.prior_precision, self.temperature, "BSAM")
         state.statistics = {
             "mean": mean,

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from flatbayes.core import LossFn
 from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.tensor_lists import widen
 from flatbayes.core.weights import promoted_dtype
 from flatbayes.posteriors.ggn import (
     MAX_VECTOR_ENTRIES,
@@ -86,7 +87,7 @@ class DiagonalGgn:
         outputs, calls = _call_model(model, layers, inputs)
         layers = _select_agreeing_layers(layers, outputs, calls, factorize_loss_hessian(outputs, targets, loss_fn))
         owned_ids = {id(param) for layer in layers.values() for param in get_layer_parameters(layer).values()}
-        dtype = promoted_dtype(params.values())
+        dtype = widen(promoted_dtype(params.values()))
         totals = {name: torch.zeros_like(param, dtype=dtype, requires_grad=False) for name, param in params.items()}
         rest = {name: param for name, param in params.items() if id(param) not in owned_ids}
         if layers and rest:  # the diagonal is zero for parameters that are not used

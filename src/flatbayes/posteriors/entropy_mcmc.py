@@ -29,7 +29,7 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.randomness import iter_normal_noise
-from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import (
     check_temperature,
@@ -125,7 +125,7 @@ class EntropyMCMC(Posterior):
         state.statistics["anchor_snapshots"] = torch.zeros(
             self.max_snapshots, len(params), dtype=params.dtype, device=device
         )
-        state.statistics["anchor"] = params.clone()
+        state.statistics["anchor"] = flatten_wide(trainable_parameters(model))
         state.cpu_statistics = list_cpu_statistics(self.storage)
         if self.storage == "cpu":
             state.cpu_statistics |= {"anchor_snapshots"}

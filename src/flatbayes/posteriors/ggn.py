@@ -18,6 +18,7 @@ from flatbayes.core import LossFn
 from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import ModelInputs, map_tensors, split_examples
 from flatbayes.core.network_calls import call_with_tensors, plain_attention
+from flatbayes.core.tensor_lists import widen
 from flatbayes.core.weights import promoted_dtype
 
 MAX_VECTOR_ENTRIES = 2**24
@@ -279,6 +280,7 @@ def ggn_matrix(
     size = count_weights(vjps.params)
     total = allocate_zeros(vjps.params, size, size)
     for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
+        vectors = vectors.to(total.dtype)
         total.addmm_(vectors.T, vectors)
     return total
 
@@ -312,5 +314,5 @@ def count_weights(params: Mapping[str, Tensor]) -> int:
 
 
 def allocate_zeros(params: Mapping[str, Tensor], *shape: int) -> Tensor:
-    """Return zeros on the device of the parameters, in the dtype to which all of theirs are promoted."""
-    return next(iter(params.values())).new_zeros(shape, dtype=promoted_dtype(params.values()))
+    """Return zeros on the device of the parameters, in the dtype of sums of their values."""
+    return next(iter(params.values())).new_zeros(shape, dtype=widen(promoted_dtype(params.values())))

@@ -39,7 +39,7 @@ from flatbayes.core.parameter_selection import (
     find_linear_owner,
     select_parameters,
 )
-from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
+from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
@@ -168,8 +168,7 @@ class IVON(Posterior):
             state.optimizer, "IVON", "has its own momentum and step sizes", "the momentum of IVON is beta1"
         )
         params, others = self._split_parameters(model)
-        mean = flatten(params)
-        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))  # bfloat16 would round steps of h to zero
+        mean = flatten_wide(params)
         state.statistics = {
             "mean": mean,
             "hessian": torch.full_like(mean, self.initial_hessian),

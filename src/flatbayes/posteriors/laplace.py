@@ -28,7 +28,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
-from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten, widen
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, maximize_evidence
 from flatbayes.posteriors.curvature_structures import make_curvature
@@ -144,7 +144,9 @@ class Laplace(Posterior):
         weights = flatten(list(curvature.params.values()))
         state.statistics = curvature.allocate_statistics() | {
             "finished": torch.zeros((), dtype=torch.int64, device=weights.device),
-            "prior_precision": weights.new_tensor(self._resolve_prior_precision(state.optimizer, num_data)),
+            "prior_precision": weights.new_tensor(
+                self._resolve_prior_precision(state.optimizer, num_data), dtype=widen(weights.dtype)
+            ),
         }
         if self.needs_norm_reestimation:
             state.statistics["mean"] = torch.zeros_like(weights)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.gaussians import weight_distribution
-from flatbayes.core.tensor_lists import zero_tensors
+from flatbayes.core.tensor_lists import widen, zero_tensors
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
@@ -117,12 +117,12 @@ class LRT(Posterior):
         raw = std_to_raw(self.initial_std)
         # The layers set the gradients. A tensor that requires gradients could not be loaded into.
         params = bayesian_parameters(network)
-        scales = {
-            name: nn.Parameter(torch.full_like(param, raw), requires_grad=False) for name, param in params.items()
-        }
+        values = {name: torch.full_like(p, raw, dtype=widen(p.dtype)) for name, p in params.items()}
+        scales = {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}
         state.statistics = {raw_scale_key(name): scale for name, scale in scales.items()}
         precisions = resolve_prior_precisions(network, params, self.prior_precision) or {}
-        state.statistics |= {prior_precision_key(n): params[n].new_tensor(value) for n, value in precisions.items()}
+        for name, precision in precisions.items():
+            state.statistics[prior_precision_key(name)] = scales[name].new_tensor(precision)
         state.optimizer = init_variational_optimizer(
             make_optimizer, network, list(scales.values()), self.prior_precision
         )

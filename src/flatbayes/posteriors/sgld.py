@@ -32,7 +32,7 @@ from torch.optim import SGD, Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.randomness import iter_normal_noise, iter_uniform_noise
-from flatbayes.core.tensor_lists import clone_tensors
+from flatbayes.core.tensor_lists import clone_tensors, widen
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import (
@@ -156,8 +156,8 @@ class SGLD(Posterior):
         state.cpu_statistics = list_cpu_statistics(self.storage)
         if self.noise == "lattice":
             param = trainable_parameters(model)[0]
-            dtype = torch.promote_types(param.dtype, torch.float32)
-            state.statistics["clipping"] = param.new_zeros(2, 1, dtype=dtype, requires_grad=False)  # sum, steps
+            clipping = param.new_zeros(2, 1, dtype=widen(param.dtype), requires_grad=False)  # sum, steps
+            state.statistics["clipping"] = clipping
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:

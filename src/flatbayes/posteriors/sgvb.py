@@ -29,7 +29,7 @@ from flatbayes.core.parameter_selection import (
     find_linear_owner,
     select_parameters,
 )
-from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
+from flatbayes.core.tensor_lists import copy_values, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
@@ -133,7 +133,7 @@ class SGVB(Posterior):
         state = init_state(model, None, num_data, None)
         params = select_parameters(model, self.params, "params")
         check_real(params.items(), "SGVB")
-        mean = flatten(list(params.values()))
+        mean = flatten_wide(list(params.values()))
         # The gradient is set by formula. A tensor that requires gradients could not be loaded into.
         raw_scale = nn.Parameter(torch.full_like(mean, std_to_raw(self.initial_std)), requires_grad=False)
         state.statistics = {"mean": mean, "raw_scale": raw_scale}
@@ -141,7 +141,7 @@ class SGVB(Posterior):
             state.statistics["prior_mean"] = mean.clone()
         precisions = resolve_prior_precisions(model, params, self.prior_precision)
         if precisions is not None:
-            state.statistics["prior_precision"] = expand_precisions(precisions, params)
+            state.statistics["prior_precision"] = expand_precisions(precisions, params).to(mean)
         state.optimizer = init_variational_optimizer(make_optimizer, model, [raw_scale], self.prior_precision)
         return state
 

@@ -30,7 +30,7 @@ from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.randomness import RandomState, preserve_rng, rewind_rng
-from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, check_temperature, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
@@ -172,7 +172,7 @@ class SVGD(Posterior):
         """Set `.grad` of all optimized tensors to the direction of the step. Returns the mean loss."""
         params, others = trainable_parameters(state.model), state.statistics["particles"]
         others.grad = None  # gradient clipping within the closure must not see that of the last step
-        start, rng_state = torch.cat([flatten(params)[None], others.detach()]), RandomState.capture(state.model)
+        start, rng_state = torch.cat([flatten_wide(params)[None], others.detach()]), RandomState.capture(state.model)
         loss, grads = self._compute_potential_gradients(state, closure, start)
         bandwidth = self._find_bandwidth(start)
         phi = stein_direction(start, -grads, bandwidth)
@@ -202,7 +202,7 @@ class SVGD(Posterior):
             buffers = preserve_buffers(state.model) if k else nullcontext()
             with buffers, swap_values(params, unflatten(particle, params)):
                 losses.append(closure())
-            rows.append(flatten([dense_gradient(param) for param in params]))
+            rows.append(flatten_wide([dense_gradient(param) for param in params]))
         grads = torch.stack(rows).mul_(state.num_data / self.temperature)
         return torch.stack(losses).mean(0), grads.add_(particles, alpha=self.prior_precision)
 

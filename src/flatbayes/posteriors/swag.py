@@ -32,7 +32,7 @@ from flatbayes.core.parameter_selection import (
     find_linear_owner,
     select_parameters,
 )
-from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten, widen
 from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameters, write_blockwise
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
@@ -130,10 +130,11 @@ class SWAG(Posterior):
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         params, others = self._split_parameters(model)
         weights = flatten(params)
+        mean = torch.zeros_like(weights, dtype=widen(weights.dtype))
         state.statistics = {
             "count": torch.zeros((), dtype=torch.int64, device="cpu"),  # read without waiting for a device
-            "mean": torch.zeros_like(weights),
-            "sum_squares": torch.zeros_like(weights),
+            "mean": mean,
+            "sum_squares": torch.zeros_like(mean),
             "deviations": torch.zeros(
                 (self.rank, weights.numel()),
                 dtype=torch.bfloat16 if self.bfloat16 else weights.dtype,
@@ -141,7 +142,7 @@ class SWAG(Posterior):
             ),
         }
         if others:
-            state.statistics["mean_of_others"] = torch.zeros_like(flatten(others))
+            state.statistics["mean_of_others"] = torch.zeros_like(flatten_wide(others))
         state.cpu_statistics = list_cpu_statistics(self.storage, "deviations")
         return state
 
@@ -171,7 +172,7 @@ class SWAG(Posterior):
             if row is not None and row is not deviation:
                 row.copy_(deviation)
         if others:
-            statistics["mean_of_others"].lerp_(flatten(others), 1 / count)
+            statistics["mean_of_others"].lerp_(flatten_wide(others), 1 / count)
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the layer that `params` selects, if it is one linear layer."""

@@ -256,8 +256,9 @@ def flipout_activations(
     mean = operation(inputs, weight, bias)
     axis = 1 - weight.dim()  # of the features, counted from the end
     weight_noise = torch.zeros_like(weight) if weight_std is None else weight_std * torch.randn_like(weight_std)
-    bias_noise = None if bias_std is None else bias_std * torch.randn_like(bias_std)
-    perturbed = operation(inputs * draw_signs(inputs, axis, by_token=by_token), weight_noise, bias_noise)
+    bias_noise = None if bias_std is None else (bias_std * torch.randn_like(bias_std)).to(weight.dtype)
+    signed = inputs * draw_signs(inputs, axis, by_token=by_token)
+    perturbed = operation(signed, weight_noise.to(weight.dtype), bias_noise)
     return torch.addcmul(mean, perturbed, draw_signs(mean, axis, by_token=by_token))
 
 
