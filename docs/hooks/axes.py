@@ -27,7 +27,7 @@ REPOSITORY = "https://github.com/flatbayes/flatbayes/blob/main"
 TEST_FOLDERS = ("posteriors", "flatness", "exact")
 GENERAL_TESTS = ("test_draw_options", "test_nuisance", "test_schedules")
 """Files that name many methods, and are about something else."""
-TESTS_OF_OTHERS = {"Ensemble": "training/test_vectorization_trial.py"}
+TESTS_OF_OTHERS = {"Ensemble": "training/test_vectorization_trial.py", "Plain": "laws/test_flatness.py"}
 """Files of tests of methods without one in these folders."""
 START, END = "<!-- axes, written by docs/hooks/axes.py -->", "<!-- end of axes -->"
 
