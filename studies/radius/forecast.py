@@ -78,9 +78,9 @@ def measure_gradients(run: TrainingRun, pilot: EvaluatedPilot) -> dict[str, floa
 def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
     """Measurements of plain training, and validation and test NLL by radius."""
     setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), CONFIG, seed=seed)
-    index, members = list_groups([setup])[0]
+    _, members = list_groups([setup])[0]
     test = DataSplits(**{**vars(data), "val": data.test})
-    pilot = ObservedPilot([setup], index, members, Callback(), test=test)
+    pilot = ObservedPilot([setup], members, Callback(), test=test)
     plain, start = pilot.train_plain()
     for factor in RADIUS_FACTORS:
         pilot.train(Candidate(SAM().reference_radius * factor, start), plain)

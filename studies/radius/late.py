@@ -68,9 +68,9 @@ class EvaluatedPilot(Pilot):
 def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
     """Validation and test NLL of the weights, by radius."""
     setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), TrainingConfig(), seed=seed)
-    index, members = list_groups([setup])[0]
+    _, members = list_groups([setup])[0]
     test = DataSplits(**{**vars(data), "val": data.test})
-    pilot = EvaluatedPilot([setup], index, members, Callback(), test=test)
+    pilot = EvaluatedPilot([setup], members, Callback(), test=test)
     plain, start = pilot.train_plain()
     scores = {}
     for radius in (0.0, *RADII):

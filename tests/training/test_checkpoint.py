@@ -181,6 +181,18 @@ class Both(Callback):
         )
 
 
+def test_checkpoints_of_steps_that_early_stopping_gives_up_are_removed(tmp_path):
+    manager = CheckpointManager(Checkpoints(tmp_path, max_to_keep=2))
+    for step in (10, 20, 30, 12):
+        manager.save(0, step, {"value": step})
+    manager.save(1, 40, {"value": 40})
+    assert manager.load_latest(0)["value"] == 12
+    manager.save(0, 14, {"value": 14})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{k:04d}-{n:010d}.pt" for k, n in ((0, 12), (0, 14), (1, 40))
+    ]
+
+
 def test_old_checkpoints_are_pruned_and_all_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", every_n_steps=1, min_interval_seconds=0, max_to_keep=3)
     train = partial(fit, partial(MLP, hidden=(8,)), DATA, MAP(), Plain(), CONFIG)

@@ -18,7 +18,7 @@ from flatbayes.posteriors import IVON, LRT, MAP, SGVB, SVGD, SWAG, BLoB, Ensembl
 from flatbayes.posteriors.draw_options import get_option
 from flatbayes.posteriors.optimization import find_weight_decay
 from flatbayes.prediction import evaluate
-from flatbayes.training import Interrupted, TrainingConfig, choices, fit, pilot
+from flatbayes.training import Checkpoints, Interrupted, TrainingConfig, choices, fit, pilot
 from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compare_scores
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
@@ -312,13 +312,55 @@ def test_the_noise_of_a_network_that_overfits_is_corrected_on_validation_example
     assert alone.likelihood.noise_factor == 1
 
 
-def test_an_interruption_of_the_pilot_has_what_was_fitted(monkeypatch):
+class StoppedPilot(pilot.BudgetGuard):
+    """Fails after a number of steps of all trainings of a pilot."""
+
+    steps_left = 0
+
+    def on_step_end(self, step, loss, lr):
+        StoppedPilot.steps_left -= 1
+        if StoppedPilot.steps_left < 0:
+            raise ConnectionError("the plug was pulled")
+        super().on_step_end(step, loss, lr)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "flat", "config", "name"),
+    [
+        (SWAG(rank=2, **WEAK), Plain(), FAST.with_options(min_epochs=60), "prior"),  # whole trainings
+        (MAP(), SAM(rho="auto"), TrainingConfig(epochs=8, batch_size=16, num_validations=1), "radius"),  # ends of one
+    ],
+    ids=["prior", "radius"],
+)
+def test_a_pilot_that_was_stopped_continues(posterior, flat, config, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(pilot, "BudgetGuard", StoppedPilot)
+    monkeypatch.setattr(choices, "MIN_GAIN", -10.0)
+    train = partial(fit, NET, make_data(0.3), Ensemble(posterior, 2), flat, config)
+    StoppedPilot.steps_left = 10**6
+    expected = train()
+    num_steps = 10**6 - StoppedPilot.steps_left
+    checkpoints = Checkpoints(tmp_path, every_n_steps=4, min_interval_seconds=0)
+    for _ in range(4):  # up to four steps are repeated after each
+        StoppedPilot.steps_left = num_steps // 5
+        with pytest.raises(ConnectionError):
+            train(checkpoints=checkpoints)
+    StoppedPilot.steps_left = num_steps // 5 + 16
+    fitted = train(checkpoints=checkpoints)
+    assert torch.equal(weights(fitted), weights(expected))
+    assert fitted.info["cost"]["gradients"] == expected.info["cost"]["gradients"]
+    assert fitted.info[name] == expected.info[name]
+    assert len(fitted.info[name]["scores"]) >= 2
+    assert fitted.info["training"] == expected.info["training"]
+    assert all(int(path.stem[:4]) < pilot.PILOT_RUN_INDEX for path in tmp_path.glob("*.pt"))
+
+
+def test_an_interruption_of_the_pilot_has_what_was_fitted(monkeypatch, tmp_path):
     def interrupt(guard, step, loss, lr):
         if step == 50:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(pilot.BudgetGuard, "on_step_end", interrupt)
     config = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16)
-    with pytest.raises(Interrupted, match="after step 50") as stop:
-        fit(NET, make_data(0.3), MAP(), SAM(), config)
+    with pytest.raises(Interrupted, match=r"after step 50 of.*with its checkpoints continues after step 50") as stop:
+        fit(NET, make_data(0.3), MAP(), SAM(), config, checkpoints=Checkpoints(tmp_path))
     assert stop.value.fitted.predict(torch.randn(2, 10)).mean.shape == (2, 2)

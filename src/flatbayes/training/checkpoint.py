@@ -223,18 +223,21 @@ class CheckpointManager:
         if self.checkpoints is not None and self.is_writer:
             started = time.monotonic()
             self._write_file(self.checkpoints.folder / f"{run_index:04d}-{step:010d}.pt", content)
-            remove_files(self._list_run_checkpoints(run_index)[self.checkpoints.max_to_keep :])
+            paths = self._list_run_checkpoints(run_index)
+            given_up = [path for path in paths if _get_step(path) > step]  # early stopping went back
+            remove_files([*given_up, *paths[len(given_up) + self.checkpoints.max_to_keep :]])
             self._last_write_time = time.monotonic()
             self._last_write_seconds = self._last_write_time - started
 
     def preload(self, run_index: int, content: dict[str, Any]) -> None:
-        """Let a run continue from this content instead of a file.
+        """Let a run continue from this content, which is also written as its checkpoint.
 
         Args:
             run_index: Index of the run within the fit.
             content: As for `save`.
         """
         self._preloaded[run_index] = content
+        self.save(run_index, content["progress"]["step"], content)
 
     def is_preloaded(self, run_index: int) -> bool:
         """Whether a run continues from content that is not in a file."""
@@ -260,7 +263,7 @@ class CheckpointManager:
     def find_latest_step(self, run_index: int) -> int | None:
         """Step of the latest checkpoint of a run, or None."""
         paths = self._list_run_checkpoints(run_index)
-        return int(paths[0].stem.partition("-")[2]) if paths else None
+        return _get_step(paths[0]) if paths else None
 
     def save_result(self, run_index: int, content: Mapping[str, Any]) -> None:
         """Write the result of a run, and remove its checkpoints.
@@ -271,6 +274,12 @@ class CheckpointManager:
         if self.checkpoints is not None and self.is_writer:
             self._write_file(self.checkpoints.folder / f"{run_index:04d}.pt", content)
             remove_files(self._list_run_checkpoints(run_index))
+
+    def remove_run(self, run_index: int) -> None:
+        """Remove the checkpoints and the result of a run."""
+        if self.checkpoints is not None and self.is_writer:
+            result = self.checkpoints.folder / f"{run_index:04d}.pt"
+            remove_files([*self._list_run_checkpoints(run_index), result])
 
     def load_result(self, run_index: int) -> dict[str, Any] | None:
         """The result of a run; None if it has not ended."""
@@ -308,6 +317,10 @@ class CheckpointManager:
             warnings.warn(f"{path} is damaged and skipped, for the one before it: {error}", stacklevel=4)
             return None
         return content
+
+
+def _get_step(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
 
 
 def _list_checkpoint_files(folder: Path) -> list[Path]:

@@ -53,7 +53,7 @@ def resolve_choices(
 
     Args:
         setups: Prepared fits whose trainings are equal.
-        manager: Checkpoints of the fits. If they have a choice, it is taken.
+        manager: Checkpoints of the fits. If they have a choice, it is taken; a pilot that was interrupted continues.
         callback: Gets a message about each choice.
         progress: Called after every step of the pilot.
 
@@ -67,9 +67,14 @@ def resolve_choices(
     stored = setups[0].world.read_on_main(lambda: read_json(path) if path is not None and path.is_file() else None)
     choices: dict[str, Any] | None = stored if isinstance(stored, dict) else None
     if choices is None:
-        choices = choose_training(setups, manager, callback, progress)
+        index, members = list_groups(setups)[0]
+        pilot = Pilot(setups, members, progress, manager)
+        choices, best = choose_training(pilot, callback)
+        if best in pilot.outcomes:
+            manager.preload(index, pilot.get_result(best))
         if path is not None and manager.is_writer:
             write_json(path, choices)
+        pilot.remove_checkpoints()
     for record in choices.values():
         callback.on_message(str(record["reason"]))
     radius, prior = choices.get("radius"), choices.get("prior")
@@ -82,13 +87,16 @@ def resolve_choices(
     return [replace(setup, factory=candidate.apply_to(setup.factory), info=setup.info | choices) for setup in setups]
 
 
-def choose_training(
-    setups: Sequence[TrainingSetup], manager: CheckpointManager, callback: Callback, progress: Callback
-) -> dict[str, Any]:
-    """Run the pilot, and describe its choices; the arguments are those of `resolve_choices`."""
-    factory, (index, members) = setups[0].factory, list_groups(setups)[0]
+def choose_training(pilot: Pilot, callback: Callback) -> tuple[dict[str, Any], Candidate]:
+    """Run the pilot; return its choices as plain data, and the best training.
+
+    Args:
+        pilot: The pilot, before its first training.
+        callback: Gets a message at the start.
+    """
+    factory = pilot.setups[0].factory
     flatness, asks_prior = factory.auto_flatness, factory.auto_prior == "asked"
-    pilot, best = Pilot(setups, index, members, progress), Candidate(None if flatness is None else 0.0)
+    best = Candidate(None if flatness is None else 0.0)
     obstacle, weight_decay = pilot.obstacle, factory.compute_weight_decay(pilot.num_data)
     prior_obstacle = obstacle or find_prior_obstacle(factory, weight_decay)
     choices: dict[str, dict[str, JsonValue]] = {}
@@ -109,9 +117,7 @@ def choose_training(
             prior = PriorChoice(1.0, weight_decay, (), f"prior_factor is 1: {prior_obstacle}.")
         if asks_prior or len(prior.scores) > 1:  # what nobody has set needs no explanation where nothing was tried
             choices["prior"] = prior.to_dict()
-    if best in pilot.outcomes:
-        manager.preload(index, pilot.get_result(best))
-    return choices
+    return choices, best
 
 
 def find_prior_obstacle(factory: RunFactory, weight_decay: float) -> str | None:

@@ -10,8 +10,9 @@ the end of the best training is the result, so that nothing is trained twice.
 import math
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ import torch
 from flatbayes.flatness import Flatness
 from flatbayes.training.callbacks.callback import Callback, CallbackList
 from flatbayes.training.candidates import Candidate, Score
+from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.early_stopping import unpack_checkpoint
-from flatbayes.training.loop import train
+from flatbayes.training.loop import DivergenceWarning, train
 from flatbayes.training.members import make_interrupted
 from flatbayes.training.pilot_checkpoints import PilotCheckpoints
 from flatbayes.training.radius import MAX_COST, compute_pilot_fraction
@@ -29,6 +31,8 @@ from flatbayes.training.session import make_session
 from flatbayes.training.setup import TrainingSetup
 
 ROUNDING = 1 + 1e-9
+PILOT_RUN_INDEX = 8000
+"""Index of the first training of a pilot among the runs of a fit, which names its checkpoints."""
 
 
 class BudgetError(RuntimeError):
@@ -67,7 +71,7 @@ class PilotOutcome:
         seconds: Duration, likewise.
         stopped_early: Whether early stopping has shortened it.
         is_finished: Whether the budget has not ended it.
-        caught: Warnings.
+        messages: Warnings.
         error: What ended it, such as a loss that is not finite; None if nothing did.
     """
 
@@ -77,8 +81,41 @@ class PilotOutcome:
     seconds: float
     stopped_early: bool = False
     is_finished: bool = True
-    caught: Sequence[warnings.WarningMessage] = ()
+    messages: Sequence[Warning | str] = ()
     error: Exception | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The outcome as tensors and plain data."""
+        checkpoints = self.checkpoints
+        return {
+            "score": [self.score.end, self.score.best],
+            "branch": checkpoints.branch,
+            "branch_progress": list(checkpoints.branch_progress),
+            "end": checkpoints.end,
+            "num_gradients": self.num_gradients,
+            "run_seconds": self.seconds,
+            "stopped_early": self.stopped_early,
+            "is_finished": self.is_finished,
+            "messages": [[isinstance(text, DivergenceWarning), str(text)] for text in self.messages],
+            "error": None if self.error is None else str(self.error),
+        }
+
+    @staticmethod
+    def from_state_dict(content: Mapping[str, Any]) -> "PilotOutcome":
+        """The outcome from what `state_dict` returned."""
+        checkpoints = PilotCheckpoints(
+            branch=content["branch"], branch_progress=tuple(content["branch_progress"]), end=content["end"]
+        )
+        return PilotOutcome(
+            Score(*content["score"]),
+            checkpoints,
+            content["num_gradients"],
+            content["run_seconds"],
+            content["stopped_early"],
+            content["is_finished"],
+            [DivergenceWarning(text) if diverges else text for diverges, text in content["messages"]],
+            None if content["error"] is None else RuntimeError(content["error"]),
+        )
 
 
 @dataclass
@@ -87,9 +124,9 @@ class Pilot:
 
     Attributes:
         setups: The prepared fits.
-        index: Index of the run of the group.
         members: The members.
         progress: Called after every step.
+        manager: Checkpoints of the fit, from which the pilot continues.
         outcomes: Finished trainings.
         num_steps: Number of steps without early stopping.
         num_data: Number of training examples.
@@ -98,9 +135,9 @@ class Pilot:
     """
 
     setups: Sequence[TrainingSetup]
-    index: int
     members: Sequence[int]
     progress: Callback
+    manager: CheckpointManager = field(default_factory=CheckpointManager)
     outcomes: dict[Candidate, PilotOutcome] = field(default_factory=dict)
     num_steps: int = field(init=False)
     num_data: int = field(init=False)
@@ -143,7 +180,7 @@ class Pilot:
         return num_steps * len(self.members) * flatness.gradients_per_step * factory.posterior.gradients_per_step
 
     def train(self, candidate: Candidate, branch: Candidate | None = None) -> PilotOutcome:
-        """Train a candidate.
+        """Train a candidate, or continue its training where the fit was interrupted.
 
         Args:
             candidate: The candidate.
@@ -153,12 +190,18 @@ class Pilot:
             RuntimeError: The first training diverges before radii differ.
             Interrupted: Ctrl-C was pressed.
         """
+        world, run_index = self.setups[0].world, PILOT_RUN_INDEX + len(self.outcomes)
+        saved = world.read_on_main(partial(self.manager.load_result, run_index))
+        if saved is not None:
+            outcome = self.outcomes[candidate] = PilotOutcome.from_state_dict(saved)
+            return outcome
         run = self._create_run(candidate)
-        manager = PilotCheckpoints(start=self.start, progress=run.status.progress)
+        checkpoints = PilotCheckpoints(disk=self.manager, start=self.start, progress=run.status.progress)
         shared = 0.0, 0.0
         if branch is not None:
-            shared = manager.start_from(self.outcomes[branch].checkpoints)
-        session = make_session(run.config, self.setups[0].fabric, manager, self.index)
+            shared = checkpoints.start_from(self.outcomes[branch].checkpoints)
+        checkpoints.resume(world.read_on_main(partial(self.manager.load_latest, run_index)))
+        session = make_session(run.config, self.setups[0].fabric, checkpoints, run_index)
         limit = self.budget - self.num_gradients + shared[0] if self.outcomes else math.inf
         self.progress.on_run_start(self.members[0], 1, self.num_steps)
         score, is_finished, failure = None, True, None
@@ -170,7 +213,7 @@ class Pilot:
             except BudgetError:
                 is_finished = False
             except (RuntimeError, ValueError) as error:
-                if manager.branch is None and not self.outcomes:
+                if checkpoints.branch is None and not self.outcomes:
                     raise
                 failure = error
             except KeyboardInterrupt as stop:
@@ -180,14 +223,15 @@ class Pilot:
         best = score if score is None or status.best is None else min(score, status.best.val_nll)
         outcome = self.outcomes[candidate] = PilotOutcome(
             Score(score, best),
-            manager,
+            checkpoints,
             status.num_gradients - shared[0],
             status.elapsed_seconds() - shared[1],
             status.best_epoch is not None,
             is_finished,
-            caught,
+            [warning.message for warning in caught],
             failure,
         )
+        self.manager.save_result(run_index, outcome.state_dict())
         return outcome
 
     def get_result(self, candidate: Candidate) -> dict[str, Any]:
@@ -202,12 +246,17 @@ class Pilot:
                 "Every training of the pilot has failed, that with radius 0 and the given prior too. Try a lower "
                 f"learning rate, or clipping (--optimization.clip_norm 1), where it has diverged: {outcome.error}"
             ) from outcome.error
-        for warning in outcome.caught:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        for message in outcome.messages:
+            warnings.warn(message, stacklevel=2)
         return unpack_checkpoint(outcome.checkpoints.end) | {
             "num_gradients": self.num_gradients,
             "run_seconds": sum(other.seconds for other in self.outcomes.values()),
         }
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of all trainings."""
+        for k in range(len(self.outcomes)):
+            self.manager.remove_run(PILOT_RUN_INDEX + k)
 
     def _validate(self, run: TrainingRun) -> float | None:
         assert run.validate is not None
