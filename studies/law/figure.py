@@ -16,8 +16,8 @@ STUDY_LABELS = {
     "uci": "UCI regression, 10 methods",
     "cifar10-small": "CIFAR-10, 500 images, small ConvNet",
     "interpolation": "digits and CIFAR-10, interpolating networks",
-    "sentences": "fine-tuning on sentences",
-    "images": "fine-tuning on images",
+    "sentences": "fine-tuning on sentences, not fitted to",
+    "images": "fine-tuning on images, not fitted to",
 }
 FEATURE_LABELS = {
     "gap": "generalization gap of plain training: validation NLL − training loss",
@@ -53,8 +53,9 @@ def draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
     from matplotlib.lines import Line2D
 
     feature = results["law"]["features"][0]
-    studies = [study for study in MARKERS if any(twin["study"] == study for twin in results["twins"])]
-    for twin in results["twins"]:
+    twins = [*results["twins"], *results["fine_tuning"]]
+    studies = [study for study in MARKERS if any(twin["study"] == study for twin in twins)]
+    for twin in twins:
         colour = theme.VERDICT_COLOURS[twin["outcome"]]
         axes.plot(
             [max(twin[feature], MIN_FEATURE)],
@@ -71,7 +72,7 @@ def draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
     axes.set_yscale("symlog", linthresh=LINEAR_GAIN)
     axes.axhline(0.0, color=theme.INK, linewidth=0.8)
     if feature in ("gap", "rise"):
-        ends = [MIN_FEATURE, max(twin[feature] for twin in results["twins"])]
+        ends = [MIN_FEATURE, max(twin[feature] for twin in twins)]
         axes.plot(ends, ends, color=theme.INK, linewidth=0.9, alpha=0.5, zorder=1)
         axes.annotate(
             f"gain = {feature}",
@@ -83,7 +84,7 @@ def draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
         )
     axes.xaxis.set_major_formatter(lambda value, _: f"≤ {value:g}" if value == MIN_FEATURE else f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    low, high = (pick(twin["gain"] for twin in results["twins"]) for pick in (min, max))
+    low, high = (pick(twin["gain"] for twin in twins) for pick in (min, max))
     axes.set_ylim(3 * min(low, -LINEAR_GAIN), 3 * max(high, LINEAR_GAIN))
     threshold = results["threshold"]
     if threshold is not None:

@@ -15,6 +15,8 @@ from flatbayes.core.files import read_json
 from flatbayes.experiments.statistics import compare_pairs
 
 FEATURES = ("train_loss", "gap", "rise", "sharpness", "weights_per_example")
+FINE_TUNING = {"sentences": "sst2", "images": "cifar10"}
+"""Studies of pretrained networks, which rules are tested on and not fitted to, with their data sets."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Twin:
         data: The data set, which is left out as a whole.
         setting: Network and training, or size of the data; one word or two.
         method: The posterior.
-        radius: `chosen` on validation examples, or the `default` one.
+        radius: `chosen` on validation examples, or `fixed`, 0.05.
         num_seeds: Seeds or splits.
         plain_nll: Test NLL of plain training.
         flat_nll: Test NLL of flat training.
@@ -43,7 +45,7 @@ class Twin:
     data: str
     setting: str
     method: str
-    radius: Literal["chosen", "default"]
+    radius: Literal["chosen", "fixed"]
     num_seeds: int
     plain_nll: float
     flat_nll: float
@@ -137,11 +139,11 @@ def read_radius(folder: Path) -> Iterable[Twin]:
 
 
 def read_defaults(folder: Path) -> Iterable[Twin]:
-    """Posteriors with every option at its default, with early stopping and the default radius; one seed."""
+    """Posteriors with every option at its default and early stopping, the radius not chosen but 0.05; one seed."""
     forecast = read_file(folder / "radius-forecast.json") or {}
     for job in (read_file(folder / "defaults-after.json") or {"jobs": []})["jobs"]:
-        for method in sorted({name.rsplit(" ", 1)[0] for name in job["records"] if name.endswith(" flat")}):
-            plain, flat = (job["records"].get(f"{method} {variant}", {}) for variant in ("plain", "flat"))
+        for method in sorted({name.rsplit(" ", 1)[0] for name in job["records"] if name.endswith(" fixed")}):
+            plain, flat = (job["records"].get(f"{method} {variant}", {}) for variant in ("plain", "fixed"))
             history, val = plain.get("history"), plain.get("val", {}).get("nll")
             if history is None or val is None or "nll" not in flat.get("metrics", {}):
                 continue
@@ -151,7 +153,7 @@ def read_defaults(folder: Path) -> Iterable[Twin]:
                 data=job["task"],
                 setting="MLP, early stopping",
                 method=method,
-                radius="default",
+                radius="fixed",
                 num_seeds=1,
                 plain_nll=plain["metrics"]["nll"],
                 flat_nll=flat["metrics"]["nll"],
@@ -178,7 +180,7 @@ def read_fine_tuning(folder: Path, features: Mapping[str, Mapping[str, float]]) 
     Twins have the number of epochs of the setting. Settings for which validation examples chose the radius 0 have no
     flat training on test examples; they are left out.
     """
-    for study, data in (("sentences", "sst2"), ("images", "cifar10")):
+    for study, data in FINE_TUNING.items():
         results = read_file(folder / f"{study}.json") or {"settings": [], "trainings": []}
         for setting in results["settings"]:
             radius = (setting.get("selection") or {}).get("rho")

@@ -97,7 +97,8 @@ def test_the_radius_is_chosen_on_validation_examples_from_values_above_0(tmp_pat
 
 def test_summary_figure_and_page_hold_together(separable, tmp_path):
     rules = {name: model.RULES[name] for name in ("gap", "weights per example")}
-    results = summarize([*separable, make_twin("set 0", 1.0, 0.1, radius="default")], rules)
+    tuned = make_twin("cifar10", 1.0, -0.1, study="images")
+    results = summarize([*separable, tuned, make_twin("set 0", 1.0, 0.1, radius="fixed")], rules)
     assert results["rule"] == "gap"
     assert results["counts"]["law"] == {
         "twins": 12, "data_sets": 12, "flat": 6, "plain": 6, "tie": 0, "lower_nll_flat": 6,
@@ -111,6 +112,7 @@ def test_summary_figure_and_page_hold_together(separable, tmp_path):
     assert text.rstrip().endswith("below")
     assert "stale" not in text
     assert "12 pairs of a plain and a flat training on 12 data sets" in text
+    assert "The rule is right in 0 of 1 pairs" in text  # the pretrained network, which nothing was fitted to
 
 
 def test_the_results_in_the_docs_are_those_of_the_rule():
