@@ -124,7 +124,7 @@ def test_comparison_and_tuning_keep_finished_runs(here, monkeypatch, capsys, ver
     words = read_words(capsys)
     assert ("1 of 2 runs are finished" if verb == "compare" else "finished trials are kept in o") in words
     assert len(list((here / "o" / "runs").glob("*.json"))) == 1
-    assert len(list((here / "o" / "runs").glob("*.checkpoints/0000-0000000005.pt"))) == 1
+    assert len(list((here / "o" / "runs").glob("*.checkpoints/*/0000-0000000005.pt"))) == 1
     assert main(command) == 0
 
 

@@ -126,7 +126,7 @@ def test_comparison_resumes_within_a_run(here, monkeypatch):
         fail_at_step(patch, 5)
         comparison.run(here / "out", jobs=1, show_progress=False)
     [checkpoints] = (here / "out" / "runs").glob("*.checkpoints")
-    assert any(checkpoints.glob("*.pt"))
+    assert any(checkpoints.rglob("*.pt"))
     results = comparison.run(here / "out", jobs=1, show_progress=False)
     assert not list((here / "out" / "runs").glob("*.checkpoints"))
     whole = comparison.run(here / "whole", jobs=1, show_progress=False)
