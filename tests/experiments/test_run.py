@@ -156,7 +156,7 @@ def test_estimated_work_is_a_few_steps_times_their_number(monkeypatch):
     flat = replace(RUN, flatness=SAM(), posterior=Ensemble(size=3))
     measured = estimate_seconds([[RUN], [flat]])
     assert 0 < measured[0] < measured[1]
-    monkeypatch.setattr(parallel, "measure_step_seconds", lambda *arguments: 0.5)  # a gradient on 20 examples
+    monkeypatch.setattr(parallel, "measure_step_seconds", lambda *_, **options: 0.5)  # a gradient on 20 examples
     num_test = len(RUN.load_data().test)
     evaluation = 0.5 / 20 * 2 * num_test / 3
     assert estimate_seconds([[RUN], [flat]]) == pytest.approx([2 + evaluation, 2 * 2 * 3 + evaluation])

@@ -10,9 +10,12 @@ from flatbayes.cli.help_text import describe_axes
 from flatbayes.cli.options import (
     SplitName,
     add_output_options,
+    add_pretrained_options,
     add_training_options,
     check_before_loading,
+    list_init,
     make_config,
+    make_fit_options,
     make_model,
 )
 from flatbayes.cli.parsing import new_parser
@@ -39,6 +42,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.epilog = describe_axes("compare", "posteriors")
     add_training_options(parser)
+    add_pretrained_options(parser)
     # An empty list stands for the default ones: jsonargparse would merge each entry that is given with the default
     # one at its place.
     names = ", ".join(map(short_name, DEFAULT_POSTERIORS))
@@ -112,7 +116,9 @@ def make_parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Run all fits, and write results, tables and the report."""
-    options.posteriors = options.posteriors or list(DEFAULT_POSTERIORS)
+    options.init = list_init(options)
+    is_one_start = bool(options.init) and not options.new_head
+    options.posteriors = options.posteriors or list(DEFAULT_POSTERIORS[:-1] if is_one_start else DEFAULT_POSTERIORS)
     check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
     comparison = Comparison(
@@ -127,6 +133,7 @@ def run(options: Namespace) -> None:
         evaluations=_select_evaluations(options, dataset),
         references=list(map(ReferenceFile.open, options.reference)),
         data_fingerprint=compute_fingerprint(dataset),
+        options=make_fit_options(options, dataset),
     )
     comparison.check_compatibility(dataset)
     comparison.claim_folder(folder, overwrite=options.overwrite)

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.aliases import list_names
@@ -16,22 +15,23 @@ from flatbayes.cli.models import build_with_new_head
 from flatbayes.cli.options import (
     add_changed_data_option,
     add_output_options,
+    add_pretrained_options,
     add_training_options,
     check_before_loading,
+    list_init,
     make_config,
     make_model,
+    make_transform,
 )
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.spec import to_spec
-from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
 from flatbayes.experiments.run_folder import RunFolder, check_free_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.prediction.metadata import update_info
 from flatbayes.training import (
-    FINE_TUNING,
     Callback,
     CallbackList,
     Checkpoints,
@@ -86,58 +86,10 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def add_pretrained_options(parser: ArgumentParser) -> None:
-    """Add the options of a pretrained network."""
-    parser.add_argument(
-        "--init",
-        type=str | list[str] | None,
-        default=None,
-        help="trained weights to start from, with other training defaults: a safetensors or torch.save file, or "
-        "the folder of a run; a list for an ensemble",
-    )
-    parser.add_argument(
-        "--freeze", type=list[str], default=[], help="name patterns of parameters that are not trained"
-    )
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--input_{name}",
-            type=list[float] | None,
-            default=None,
-            help=f"{name} for the standardization of inputs; by default of the training data",
-        )
-
-
-def fine_tuning_defaults() -> dict[str, Any]:
-    """Defaults of the training options if `--init` is given."""
-    spec = FINE_TUNING.to_dict()
-    return {name: spec[name] for name in ("epochs", "min_epochs", "min_steps", "schedule", "collection")}
-
-
-def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | None:
-    """Standardization of inputs from `--input_mean` and `--input_std`, or None.
-
-    Raises:
-        ValueError: One of the two is missing, has the wrong length, or a standard deviation is not positive.
-    """
-    mean, std = options.input_mean, options.input_std
-    if mean is None and std is None:
-        return None
-    size = dataset.input_shape[0]
-    if mean is None or std is None or {len(mean), len(std)} != {size} or min(std) <= 0:
-        raise ValueError(
-            f"--input_mean and --input_std go together, {size} numbers each, the latter positive; got {mean} and "
-            f"{std}."
-        )
-    shape = (size,) if len(dataset.input_shape) == 1 else (size, 1, 1)
-    dtype = torch.float64 if len(shape) == 1 else torch.float32
-    mean, std = (torch.tensor(values, dtype=dtype).view(shape) for values in (mean, std))
-    return Standardize(mean=mean, std=std)
-
-
 def run(options: Namespace) -> None:
     """Fit a posterior, save it in a run folder, and evaluate it on the validation split."""
     check_num_draws(options.num_draws)
-    options.init = [options.init] if isinstance(options.init, str) else options.init
+    options.init = list_init(options)
     check_before_loading(options)
     if not (options.resume or options.overwrite):
         check_free_folder(Path(options.out))
@@ -155,7 +107,7 @@ def run(options: Namespace) -> None:
         seed=options.seed,
         **trained,
     )
-    try_runs(factory, len(dataset.train))
+    try_runs(factory)
     fingerprint = factory.training_data.fingerprint
     config = {
         "data": to_spec(options.data),

@@ -162,10 +162,9 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         print_class_help(parser, resolved, option.removesuffix(".help"), path.rpartition(".")[2])
     options = parse_options(parser, resolved)
     if options[options.subcommand].get("init"):  # known only after parsing, since a file may set it
-        fit = load_verb("fit")
-        fit_parser = fit.make_parser()
-        fit_parser.set_defaults(fit.fine_tuning_defaults())
-        parser = build_parser({"fit": fit_parser})
+        verb_parser = load_verb(verb).make_parser()
+        verb_parser.set_defaults(import_module("flatbayes.cli.options").fine_tuning_defaults())
+        parser = build_parser({verb: verb_parser})
         options = parse_options(parser, resolved)
     return _instantiate_options(parser, options)
 

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
@@ -11,14 +12,15 @@ from flatbayes.cli.aliases import list_names
 from flatbayes.cli.class_signatures import DATA_ARGUMENTS
 from flatbayes.cli.models import bind_artifact_model, bind_new_head
 from flatbayes.core.spec import instantiate, to_spec
-from flatbayes.data import DataSource, DataSplits
+from flatbayes.data import DataSource, DataSplits, Standardize
+from flatbayes.experiments import FitOptions
 from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.metadata import METADATA_FILE
 from flatbayes.prediction.placement import PredictionPrecision
-from flatbayes.training import TrainingConfig
+from flatbayes.training import FINE_TUNING, TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.distributed.launch import check_accelerator
 
@@ -68,6 +70,69 @@ def add_training_options(parser: ArgumentParser) -> None:
     parser.add_class_arguments(TrainingConfig, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_config_defaults()})
     (parser.groups or {})["TrainingConfig"].title = "training"
+
+
+def add_pretrained_options(parser: ArgumentParser) -> None:
+    """Add the options of a pretrained network."""
+    parser.add_argument(
+        "--init",
+        type=str | list[str] | None,
+        default=None,
+        help="trained weights to start from, with other training defaults: a safetensors or torch.save file, or "
+        "the folder of a run; a list for an ensemble",
+    )
+    parser.add_argument(
+        "--freeze", type=list[str], default=[], help="name patterns of parameters that are not trained"
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--input_{name}",
+            type=list[float] | None,
+            default=None,
+            help=f"{name} for the standardization of inputs; by default of the training data",
+        )
+
+
+def fine_tuning_defaults() -> dict[str, Any]:
+    """Defaults of the training options if `--init` is given."""
+    spec = FINE_TUNING.to_dict()
+    return {name: spec[name] for name in ("epochs", "min_epochs", "min_steps", "schedule", "collection")}
+
+
+def list_init(options: Namespace) -> list[str] | None:
+    """Trained weights of `--init` as a list; None if there are none."""
+    return [options.init] if isinstance(options.init, str) else options.init
+
+
+def make_fit_options(options: Namespace, dataset: DataSplits) -> FitOptions:
+    """The options of a pretrained network."""
+    return FitOptions(
+        init=list_init(options),
+        new_head=options.new_head and bool(options.init),
+        freeze=options.freeze,
+        transform=make_transform(options, dataset),
+    )
+
+
+def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | None:
+    """Standardization of inputs from `--input_mean` and `--input_std`, or None.
+
+    Raises:
+        ValueError: One of the two is missing, has the wrong length, or a standard deviation is not positive.
+    """
+    mean, std = options.input_mean, options.input_std
+    if mean is None and std is None:
+        return None
+    size = dataset.input_shape[0]
+    if mean is None or std is None or {len(mean), len(std)} != {size} or min(std) <= 0:
+        raise ValueError(
+            f"--input_mean and --input_std go together, {size} numbers each, the latter positive; got {mean} and "
+            f"{std}."
+        )
+    shape = (size,) if len(dataset.input_shape) == 1 else (size, 1, 1)
+    dtype = torch.float64 if len(shape) == 1 else torch.float32
+    mean, std = (torch.tensor(values, dtype=dtype).view(shape) for values in (mean, std))
+    return Standardize(mean=mean, std=std)
 
 
 def add_run_options(parser: ArgumentParser) -> None:

@@ -13,9 +13,12 @@ from flatbayes.cli.artifacts import console, protect_results
 from flatbayes.cli.help_text import describe_axes
 from flatbayes.cli.options import (
     add_output_options,
+    add_pretrained_options,
     add_training_options,
     check_before_loading,
+    list_init,
     make_config,
+    make_fit_options,
     make_model,
 )
 from flatbayes.cli.parsing import new_parser
@@ -40,6 +43,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.epilog = describe_axes("tune", "posterior")
     add_training_options(parser)
+    add_pretrained_options(parser)
     parser.add_argument("--posterior", type=Posterior, help="posterior to fit")
     parser.add_argument(
         "--ranges",
@@ -80,20 +84,25 @@ def run(options: Namespace) -> None:
     check_num_draws(options.num_draws)
     is_higher_better(options.metric)
     check_counts(options.num_trials, options.num_seeds)
+    options.init = list_init(options)
     check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
-    training_config = make_config(options)
+    training_config, fit_options = make_config(options), make_fit_options(options, dataset)
+    model = make_model(options, dataset)
     base_run = ExperimentRun(
         source=options.data,
-        model=make_model(options, dataset),
+        model=model,
         posterior=options.posterior,
         flatness=options.flatness,
         config=training_config,
         seed=0,
         num_draws=options.num_draws,
         data_fingerprint=compute_fingerprint(dataset),
+        model_fingerprint=fit_options.fingerprint_start(model),
+        options=fit_options,
     )
-    dry_run(base_run.model, dataset, base_run.posterior, base_run.flatness, training_config)
+    method = base_run.posterior, base_run.flatness, training_config
+    dry_run(model, dataset, *method, **fit_options.to_arguments())
     ranges = options.ranges or default_ranges(base_run)
     settings = describe_settings(base_run, ranges, options)
     protect_results(folder / TUNING_FILE, settings, overwrite=options.overwrite)
@@ -117,7 +126,7 @@ def run(options: Namespace) -> None:
         stop.add_note(f"finished trials are kept in {options.storage or folder}; the same command does the others")
         raise
     with atomic_write(folder / TUNED_CONFIG_FILE) as temporary:
-        temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run), sort_keys=False), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run, options), sort_keys=False), encoding="utf-8")
     write_json(folder / TUNING_FILE, {"settings": settings, "trials": tuned.trials, "plain_score": tuned.plain_score})
     console.print(_trials_table(tuned))
     for note in tuned.notes:
@@ -134,13 +143,15 @@ def describe_settings(
 ) -> dict[str, Any]:
     """What determines the best hyperparameters, apart from the number of trials, as plain data."""
     numbers = {name: options[name] for name in ("metric", "num_seeds", "num_draws")}
-    return numbers | {"ranges": {name: list(ends) for name, ends in ranges.items()}} | _best_config(base_run)
+    return numbers | {"ranges": {name: list(ends) for name, ends in ranges.items()}} | _best_config(base_run, options)
 
 
-def _best_config(best_run: ExperimentRun) -> dict[str, Any]:
+def _best_config(best_run: ExperimentRun, options: Namespace) -> dict[str, Any]:
     objects = {"data": "source", "model": "model", "posterior": "posterior", "flatness": "flatness"}
     specs = {option: to_spec(getattr(best_run, name)) for option, name in objects.items()}
-    return specs | best_run.config.to_dict()
+    names = ("init", "new_head", "freeze", "input_mean", "input_std")
+    pretrained = {name: options[name] for name in names if options.init or options[name] not in (None, [], False)}
+    return specs | best_run.config.to_dict() | pretrained
 
 
 def _trials_table(tuned: TuningResult) -> Table:

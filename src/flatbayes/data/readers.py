@@ -66,6 +66,21 @@ def make_source(data: Any, **options: Any) -> DataSource:
     return source
 
 
+def set_task(source: DataSource, task: TaskType) -> DataSource:
+    """The source with a task, if it has this option and leaves it open.
+
+    Args:
+        source: The source.
+        task: classification or regression; None changes nothing.
+
+    Examples:
+        >>> set_task(Arrays(torch.randn(30, 4), torch.arange(30) % 9), "regression").load(seed=0).is_regression
+        True
+    """
+    is_open = task is not None and getattr(source, "task", task) is None
+    return make_source(source, task=task) if is_open else source
+
+
 def find_reader(path: str) -> "partial[Any]":
     """Find the class of the source that reads a path.
 

@@ -7,6 +7,7 @@ __all__ = [
     "ComparisonResult",
     "EvaluationConfig",
     "ExperimentRun",
+    "FitOptions",
     "Method",
     "PairedComparison",
     "RunResult",
@@ -30,6 +31,7 @@ __all__ = [
 if TYPE_CHECKING:
     from flatbayes.experiments.comparison import Comparison, compare, write_results
     from flatbayes.experiments.evaluations import EvaluationConfig
+    from flatbayes.experiments.fit_options import FitOptions
     from flatbayes.experiments.method import Method
     from flatbayes.experiments.parallel import execute_runs
     from flatbayes.experiments.ranges import default_ranges
@@ -50,6 +52,7 @@ else:
         {
             "flatbayes.experiments.comparison": "Comparison compare write_results",
             "flatbayes.experiments.evaluations": "EvaluationConfig",
+            "flatbayes.experiments.fit_options": "FitOptions",
             "flatbayes.experiments.method": "Method",
             "flatbayes.experiments.parallel": "execute_runs",
             "flatbayes.experiments.results": "ComparisonResult SummaryRow",

@@ -5,25 +5,25 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_fields
 from flatbayes.core.files import JsonValue
-from flatbayes.core.networks import fingerprint_weights
-from flatbayes.core.spec import short_name, to_spec
+from flatbayes.core.spec import short_name
 from flatbayes.data import DataSource, DataSplits, make_source
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
 from flatbayes.experiments.evaluations import EvaluationConfig
+from flatbayes.experiments.fit_options import FitOptions
 from flatbayes.experiments.folder_lock import lock_folder, unlock_folders
 from flatbayes.experiments.method import Method, build_methods
 from flatbayes.experiments.parallel import execute_runs
 from flatbayes.experiments.references import ReferenceFile, check_references, list_reference_problems
 from flatbayes.experiments.results import ComparisonResult
-from flatbayes.experiments.run import ExperimentRun
+from flatbayes.experiments.run import ExperimentRun, describe_fields
 from flatbayes.experiments.run_folder import claim_folder, describe_environment
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.experiments.summary import summarize_runs
@@ -32,7 +32,7 @@ from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import TrainingConfig, dry_run
-from flatbayes.training.arguments import resolve_config, resolve_model
+from flatbayes.training.arguments import NetworkOptions, resolve_config, resolve_model
 from flatbayes.training.distributed.workers import ParallelBackend
 
 SPLIT_NAMES = ("test", "val", "train")
@@ -59,7 +59,8 @@ class Comparison:
         references: Files of exact posteriors that the predictions are compared with, by `sample_reference`.
         data_fingerprint: Fingerprint of the content of the source, by `compute_fingerprint`; by default the data are
             loaded for it.
-        model_fingerprint: Fingerprint of the weights of a network, by `fingerprint_weights`; computed by default.
+        model_fingerprint: Fingerprint of the weights that training starts from; computed by default.
+        options: Further arguments of `fit`.
 
     Examples:
         >>> comparison = Comparison(
@@ -82,6 +83,7 @@ class Comparison:
     references: Sequence[ReferenceFile] = ()
     data_fingerprint: Mapping[str, str] | None = None
     model_fingerprint: str | None = None
+    options: FitOptions = FitOptions()
 
     __repr__ = format_fields
 
@@ -115,14 +117,14 @@ class Comparison:
         data, model = self.data_fingerprint, self.model_fingerprint
         if data is None:
             data = compute_fingerprint(self.source.load(0))
-        if model is None and isinstance(self.model, nn.Module):
-            model = fingerprint_weights(self.model)
+        if model is None:
+            model = self.options.fingerprint_start(self.model)
         return replace(self, data_fingerprint=data, model_fingerprint=model)
 
     def describe(self) -> dict[str, JsonValue]:
         """The configuration as plain data; what only exists in memory by the name of its class."""
-        options: dict[str, JsonValue] = to_spec(self.with_fingerprints(), allow_instances=True)["init_args"]
-        return options
+        spec = describe_fields(self.with_fingerprints())
+        return {**spec, "options": spec.get("options")}
 
     def make_run(self, method: Method, flatness: Flatness, seed: int) -> ExperimentRun:
         """One run of this comparison."""
@@ -140,6 +142,7 @@ class Comparison:
             references=self.references,
             data_fingerprint=self.data_fingerprint,
             model_fingerprint=self.model_fingerprint,
+            options=self.options,
         )
 
     def list_runs(self) -> list[ExperimentRun]:
@@ -166,7 +169,7 @@ class Comparison:
         if self.references:
             check_references(self.references, self.list_runs())
         for run in self.list_runs()[: 2 * len(self.posteriors)]:
-            dry_run(run.model, dataset, run.posterior, run.flatness, run.config)
+            dry_run(run.model, dataset, run.posterior, run.flatness, run.config, **run.options.to_arguments())
 
     def claim_folder(self, folder: Path, *, overwrite: bool) -> None:
         """Reserve the folder for this comparison, new or continued, until `run` or this process ends.
@@ -276,6 +279,7 @@ def compare(
     backend: ParallelBackend = "loky",
     show_progress: bool | None = None,
     share_trainings: bool = True,
+    **options: Unpack[NetworkOptions],
 ) -> ComparisonResult:
     """Fit every posterior with plain and with flat training over seeds, and compare the pairs.
 
@@ -284,10 +288,10 @@ def compare(
             starts from. With several processes it must be importable, or defined in a notebook.
         data: A source, such as `Digits()`; a path; a pair `(inputs, targets)` of arrays, tensors or data frames, or a
             map-style torch dataset, which are split at random by seed, with one test split for all seeds; or splits.
-        posteriors: The posteriors; by default MC-Dropout, SWAG-Diag, SWAG and, unless the model is a network, an
-            ensemble.
+        posteriors: The posteriors; by default MC-Dropout, SWAG-Diag, SWAG and, unless all networks would start
+            from the same weights, an ensemble.
         flatness: Flatness of the flat runs.
-        config: The training configuration.
+        config: The training configuration; by default that of `fit`.
         num_seeds: Number of seeds; the plain and the flat run of a pair share theirs.
         num_draws: Networks averaged in a prediction.
         split: Split to evaluate on: test, or val to choose hyperparameters.
@@ -303,6 +307,7 @@ def compare(
         share_trainings: Whether posteriors whose networks are trained alike, such as MAP, SWAG of every rank, Laplace
             and the first member of an ensemble, share a training. The results are the same without, which takes
             longer and less memory: a shared training holds the snapshots of all its posteriors.
+        **options: `likelihood`, `output`, `init`, `new_head`, `freeze` and `transform` of `fit`.
 
     Returns:
         The result, with `summary()`, `to_pandas()`, `plot()` and `report(path)`; `failures` names failed runs.
@@ -320,22 +325,25 @@ def compare(
         (4, ())
         >>> axes = results.plot("nll")
     """
+    fit_options = FitOptions(**options)
+    source = fit_options.apply_task(make_source(data))
     if posteriors is None:
-        posteriors = DEFAULT_POSTERIORS[:-1] if isinstance(model, nn.Module) else DEFAULT_POSTERIORS
-    source = make_source(data)
+        is_one_start = isinstance(model, nn.Module) or (fit_options.init is not None and not fit_options.new_head)
+        posteriors = DEFAULT_POSTERIORS[:-1] if is_one_start else DEFAULT_POSTERIORS
     dataset = source.load(0)
     comparison = Comparison(
         source=source,
         model=model,
         posteriors=posteriors,
         flatness=flatness,
-        config=resolve_config(config, TrainingConfig()),
+        config=resolve_config(config, fit_options.default_config),
         num_seeds=num_seeds,
         num_draws=num_draws,
         split=split,
         evaluations=evaluations,
         references=list(map(ReferenceFile.open, [reference] if isinstance(reference, Path | str) else reference)),
         data_fingerprint=compute_fingerprint(dataset),
+        options=fit_options,
     ).with_fingerprints()
     comparison.check_compatibility(dataset)
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:

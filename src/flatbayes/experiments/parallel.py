@@ -134,7 +134,8 @@ def estimate_seconds(groups: Sequence[Sequence[ExperimentRun]]) -> list[float]:
     torch.set_num_threads(1)  # as in a run
     try:
         data = first.load_data()
-        seconds = measure_step_seconds(first.model, data, first.posterior, first.flatness, first.config)
+        method = first.posterior, first.flatness, first.config
+        seconds = measure_step_seconds(first.model, data, *method, **first.options.to_arguments())
     except (RuntimeError, ValueError):
         return [math.nan] * len(groups)
     finally:

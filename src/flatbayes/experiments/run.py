@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,12 +19,13 @@ from torch import nn
 from flatbayes.checks import check
 from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_fields
-from flatbayes.core.files import read_json, write_json
+from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource, DataSplits, DataWarning
 from flatbayes.experiments.calibrated_nll import measure_likelihood
 from flatbayes.experiments.evaluations import EvaluationConfig
+from flatbayes.experiments.fit_options import FitOptions
 from flatbayes.experiments.references import ReferenceFile, measure_distances_to
 from flatbayes.experiments.run_result import RunCost, RunResult, TrainingHistory
 from flatbayes.flatness import Flatness
@@ -62,7 +64,9 @@ class ExperimentRun:
         evaluations: Additional evaluations.
         references: Exact posteriors that the predictions are compared with.
         data_fingerprint: Fingerprint of the content of the source, so that results on other content are not reused.
-        model_fingerprint: Fingerprint of the weights of a model that is a network, likewise.
+        model_fingerprint: Fingerprint of the weights that training starts from, of a model that is a network or of
+            `options.init`, likewise.
+        options: Further arguments of `fit`.
 
     Examples:
         >>> run = ExperimentRun(
@@ -86,6 +90,7 @@ class ExperimentRun:
     references: Sequence[ReferenceFile] = ()
     data_fingerprint: Mapping[str, str] | None = None
     model_fingerprint: str | None = None
+    options: FitOptions = FitOptions()
 
     __repr__ = format_fields
 
@@ -100,12 +105,11 @@ class ExperimentRun:
 
     def cache_key(self) -> str:
         """Hash of the configuration and the version of flatbayes, the name of the result file."""
-        return _hash_json([get_version(), to_spec(self, allow_instances=True)["init_args"]])
+        return _hash_json([get_version(), describe_fields(self)])
 
     def training_key(self) -> str:
         """Hash of what determines the training, with the version of flatbayes; runs with equal ones can share it."""
-        spec = to_spec(self, allow_instances=True)["init_args"]
-        content = {name: value for name, value in spec.items() if name not in EVALUATION_FIELDS}
+        content = {name: value for name, value in describe_fields(self).items() if name not in EVALUATION_FIELDS}
         training = describe_training(
             self.posterior, self.config, self.flatness, partial(to_spec, allow_instances=True)
         )
@@ -175,6 +179,16 @@ class ExperimentRun:
             return {}
         predictive = fitted.predict(getattr(data, self.split).inputs, self.num_draws, seed=self.seed)
         return measure_distances_to(self.references, predictive, self.model, data, self.split)
+
+
+def describe_fields(experiment: Any) -> dict[str, JsonValue]:
+    """The fields of a run or a comparison as plain data; options of `fit` only if one is set, as in earlier versions.
+
+    Args:
+        experiment: A dataclass with a field `options`.
+    """
+    spec: dict[str, JsonValue] = to_spec(experiment, allow_instances=True)["init_args"]
+    return {name: value for name, value in spec.items() if name != "options" or experiment.options.list_set()}
 
 
 def thin_records(records: Sequence[Record]) -> Sequence[Record]:
@@ -264,6 +278,7 @@ def execute_together(
             seed=first.seed,
             checkpoints=checkpoints,
             recordings=recordings,
+            **first.options.to_arguments(),
         )
         for run in runs:
             results.append(_try_evaluate(run, outcomes.pop(0), data))

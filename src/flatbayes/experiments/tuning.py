@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from rich.progress import track
 from torch import nn
@@ -22,10 +22,10 @@ from torch import nn
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import explain_write_errors, make_folder
 from flatbayes.core.names import format_suggestion
-from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import make_source
 from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.experiments.fit_options import FitOptions
 from flatbayes.experiments.ranges import (
     Ranges,
     check_ranges,
@@ -44,7 +44,7 @@ from flatbayes.flatness import SAM, Flatness
 from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES, MetricFamily
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.training import TrainingConfig, dry_run
-from flatbayes.training.arguments import resolve_config, resolve_model
+from flatbayes.training.arguments import NetworkOptions, resolve_config, resolve_model
 from flatbayes.training.recording import Recordings
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ def tune(
     storage: str | None = None,
     show_progress: bool | None = None,
     share_trainings: bool = True,
+    **options: Unpack[NetworkOptions],
 ) -> TuningResult:
     """Tune the radius of a flatness, or any numbers of posterior and flatness, on validation data.
 
@@ -170,7 +171,7 @@ def tune(
         data: As for `compare`.
         posterior: The posterior.
         flatness: The flatness.
-        config: The training configuration.
+        config: The training configuration; by default that of `fit`.
         ranges: Lowest and highest value of each hyperparameter by name, such as `{"flatness.rho": (0.01, 1)}`; by
             default the radius from a tenth to twenty times its value. The range of the radius grows where the best
             value is at an edge.
@@ -185,6 +186,7 @@ def tune(
         share_trainings: Whether each seed is trained once where no tuned number changes the training: the rank and
             the scale of SWAG, or the temperature of Laplace with a weight decay. The results are the same without,
             which takes longer; the snapshots of one training per seed are kept in main memory.
+        **options: `likelihood`, `output`, `init`, `new_head`, `freeze` and `transform` of `fit`.
 
     Returns:
         The result; `fit(model, data, result.posterior, result.flatness, config)` uses it.
@@ -203,20 +205,22 @@ def tune(
         (['flatness.rho'], 2)
     """
     check_counts(num_trials, num_seeds)
-    source = make_source(data)
+    fit_options = FitOptions(**options)
+    source = fit_options.apply_task(make_source(data))
     dataset = source.load(0)
     run = ExperimentRun(
         source=source,
         model=resolve_model(model),
         posterior=posterior,
         flatness=flatness,
-        config=resolve_config(config, TrainingConfig()),
+        config=resolve_config(config, fit_options.default_config),
         seed=0,
         num_draws=num_draws,
         data_fingerprint=compute_fingerprint(dataset),
-        model_fingerprint=fingerprint_weights(model) if isinstance(model, nn.Module) else None,
+        model_fingerprint=fit_options.fingerprint_start(model),
+        options=fit_options,
     )
-    dry_run(run.model, dataset, run.posterior, run.flatness, run.config)
+    dry_run(run.model, dataset, run.posterior, run.flatness, run.config, **options)
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
         return tune_hyperparameters(
             run,

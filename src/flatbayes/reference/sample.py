@@ -20,9 +20,11 @@ from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Split, make_source
 from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.data.readers import set_task
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import MAP
+from flatbayes.prediction.labelled import infer_task
 from flatbayes.reference.chain import Chain, count_steps, run_chain
 from flatbayes.reference.config import ReferenceConfig
 from flatbayes.reference.diagnostics import ReferenceDiagnostics, measure_mixing
@@ -78,7 +80,7 @@ def sample_reference(
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be test, val or train, got {split!r}.")
-    splits = data if isinstance(data, DataSplits) else make_source(data).load(seed)
+    splits = data if isinstance(data, DataSplits) else set_task(make_source(data), infer_task(likelihood)).load(seed)
     model = resolve_model(model)
     start_time, num_threads = time.perf_counter(), torch.get_num_threads()
     factory, _ = prepare_runs(model, splits, MAP(), Plain(), TrainingConfig(), likelihood=likelihood, seed=seed)

@@ -1,15 +1,38 @@
-"""Arguments of `fit` as people give them: names, classes and mappings where instances are meant."""
+"""Arguments of `fit`: their types, and names, classes and mappings where instances are meant."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from torch import nn
 
 from flatbayes import models
 from flatbayes.core.names import format_suggestion, list_classes, match_name
-from flatbayes.data import DataSource
+from flatbayes.core.network_interface import OutputSelector
+from flatbayes.data import DataSource, Standardize
+from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction.labelled import infer_task
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.warm_start import PretrainedWeights
+
+
+class NetworkOptions(TypedDict, total=False):
+    """Keyword arguments of `fit` on network and targets, which are explained there."""
+
+    likelihood: Likelihood | None
+    output: OutputSelector | None
+    init: PretrainedWeights | Sequence[PretrainedWeights] | None
+    new_head: bool
+    freeze: Sequence[str]
+    transform: Standardize | None
+
+
+class DataOptions(NetworkOptions, total=False):
+    """Those on data and seed besides."""
+
+    num_data: int | None
+    val: Any
+    seed: int
 
 
 def resolve_config(config: Any, default: TrainingConfig) -> TrainingConfig:
@@ -53,8 +76,13 @@ def resolve_model(model: Any) -> Any:
     return classes[name]
 
 
-def resolve_data(data: Any, seed: int) -> Any:
+def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
     """The splits of a data source; anything but a source, its class or a text is returned as it is.
+
+    Args:
+        data: What the user gave.
+        seed: Seed of the splits.
+        likelihood: What the user gave; a Gaussian makes whole numbers of a source regression targets.
 
     Raises:
         TypeError: The data are a text.
@@ -62,7 +90,7 @@ def resolve_data(data: Any, seed: int) -> Any:
     if isinstance(data, type) and issubclass(data, DataSource):
         data = data()
     if isinstance(data, DataSource):
-        return data.load(seed)
+        return set_task(data, infer_task(likelihood)).load(seed)
     if isinstance(data, str):
         raise TypeError(
             f"data are the splits of a source or a loader, got the text {data!r}. Write Digits().load(seed=0), or "

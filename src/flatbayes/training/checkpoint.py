@@ -27,8 +27,8 @@ MAX_WRITE_TIME_FRACTION = 0.05
 IDENTITY_FILE = "training.json"
 CHOICES_FILE = "choices.json"
 """What a pilot has chosen on validation data."""
-SHARED_PREFIX = "shared-"
-"""First part of the name of a folder with the checkpoints of a training that several posteriors share."""
+SHARED_PREFIX, FOLD_PREFIX = "shared-", "fold-"
+"""First part of the names of folders with the checkpoints of one of several trainings of a call."""
 CHECKPOINT_PATTERN = re.compile(r"(\d{4})(?:-(\d{10}))?\.pt")
 
 
@@ -75,8 +75,9 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints; other files stay."""
         if self.folder.is_dir():
-            for folder in self.folder.glob(f"{SHARED_PREFIX}*"):
-                replace(self, folder=folder).remove()
+            for prefix in (SHARED_PREFIX, FOLD_PREFIX):
+                for folder in self.folder.glob(f"{prefix}*"):
+                    replace(self, folder=folder).remove()
             temporary_files = list_temporary_files(self.folder)
             plain_files = [self.folder / name for name in (IDENTITY_FILE, CHOICES_FILE)]
             remove_files([*_list_checkpoint_files(self.folder), *temporary_files, *plain_files])

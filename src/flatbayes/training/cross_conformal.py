@@ -32,7 +32,9 @@ from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.inputs import Inputs
+from flatbayes.prediction.labelled import infer_task
 from flatbayes.training.arguments import resolve_data
+from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.fit import fit
 
@@ -220,8 +222,12 @@ def fit_cross_conformal(
         >>> cross.evaluate(data.test).coverage > 0.5
         True
     """
-    data = resolve_data(data, seed)
-    splits = data if isinstance(data, DataSplits) else load_training_splits(data)
+    likelihood: Any = options.get("likelihood")
+    checkpoints: Checkpoints | None = options.pop("checkpoints", None)
+    data = resolve_data(data, seed, likelihood)
+    if not isinstance(data, DataSplits):
+        data = load_training_splits(data, options.pop("val", None), infer_task(likelihood))
+    splits: DataSplits = data
     count = len(splits.train)
     if not 2 <= num_folds <= count:
         raise ValueError(f"num_folds lies between 2 and the {count} training examples, got {num_folds}.")
@@ -232,7 +238,8 @@ def fit_cross_conformal(
     for k in range(num_folds):
         rows = torch.cat([fold for other, fold in enumerate(folds) if other != k]).sort().values
         part = replace(splits, train=splits.train.take(rows))
-        member = fit(model, part, posterior, flatness, config, seed=seed, **options)
+        fold = checkpoints and replace(checkpoints, folder=checkpoints.folder / f"{FOLD_PREFIX}{k}")
+        member = fit(model, part, posterior, flatness, config, seed=seed, checkpoints=fold, **options)
         held_out = splits.train.take(folds[k].sort().values)
         predictive, targets, _ = predict_labelled(
             member, held_out.inputs, held_out.targets, num_draws, batch_size=256, seed=seed

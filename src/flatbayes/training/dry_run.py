@@ -6,18 +6,19 @@
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from flatbayes.core.network_interface import OutputSelector
+from flatbayes.core.components import resolve_component
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
-from flatbayes.flatness import Flatness
-from flatbayes.posteriors import Posterior
+from flatbayes.flatness import SAM, Flatness
+from flatbayes.posteriors import SWAG, Posterior
+from flatbayes.training.arguments import DataOptions, resolve_config, resolve_data, resolve_model
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.compatibility import check_collection
-from flatbayes.training.config import TrainingConfig
+from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.run_factory import RunFactory
@@ -25,24 +26,26 @@ from flatbayes.training.schedules import Constant
 from flatbayes.training.setup import prepare_runs
 from flatbayes.training.trial import run_trial
 from flatbayes.training.vectorization_trial import train_few_steps
-from flatbayes.training.warm_start import PretrainedWeights
 
 
 def dry_run(
     model: nn.Module | ModelFactory,
-    data: DataSplits,
-    posterior: Posterior,
-    flatness: Flatness,
-    config: TrainingConfig,
-    *,
-    init: PretrainedWeights | Sequence[PretrainedWeights] | None = None,
-    new_head: bool = False,
-    freeze: Sequence[str] = (),
-    output: OutputSelector | None = None,
+    data: Any,
+    posterior: Posterior = SWAG(),
+    flatness: Flatness = SAM(),
+    config: TrainingConfig | None = None,
+    **options: Unpack[DataOptions],
 ) -> None:
     """Check what `fit` checks, take one step on a few examples, collect snapshots, draw a network, and predict.
 
-    The arguments are those of `fit`.
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        posterior: As for `fit`.
+        flatness: As for `fit`.
+        config: As for `fit`.
+        **options: `init`, `new_head`, `freeze`, `transform`, `likelihood`, `num_data`, `output`, `val` and `seed` of
+            `fit`.
 
     Raises:
         ValueError: Model, data, posterior, flatness, configuration and trained weights do not go together, or the
@@ -53,18 +56,19 @@ def dry_run(
         ...     MLP, data, SWAG(rank=2), SAM(rho=0.05), config
         ... )  # a ValueError where `fit` would refuse
     """
-    factory, _ = prepare_runs(
-        model, data, posterior, flatness, config, init=init, new_head=new_head, freeze=freeze, output=output
-    )
-    try_runs(factory, len(data.train))
+    config = resolve_config(config, TrainingConfig() if options.get("init") is None else FINE_TUNING)
+    posterior = resolve_component(posterior, Posterior, "posterior")
+    flatness = resolve_component(flatness, Flatness, "flatness")
+    data = resolve_data(data, options.get("seed", 0), options.get("likelihood"))
+    factory, _ = prepare_runs(resolve_model(model), data, posterior, flatness, config, **options)
+    try_runs(factory)
 
 
-def try_runs(factory: RunFactory, num_data: int) -> None:
+def try_runs(factory: RunFactory) -> None:
     """Check the number of snapshots, and run a trial on one device, also if several train.
 
     Args:
         factory: Makes the training runs.
-        num_data: Number of training examples.
 
     Raises:
         ValueError: As for `dry_run`.
@@ -80,6 +84,7 @@ def measure_step_seconds(
     posterior: Posterior,
     flatness: Flatness,
     config: TrainingConfig,
+    **options: Unpack[DataOptions],
 ) -> float:
     """Seconds of a training step of one network on a batch: the median of a few steps, without the first.
 
@@ -99,7 +104,7 @@ def measure_step_seconds(
     )
     timer = StepTimer()
     with preserve_rng(None), warnings.catch_warnings(action="ignore"):  # the training itself will warn
-        factory, _ = prepare_runs(model, data, posterior, flatness, config)
+        factory, _ = prepare_runs(model, data, posterior, flatness, config, **options)
         train_few_steps(factory, [0], timer)
     return statistics.median(end - start for start, end in zip(timer.times, timer.times[1:], strict=False))
 

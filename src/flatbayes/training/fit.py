@@ -136,7 +136,7 @@ def fit(
     config = resolve_config(config, TrainingConfig() if init is None else FINE_TUNING)
     posterior = resolve_component(posterior, Posterior, "posterior")
     flatness = resolve_component(flatness, Flatness, "flatness")
-    model, data = resolve_model(model), resolve_data(data, seed)
+    model, data = resolve_model(model), resolve_data(data, seed, likelihood)
     factory, model_spec = prepare_runs(
         model,
         data,

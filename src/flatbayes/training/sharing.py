@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +23,7 @@ from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.arguments import resolve_config, resolve_data, resolve_model
+from flatbayes.training.arguments import DataOptions, resolve_config, resolve_data, resolve_model
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import SHARED_PREFIX, CheckpointManager, Checkpoints
 from flatbayes.training.compatibility import check_collection
@@ -39,20 +39,6 @@ from flatbayes.training.warm_start import PretrainedWeights
 
 Training = dict[str, TrainingSetup]
 """Prepared fits that share a training, by the names of their branches."""
-
-
-class DataOptions(TypedDict, total=False):
-    """Keyword arguments of `fit` on data, network and seed, which are explained there."""
-
-    init: PretrainedWeights | Sequence[PretrainedWeights] | None
-    new_head: bool
-    freeze: Sequence[str]
-    transform: Standardize | None
-    likelihood: Likelihood | None
-    num_data: int | None
-    output: OutputSelector | None
-    val: Any
-    seed: int
 
 
 def fit_together(
@@ -133,7 +119,8 @@ def fit_together(
         val=val,
         seed=seed,
     )
-    trainings, errors = prepare_trainings(resolve_model(model), resolve_data(data, seed), methods, flatness, options)
+    data = resolve_data(data, seed, likelihood)
+    trainings, errors = prepare_trainings(resolve_model(model), data, methods, flatness, options)
     for error in errors.values():
         raise error
     by_name = train_all(trainings, checkpoints, callback, show_progress=show_progress, replaces_others=False)

@@ -1,0 +1,110 @@
+"""Arguments of `fit` on network, targets and initial weights that all runs of an experiment have in common."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from flatbayes.core.display import format_fields
+from flatbayes.core.network_interface import OutputSelector
+from flatbayes.core.networks import fingerprint_weights, hash_tensors
+from flatbayes.data import DataSource, Standardize
+from flatbayes.data.readers import set_task
+from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction.labelled import infer_task
+from flatbayes.prediction.metadata import METADATA_FILE, compute_file_checksum, read_metadata
+from flatbayes.training import FINE_TUNING, TrainingConfig
+from flatbayes.training.arguments import NetworkOptions
+from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.warm_start import PretrainedWeights
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Arguments of `fit` besides model, data, posterior, flatness and configuration.
+
+    Attributes:
+        likelihood: As for `fit`. A Gaussian makes whole numbers regression targets.
+        output: As for `fit`.
+        init: As for `fit`.
+        new_head: As for `fit`; every seed has another one.
+        freeze: As for `fit`.
+        transform: As for `fit`.
+
+    Examples:
+        >>> options = FitOptions(freeze=["*.bias"])
+        >>> comparison = Comparison(source, MLP, [MAP()], config=config, num_seeds=1, options=options)
+        >>> results = comparison.run(Path("runs"), jobs=1)
+        >>> results.failures
+        ()
+    """
+
+    content_fields: ClassVar[tuple[str, ...]] = ("init", "transform")
+
+    likelihood: Likelihood | None = None
+    output: OutputSelector | None = None
+    init: PretrainedWeights | Sequence[PretrainedWeights] | None = None
+    new_head: bool = False
+    freeze: Sequence[str] = ()
+    transform: Standardize | None = None
+
+    def __repr__(self) -> str:
+        return format_fields(self)  # cut within that of a run
+
+    def __post_init__(self) -> None:
+        if isinstance(self.init, Path):
+            object.__setattr__(self, "init", str(self.init))
+
+    def list_set(self) -> list[str]:
+        """Names of the fields that differ from their defaults."""
+        return [f.name for f in fields(self) if getattr(self, f.name) is not f.default]
+
+    def to_arguments(self) -> NetworkOptions:
+        """The arguments of `fit`."""
+        return NetworkOptions(
+            likelihood=self.likelihood,
+            output=self.output,
+            init=self.init,
+            new_head=self.new_head,
+            freeze=self.freeze,
+            transform=self.transform,
+        )
+
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training configuration of `fit` where none is given."""
+        return TrainingConfig() if self.init is None else FINE_TUNING
+
+    def apply_task(self, source: DataSource) -> DataSource:
+        """The source with regression targets, if it leaves this open and the likelihood is a Gaussian."""
+        return set_task(source, infer_task(self.likelihood))
+
+    def fingerprint_start(self, model: nn.Module | ModelFactory) -> str | None:
+        """Checksum of trained weights and of a given input transform; None if there are none.
+
+        Args:
+            model: A network, whose weights training starts from, or what builds one.
+        """
+        parts = [fingerprint_weights(model)] if isinstance(model, nn.Module) else []
+        if self.init is not None:
+            sources = [self.init] if isinstance(self.init, str | Path | Mapping) else self.init
+            parts += [f"init {_hash_weights(source)[:16]}" for source in sources]
+        if self.transform is not None:
+            parts.append(f"transform {hash_tensors(_list_statistics(self.transform))[:16]}")
+        return ", ".join(parts) or None
+
+
+def _list_statistics(transform: Standardize) -> Iterator[tuple[str, Tensor]]:
+    yield "mean", transform.mean
+    yield "std", transform.std
+
+
+def _hash_weights(source: PretrainedWeights) -> str:
+    """Checksum of a state dict, of a file with one, or of the tensors of a fitted posterior in a folder."""
+    if isinstance(source, Mapping):
+        return hash_tensors(sorted(source.items()))
+    if (Path(source) / METADATA_FILE).is_file():
+        return str(read_metadata(Path(source)).get("sha256"))
+    return compute_file_checksum(Path(source))
