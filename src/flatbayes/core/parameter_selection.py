@@ -1,6 +1,6 @@
 """Selection of trainable parameters, by group of layers or by name patterns."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
@@ -109,14 +109,34 @@ def only_optimized(model: nn.Module, optimizer: Optimizer) -> AbstractContextMan
     return only_requires_grad(model, {n: p for n, p in model.named_parameters() if id(p) in optimized_ids})
 
 
-def find_linear_owner(model: nn.Module, params: Iterable[nn.Parameter]) -> nn.Linear | None:
-    """The linear layer that has all of these parameters; None if there is none.
+def split_parameters(
+    model: nn.Module, selection: ParameterSelection
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that the option `params` selects, and the other trainable ones.
 
     Args:
         model: The network.
-        params: Some of its parameters.
+        selection: As for `select_parameters`.
+
+    Raises:
+        ValueError: As for `select_parameters`.
     """
-    ids = {id(param) for param in params}
+    trainable = list(trainable_by_name(model).values())
+    if selection == "all":
+        return trainable, []
+    selected = list(select_parameters(model, selection, "params").values())
+    selected_ids = {id(param) for param in selected}
+    return selected, [param for param in trainable if id(param) not in selected_ids]
+
+
+def find_linear_owner(model: nn.Module, selection: ParameterSelection) -> nn.Linear | None:
+    """The linear layer that has all parameters that the option `params` selects; None if there is none.
+
+    Args:
+        model: The network.
+        selection: As for `select_parameters`.
+    """
+    ids = {id(param) for param in select_parameters(model, selection, "params").values()}
     layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
     return next((layer for layer in layers if ids <= {id(param) for param in layer.parameters(recurse=False)}), None)
 

@@ -14,7 +14,7 @@ Source: Wang et al. (NeurIPS 2024), "BLoB: Bayesian Low-Rank Adaptation by Backp
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -26,7 +26,7 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.adapters import find_factor_pairs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.tensor_lists import widen, zero_tensors
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.lrt import (
     accumulate_kl_gradients,
     compute_noisy_gradients,
@@ -94,13 +94,9 @@ class BLoB(Posterior):
         if self.signs not in get_args(SignSharing):
             raise ValueError(f"signs must be {' or '.join(get_args(SignSharing))}, got {self.signs!r}.")
 
+    draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
     has_weight_distribution = True  # a Gaussian over each inner factor
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

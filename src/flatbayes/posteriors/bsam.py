@@ -17,7 +17,7 @@ gradient has no noise of its own it falls as 1 / sqrt(N), so standard deviations
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.randomness import RandomState, rewind_rng
 from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -101,15 +101,11 @@ class BSAM(Posterior):
         if self.num_sub_batches < 1:
             raise ValueError(f"num_sub_batches must be at least 1, got {self.num_sub_batches}.")
 
+    draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
     gradients_per_step = 2.0  # over all sub-batches
     perturbs_weights = True
     tolerates_skipped_steps = False  # momentum and s would keep the gradient that is not finite
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

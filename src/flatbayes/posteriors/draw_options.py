@@ -65,6 +65,8 @@ MARGIN = 0.003
 """Margin of the width of draws: far less than the standard error of an NLL of a few hundred examples."""
 COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0), margin=MARGIN)
 """A factor on the covariance of the draws."""
+SCALE_OPTIONS: Mapping[str, DrawOption] = {"scale": COVARIANCE_SCALE}
+"""The draw options of a posterior with no other than this."""
 
 
 def scale_std(std: Tensor, scale: float) -> Tensor:

@@ -21,7 +21,7 @@ is that of the maximum, and else to first order in the radius.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -37,11 +37,11 @@ from flatbayes.core.parameter_selection import (
     ParameterSelection,
     check_selection,
     find_linear_owner,
-    select_parameters,
+    split_parameters,
 )
 from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unflatten
-from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
+from flatbayes.core.weights import swap_values
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -132,6 +132,7 @@ class IVON(Posterior):
             names = " or ".join(get_args(HessianEstimator))
             raise ValueError(f"hessian_estimator must be {names}, got {self.hessian_estimator!r}.")
 
+    draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
     has_weight_distribution = True
     tolerates_skipped_steps = False  # momentum and h would keep the gradient that is not finite
@@ -140,11 +141,6 @@ class IVON(Posterior):
     def gradients_per_step(self) -> float:
         """One for each weight sample."""
         return float(self.num_samples)
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -167,7 +163,7 @@ class IVON(Posterior):
         check_plain_sgd(
             state.optimizer, "IVON", "has its own momentum and step sizes", "the momentum of IVON is beta1"
         )
-        params, others = self._split_parameters(model)
+        params, others = split_parameters(model, self.params)
         mean = flatten_wide(params)
         state.statistics = {
             "mean": mean,
@@ -183,7 +179,7 @@ class IVON(Posterior):
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """Do one step on means and Hessian. Returns the mean loss of the samples, without the KL term."""
-        params, others = self._split_parameters(state.model)
+        params, others = split_parameters(state.model, self.params)
         copy_values(
             unflatten(state.statistics["mean"], params), [param.detach() for param in params]
         )  # the weights can have changed since the last step
@@ -195,12 +191,12 @@ class IVON(Posterior):
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the layer that `params` selects, if it is one linear layer."""
-        return find_linear_owner(state.model, select_parameters(state.model, self.params, "params").values())
+        return find_linear_owner(state.model, self.params)
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
         """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics."""
-        (params, _), mean = self._split_parameters(state.model), state.statistics["mean"]
+        (params, _), mean = split_parameters(state.model, self.params), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         std = scale_std(self._compute_std(state), self.get_draw_option("scale"))
         weights = torch.addcmul(mean, std, noise)
@@ -247,12 +243,6 @@ class IVON(Posterior):
         for param, value in zip(params + others, unflatten(direction, params + others), strict=True):
             param.grad = value.to(param.dtype)
         return loss
-
-    def _split_parameters(self, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the parameters with a distribution, and the other trainable ones."""
-        params = list(select_parameters(model, self.params, "params").values())
-        random_ids = {id(param) for param in params}
-        return params, [param for param in trainable_parameters(model) if id(param) not in random_ids]
 
 
 def gaussian_std(

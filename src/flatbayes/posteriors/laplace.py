@@ -13,7 +13,7 @@ its minimum and no curvature there.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -32,13 +32,12 @@ from flatbayes.core.tensor_lists import flatten, unflatten, widen
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, maximize_evidence
 from flatbayes.posteriors.curvature_structures import make_curvature
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
 from flatbayes.posteriors.last_layer import find_last_linear
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import (
     check_temperature,
-    default_sgd,
     init_state,
     step_optimizer,
     temper_precision,
@@ -108,22 +107,13 @@ class Laplace(Posterior):
         check_temperature(self.temperature)
         check_scale(self.scale)
 
+    draw_options = SCALE_OPTIONS
     uses_gradient_only = True
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def needs_norm_reestimation(self) -> bool:
         """True if draws are networks at sampled weights."""
         return self.predictive == "sampled"
-
-    @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
-        return default_sgd(self.prior_precision)
 
     @property
     def trajectory(self) -> Trajectory:

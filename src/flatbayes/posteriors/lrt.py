@@ -24,7 +24,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.tensor_lists import widen, zero_tensors
 from flatbayes.core.weights import swap_values
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, resolve_prior_precisions
@@ -89,13 +89,9 @@ class LRT(Posterior):
         if self.estimator not in get_args(NoiseEstimator):
             raise ValueError(f"estimator must be {' or '.join(get_args(NoiseEstimator))}, got {self.estimator!r}.")
 
+    draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
     has_weight_distribution = True  # a Gaussian over each Bayesian weight
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import Trajectory
@@ -48,11 +48,6 @@ class MAP(Posterior):
     needs_norm_reestimation = False  # draws have the weights of training, and so its running statistics
     shardable = True
     uses_gradient_only = True
-
-    @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
-        return default_sgd(self.prior_precision)
 
     @property
     def trajectory(self) -> Trajectory:

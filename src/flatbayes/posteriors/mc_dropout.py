@@ -20,7 +20,7 @@ from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.randomness import RandomState, Stream, draw_seed, make_generator, seeded_rng
 from flatbayes.posteriors.draw_options import AUTO, MARGIN, AutoFloat, DrawOption
-from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import Trajectory
@@ -83,11 +83,6 @@ class MCDropout(Posterior):
     def draw_options(self) -> Mapping[str, DrawOption]:
         """The rate of draws."""
         return {"draw_rate": DrawOption(None, (0.01, 0.05, 0.2, 0.5), margin=MARGIN)}
-
-    @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
-        return default_sgd(self.prior_precision)
 
     @property
     def trajectory(self) -> Trajectory:

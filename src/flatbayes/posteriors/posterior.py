@@ -224,8 +224,11 @@ class Posterior(ABC):
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """Optimizer for a `TrainingConfig` without one. Default: SGD with momentum 0.9 and weight decay 5e-4."""
-        return default_sgd(prior_precision=None)
+        """Optimizer for a `TrainingConfig` without one.
+
+        Default: SGD with momentum 0.9, and with weight decay 5e-4 unless the posterior has a `prior_precision`.
+        """
+        return default_sgd(getattr(self, "prior_precision", None))
 
     @abstractmethod
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:

@@ -23,7 +23,6 @@ deviation 4e-6 falling to 5e-7; that is `presets.NEAR_NOISELESS_SGLD`, a nearly 
 """
 
 import math
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -103,6 +102,7 @@ class SGHMC(Posterior):
         check_snapshot_options(self.max_snapshots, self.storage)
         check_scale(self.scale)
 
+    draw_options = SCALE_OPTIONS
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
     uses_gradient_only = True
 
@@ -115,11 +115,6 @@ class SGHMC(Posterior):
     def snapshot_requirements(self) -> SnapshotRequirements:
         """At least one snapshot, and up to `max_snapshots`."""
         return SnapshotRequirements(1, self.max_snapshots)
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

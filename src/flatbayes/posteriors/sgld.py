@@ -34,7 +34,7 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.randomness import iter_normal_noise, iter_uniform_noise
 from flatbayes.core.tensor_lists import clone_tensors, widen
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -111,6 +111,7 @@ class SGLD(Posterior):
         check_snapshot_options(self.max_snapshots, self.storage)
         check_scale(self.scale)
 
+    draw_options = SCALE_OPTIONS
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
     uses_gradient_only = True
 
@@ -123,11 +124,6 @@ class SGLD(Posterior):
     def snapshot_requirements(self) -> SnapshotRequirements:
         """At least one snapshot, and up to `max_snapshots`."""
         return SnapshotRequirements(1, self.max_snapshots)
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

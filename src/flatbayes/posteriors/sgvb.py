@@ -12,7 +12,7 @@ stays outside the maximum. The objective is then that of the variational form of
 et al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_data KL(q || prior).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -28,10 +28,11 @@ from flatbayes.core.parameter_selection import (
     check_selection,
     find_linear_owner,
     select_parameters,
+    split_parameters,
 )
 from flatbayes.core.tensor_lists import copy_values, flatten_wide, unflatten
-from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale, scale_std
+from flatbayes.core.weights import swap_values
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, expand_precisions, resolve_prior_precisions
@@ -102,6 +103,7 @@ class SGVB(Posterior):
         if self.prior_mean not in get_args(PriorMean):
             raise ValueError(f"prior_mean must be {' or '.join(get_args(PriorMean))}, got {self.prior_mean!r}.")
 
+    draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
     has_weight_distribution = True  # a Gaussian over each Bayesian weight
 
@@ -109,11 +111,6 @@ class SGVB(Posterior):
     def gradients_per_step(self) -> float:
         """One for each weight sample."""
         return float(self.num_samples)
-
-    @property
-    def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -147,37 +144,39 @@ class SGVB(Posterior):
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """Do one step on means and standard deviations. Returns the mean loss of the samples, without the KL term."""
-        params = self._get_random_parameters(state)
+        params, others = split_parameters(state.model, self.params)
         means = unflatten(state.statistics["mean"], params)
         loss = step_optimizer(
-            state, lambda: self._compute_gradients(state, closure, params, means), prior_precision=None
+            state, lambda: self._compute_gradients(state, closure, params, others, means), prior_precision=None
         )
         copy_values(means, [param.detach() for param in params])
         return loss
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the layer that `params` selects, if it is one linear layer."""
-        return find_linear_owner(state.model, select_parameters(state.model, self.params, "params").values())
+        return find_linear_owner(state.model, self.params)
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
         """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics."""
-        params, mean = self._get_random_parameters(state), state.statistics["mean"]
+        (params, _), mean = split_parameters(state.model, self.params), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         std = scale_std(raw_to_std(state.statistics["raw_scale"]), self.get_draw_option("scale"))
         weights = mean + std * noise
         with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
             yield state.model
 
-    def _get_random_parameters(self, state: State) -> list[nn.Parameter]:
-        return list(select_parameters(state.model, self.params, "params").values())
-
     def _get_prior_precision(self, state: State) -> WeightPrecision:
         precision = self.prior_precision
         return state.statistics["prior_precision"] if isinstance(precision, dict | str) else float(precision)
 
     def _compute_gradients(
-        self, state: State, closure: Closure, params: list[nn.Parameter], means: list[Tensor]
+        self,
+        state: State,
+        closure: Closure,
+        params: list[nn.Parameter],
+        others: list[nn.Parameter],
+        means: list[Tensor],
     ) -> Tensor:
         """Set `.grad` of all optimized tensors to the gradient of the objective. Returns the mean loss.
 
@@ -185,14 +184,13 @@ class SGVB(Posterior):
             state: The state.
             closure: See `Closure`.
             params: Parameters with a distribution.
+            others: The other trainable parameters.
             means: Their means, views of the statistics.
         """
         copy_values(means, [param.detach() for param in params])  # the weights can have changed since the last step
         mean, raw_scale = state.statistics["mean"], state.statistics["raw_scale"]
         raw_scale.grad = None  # gradient clipping within the closure must not see that of the last step
         std = raw_to_std(raw_scale)
-        random_ids = {id(param) for param in params}
-        others = [param for param in trainable_parameters(state.model) if id(param) not in random_ids]
         loss, (grad, raw_grad, *other_grads) = average_sample_gradients(
             closure, params, others, mean, std, self.num_samples
         )

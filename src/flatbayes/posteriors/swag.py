@@ -30,12 +30,12 @@ from flatbayes.core.parameter_selection import (
     ParameterSelection,
     check_selection,
     find_linear_owner,
-    select_parameters,
+    split_parameters,
 )
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten, widen
-from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameters, write_blockwise
+from flatbayes.core.weights import iter_blocks, swap_values, write_blockwise
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
-from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import SnapshotRequirements, Trajectory
@@ -110,11 +110,6 @@ class SWAG(Posterior):
         return SnapshotRequirements(2, max(2, self.rank))
 
     @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
-        return default_sgd(self.prior_precision)
-
-    @property
     def trajectory(self) -> Trajectory:
         """That of MAP: snapshots do not change the training."""
         return Trajectory.of("optimizer", prior_precision=self.prior_precision)
@@ -128,7 +123,7 @@ class SWAG(Posterior):
         check_materialized(model)
         check_real(model.named_parameters(), "SWAG")
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
-        params, others = self._split_parameters(model)
+        params, others = split_parameters(model, self.params)
         weights = flatten(params)
         mean = torch.zeros_like(weights, dtype=widen(weights.dtype))
         state.statistics = {
@@ -162,7 +157,7 @@ class SWAG(Posterior):
         statistics = state.statistics
         mean, sum_squares, deviations = statistics["mean"], statistics["sum_squares"], statistics["deviations"]
         count = int(statistics["count"].add_(1))
-        params, others = self._split_parameters(state.model)
+        params, others = split_parameters(state.model, self.params)
         oldest = deviations[(count - 1) % self.rank] if self.rank else None
         is_same_kind = deviations.dtype == mean.dtype and deviations.device == mean.device
         for block, weights in iter_blocks(params, snapshot_block_size(mean)):
@@ -176,7 +171,7 @@ class SWAG(Posterior):
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the layer that `params` selects, if it is one linear layer."""
-        return find_linear_owner(state.model, select_parameters(state.model, self.params, "params").values())
+        return find_linear_owner(state.model, self.params)
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
@@ -185,7 +180,7 @@ class SWAG(Posterior):
         Raises:
             RuntimeError: Fewer than two snapshots were collected.
         """
-        (params, others), statistics = self._split_parameters(state.model), state.statistics
+        (params, others), statistics = split_parameters(state.model, self.params), state.statistics
         count, mean, sum_squares = int(statistics["count"]), statistics["mean"], statistics["sum_squares"]
         if count < 2:
             raise RuntimeError(
@@ -204,14 +199,6 @@ class SWAG(Posterior):
         averaged = swap_values(others, unflatten(statistics["mean_of_others"], others)) if others else nullcontext()
         with averaged, write_blockwise(params, sample_block, block_size(mean)), eval_mode(state.model):
             yield state.model
-
-    def _split_parameters(self, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the parameters with a distribution, and the other trainable ones."""
-        if self.params == "all":
-            return trainable_parameters(model), []
-        params = list(select_parameters(model, self.params, "params").values())
-        selected_ids = {id(param) for param in params}
-        return params, [param for param in trainable_parameters(model) if id(param) not in selected_ids]
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +223,7 @@ class SnapshotGaussian(WeightDistribution):
 
     @cached_property
     def _gaussian(self) -> LowRankGaussian:
-        statistics, (params, _) = self.state.statistics, self.posterior._split_parameters(self.state.model)
+        statistics, (params, _) = self.state.statistics, split_parameters(self.state.model, self.posterior.params)
         count, scale = int(statistics["count"]), float(self.posterior.get_draw_option("scale"))
         variance = statistics["sum_squares"] / count
         return LowRankGaussian(params, statistics["mean"], variance, statistics["deviations"][:count], scale)

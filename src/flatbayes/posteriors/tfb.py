@@ -30,7 +30,7 @@ from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import AUTO, AutoFloat, Criterion, DrawOption, Tolerance
-from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import Trajectory
@@ -95,11 +95,6 @@ class TFB(Posterior):
         """The standard deviation."""
         max_change = DEFAULT_MAX_CHANGES[self.criterion] if self.max_change is None else self.max_change
         return {"std": DrawOption(DEFAULT_STD, (0.001, 0.015), Tolerance(self.criterion, max_change))}
-
-    @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
-        return default_sgd(self.prior_precision)
 
     @property
     def trajectory(self) -> Trajectory:
