@@ -201,8 +201,6 @@ def test_a_character_at_the_end_of_the_sample_may_be_incomplete():
         ("red,2,häufig\n", r"Column 'größe' .*; the first is 'red' in line 62"),
         ('"1,234.5",2,häufig\n', r"'1,234.5' in line 62. It has thousands separators"),
         ("1 €,2,häufig\n", r"in line 62. It has a unit"),
-        (",2,häufig\n", r"Column 'größe' of .*t.csv has a missing value \('' in line 62\)"),
-        ("NA,2,häufig\n", r"has a missing value \('NA' in line 62\)"),
         ("-inf,2,häufig\n", r"has -inf, which is not finite as float32, \('-inf' in line 62\)"),
         ("1e300,2,häufig\n", r"has 1e\+300, which is not finite"),
     ],
@@ -214,10 +212,18 @@ def test_errors_name_line_and_value(tmp_path, read, line, message):
         read(path)
 
 
+@pytest.mark.parametrize("word", ["", "NA"])
+def test_missing_numbers_that_training_data_have_not_are_located(tmp_path, word):
+    path = tmp_path / "t.csv"
+    path.write_text(make_text() + f"{word},2,häufig\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"Column 'größe' of .*t.csv has a missing value \('{word}' in line 62\)"):
+        read_stream(path)
+
+
 def test_lines_are_counted_as_an_editor_does(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text('# note\na,text,y\n1,"two\nlines",x\n\n,b,z\n')
-    with pytest.raises(ValueError, match=r"has a missing value \('' in line 6\)"):
+    path.write_text('# note\na,text,y\n1,"two\nlines",x\n\ninf,b,z\n')
+    with pytest.raises(ValueError, match=r"has inf, .* \('inf' in line 6\)"):
         Table(path=str(path), target="y", ignore=("text",)).read()
 
 

@@ -43,6 +43,15 @@ def test_data_frames_keep_the_names_of_their_columns():
     assert two_targets.target_names == ("b", "c")
 
 
+def test_columns_of_several_types_in_a_data_frame_are_numbers():
+    frame = pd.DataFrame({"a": FEATURES[:, 0], "b": FEATURES[:, 1] > 0, "c": pd.array(LABELS, dtype="Int64")})
+    expected = np.stack([FEATURES[:, 0], FEATURES[:, 1] > 0, LABELS], 1)
+    assert np.array_equal(Arrays(frame, LABELS).read().unsplit.inputs.numpy(), expected)
+    frame.loc[3, "c"] = pd.NA
+    with pytest.raises(ValueError, match="missing or not finite; the first is nan in row 3 .*feature 'c'"):
+        Arrays(frame, LABELS).load(0)
+
+
 @pytest.mark.parametrize("kind", [str, object, "category"])
 def test_texts_are_classes_in_alphabetic_order(kind):
     names = pd.Series(np.array(["cat", "ant", "bee"])[LABELS]).astype(kind)

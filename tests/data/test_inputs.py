@@ -59,6 +59,35 @@ def test_features_of_words_are_refused(table):
         list(read_inputs(table("csv"), (2,), ("a", "y")))
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_words_missing_numbers_and_kept_columns(tmp_path, kind):
+    path, columns = tmp_path / f"new.{kind}", {"city": ["Rome", "Oslo", ""], "age": [7.5, None, 9.0]}
+    if kind == "csv":
+        path.write_text("age,id,city\n 7.5,007,Rome\nNA,012,Oslo\n9,9007199254740993,\n")
+    else:
+        pq.write_table(pa.table(columns | {"id": ["007", "012", "9007199254740993"]}), path)
+    names = ("city=", "city=Oslo", "age", "age=")
+    with pytest.warns(DataWarning, match=r"'city' of .* has categories such as 'Rome', which the training data lack"):
+        [(kept, inputs)] = read_inputs(path, (4,), names, keep_columns=("id", "city", "age"))
+    expected = [[0, 0, 7.5, 0], [0, 1, np.nan, 1], [1, 0, 9, 0]]
+    torch.testing.assert_close(inputs, torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+    assert kept["id"].to_pylist() == ["007", "012", "9007199254740993"]  # the text, also of a column of features
+    assert kept["age"].to_pylist() == ([" 7.5", "NA", "9"] if kind == "csv" else columns["age"])
+    [(kept, inputs)] = read_inputs(path, (2,), ("age", "age="), keep_columns=("age",))
+    assert inputs[:, 1].tolist() == [0, 1, 0]
+
+
+def test_a_column_that_is_a_feature_and_kept_has_its_text(tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text("id;a;flag\n007;0,5;true\n010;1,5;False\n")
+    [(kept, inputs)] = read_inputs(path, (3,), ("id", "a", "flag"), keep_columns=("id", "a", "flag"))
+    assert inputs.tolist() == [[7, 0.5, 1], [10, 1.5, 0]]
+    assert [kept[name].to_pylist() for name in kept] == [["007", "010"], ["0,5", "1,5"], ["true", "False"]]
+    path.write_text("id;a\n1;0,5\nx;1,5\n")
+    with pytest.raises(ValueError, match="'id' .* must hold numbers, .* the first is 'x' in line 3"):
+        list(read_inputs(path, (2,), ("id", "a"), keep_columns=("id",)))
+
+
 def test_a_column_with_late_fractions(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("a\n" + "1\n" * 1_000_000 + "0.5\n")

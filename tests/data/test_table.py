@@ -62,11 +62,19 @@ def test_a_missing_target_lists_the_columns_and_suggests_a_similar_one(csv):
         Table(path=csv("a,Price\n1,x\n2,z\n"), target="price").read()
 
 
-def test_word_features_are_refused(csv):
-    with pytest.raises(
-        ValueError, match=r"Column 'b' of .*t.csv must hold numbers, and 2 of its 2 .* first is 'x' in line 2"
-    ):
-        Table(path=csv("a,b,y\n1,x,0\n2,?,1\n"), target="y").read()
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["x", "3", "?", "4"], r"Column 'b' of .*t.csv must hold numbers, and 2 of its 4 .* first is 'x' in line 2"),
+        (["3 kg", "7 €", "9 €", "8 €"], "and 4 of its 4 values are not numbers; the first is '3 kg' in line 2"),
+        (["u", "v", "w", "w"], r"'b' of .* has 3 different words in 4 rows, such as 'u'.*--data.ignore \[b\]"),
+        (["u" * 201, "v", "v", "v"], "Column 'b' of .* must hold numbers"),
+    ],
+)
+def test_words_that_are_no_categories_are_refused(csv, values, message):
+    rows = "".join(f"{value},{row % 2}\n" for row, value in enumerate(values))
+    with pytest.raises(ValueError, match=message):
+        Table(path=csv(f"b,y\n{rows}"), target="y").read()
 
 
 def test_fractional_classes_are_refused(csv):
@@ -117,9 +125,25 @@ def test_invalid_regression_targets_are_refused(csv):
         Table(path=csv("a,y\n1,x\n2,z\n"), target="y", task="regression").load(0)
 
 
+@pytest.mark.filterwarnings("ignore::flatbayes.data.DataWarning")
+def test_words_and_missing_numbers_become_features(csv):
+    rows = [f"{'' if row % 4 == 3 else row},{['Oslo', '', 'NA'][row % 3]},{row % 2}" for row in range(48)]
+    source = Table(path=csv("age,city,y\n" + "\n".join(rows) + "\n"), target="y")
+    raw, splits = source.read(), source.load(0)
+    assert raw.feature_names == ("age", "age=", "city=", "city=NA", "city=Oslo")
+    assert raw.unsplit.inputs[3, 1:].tolist() == [1, 0, 0, 1]
+    assert raw.unsplit.inputs[:3].tolist() == [[0, 0, 0, 0, 1], [1, 0, 1, 0, 0], [2, 0, 0, 1, 0]]
+    known = splits.train.inputs[splits.train.inputs[:, 1] == 0, 0]
+    for split in (splits.train, splits.val, splits.test):
+        missing = split.inputs[split.inputs[:, 1] == 1, 0]
+        assert torch.allclose(missing, known.mean())
+    with pytest.warns(DataWarning, match=r"each category: city \(3\)\. Missing numbers .* age \(12\)"):
+        source.read()
+
+
 def test_missing_values_are_located(csv):
-    with pytest.raises(ValueError, match=r"Column 'b' of .* has a missing value \('' in line 3\)"):
-        Table(path=csv("a,b,y\n1,1,0\n2,,1\n3,NA,1\n"), target="y").load(0)
+    with pytest.raises(ValueError, match=r"Column 'b' of .* has a missing value \('' in line 2\)"):
+        Table(path=csv("a,b,y\n1,,0\n2,,1\n3,NA,1\n"), target="y").load(0)
     with pytest.raises(ValueError, match=r"Column 'y' has 1 missing labels, the first '.*' in line 3"):
         Table(path=csv("a,y\n1,0\n2,\n3,1\n"), target="y").load(0)
 
@@ -224,7 +248,7 @@ class TestMissingLabels:
         ({"t": ["1", "2", "x"]}, "holds words, .* the first is '1'"),
         ({"t": [[1], [2], [3]]}, "holds list"),
         ({"t": [1.0, np.inf, 2.0]}, r"Column 't' of .* has inf, which is not finite as float32, \(in row 2\)"),
-        ({"t": [1.0, None, 2.0]}, r"Column 't' of .* has a missing value \(in row 2\)"),
+        ({"t": [np.nan, np.nan, np.nan]}, r"Column 't' of .* has a missing value \(in row 1\)"),
     ],
 )
 def test_columns_of_parquet_that_are_no_features(tmp_path, columns, message):

@@ -7,8 +7,21 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from flatbayes import MAP, SWAG, Categorical, Custom, DataSplits, Digits, Gaussian, Split, evaluate, fit
-from flatbayes.data import Arrays
+from flatbayes import (
+    MAP,
+    SWAG,
+    Categorical,
+    Custom,
+    DataSplits,
+    Digits,
+    FittedPosterior,
+    Gaussian,
+    Split,
+    Table,
+    evaluate,
+    fit,
+)
+from flatbayes.data import Arrays, read_inputs
 from flatbayes.training import History
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_data import LoaderData
@@ -97,6 +110,30 @@ def test_five_lines_are_enough(kind, posterior):
     inputs = data[0] if isinstance(data, tuple) else data.train.inputs if isinstance(data, DataSplits) else data
     inputs = torch.as_tensor(X) if isinstance(data, TensorDataset | SizedStream) else inputs
     assert len(fitted.predict(inputs, 2).mean) == (32 if isinstance(data, DataSplits) else 48)
+
+
+@pytest.mark.filterwarnings("ignore::flatbayes.data.DataWarning")
+def test_a_table_with_words_and_missing_numbers_predicts_the_same_from_a_file_and_a_frame(tmp_path):
+    frame = pd.DataFrame(
+        {"age": X[:, 0].astype(float), "flag": X[:, 1] > 0, "city": np.array(["Oslo", "Rome", None])[[0, 1, 2] * 16]}
+    )
+    frame.loc[::5, "age"] = np.nan
+    frame.assign(y=NAMES).to_csv(tmp_path / "t.csv", index=False)
+    data = Table(path=str(tmp_path / "t.csv"), target="y").load(0)
+    fitted = fit("MLP", data, SWAG(rank=2), config=OPTIONS)
+    assert fitted.info["feature_names"] == ["age", "age=", "flag", "city=", "city=Oslo", "city=Rome"]
+    fitted.save(tmp_path / "run")
+    loaded = FittedPosterior.load(tmp_path / "run")
+    [(_, inputs)] = read_inputs(tmp_path / "t.csv", (6,), fitted.info["feature_names"])
+    assert inputs[::5, 0].isnan().all()
+    expected = loaded.predict(torch.where(inputs.isnan(), fitted.transform.mean.double(), inputs), 2).mean
+    for new in (inputs, frame, frame.iloc[:, ::-1]):
+        assert torch.equal(loaded.predict(new, 2).mean, expected)
+    assert loaded.measure_input_distance(inputs).is_outside.shape == (48,)
+    with pytest.raises(ValueError, match="data frame lacks: city. It has age, flag"):
+        loaded.predict(frame[["age", "flag"]], 2)
+    with pytest.raises(ValueError, match="missing .* feature 'flag'"):
+        loaded.predict(frame.assign(flag=[None, *frame["flag"][1:]]), 2)
 
 
 def test_all_kinds_of_the_same_examples_train_the_same_network():

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.data.feature_names import fill_missing
+
 MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat", "null", "<na>", "<null>"))
 """Labels in small letters, without surrounding spaces, that stand for a missing label."""
 MIN_EXAMPLES_OF_IDENTIFIERS = 10
@@ -163,9 +165,13 @@ def check_finite(inputs: Tensor, description: str, feature_names: Sequence[str] 
         first_row: Row number of the first example, for inputs that are checked in chunks.
 
     Raises:
-        ValueError: Some values are not finite; the message locates the first.
+        ValueError: Some values are not finite; the message locates the first. Features with an indicator of missing
+            numbers in `feature_names` may be NaN.
     """
     if not inputs.is_floating_point() or _has_finite_extremes(inputs):
+        return
+    inputs = fill_missing(inputs, feature_names, torch.zeros(len(feature_names)))
+    if _has_finite_extremes(inputs):
         return
     counts = [int((~chunk.float().isfinite()).sum()) for chunk in torch.split(inputs, EXAMPLES_PER_CHUNK)]
     start = EXAMPLES_PER_CHUNK * next(index for index, count in enumerate(counts) if count)

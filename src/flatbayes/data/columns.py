@@ -11,7 +11,8 @@ from torch import Tensor
 from flatbayes.core.names import shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names, to_int64
-from flatbayes.data.csv_files import explain_words
+from flatbayes.data.csv_files import explain_words, parse_numbers
+from flatbayes.data.feature_names import find_optional_features, split_feature
 from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table
 from flatbayes.data.table_file import TableFile
 
@@ -28,26 +29,39 @@ def read_column(files: Sequence[Path], name: str) -> ArrowColumn:
 
 
 def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, first_row: int = 0) -> Tensor:
-    """Convert numeric columns to float64 features, [rows, features].
+    """Convert columns to float64 features, [rows, features]: numbers, and the indicators of `data.categories`.
+
+    Missing numbers are NaN where `names` has an indicator of them.
 
     Args:
-        table: A table with these columns.
-        names: The columns, in the order of the features.
+        table: A table with the columns of these features.
+        names: The features, in order.
         file: The file, for messages.
         first_row: Row number of the first row, for a file that is read in batches.
 
     Raises:
-        ValueError: A column is neither numeric nor boolean, or values are missing, infinite or too large for float32.
+        ValueError: A column of numbers is neither numeric nor boolean, or values are missing, infinite or too large
+            for float32.
     """
-    with require_package("data"):
-        import pyarrow as pa
+    sources = [split_feature(name, file.column_names) for name in names]
     values = np.empty((len(table), len(names)), dtype=np.float64)
-    for index, name in enumerate(names):
+    words: dict[str, tuple[ArrowColumn, list[str]]] = {}
+    for index, (name, category) in enumerate(sources):
         column = table.column(name)
-        require_numeric_type(column, name, file)
-        values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        if category is None:
+            values[:, index] = to_numbers(column, name, file)
+        elif (name, None) in sources:
+            values[:, index] = np.isnan(to_numbers(column, name, file))
+        else:
+            texts, categories = words.setdefault(name, (to_words(column), []))
+            categories.append(category)
+            values[:, index] = texts.to_numpy(zero_copy_only=False) == category
+    for name, (texts, categories) in words.items():
+        warn_of_unseen_categories(texts, name, categories, file)
     with np.errstate(invalid="ignore"):
         is_invalid = ~(np.abs(values) <= np.finfo(np.float32).max)
+    optional = find_optional_features(names)
+    is_invalid[:, optional] &= ~np.isnan(values[:, optional])
     if is_invalid.any():
         row, index = np.argwhere(is_invalid)[0].tolist()
         value = float(values[row, index])
@@ -58,6 +72,62 @@ def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, f
             f"{int(is_invalid.any(1).sum())} of {len(table)} rows have such values."
         )
     return torch.from_numpy(values)
+
+
+def to_numbers(column: ArrowColumn, name: str, file: TableFile) -> np.ndarray:
+    """A column as float64, [rows]; missing values are NaN.
+
+    Args:
+        column: The column, or a piece of it: numbers, booleans, or the text of these in a CSV file.
+        name: Name of the column.
+        file: The file, for messages.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+    if file.layout is not None and is_text_type(column.type):
+        numbers = parse_numbers(column, file.layout.decimal)
+        column = column if numbers is None else numbers
+    require_numeric_type(column, name, file)
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
+def is_text_type(column_type: ArrowType) -> bool:
+    """Whether a column holds words."""
+    with require_package("data"):
+        from pyarrow import types
+    if types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    return bool(types.is_string(column_type) or types.is_large_string(column_type))
+
+
+def to_words(column: ArrowColumn) -> ArrowColumn:
+    """A column as words; missing values are empty."""
+    with require_package("data"):
+        import pyarrow as pa
+    return column.cast(pa.string()).fill_null("")
+
+
+def warn_of_unseen_categories(words: ArrowColumn, column: str, categories: Sequence[str], file: TableFile) -> None:
+    """Warn of words that are no category of the training data.
+
+    Args:
+        words: Words of new examples.
+        column: Name of their column.
+        categories: The categories of the training data.
+        file: The file, for the message.
+    """
+    unseen = sorted(set(words.unique().to_pylist()) - set(categories))
+    if unseen:
+        kind = "missing values" if unseen[0] == "" else f"categories such as {unseen[0][:40]!r}"
+        warnings.warn(
+            f"Column {column!r} of {file.path} has {kind}, which the training data lack: the features of its "
+            "categories are all 0 there.",
+            category=DataWarning,
+            stacklevel=4,
+        )
 
 
 def require_numeric_type(column: ArrowColumn, name: str, file: TableFile) -> None:

@@ -121,18 +121,18 @@ def _explain_long_line(path: Path) -> str:
 
 
 def iter_csv_batches(
-    path: Path, layout: CsvLayout, names: Sequence[str], keep_columns: Sequence[str], size: int
+    path: Path, layout: CsvLayout, names: Sequence[str], text_columns: Sequence[str], size: int
 ) -> Iterator[ArrowTable]:
     """Read columns of a CSV file in record batches.
 
-    Feature columns are read as float64, or as booleans if the first block holds booleans. The types that pyarrow
+    Columns of numbers are read as float64, or as booleans if the first block holds booleans. The types that pyarrow
     infers from the first block alone could turn out wrong later in the file (whole numbers, then fractions).
 
     Args:
         path: The file.
         layout: Its layout.
-        names: Columns of features.
-        keep_columns: Columns to pass on unchanged as text.
+        names: Columns of numbers.
+        text_columns: Columns to read unchanged as text, also if they are in `names`.
         size: Maximal number of rows in a batch.
 
     Raises:
@@ -141,12 +141,12 @@ def iter_csv_batches(
     with require_package("data"):
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
-    require_columns(path, [*names, *keep_columns], layout.column_names)
+    require_columns(path, [*names, *text_columns], layout.column_names)
     with explain_csv_errors(path, layout, names):
         with arrow_csv.open_csv(path, **_make_options(layout, {})) as first_block:
             schema = first_block.schema
-        types = {name: pa.string() for name in keep_columns}
-        for name in names:
+        types = {name: pa.string() for name in text_columns}
+        for name in set(names) - set(text_columns):
             types[name] = pa.bool_() if pa.types.is_boolean(schema.field(name).type) else pa.float64()
         with arrow_csv.open_csv(path, **_make_options(layout, types)) as stream:
             yield from rebatch_rows(stream, size, MAX_BATCH_BYTES)
@@ -281,6 +281,31 @@ def is_number(text: str, decimal: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def parse_numbers(column: Any, decimal: str) -> Any | None:
+    """Numbers of a column of their texts, float64 as pyarrow reads them from the file; None if others are among them.
+
+    Args:
+        column: Column of texts.
+        decimal: Decimal mark.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        from pyarrow import csv as arrow_csv
+    options = arrow_csv.ConvertOptions()
+    texts = pc.utf8_trim_whitespace(column)
+    for words, value in ((options.null_values, None), (options.true_values, "1"), (options.false_values, "0")):
+        texts = pc.if_else(pc.is_in(texts, pa.array(words)), pa.scalar(value, pa.string()), texts)
+    if decimal == ",":
+        if pc.any(pc.match_substring(texts, ".")).as_py():
+            return None
+        texts = pc.replace_substring(texts, ",", ".")
+    try:
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return None
 
 
 @cache

@@ -154,6 +154,7 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
                 f"The columns {', '.join(names)} of the {description} are no numbers. Encode them, for example with "
                 "a scikit-learn pipeline before FlatBayesClassifier, or read the file with Table, which does."
             )
+    inputs = frame_to_array(inputs) if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy") else inputs
     x, y = (_to_array(values) for values in (inputs, targets))
     if not (x.ndim and y.ndim) or len(x) != len(y):
         raise ValueError(
@@ -161,6 +162,19 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
             f"{x.shape} and {y.shape}."
         )
     return x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+
+
+def frame_to_array(frame: Any) -> np.ndarray[Any, Any]:
+    """A copy of a data frame as an array; columns of several types of numbers, or of booleans, become float64."""
+    array = np.array(frame.to_numpy(), copy=True)
+    if array.dtype != object:
+        return array
+    columns = [np.asarray(frame[name].to_numpy(), dtype=object) for name in frame.columns]
+    missing = [
+        np.array([value is None or str(value) == "<NA>" for value in column], dtype=bool) for column in columns
+    ]
+    pairs = zip(columns, missing, strict=True)
+    return np.stack([np.where(is_missing, np.nan, column).astype(np.float64) for column, is_missing in pairs], 1)
 
 
 def encode_texts(targets: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:

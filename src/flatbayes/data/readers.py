@@ -16,7 +16,7 @@ from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.in_memory import Arrays, FixedSplits, is_array_pair
 from flatbayes.data.npz import Npz
 from flatbayes.data.parquet import find_image_columns, find_split_files, require_file
-from flatbayes.data.source import DataSource, check_raw_splits, take_all
+from flatbayes.data.source import DataSource, check_raw_splits, fill_missing_inputs, take_all
 from flatbayes.data.splits import DataSplits
 from flatbayes.data.table import Table
 from flatbayes.data.torch_dataset import TorchDataset
@@ -160,11 +160,12 @@ def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> D
     source = make_source(data, task=task) if val is None else make_source(data, task=task, val=val)
     raw = source.read()
     check_raw_splits(raw)
-    train = take_all(raw.unsplit)
-    empty = train.take(torch.arange(0))
+    given = {"train": take_all(raw.unsplit)} | ({} if raw.val is None else {"val": take_all(raw.val)})
+    splits = fill_missing_inputs(given, raw.feature_names)
+    empty = splits["train"].take(torch.arange(0))
     return DataSplits(
-        train=train,
-        val=empty if raw.val is None else take_all(raw.val),
+        train=splits["train"],
+        val=splits.get("val", empty),
         test=empty,
         class_names=raw.class_names,
         feature_names=raw.feature_names,

@@ -1,7 +1,7 @@
 """Data sources: an abstract `read` for each file format, one validation and one split for all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from flatbayes.core.display import format_fields
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
+from flatbayes.data.feature_names import fill_missing, find_optional_features
 from flatbayes.data.splits import DataSplits, EncodedSplit, Split, infer_common_layout
 from flatbayes.data.stratified_split import check_size, stratified_split
 
@@ -145,7 +146,7 @@ class DataSource(ABC):
                     f"{len(selections['test'][1])} for the test (test_size={self.test_size:g}). "
                     "Change these sizes, or give more examples."
                 )
-        splits = take_selections(selections)
+        splits = fill_missing_inputs(take_selections(selections), raw.feature_names)
         return DataSplits(
             train=splits["training"],
             val=splits["validation"],
@@ -198,6 +199,22 @@ def take_selections(selections: Mapping[str, tuple[Split | EncodedSplit, Tensor]
     return {
         name: (replace(split, layout=split.layout or layout) if isinstance(split, EncodedSplit) else split).take(rows)
         for name, (split, rows) in selections.items()
+    }
+
+
+def fill_missing_inputs(splits: dict[str, Split], feature_names: Sequence[str]) -> dict[str, Split]:
+    """Replace missing numbers by the mean of those of the first split, the training split.
+
+    Args:
+        splits: The splits, by name.
+        feature_names: One name per feature; those with an indicator may be missing.
+    """
+    if not find_optional_features(feature_names):
+        return splits
+    means = next(iter(splits.values())).input_tensor.nanmean(0).nan_to_num()
+    return {
+        name: replace(split, inputs=fill_missing(split.input_tensor, feature_names, means))
+        for name, split in splits.items()
     }
 
 

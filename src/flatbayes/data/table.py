@@ -1,4 +1,4 @@
-"""Tables (CSV, parquet): numeric columns to features, a target column to class labels or regression targets."""
+"""Tables (CSV, parquet): columns to features, a target column to class labels or regression targets."""
 
 import re
 import warnings
@@ -10,6 +10,7 @@ import numpy as np
 
 from flatbayes.core.display import format_fields
 from flatbayes.core.optional import require_package
+from flatbayes.data.categories import list_features
 from flatbayes.data.checks import DataWarning, TaskType
 from flatbayes.data.columns import (
     encode_class_labels,
@@ -34,7 +35,8 @@ MAX_USUAL_CLASSES = 20
 class Table(DataSource):
     """A CSV or parquet file with a target column; all other columns are features.
 
-    Columns that pandas writes for the index of a DataFrame are left out, with a warning.
+    Words become a feature of 0 and 1 for each category, and missing numbers the mean of the training rows. Columns that
+    pandas writes for the index of a DataFrame are left out. Each is said in a warning.
 
     Attributes:
         path: The file; the first line of a CSV file holds the column names. It may be compressed (.csv.gz).
@@ -98,12 +100,13 @@ class Table(DataSource):
                 f"{file.path} has no column besides the target {self.target!r}. Add columns of features."
             )
         warn_of_counters(table, names, file.path)
-        column, inputs = table.column(self.target), extract_features(table, names, file)
+        features = list_features(table, names, file)
+        column, inputs = table.column(self.target), extract_features(table, features, file)
         csv_format = file.layout.format if file.layout is not None else None
         if is_regression_column(column, self.target, self.task):
             split = Split(inputs=inputs, targets=extract_regression_targets(column, self.target, file))
             return RawSplits(
-                unsplit=split, target_names=(self.target,), feature_names=tuple(names), csv_format=csv_format
+                unsplit=split, target_names=(self.target,), feature_names=features, csv_format=csv_format
             )
         class_names, targets = encode_class_labels({"unsplit": column}, self.target, file)
         is_numeric = all(re.fullmatch(r"-?\d+", name) for name in class_names)
@@ -116,7 +119,7 @@ class Table(DataSource):
                 stacklevel=3,
             )
         split = Split(inputs=inputs, targets=targets["unsplit"])
-        return RawSplits(unsplit=split, class_names=class_names, feature_names=tuple(names), csv_format=csv_format)
+        return RawSplits(unsplit=split, class_names=class_names, feature_names=features, csv_format=csv_format)
 
 
 def drop_unnamed_columns(table: ArrowTable, names: Sequence[str], path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from flatbayes.data.csv_files import (
     read_csv_layout,
 )
 from flatbayes.data.csv_format import CsvFormat, CsvLayout
+from flatbayes.data.feature_names import split_feature
 from flatbayes.data.parquet import (
     ArrowTable,
     iter_record_batches,
@@ -85,12 +86,16 @@ class TableFile:
                 return read_csv(self.path, self.layout).select([self.column_names.index(name) for name in names])
             return read_table(self.path, names)
 
-    def iter_batches(self, names: Sequence[str], keep_columns: Sequence[str], size: int) -> Iterator[ArrowTable]:
-        """Read columns of features, and others unchanged, in record batches of at most `size` rows."""
+    def iter_batches(self, features: Sequence[str], keep_columns: Sequence[str], size: int) -> Iterator[ArrowTable]:
+        """Read the columns of features, and others unchanged, in record batches of at most `size` rows."""
+        sources = [split_feature(feature, self.column_names) for feature in features]
+        names = [*dict.fromkeys(name for name, _ in sources)]
         require_columns(self.path, [*names, *keep_columns], self.column_names)
         require_unique_columns(self.path, [name for name in self.column_names if name in {*names, *keep_columns}])
         if self.layout is not None:
-            return iter_csv_batches(self.path, self.layout, names, keep_columns, size)
+            words = [name for name in names if (name, None) not in sources]
+            text_columns = [*dict.fromkeys([*words, *keep_columns])]
+            return iter_csv_batches(self.path, self.layout, names, text_columns, size)
         return iter_record_batches(self.path, [*dict.fromkeys([*names, *keep_columns])], size)
 
     def describe_row(self, row: int, name: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.display import format_entries, format_html_table
-from flatbayes.core.input_trees import first_tensor
+from flatbayes.core.input_trees import ModelInputs, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
@@ -31,6 +31,7 @@ from flatbayes.prediction.inputs import (
     check_finite_predictions,
     convert_data_frame,
     explain_shapes,
+    fill_missing_features,
     iter_chunks,
     match_image_layout,
 )
@@ -210,6 +211,7 @@ class FittedPosterior(NetworkSampler):
         predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
         for batches in iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
+            batches = [self._fill_missing(batch) for batch in batches]
             device = first_tensor(batches[0]).device if device is None else device
             batches = place_batches(batches, self.device)
             prepared = PreprocessedBatches(batches, self.preprocess, len(sample_ids))
@@ -259,7 +261,11 @@ class FittedPosterior(NetworkSampler):
         """
         if self.training_inputs is None:
             return None
-        return self.training_inputs.measure(to_tensor(inputs), lambda batch: represent_inputs(self, batch))
+        filled = self._fill_missing(to_tensor(inputs))
+        return self.training_inputs.measure(filled, lambda batch: represent_inputs(self, batch))
+
+    def _fill_missing(self, batch: ModelInputs) -> Any:
+        return fill_missing_features(batch, self.info.get("feature_names"), self.transform)
 
     @property
     def checks(self) -> "CheckReport | None":
