@@ -35,8 +35,8 @@ MAX_USUAL_CLASSES = 20
 class Table(DataSource):
     """A CSV or parquet file with a target column; all other columns are features.
 
-    Words become a feature of 0 and 1 for each category, and missing numbers the mean of the training rows. Columns that
-    pandas writes for the index of a DataFrame are left out. Each is said in a warning.
+    Words become a feature of 0 and 1 for each category, and missing numbers the mean of the training rows. Columns
+    that pandas writes for the index of a DataFrame are left out. Each is said in a warning.
 
     Attributes:
         path: The file; the first line of a CSV file holds the column names. It may be compressed (.csv.gz).
