@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.spec import short_name
-from flatbayes.data import DataSplits, Digits, Split, Standardize
+from flatbayes.data import Arrays, DataSplits, Digits, Split, Standardize
 from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
@@ -155,6 +156,53 @@ def test_another_number_of_classes_takes_a_new_head(trained, data):
     assert weights(found)["layers.4.weight"].shape == (3, 16)
     with pytest.raises(ValueError, match="new_head needs trained weights"):
         fit(build, fewer, MAP(), Plain(), SHORT, new_head=True)
+
+
+X, CLASSES = torch.randn(24, 3, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
+NUMBERS = CLASSES + 0.5 * X[:, 0]
+KINDS = {
+    "pair": lambda y: (X, y),
+    "source": lambda y: Arrays(X, y),
+    "splits": lambda y: Arrays(X, y).load(0),
+    "dataset": lambda y: TensorDataset(X, y),
+    "loader": lambda y: DataLoader(TensorDataset(X, y), 8),
+    "batches": lambda y: [(X, y)],
+}
+
+
+class Pretrained(nn.Sequential):
+    """A network of five outputs, whose weights are always the same."""
+
+    def __init__(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            super().__init__(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5))
+
+
+@pytest.mark.parametrize("model", [Pretrained(), Pretrained], ids=["network", "class"])
+@pytest.mark.parametrize(("targets", "num_outputs"), [(CLASSES, 3), (NUMBERS, 2)], ids=["classes", "numbers"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pretrained_network_gets_a_new_head_for_every_kind_of_data(kind, targets, num_outputs, model, tmp_path):
+    data, trained = KINDS[kind](targets), Pretrained().state_dict()
+    config = replace(AS_IT_IS, batch_size=8)
+    for init in (None, trained):
+        fitted = fit(model, data, Ensemble(size=2), Plain(), config, init=init, new_head=True)
+        first, second = (state.model.state_dict() for state in fitted.states)
+        assert torch.equal(first["0.weight"], trained["0.weight"])
+        assert first["2.weight"].shape == (num_outputs, 4)
+        assert not torch.equal(first["2.weight"], second["2.weight"])
+    again = FittedPosterior.load(fitted.save(tmp_path), model)
+    assert torch.equal(again.predict(X).mean, fitted.predict(X).mean)
+    assert Pretrained().state_dict().keys() == trained.keys()
+
+
+def test_a_head_of_the_right_size_is_kept_and_no_start_of_an_ensemble(tmp_path):
+    data, labels = (X, torch.arange(24) % 5), Pretrained().state_dict()
+    fitted = fit(Pretrained(), data, MAP(), Plain(), AS_IT_IS, new_head=True)
+    assert same(weights(fitted), labels)
+    for init in (None, labels):
+        with pytest.raises(ValueError, match="Ensemble trains 2 networks from the same initial weights"):
+            fit(Pretrained(), data, Ensemble(size=2), Plain(), AS_IT_IS, init=init, new_head=True)
 
 
 def test_mismatches_are_listed_shortly(trained):

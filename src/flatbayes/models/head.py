@@ -41,6 +41,12 @@ def replace_head(model: nn.Module, num_outputs: int) -> nn.Module:
     return model
 
 
+def count_head_outputs(model: nn.Module) -> int | None:
+    """Number of outputs of the last linear layer; None if there is none."""
+    name = find_head_name(model)
+    return None if name is None else int(model.get_submodule(name).out_features)  # type: ignore[arg-type]
+
+
 def find_head_name(model: nn.Module) -> str | None:
     """Name of the last linear layer in the order of registration; None if there is none."""
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]

@@ -151,6 +151,7 @@ INFO_ENTRIES: dict[str, Check] = {
     "calibration": (is_calibration, "a calibration written by flatbayes.calibrate"),
     "checks": _OBJECT,
     "members": _TEXT,
+    "new_head": (lambda value: isinstance(value, bool), "true or false"),
     "radius": (_is_choice, "an object with the reason of the choice of the radius, a text"),
     "prior": (_is_choice, "an object with the reason of the choice of the prior, a text"),
     "interrupted": _TEXT,

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.networks import copy_network, hash_tensors, match_dtypes, materialize_from_weights
+from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.spec import instantiate
 from flatbayes.core.traversal import named_parameters
+from flatbayes.models.head import find_head_name, replace_head
 from flatbayes.prediction.limits import AllocationLimit, check_max_integer
 
 MAX_MODEL_SPEC_CHARS = 2**16
@@ -212,6 +214,21 @@ def freeze_parameters(model: nn.Module, names: object) -> None:
             param.requires_grad_(name not in names)
 
 
+def resize_head(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network, whose last linear layer is replaced if that of an artefact has another number of outputs.
+
+    Args:
+        network: The architecture before the fit, changed in place.
+        tensors: Tensors of a member.
+    """
+    name = find_head_name(network) if isinstance(network, nn.Module) else None
+    weight = None if name is None else tensors.get(f"model.{name}.weight" if name else "model.weight")
+    if weight is None or weight.ndim != 2:
+        return network
+    with preserve_rng(None):
+        return replace_head(network, len(weight))
+
+
 def make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:
     """The function that builds the network of an artefact.
 
@@ -222,10 +239,13 @@ def make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: 
     Raises:
         ValueError: There is no model, or the artefact describes none that can be built.
     """
-    if isinstance(model, nn.Module):
-        return lambda tensors: copy_network(model)
     if model is not None:
-        return lambda tensors: model()
+
+        def build_given(tensors: Mapping[str, Tensor]) -> nn.Module:
+            network = copy_network(model) if isinstance(model, nn.Module) else model()
+            return resize_head(network, tensors) if info.get("new_head") else network
+
+        return build_given
     spec = info.get("model")
     if not isinstance(spec, dict) or not isinstance(spec.get("init_args", {}), dict):
         raise ValueError("The artefact does not say what its model is: pass `model`, the network or its class.")
@@ -247,6 +267,6 @@ def make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: 
             raise ValueError(f"The artefact describes a model that cannot be built: {str(error)[:500]}") from error
         if not isinstance(network, nn.Module):
             raise ValueError("The artefact describes something else than a model.")
-        return network
+        return resize_head(network, tensors) if info.get("new_head") else network
 
     return build_model

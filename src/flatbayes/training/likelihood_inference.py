@@ -1,4 +1,4 @@
-"""Likelihood of the targets of a loader, where the targets and the outputs of the network leave no doubt."""
+"""Likelihood of the targets, of a loader where targets and outputs of the network leave no doubt."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +11,10 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import preserve_loader
-from flatbayes.training.data import NUM_CHECK_EXAMPLES
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
+from flatbayes.training.initial_noise import start_at_residuals
+from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import format_empty_loader
 from flatbayes.training.model_builder import ModelFactory, make_adapted_builder, make_model_builder
 
@@ -21,8 +24,40 @@ ADVICE = (
 )
 
 
+def infer_likelihood(
+    data: TrainingData,
+    config: TrainingConfig,
+    model: nn.Module | ModelFactory,
+    output: OutputSelector | None = None,
+    *,
+    new_head: bool = False,
+) -> Likelihood:
+    """Likelihood of the targets; the noise of a table starts at the residuals of a ridge regression.
+
+    Args:
+        data: The training data.
+        config: Its `initial_noise` says where the noise starts.
+        model: A network, or what builds one.
+        output: Selects one of several outputs of the network.
+        new_head: Whether the network gets the number of outputs that the targets need.
+
+    Raises:
+        ValueError: It is not clear what the targets of a loader are; the message says what to pass.
+    """
+    if isinstance(data, LoaderData):
+        return infer_loader_likelihood(data.loader, model, output, new_head=new_head)
+    likelihood, starts_at_residuals = data.infer_likelihood(), config.optimization.initial_noise == "residuals"
+    if isinstance(likelihood, Gaussian) and isinstance(data, InMemoryData) and starts_at_residuals:
+        return start_at_residuals(likelihood, data.splits.train)
+    return likelihood
+
+
 def infer_loader_likelihood(
-    loader: Iterable[Any], model: nn.Module | ModelFactory, output: OutputSelector | None = None
+    loader: Iterable[Any],
+    model: nn.Module | ModelFactory,
+    output: OutputSelector | None = None,
+    *,
+    new_head: bool = False,
 ) -> Likelihood:
     """`Categorical` for integers, and `Gaussian` in the scale of the targets for fractions.
 
@@ -33,6 +68,8 @@ def infer_loader_likelihood(
         loader: Gives `(inputs, targets)` batches.
         model: A network, or what builds one.
         output: Selects one of several outputs of the network.
+        new_head: Whether the network gets the number of outputs that the targets need: all batches are read, and
+            the number of classes is the largest label plus 1.
 
     Raises:
         ValueError: It is not clear what the targets are; the message says what to pass.
@@ -43,6 +80,9 @@ def infer_loader_likelihood(
         if first is None:
             raise ValueError(format_empty_loader(loader))
         inputs, targets = split_batch(first)
+        if new_head and (is_class_index(targets) or holds_fractions(targets)):
+            targets = torch.cat([targets, *(split_batch(batch)[1] for batch in batches)])
+            return Categorical(int(targets.max()) + 1) if is_class_index(targets) else Gaussian.fit(targets)
         num_outputs = count_outputs(model, slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), output)
         if is_class_index(targets) and num_outputs > 1:
             return Categorical(num_outputs)

@@ -12,6 +12,8 @@ from flatbayes.core.network_interface import NetworkInterface, OutputSelector, a
 from flatbayes.core.networks import copy_network, find_lazy_tensor, materialize
 from flatbayes.core.spec import to_spec
 
+OUTPUT_ARGUMENTS = ("num_classes", "num_outputs")
+"""Parameters of a class or function that are the number of outputs of the network."""
 ModelFactory = Callable[..., nn.Module]
 
 
@@ -56,6 +58,18 @@ def make_model_builder(
         return _materialize(module, get_example)
 
     return build_model
+
+
+def takes_num_outputs(model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]) -> bool:
+    """Whether what builds the network is told the number of outputs.
+
+    Args:
+        model: A network, or what builds one.
+        model_arguments: Arguments that the data give.
+    """
+    if isinstance(model, nn.Module):
+        return False
+    return bool(_select_arguments(model, model_arguments).keys() & {*OUTPUT_ARGUMENTS})
 
 
 def describe_model(model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]) -> dict[str, Any] | None:

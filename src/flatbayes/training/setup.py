@@ -19,7 +19,7 @@ from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
 from flatbayes.data.splits import check_finite_splits
 from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Gaussian, Likelihood
+from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.representation import fit_training_inputs
@@ -34,12 +34,18 @@ from flatbayes.training.draw_choice import CHOICE_KEY, apply_choices, check_crit
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
 from flatbayes.training.identity import describe_object
-from flatbayes.training.initial_noise import start_at_residuals
-from flatbayes.training.likelihood_inference import infer_loader_likelihood
+from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import normalize_data, normalize_validation
-from flatbayes.training.model_builder import ModelFactory, describe_model, make_adapted_builder, make_model_builder
+from flatbayes.training.model_builder import (
+    OUTPUT_ARGUMENTS,
+    ModelFactory,
+    describe_model,
+    make_adapted_builder,
+    make_model_builder,
+    takes_num_outputs,
+)
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
 from flatbayes.training.vectorization_trial import should_vectorize
@@ -71,7 +77,7 @@ def prepare_runs(
     Raises:
         ValueError: The arguments do not go together.
     """
-    usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None)
+    usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood)
     if isinstance(examples, DataSplits):
         check_finite_splits(examples, ("train", "val"))
@@ -80,23 +86,18 @@ def prepare_runs(
         val = None if val is None else normalize_validation(val, config.batch_size)
         training_data = make_training_data(examples, num_data=num_data, val=val)
     if not isinstance(likelihood, Likelihood):
-        if isinstance(training_data, LoaderData):
-            inferred = infer_loader_likelihood(training_data.loader, model, output)
-        else:
-            inferred = training_data.infer_likelihood()
-        starts_at_residuals = config.optimization.initial_noise == "residuals"
-        if isinstance(inferred, Gaussian) and isinstance(training_data, InMemoryData) and starts_at_residuals:
-            inferred = start_at_residuals(inferred, training_data.splits.train)
+        inferred = infer_likelihood(training_data, config, model, output, new_head=new_head)
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
         training_data.check_batches()
-    num_outputs = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
+    num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
     build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
-    warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze)
-    warm_start.check_members(posterior)
+    head_outputs = likelihood.num_outputs if new_head and not takes_num_outputs(model, model_arguments) else None
+    warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze, head_outputs=head_outputs)
+    warm_start.check_members(posterior, is_network=isinstance(model, nn.Module))
     if isinstance(examples, DataSplits) and transform is None and warm_start.transform is not None:
         training_data = make_training_data(examples, warm_start.transform)
     factory = RunFactory(
@@ -273,7 +274,7 @@ class TrainingSetup:
             check_fsdp(posterior, config, world, checkpoints, factory.flatness)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
-        info = {"flatbayes": get_version(), "model": model_spec}
+        info: dict[str, Any] = {"flatbayes": get_version(), "model": model_spec}
         fingerprint = training_data.fingerprint
         components = {name: getattr(factory, name) for name in ("posterior", "flatness", "likelihood")}
         identity = {
@@ -287,6 +288,8 @@ class TrainingSetup:
         if factory.auto_flatness is not None:
             identity["flatness"] = describe_object(factory.auto_flatness)
         info |= {"device": describe_device(fabric.device), "precision": config.precision.mode}
+        if factory.warm_start.head_outputs is not None:
+            info["new_head"] = True
         if members in ("auto", "vectorized"):
             info["members"] = "vectorized" if is_vectorized else f"one by one: {reason}"
         groups = [list(indices)] if is_vectorized else [[member] for member in indices]

@@ -249,9 +249,9 @@ def prepare_setup(
         ValueError: As for `fit`; or there are several processes.
     """
     if first is not None:
-        has_init = bool(first.factory.warm_start.weights)
+        has_init = bool(first.factory.warm_start.weights) or first.factory.warm_start.new_head
         usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=has_init)
-        first.factory.warm_start.check_members(posterior)
+        first.factory.warm_start.check_members(posterior, is_network=isinstance(model, nn.Module))
         factory = replace(first.factory, posterior=posterior, flatness=usual, auto_flatness=auto_flatness)
         factory = complete_factory(replace(factory, config=config, auto_prior=None, weight_decay_factor=1.0))
         model_spec = first.info["model"]

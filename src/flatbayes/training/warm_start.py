@@ -14,7 +14,7 @@ from flatbayes.core.networks import hash_tensors
 from flatbayes.core.parameter_selection import match_names, named_trainable
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
-from flatbayes.models.head import find_head_name
+from flatbayes.models.head import count_head_outputs, find_head_name, replace_head
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import METADATA_FILE, read_metadata
@@ -36,6 +36,8 @@ class WarmStart:
     Attributes:
         weights: Trained weights by name, for each member, or one set for all; empty for fresh weights.
         new_head: Keep the last linear layer fresh if the trained one has another shape or is missing.
+        head_outputs: Number of outputs that the last linear layer gets; None if it stays as it is built.
+        has_fresh_head: Whether the last linear layer is a fresh one.
         freeze: Name patterns of parameters that are not trained.
         transform: Standardization that the trained networks used, if it is known.
     """
@@ -44,6 +46,8 @@ class WarmStart:
     new_head: bool = False
     freeze: Sequence[str] = ()
     transform: Standardize | None = None
+    head_outputs: int | None = None
+    has_fresh_head: bool = False
 
     @classmethod
     def from_init(
@@ -53,6 +57,7 @@ class WarmStart:
         *,
         new_head: bool,
         freeze: Sequence[str],
+        head_outputs: int | None = None,
     ) -> "WarmStart":
         """Read trained weights, and check that they match the network.
 
@@ -61,16 +66,21 @@ class WarmStart:
             build_model: Builds the networks that are trained.
             new_head: See the attribute.
             freeze: See the attribute.
+            head_outputs: See the attribute.
 
         Raises:
             ValueError: The weights are not those of this network, or a pattern of `freeze` matches nothing.
         """
-        if init is None and new_head:
-            raise ValueError("new_head needs trained weights to start from: give init too.")
-        if init is None and not freeze:
+        if init is None and new_head and head_outputs is None:
+            raise ValueError(
+                "new_head needs trained weights to start from: give init, or a network with them as the model."
+            )
+        if init is None and not freeze and not new_head:
             return cls()
         with preserve_rng(None):
             network = build_model()
+            given_outputs = count_head_outputs(network)
+            network = network if head_outputs is None else replace_head(network, head_outputs)
         weights: list[Mapping[str, Tensor]] = []
         transform: Standardize | None = None
         for source in [init] if isinstance(init, str | Path | Mapping) else init or ():
@@ -83,18 +93,34 @@ class WarmStart:
                 weights += [extract_mean_weights(fitted.posterior, state) for state in fitted.states]
             else:
                 weights.append(read_weights(Path(source)))
-        for state_dict in weights:
-            match_weights(state_dict, network, new_head=new_head)
+        matched = [match_weights(state_dict, network, new_head=new_head) for state_dict in weights]
         _select_frozen(network, freeze)
-        return cls(weights, new_head, freeze, transform)
+        is_replaced = head_outputs not in (None, given_outputs)
+        is_fresh = any(_head_names(network) - loaded.keys() for loaded in matched) if weights else is_replaced
+        return cls(weights, new_head, freeze, transform, head_outputs, is_fresh)
 
-    def check_members(self, posterior: Posterior) -> None:
+    def check_members(self, posterior: Posterior, *, is_network: bool) -> None:
         """Refuse trained weights that are fewer than the networks of a posterior.
+
+        Args:
+            posterior: Its `num_members` is the number of networks.
+            is_network: Whether the model is a network, whose weights all members start from.
 
         Raises:
             ValueError: There are fewer, and the networks have no fresh heads either.
         """
         num_members, num_trained = posterior.num_members, len(self.weights)
+        if (
+            self.new_head
+            and num_trained <= 1 < num_members
+            and (num_trained or is_network)
+            and not self.has_fresh_head
+        ):
+            raise ValueError(
+                f"{type(posterior).__name__} trains {num_members} networks from the same initial weights, since the "
+                "trained last layer has the right shape and new_head keeps it; such networks end up alike. Give a "
+                f"list of {num_members} trained ones as init."
+            )
         if 0 < num_trained < num_members and not (num_trained == 1 and self.new_head):
             raise ValueError(
                 f"{type(posterior).__name__} trains {num_members} networks, and init has {num_trained} trained "
@@ -117,6 +143,8 @@ class WarmStart:
 
     def apply_to(self, network: nn.Module, member: int) -> nn.Module:
         """Load the weights of a member, and turn off gradients of frozen parameters, in place; return the network."""
+        if self.head_outputs is not None:
+            network = replace_head(network, self.head_outputs)
         if self.weights:
             weights = self.weights[min(member, len(self.weights) - 1)]
             network.load_state_dict(match_weights(weights, network, new_head=self.new_head), strict=False)
@@ -159,8 +187,7 @@ def match_weights(weights: Mapping[str, Tensor], network: nn.Module, *, new_head
         ValueError: Names or shapes differ, or a value is not finite.
     """
     own = network.state_dict()
-    head_name = find_head_name(network)
-    head = set() if head_name is None else {f"{head_name}.{kind}".removeprefix(".") for kind in ("weight", "bias")}
+    head = _head_names(network)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     required = own.keys() - counters - (head if new_head else set())
     weights = _strip_prefix(weights, required, own.keys())
@@ -191,6 +218,16 @@ def match_weights(weights: Mapping[str, Tensor], network: nn.Module, *, new_head
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"The trained weights are damaged: {name} holds values that are not finite.")
     return {name: tensor for name, tensor in weights.items() if name not in reshaped}
+
+
+def _head_names(network: nn.Module) -> set[str]:
+    """Names of the parameters of the last linear layer; none if there is no such layer."""
+    name = find_head_name(network)
+    return (
+        set()
+        if name is None
+        else {f"{name}.{kind}".removeprefix(".") for kind in ("weight", "bias")} & {*network.state_dict()}
+    )
 
 
 def _strip_prefix(
