@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from flatbayes.data import DataSplits, Split
-from flatbayes.data.splits import check_finite_splits
+from flatbayes.data.splits import check_split_values
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP
+from flatbayes.training import TrainingConfig, fit
 
 
 def make_splits(targets, **names):
@@ -46,10 +49,10 @@ def test_targets_of_the_other_kind_are_refused():
 def test_empty_splits_are_finite(targets, names):
     splits = make_splits(targets.new_zeros(4, *targets.shape[1:]), **names)
     empty = Split(inputs=torch.zeros(0, 2), targets=targets)
-    check_finite_splits(replace(splits, val=empty, test=empty))
+    check_split_values(replace(splits, val=empty, test=empty))
     infinite = replace(splits.train, inputs=torch.full((4, 2), torch.inf))
     with pytest.raises(ValueError, match=r"train examples hold 8 values .* feature 'a'"):
-        check_finite_splits(replace(splits, train=infinite, val=empty))
+        check_split_values(replace(splits, train=infinite, val=empty))
 
 
 def test_subsample_is_a_reproducible_random_sample():
@@ -60,3 +63,13 @@ def test_subsample_is_a_reproducible_random_sample():
     assert (subset.inputs.diff(dim=0) > 0).all()
     assert torch.equal(subset.inputs, split.subsample(30).inputs)
     assert split.subsample(300) is split
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+@pytest.mark.parametrize("label", [-100, -1, 2])
+def test_labels_of_splits_made_by_hand_are_in_range(name, label):
+    splits = make_splits(torch.tensor([0, 1, 0, 1]), class_names=("no", "yes"))
+    wrong = Split(inputs=torch.zeros(4, 2), targets=torch.tensor([0, 1, 0, label]))
+    message = rf"1 labels of the {name} examples are out of range.* the first wrong one is {label} in row 3"
+    with pytest.raises(ValueError, match=message):
+        fit(MLP, replace(splits, **{name: wrong}), MAP(), config=TrainingConfig(epochs=1))

@@ -32,7 +32,7 @@ from flatbayes.core.console import PlainConsole
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
-from flatbayes.data.splits import check_finite_splits
+from flatbayes.data.splits import check_split_values
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import Posterior
@@ -85,7 +85,7 @@ def certify(
             "Certificates exist for classification only, since the errors of a regression are unbounded. Use data "
             "whose targets are classes."
         )
-    check_finite_splits(data)
+    check_split_values(data)
     show = sys.stderr.isatty() if show_progress is None else show_progress
     flatness, config = resolve_component(flatness, Flatness, "flatness"), resolve_config(config, TrainingConfig())
     prior_rows, bound_rows = split_prior_and_bound(len(data.train), certification_config.prior_fraction, seed)

@@ -66,14 +66,7 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
         )
     has_examples = torch.zeros(num_classes, dtype=torch.bool)
     for name, targets in splits.items():
-        invalid_rows = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
-        if len(invalid_rows):
-            raise ValueError(
-                f"{len(invalid_rows)} labels of the {name} examples are out of range: labels go from 0 to "
-                f"{num_classes - 1}, and the first wrong one is {int(targets[invalid_rows[0]])} in row "
-                f"{int(invalid_rows[0])} (counted from 0). Correct them, or leave out examples without a label. "
-                f"{REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
-            )
+        check_label_range(targets, num_classes, name)
         has_examples[targets] = True
     if not has_examples.all():
         missing = [class_names[index] for index in (~has_examples).nonzero().flatten().tolist()]
@@ -82,6 +75,27 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
             f"Leave such classes out, and number the others without gaps, 0 to {int(has_examples.sum()) - 1}."
         )
     _check_class_sizes(torch.bincount(torch.cat([*splits.values()]), minlength=num_classes), class_names, allow_rare)
+
+
+def check_label_range(targets: Tensor, num_classes: int, name: str) -> None:
+    """Check that labels are 0 to `num_classes - 1`.
+
+    Args:
+        targets: Labels of a split.
+        num_classes: Number of classes.
+        name: Name of the split, for the message.
+
+    Raises:
+        ValueError: A label is out of range.
+    """
+    invalid_rows = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
+    if len(invalid_rows):
+        raise ValueError(
+            f"{len(invalid_rows)} labels of the {name} examples are out of range: labels go from 0 to "
+            f"{num_classes - 1}, and the first wrong one is {int(targets[invalid_rows[0]])} in row "
+            f"{int(invalid_rows[0])} (counted from 0). Correct them, or leave out examples without a label. "
+            f"{REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
+        )
 
 
 def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: bool) -> None:

@@ -12,7 +12,7 @@ from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_html_table
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import check_finite
+from flatbayes.data.checks import check_finite, check_label_range
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image, infer_layout
 from flatbayes.data.lazy_images import LazyImages
@@ -215,20 +215,22 @@ class DataSplits:
         return len(self.class_names)
 
 
-def check_finite_splits(data: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> None:
-    """Check that splits made by hand hold no NaN and no infinity; the sources of data check theirs.
+def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> None:
+    """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs.
 
     Args:
         data: The splits; streamed images are not read.
         names: Names of the splits to check.
 
     Raises:
-        ValueError: Some values are not finite; the message says how many, and where the first is.
+        ValueError: Some values are not; the message says how many, and where the first is.
     """
     for name in names:
         split: Split = getattr(data, name)
         if isinstance(split.inputs, Tensor):
             feature_names = data.feature_names if split.inputs.ndim == 2 else ()
             check_finite(split.inputs, f"{name} examples", feature_names)
-        if split.targets.is_floating_point() and len(split):
+        if not data.is_regression:
+            check_label_range(split.targets, data.num_classes, name)
+        elif len(split):
             check_finite(split.targets.reshape(len(split), -1), f"targets of the {name} examples", data.target_names)

@@ -17,7 +17,7 @@ from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
-from flatbayes.data.splits import check_finite_splits
+from flatbayes.data.splits import check_split_values
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -80,7 +80,7 @@ def prepare_runs(
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood)
     if isinstance(examples, DataSplits):
-        check_finite_splits(examples, ("train", "val"))
+        check_split_values(examples, ("train", "val"))
         training_data = make_training_data(examples, transform, num_data=num_data)
     else:
         val = None if val is None else normalize_validation(val, config.batch_size)
