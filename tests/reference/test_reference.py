@@ -185,3 +185,17 @@ def test_mixing_of_chains_that_disagree():
     assert apart["r_hat_max"] > 1.5
     assert apart["ess_min"] < 20
     assert measure_mixing(torch.zeros(2, 8, 1))["r_hat_max"] is None
+
+
+def build_in_half_precision(input_shape, num_classes):
+    torch.manual_seed(0)
+    return MLP(input_shape, num_classes, hidden=(4,)).bfloat16()
+
+
+def build_in_single_precision(input_shape, num_classes):
+    return build_in_half_precision(input_shape, num_classes).float()
+
+
+def test_a_network_in_half_precision_is_sampled_in_single_precision(splits):
+    references = [sample_reference(m, splits, SHORT) for m in (build_in_half_precision, build_in_single_precision)]
+    assert torch.equal(references[0].outputs, references[1].outputs)

@@ -117,8 +117,9 @@ def test_tuning_of_a_gaussian():
     assert length == pytest.approx(math.sqrt(float(VARIANCES.sum())), rel=0.2)
 
 
-def test_a_potential_that_is_never_finite_is_refused():
-    config = ReferenceConfig(num_tuning_steps=20, num_descent_steps=0)
+@pytest.mark.parametrize("sampler", ["mclmc", "hmc"])
+def test_a_potential_that_is_never_finite_is_refused(sampler):
+    config = ReferenceConfig(num_tuning_steps=20, num_descent_steps=0, sampler=sampler)
     with pytest.raises(RuntimeError, match="not finite"):
         run_chain(lambda x: (math.nan, x), random_vector(5), config, make_generator())
 

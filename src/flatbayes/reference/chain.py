@@ -16,6 +16,7 @@ INITIAL_STEP_SIZE = 0.005
 DESCENT_LR = 0.01
 SCALE_ESTIMATE_START = 0.4
 """Fraction of the tuning after which the variances of the weights are estimated."""
+NOT_FINITE_MESSAGE = "The potential is not finite around the initial weights: check the data and the network."
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def run_chain(
         report: Called after each step of the three phases; `count_steps` is the number of calls.
 
     Raises:
-        RuntimeError: No step has a finite energy.
+        RuntimeError: The energy is not finite at the mode, or after every step.
     """
     position = descend(potential, position, config.num_descent_steps, report)
     run = _run_mclmc if config.sampler == "mclmc" else _run_hmc
@@ -156,7 +157,7 @@ def tune_mclmc(
             length = math.sqrt(variance.sum_of_variances)  # the rest of the tuning has the length of the sampling
         report()
     if not num_finite:
-        raise RuntimeError("The potential is not finite around the initial weights: check the data and the network.")
+        raise RuntimeError(NOT_FINITE_MESSAGE)
     if variance.total > 0:
         length = math.sqrt(variance.sum_of_variances)
     return point, min(math.exp(fmean(log_step_sizes)), tuner.largest), length
@@ -206,6 +207,8 @@ def _run_hmc(
     report: Callable[[], object],
 ) -> Chain:
     point = HMCPoint(position, *potential(position))
+    if not math.isfinite(point.potential):
+        raise RuntimeError(NOT_FINITE_MESSAGE)
     tuner = DualAveraging.start(INITIAL_STEP_SIZE, config.target_acceptance)
     for _ in range(_count_tuning_trajectories(config)):
         point, acceptance = hmc_step(point, potential, tuner.step_size, _draw_num_steps(config, generator), generator)

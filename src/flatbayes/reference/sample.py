@@ -18,6 +18,8 @@ from flatbayes.core.files import JsonValue
 from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.spec import to_spec
+from flatbayes.core.tensor_lists import widen
+from flatbayes.core.weights import promoted_dtype
 from flatbayes.data import DataSplits, Split, make_source
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.data.readers import set_task
@@ -127,6 +129,7 @@ def make_potential(factory: RunFactory, train: Split, member: int, config: Refer
         ValueError: The network has BatchNorm, or too few or too many weights.
     """
     network = factory.init_network(member).cpu().eval()
+    network = network.to(widen(promoted_dtype(network.parameters())))  # half precision is not exact
     if norm_layers(network):
         raise ValueError(
             f"{type(network).__name__} has normalisation layers with running statistics, which are no function of "
