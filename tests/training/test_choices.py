@@ -19,7 +19,7 @@ from flatbayes.posteriors.draw_options import get_option
 from flatbayes.posteriors.optimization import find_weight_decay
 from flatbayes.prediction import evaluate
 from flatbayes.training import Checkpoints, Interrupted, TrainingConfig, choices, fit, pilot
-from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compare_scores
+from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compute_relative_score
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
 from flatbayes.training.setup import prepare_runs
@@ -255,9 +255,9 @@ def test_a_choice_of_the_prior_needs_a_pilot():
 
 def test_scores_differ_from_the_reference_by_the_worse_of_both_differences():
     reference = Score(end=0.5, best=0.4)
-    assert compare_scores(Score(end=0.45, best=0.3), reference) == pytest.approx(0.35)
-    assert compare_scores(Score(end=0.3, best=0.3), reference) == 0.3
-    assert compare_scores(Score(end=None, best=None), reference) is None
+    assert compute_relative_score(Score(end=0.45, best=0.3), reference) == pytest.approx(0.35)
+    assert compute_relative_score(Score(end=0.3, best=0.3), reference) == 0.3
+    assert compute_relative_score(Score(end=None, best=None), reference) is None
 
 
 @pytest.mark.parametrize("network", [MLP, partial(ConvNet, width=2)])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from flatbayes.core.files import JsonValue
 from flatbayes.flatness import Plain
-from flatbayes.training.radius import MIN_GAIN, make_candidate
+from flatbayes.training.radius import MIN_GAIN, format_scores, make_candidate
 from flatbayes.training.run_factory import RunFactory
 
 PRIOR_STEP = 10.0
@@ -24,7 +24,7 @@ class Candidate:
         radius: Radius of the flatness; None for a flatness whose radius is not chosen.
         start: Fraction of training from which on the radius is used, which is plain before.
         prior_factor: Factor on the precision of the prior.
-        epochs: Number of epochs without early stopping; None for that of the configuration.
+        epochs: Number of epochs, before early stopping shortens them; None for that of the configuration.
     """
 
     radius: float | None = None
@@ -59,19 +59,20 @@ class Score:
     best: float | None
 
 
-def compare_scores(score: Score, reference: Score) -> float | None:
-    """The lowest NLL of a training, or more: such that the difference from the reference is the worse one of both.
+def compute_relative_score(score: Score, reference: Score) -> float | None:
+    """NLL of a training by its difference from a reference: the larger one of best evaluations and of ends.
 
-    The lowest one is that of posteriors without snapshots; those with snapshots are near the end. So the choice
-    depends on the training alone, and posteriors can share it.
+    Posteriors without snapshots have the weights of the best evaluation, those with snapshots weights near the end.
+    With the larger difference the choice does not depend on the posterior, so that posteriors can share it.
 
     Args:
-        score: The training.
-        reference: The training that it is compared with, whose result is `reference.best`.
+        score: The training; None where it diverged.
+        reference: The training that it is compared with, by `reference.best`.
 
     Examples:
-        >>> compare_scores(Score(0.5, 0.3), Score(0.4, 0.4)), compare_scores(Score(0.3, 0.3), Score(0.4, 0.4))
-        (0.5, 0.3)
+        >>> reference = Score(end=0.4, best=0.4)
+        >>> [compute_relative_score(Score(end, 0.3), reference) for end in (0.5, 0.3)]
+        [0.5, 0.3]
     """
     if score.end is None or score.best is None or reference.end is None or reference.best is None:
         return score.best
@@ -96,26 +97,20 @@ class PriorChoice:
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data, for the metadata of an artefact."""
-        scores: list[JsonValue] = [[factor, score] for factor, score in self.scores]
-        return {
-            "factor": self.factor,
-            "weight_decay": self.weight_decay,
-            "scores": scores,
-            "reason": self.reason,
-        }
+        return {**vars(self), "scores": [list(pair) for pair in self.scores]}
 
 
-def describe_prior(choice: PriorChoice, end: str) -> str:
+def describe_prior(choice: PriorChoice, obstacle: str) -> str:
     """Why a strength of the prior was chosen, as a sentence.
 
     Args:
         choice: The choice without the reason.
-        end: Why no stronger prior was tried.
+        obstacle: Why no stronger prior was tried.
     """
-    texts = ", ".join(f"{x:g}: {'diverged' if nll is None else format(nll, '.4f')}" for x, nll in choice.scores)
-    place = f"prior_factor is {choice.factor:g}, a weight decay of {choice.weight_decay:.2g}"
+    value = f"prior_factor is {choice.factor:g}, a weight decay of {choice.weight_decay:.2g}"
+    scores = format_scores(choice.scores)
     if len(choice.scores) < 2:
-        return f"{place}: {end}."
+        return f"{value}: {obstacle}."
     if choice.factor == 1:
-        return f"{place}: no stronger prior has a validation NLL {MIN_GAIN:g} lower ({texts})."
-    return f"{place}: the validation NLL is {MIN_GAIN:g} lower than with a weaker one ({texts})."
+        return f"{value}: no stronger prior has a validation NLL {MIN_GAIN:g} lower ({scores})."
+    return f"{value}: the validation NLL is {MIN_GAIN:g} lower than with a weaker one ({scores})."

@@ -24,7 +24,7 @@ from flatbayes.training.candidates import (
     PRIOR_STEP,
     Candidate,
     PriorChoice,
-    compare_scores,
+    compute_relative_score,
     describe_prior,
 )
 from flatbayes.training.checkpoint import CHOICES_FILE, CheckpointManager
@@ -35,7 +35,7 @@ from flatbayes.training.radius import (
     RADIUS_FACTORS,
     WHOLE_RADIUS_FACTORS,
     RadiusChoice,
-    describe_choice,
+    describe_radius,
     find_radius_name,
     get_active_flatness,
     select_radius,
@@ -148,23 +148,23 @@ def choose_prior(pilot: Pilot, first: Candidate, weight_decay: float) -> tuple[C
     while True:
         outcome, factor = pilot.outcomes[best], best.prior_factor * PRIOR_STEP
         if not outcome.stopped_early:
-            end = "training does not stop early, so that no stronger prior is needed"
+            obstacle = "training does not stop early, so that no stronger prior is needed"
         elif factor * weight_decay > MAX_WEIGHT_DECAY:
-            end = f"a stronger one would be a weight decay above {MAX_WEIGHT_DECAY:g}"
+            obstacle = f"a stronger one would be a weight decay above {MAX_WEIGHT_DECAY:g}"
         elif not pilot.can_afford(outcome.num_gradients):
-            end = "the budget does not allow for another training"
+            obstacle = "the budget does not allow for another training"
         else:
             candidate = replace(best, prior_factor=factor)
             other = pilot.train(candidate)
-            score, current = compare_scores(other.score, outcome.score), outcome.score.best
+            score, current = compute_relative_score(other.score, outcome.score), outcome.score.best
             if other.is_finished:
                 scores[factor] = score
-            end = "the budget did not allow for another training"
+            obstacle = "the budget did not allow for another training"
             if score is not None and (current is None or score <= current - MIN_GAIN):
                 best = candidate
                 continue
         choice = PriorChoice(best.prior_factor, weight_decay * best.prior_factor, tuple(scores.items()), "")
-        return best, replace(choice, reason=describe_prior(choice, end))
+        return best, replace(choice, reason=describe_prior(choice, obstacle))
 
 
 def choose_radius(
@@ -187,19 +187,19 @@ def choose_radius(
         reason = f"{name} is {usual:g}, its usual value: {obstacle}."
         return replace(plain, radius=usual), RadiusChoice(name, usual, 0.0, (), reason)
     scores: dict[float, float | None] = {0.0: outcome.score.best}
-    best, trained = {0.0: plain}, 0.0
+    by_radius, last_cost = {0.0: plain}, 0.0
     for candidate in candidates:
-        if candidate.radius is None or not pilot.can_afford(trained):
+        if candidate.radius is None or not pilot.can_afford(last_cost):
             break
         other = pilot.train(candidate, plain if candidate.start else None)
-        trained = other.num_gradients
+        last_cost = other.num_gradients
         if other.is_finished:
-            best[candidate.radius] = candidate
-            scores[candidate.radius] = compare_scores(other.score, outcome.score)
-    result = best[select_radius(scores, usual)]
-    value, start = result.radius or 0.0, candidates[0].start
-    reason = describe_choice(name, value, start, scores, usual)
-    return result, RadiusChoice(name, value, start, tuple(sorted(scores.items())), reason, result.epochs)
+            by_radius[candidate.radius] = candidate
+            scores[candidate.radius] = compute_relative_score(other.score, outcome.score)
+    best = by_radius[select_radius(scores, usual)]
+    value, start = best.radius or 0.0, candidates[0].start
+    reason = describe_radius(name, value, start, scores, usual)
+    return best, RadiusChoice(name, value, start, tuple(sorted(scores.items())), reason, best.epochs)
 
 
 def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:
@@ -223,7 +223,7 @@ def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> 
 
 
 def list_ends(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:
-    """Trainings with a radius from the branch on; none if there is no branch, or its end is all that is left."""
+    """Trainings with a radius from the branch on, as many as the budget allows; none if there is no branch."""
     checkpoints = pilot.outcomes[plain].checkpoints
     if checkpoints.branch is None:
         return []

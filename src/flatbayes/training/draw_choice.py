@@ -178,10 +178,9 @@ def _choose_on_examples(
     fitted: FittedPosterior, options: dict[str, DrawOption], examples: Any, reason: str
 ) -> dict[str, Any]:
     choices: dict[str, Any] = {}
-    for name, option in [
-        *options.items(),
-        *list(options.items())[: NOISE_FACTOR in options and examples is not None],
-    ]:
+    names = [*options, NOISE_FACTOR] if NOISE_FACTOR in options and examples is not None else [*options]
+    for name in names:
+        option = options[name]
         current = apply_choices(fitted, choices)
         if examples is None:
             choices[name] = {"value": option.default, "reason": reason}

@@ -1,6 +1,6 @@
 """Choice of a radius on validation data: which radii are tried, in which part of training, and which is taken."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -34,7 +34,7 @@ class RadiusChoice:
         start: Fraction of training from which on it is used.
         scores: Validation NLL by radius, of the first network; None where training diverged.
         reason: Why the radius was chosen, as a sentence.
-        epochs: Number of epochs, without early stopping; None for that of the configuration.
+        epochs: Number of epochs, before early stopping shortens them; None for that of the configuration.
     """
 
     name: str
@@ -46,15 +46,7 @@ class RadiusChoice:
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data, for the metadata of an artefact."""
-        scores: list[JsonValue] = [[radius, score] for radius, score in self.scores]
-        return {
-            "name": self.name,
-            "value": self.value,
-            "start": self.start,
-            "scores": scores,
-            "reason": self.reason,
-            "epochs": self.epochs,
-        }
+        return {**vars(self), "scores": [list(pair) for pair in self.scores]}
 
 
 def compute_pilot_fraction(flatness: Flatness) -> float:
@@ -157,7 +149,20 @@ def find_radius_name(flatness: Flatness) -> str:
     return find_radius_name(inner) if isinstance(inner, Flatness) else str(flatness.radius_field)
 
 
-def describe_choice(
+def format_scores(scores: Iterable[tuple[float, float | None]]) -> str:
+    """Validation NLL by value, as text.
+
+    Args:
+        scores: Pairs of value and NLL; None where training diverged.
+
+    Examples:
+        >>> format_scores([(0.0, 0.31), (0.1, None)])
+        '0: 0.3100, 0.1: diverged'
+    """
+    return ", ".join(f"{x:g}: {'diverged' if nll is None else format(nll, '.4f')}" for x, nll in scores)
+
+
+def describe_radius(
     name: str, best: float, start: float, scores: Mapping[float, float | None], usual: float = 0.0
 ) -> str:
     """Why a radius was chosen, as a sentence.
@@ -170,10 +175,10 @@ def describe_choice(
         usual: The usual radius.
 
     Examples:
-        >>> describe_choice("rho", 0.0, 0.0, {0.0: 0.31})
+        >>> describe_radius("rho", 0.0, 0.0, {0.0: 0.31})
         'rho is 0: the budget did not allow for a whole training with another (0: 0.3100).'
     """
-    joined = ", ".join(f"{r:g}: {'diverged' if nll is None else format(nll, '.4f')}" for r, nll in scores.items())
+    joined = format_scores(scores.items())
     if len(scores) == 1:
         return f"{name} is {best:g}: the budget did not allow for a whole training with another ({joined})."
     if best == 0 and usual in scores:
