@@ -20,8 +20,8 @@ from flatbayes.training import Callback, TrainingConfig
 from flatbayes.training.candidates import Candidate
 from flatbayes.training.members import list_groups
 from flatbayes.training.pilot import Pilot
+from flatbayes.training.preparation import make_training_data
 from flatbayes.training.run import TrainingRun
-from flatbayes.training.setup import make_training_data
 from flatbayes.training.sharing import prepare_setup
 from studies.defaults.tasks import select_tasks
 

@@ -15,8 +15,8 @@ from flatbayes.training.arguments import resolve_config
 from flatbayes.training.compatibility import count_snapshots
 from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.optimizers import strengthen_prior
+from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.schedules import is_collection_step
-from flatbayes.training.setup import prepare_runs
 
 SHORT = TrainingConfig(min_epochs=3, min_steps=20, batch_size=16)
 

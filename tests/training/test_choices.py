@@ -20,9 +20,9 @@ from flatbayes.posteriors.optimization import find_weight_decay
 from flatbayes.prediction import evaluate
 from flatbayes.training import Checkpoints, Interrupted, TrainingConfig, choices, fit, pilot
 from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compute_relative_score
+from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
-from flatbayes.training.setup import prepare_runs
 from flatbayes.training.sharing import try_fit_together
 
 CONFIG = TrainingConfig(min_epochs=60, min_steps=1, batch_size=16, optimization={"prior_factor": "auto"})

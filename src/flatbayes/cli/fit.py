@@ -44,7 +44,8 @@ from flatbayes.training.callbacks.loggers import LoggerKind
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 from flatbayes.training.dry_run import try_runs
 from flatbayes.training.fit import train_prepared
-from flatbayes.training.setup import TrainingSetup, prepare_runs
+from flatbayes.training.preparation import prepare_runs
+from flatbayes.training.setup import TrainingSetup
 
 
 def make_parser() -> ArgumentParser:

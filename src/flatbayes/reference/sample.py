@@ -34,8 +34,8 @@ from flatbayes.reference.potential import NetworkPotential
 from flatbayes.reference.result import Reference
 from flatbayes.training import TrainingConfig
 from flatbayes.training.arguments import resolve_model
+from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.run_factory import RunFactory
-from flatbayes.training.setup import prepare_runs
 
 MAX_WEIGHTS = 10**6
 """Largest number of weights: a full-batch chain of a larger network takes too long to mix."""

@@ -21,9 +21,9 @@ from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.schedules import Constant
-from flatbayes.training.setup import prepare_runs
 from flatbayes.training.trial import run_trial
 from flatbayes.training.vectorization_trial import train_few_steps
 

@@ -28,8 +28,9 @@ from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.recording import Recordings
-from flatbayes.training.setup import TrainingSetup, prepare_runs
+from flatbayes.training.setup import TrainingSetup
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
 

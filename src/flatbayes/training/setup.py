@@ -1,230 +1,29 @@
-"""Preparation of a fit: compatibility checks, initial weights, devices, and the order of the members."""
+"""Set-up of a fit: devices, the order of the members, identity for checkpoints, and the fitted posterior."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
 from flatbayes.core.accelerators import describe_device
 from flatbayes.core.adapters import share_frozen_parameters
 from flatbayes.core.buffers import norm_layers
-from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.optional import get_version
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
-from flatbayes.data.splits import check_split_values
-from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Likelihood
-from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.representation import fit_training_inputs
-from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.checkpoint import Checkpoints
-from flatbayes.training.compatibility import check_compatibility, check_initial_weights
-from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 from flatbayes.training.draw_choice import CHOICE_KEY, apply_choices, check_criteria, choose_draw_options
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
 from flatbayes.training.identity import describe_object
-from flatbayes.training.likelihood_inference import infer_likelihood
-from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import normalize_data, normalize_validation
-from flatbayes.training.model_builder import (
-    OUTPUT_ARGUMENTS,
-    ModelFactory,
-    describe_model,
-    make_adapted_builder,
-    make_model_builder,
-    takes_num_outputs,
-)
-from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
-from flatbayes.training.run_factory import RunFactory, is_prior_given
+from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.vectorization_trial import should_vectorize
-from flatbayes.training.warm_start import PretrainedWeights, WarmStart
-
-
-def prepare_runs(
-    model: nn.Module | ModelFactory,
-    data: DataSplits | Dataset[Any] | DataLoader[Any],
-    posterior: Posterior,
-    flatness: Flatness,
-    config: TrainingConfig,
-    *,
-    init: PretrainedWeights | Sequence[PretrainedWeights] | None = None,
-    new_head: bool = False,
-    freeze: Sequence[str] = (),
-    transform: Standardize | None = None,
-    likelihood: Likelihood | None = None,
-    num_data: int | None = None,
-    output: OutputSelector | None = None,
-    val: Any = None,
-    seed: int = 0,
-) -> tuple[RunFactory, dict[str, Any] | None]:
-    """Check the arguments of `fit`, which are explained there, without using a device.
-
-    Returns:
-        The factory of the training runs, and the description of the model by `describe_model`.
-
-    Raises:
-        ValueError: The arguments do not go together.
-    """
-    usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
-    examples: Any = normalize_data(data, val, config.batch_size, likelihood)
-    if isinstance(examples, DataSplits):
-        check_split_values(examples, ("train", "val"))
-        training_data = make_training_data(examples, transform, num_data=num_data)
-    else:
-        val = None if val is None else normalize_validation(val, config.batch_size)
-        training_data = make_training_data(examples, num_data=num_data, val=val)
-    if not isinstance(likelihood, Likelihood):
-        inferred = infer_likelihood(training_data, config, model, output, new_head=new_head)
-        likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
-    if isinstance(training_data, LoaderData):
-        training_data = replace(training_data, likelihood=likelihood)
-        training_data.check_batches()
-    num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
-    model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
-    build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
-    build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
-    head_outputs = likelihood.num_outputs if new_head and not takes_num_outputs(model, model_arguments) else None
-    warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze, head_outputs=head_outputs)
-    warm_start.check_members(posterior, is_network=isinstance(model, nn.Module))
-    if isinstance(examples, DataSplits) and transform is None and warm_start.transform is not None:
-        training_data = make_training_data(examples, warm_start.transform)
-    factory = RunFactory(
-        posterior, usual, likelihood, training_data, config, build_model, seed, warm_start, auto_flatness
-    )
-    if isinstance(training_data, LoaderData):
-        factory = check_loader_inputs(factory, training_data)
-    elif isinstance(training_data, InMemoryData) and factory.config.epochs:
-        check_batch_size(factory, training_data)
-    return complete_factory(factory), describe_model(model, model_arguments)
-
-
-def check_method(
-    model: nn.Module | ModelFactory,
-    posterior: Posterior,
-    flatness: Flatness,
-    config: TrainingConfig,
-    *,
-    has_init: bool,
-) -> tuple[Flatness, Flatness | None]:
-    """Check what does not depend on data.
-
-    Args:
-        model: As for `fit`.
-        posterior: The posterior.
-        flatness: The flatness.
-        config: Training hyperparameters.
-        has_init: Whether there are trained weights to start from.
-
-    Returns:
-        The flatness with a number as its radius, and the flatness whose radius is to be chosen, or None.
-
-    Raises:
-        ValueError: The arguments do not go together.
-    """
-    check_initial_weights(model, posterior, config, has_init=has_init)
-    usual = make_usual_flatness(flatness)
-    auto_flatness = None if usual is flatness else flatness
-    check_compatibility(posterior, usual, config)
-    if auto_flatness is not None:
-        check_pilot(auto_flatness, posterior, config)
-    return usual, auto_flatness
-
-
-def complete_factory(factory: RunFactory) -> RunFactory:
-    """The factory with what nobody has set, and what depends on network and data.
-
-    Args:
-        factory: The factory with the posterior as the user gave it.
-
-    Raises:
-        ValueError: The strength of the prior is to be chosen, and no pilot is possible.
-    """
-    if factory.posterior.depends_on_model:
-        factory = replace(factory, posterior=factory.posterior.adapt_to(factory.init_network(0)))
-    return apply_prior_option(apply_default_radius(factory))
-
-
-def apply_default_radius(factory: RunFactory) -> RunFactory:
-    """The factory with a radius that is to be chosen by a pilot where nobody has set one, if a pilot is possible.
-
-    Args:
-        factory: The factory with the default radius.
-    """
-    flatness = factory.flatness
-    is_default = flatness.radius_field is not None and getattr(flatness, flatness.radius_field) is None
-    if factory.auto_flatness is not None or not is_default or not factory.has_default_training:
-        return factory
-    auto_flatness = flatness.with_radius("auto")
-    try:
-        check_pilot(auto_flatness, factory.posterior, factory.config)
-    except ValueError:
-        return factory
-    return replace(factory, auto_flatness=auto_flatness)
-
-
-def apply_prior_option(factory: RunFactory) -> RunFactory:
-    """The factory with the prior that `optimization.prior_factor` says, or that is to be chosen by a pilot.
-
-    Args:
-        factory: The factory with the prior of posterior and optimizer.
-
-    Raises:
-        ValueError: No pilot is possible, or there is no prior that a factor could multiply.
-    """
-    factor, obstacle = factory.config.optimization.prior_factor, find_obstructive_option(factory.config)
-    if factor == "auto":
-        if obstacle is not None:
-            raise ValueError(
-                "prior_factor 'auto' is chosen by a pilot, which trains several times, and that is not possible with "
-                f"{obstacle}. Give a number, such as 1."
-            )
-        return replace(factory, auto_prior="asked")
-    if factor is not None:
-        scaled = factory.with_prior_factor(float(factor))
-        if factor != 1 and factory.compute_weight_decay(num_data=1) == 0:
-            name = type(factory.posterior).__name__
-            raise ValueError(
-                f"prior_factor={factor:g} multiplies a prior_precision or the weight decay of the optimizer, and "
-                f"{name} has no such prior here. Leave prior_factor out, and set the prior by an option of {name}, "
-                "or the weight decay."
-            )
-        return scaled
-    is_default = factory.has_default_training and not is_prior_given(factory)
-    return replace(factory, auto_prior="default" if is_default and obstacle is None else None)
-
-
-def make_training_data(
-    data: DataSplits | Iterable[Any],
-    transform: Standardize | None = None,
-    num_data: int | None = None,
-    val: Iterable[Any] | None = None,
-) -> TrainingData:
-    """Training data from data splits or from a loader.
-
-    Args:
-        data: Data splits, or a loader.
-        transform: Standardization of the inputs of data splits; by default that of the training split.
-        num_data: Number of labelled examples of a loader; None counts them in one pass.
-        val: Validation batches beside a loader.
-
-    Raises:
-        ValueError: `num_data` is given for data splits, or is below 1.
-    """
-    if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
-        raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
-    return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data, num_data, val)
 
 
 @dataclass(frozen=True, eq=False)

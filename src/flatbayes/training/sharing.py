@@ -32,8 +32,9 @@ from flatbayes.training.config_groups import CollectionConfig
 from flatbayes.training.fit import FitOutcome, train_setups
 from flatbayes.training.identity import describe_branch, describe_name, describe_object, describe_training
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.preparation import check_method, complete_factory, prepare_runs
 from flatbayes.training.recording import Recordings
-from flatbayes.training.setup import TrainingSetup, check_method, complete_factory, prepare_runs
+from flatbayes.training.setup import TrainingSetup
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
 
