@@ -6,10 +6,9 @@ where forward passes are so short that starting them dominates the time. Draws t
 masks, a linearised network) are not kept.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import is_
 
 import torch
 from jaxtyping import Float
@@ -21,8 +20,9 @@ from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.network_calls import Place, find_places, plain_attention, replace_tensors
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.tensor_lists import copy_values, count_writes, to_local
-from flatbayes.core.traversal import list_modules, list_parameters, named_parameters
+from flatbayes.core.traversal import list_modules, named_parameters
 from flatbayes.core.weights import can_swap_storage, swap_storage, swap_values
+from flatbayes.prediction.draw_source import MAX_KEPT_ELEMENTS, DrawSource, TensorMark, mark_tensors
 from flatbayes.prediction.placement import PreprocessedBatches, autocast
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 
@@ -30,71 +30,12 @@ MAX_VMAPPED_EXAMPLES = 4
 """Largest number of examples that is vectorised by default. One call saves the drawing, but its forward passes may be
 slower: with one thread a PreResNet-20 was slower at 16 examples and faster at 4, an MLP of 256 units a layer slower
 at any number."""
-MAX_KEPT_ELEMENTS = 2**24
-"""Largest number of weights and buffers of the drawn networks that a posterior keeps: 64 MiB in single precision."""
 ALIGNMENT = 64
 """Bytes. Memory of torch on a CPU starts at a multiple, on which the rounding of matrix products may depend."""
-
-TensorMark = tuple[int, int]
-"""Address of a tensor, 0 where it has none, and the number of writes to it."""
 
 
 class VectorizationError(ValueError):
     """One call cannot predict with all networks."""
-
-
-class DrawSource:
-    """Everything that networks are drawn from, with the number of in-place writes to each tensor.
-
-    Args:
-        sampler: Draws the networks.
-
-    Attributes:
-        common_ids: Identities of the frozen parameters that all members share, which no draw changes.
-        num_elements: Number of the other weights, and of buffers, of a network.
-    """
-
-    def __init__(self, sampler: NetworkSampler) -> None:
-        self._objects = _list_objects(sampler)
-        models = [state.model for state in sampler.states]
-        self._mappings: list[Mapping[str, object]] = [
-            mapping
-            for model in models
-            for module in list_modules(model)
-            for mapping in (module._parameters, module._buffers, module._modules)
-        ]
-        self._mappings += [state.statistics for state in sampler.states]
-        self._values = self._list_values()
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._tensors += [param for model in models for param in list_parameters(model)]  # also of a class of its own
-        self.common_ids = find_common_parameters(models)
-        params = [param for param in list_parameters(models[0]) if id(param) not in self.common_ids]
-        self.num_elements = sum(tensor.numel() for tensor in (*params, *models[0].buffers()))
-        self._marks = _mark_tensors(self._tensors)
-
-    def is_current(self, sampler: NetworkSampler) -> bool:
-        """Whether nothing of it has been replaced or written to since."""
-        objects, values = _list_objects(sampler), self._list_values()
-        return (
-            (len(objects), len(values)) == (len(self._objects), len(self._values))
-            and all(map(is_, objects, self._objects))
-            and all(map(is_, values, self._values))
-            and _mark_tensors(self._tensors) == self._marks
-        )
-
-    def _list_values(self) -> list[object]:
-        return [value for mapping in self._mappings for value in mapping.values()]
-
-
-def find_common_parameters(models: Sequence[nn.Module]) -> frozenset[int]:
-    """Identities of the frozen parameters that are the same tensors in all networks."""
-    frozen = ({id(param) for param in list_parameters(model) if not param.requires_grad} for model in models)
-    return frozenset(set.intersection(*frozen))
-
-
-def _list_objects(sampler: NetworkSampler) -> list[object]:
-    states = [item for state in sampler.states for item in (state.model, state.statistics)]
-    return [sampler.posterior, sampler.transform, sampler.statistics_inputs, sampler.draw_rule, *states]
 
 
 @dataclass(frozen=True)
@@ -215,7 +156,7 @@ class DrawnNetworks:
         if keep and self.can_keep:
             if member not in self._members:
                 self._members[member] = _Member.from_model(model, self.source.common_ids)
-            marks = _mark_tensors(self._members[member].others)
+            marks = mark_tensors(self._members[member].others)
         with sampler.sampled_network(self.sample_ids[k], self.autocast_dtype) as network:
             if not (keep and self.can_keep):
                 yield network
@@ -296,7 +237,7 @@ class DrawnNetworks:
         member = self._members[self.sample_ids[k][1]]
         tensors = {**member.params, **member.buffers}
         values = list(tensors.values())
-        is_written = [new != old for new, old in zip(_mark_tensors(member.others), marks, strict=True)]
+        is_written = [new != old for new, old in zip(mark_tensors(member.others), marks, strict=True)]
         if any(is_written[len(member.buffers) :]):  # a draw that changes frozen weights
             return False
         if any(module.training for module in list_modules(model)) or not values:
@@ -320,17 +261,6 @@ class DrawnNetworks:
 def should_vectorize(drawn: DrawnNetworks, num_examples: int) -> bool:
     """Whether one vectorised call is likely to be faster than one call per network."""
     return num_examples <= MAX_VMAPPED_EXAMPLES and drawn.fits_budget()
-
-
-def _mark_tensors(tensors: Iterable[Tensor]) -> list[TensorMark]:
-    """The mark of each tensor, by which a write is noticed without reading values of a device."""
-    return [
-        (
-            tensor.data_ptr() if tensor.layout is torch.strided and to_local(tensor) is tensor else 0,
-            count_writes(tensor),
-        )
-        for tensor in tensors
-    ]
 
 
 def _arrange_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, _Slot], int]:

@@ -13,7 +13,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
-from flatbayes.prediction.drawn_networks import DrawnNetworks, DrawSource, VectorizationError, should_vectorize
+from flatbayes.prediction.draw_source import DrawSource
+from flatbayes.prediction.drawn_networks import DrawnNetworks, VectorizationError, should_vectorize
 from flatbayes.prediction.placement import PreprocessedBatches, autocast
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.varying_layer import LayerDraws, find_varying_layers

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from flatbayes.core.linear_head import extract_features
 from flatbayes.core.randomness import RandomState
-from flatbayes.prediction.drawn_networks import MAX_KEPT_ELEMENTS, DrawSource
+from flatbayes.prediction.draw_source import MAX_KEPT_ELEMENTS, DrawSource
 from flatbayes.prediction.placement import PreprocessedBatches, autocast
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 
