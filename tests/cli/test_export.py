@@ -39,12 +39,12 @@ def test_onnx(run, tmp_path, capsys):
 
 def test_torch(run, tmp_path, capsys):
     path = tmp_path / "m.pt2"
-    arguments = ["export", str(run), "--format", "torch", "--num_draws", "3", "--out", str(path)]
+    arguments = ["export", str(run), "--format", "torch", "--num_draws", "3", "--dtype", "uint8", "--out", str(path)]
     path.write_text("of another export")
     assert main(arguments) == 2
     assert "m.pt2 exists: choose another --out, or --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
-    x = torch.rand(6, 1, 8, 8)
+    x = torch.randint(0, 17, (6, 1, 8, 8), dtype=torch.uint8)
     expected = FittedPosterior.load(run).predict(x, 3).mean.float()
     torch.testing.assert_close(torch.export.load(path).module()(x)["mean"], expected, rtol=1e-4, atol=1e-6)
 

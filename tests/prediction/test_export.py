@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior, export_onnx, export_torch, onnx_difference
 from flatbayes.prediction import export as export_module
+from flatbayes.training import TrainingConfig, fit
 
 from .test_deploy import fit_posterior, make_regression_posterior
 
@@ -129,3 +131,65 @@ def test_too_large_and_missing_packages(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"flatbayes\[export\]"):
         export_onnx(module, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+IMAGES = torch.randint(0, 256, (20, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(0, 9, (20, 5), generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(20) % 2
+
+
+class TokenNetwork(nn.Module):
+    """A network of token ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(self.embedding(x).mean(1))
+
+
+def make_image_network():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+
+
+INTEGERS = {
+    "standardized images": (make_image_network, (IMAGES, LABELS), IMAGES, torch.float32),
+    "images of a loader": (make_image_network, [(IMAGES, LABELS)], IMAGES, torch.float32),
+    "integer features": (lambda: nn.Linear(5, 2), [(TOKENS, LABELS)], TOKENS, torch.float32),
+    "truth values": (lambda: nn.Linear(5, 2), [(TOKENS > 4, LABELS)], TOKENS > 4, torch.float32),
+    "tokens": (TokenNetwork, [(TOKENS, LABELS)], TOKENS, None),
+}
+
+
+FAST = ("images of a loader", "tokens")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "inputs", "default"),
+    [
+        pytest.param(*case, id=name, marks=[] if name in FAST else [pytest.mark.slow])
+        for name, case in INTEGERS.items()
+    ],
+)
+def test_integers_are_inputs_of_modules_and_files_as_of_predictions(model, data, inputs, default, tmp_path):
+    import onnxruntime
+
+    fitted = fit(model, data, MAP(), Plain(), TrainingConfig(epochs=1, batch_size=10))
+    module, expected = fitted.compile(), fitted.predict(inputs).mean.numpy()
+    np.testing.assert_allclose(module(inputs)["mean"].numpy(), expected, atol=TOLERANCE)
+    assert (None if module.example is None else module.example.dtype) == default
+    options = {"inputs": inputs[:1]} if default is None else {"dtype": inputs.dtype}
+    program = torch.export.load(export_torch(module, tmp_path / "a.pt2", **options)).module()
+    np.testing.assert_allclose(program(inputs)["mean"].numpy(), expected, atol=TOLERANCE)
+    path = export_onnx(module, tmp_path / "a.onnx", **options)
+    (outputs,) = onnxruntime.InferenceSession(str(path)).run(["mean"], {"inputs": inputs.numpy()})
+    np.testing.assert_allclose(outputs, expected, atol=TOLERANCE)
+    assert onnx_difference(module, path, inputs if default is None else None) < TOLERANCE
+
+
+def test_images_as_stored_are_refused_where_training_scaled_them():
+    fitted = fit(make_image_network, [(IMAGES / 255, LABELS)], MAP(), Plain(), TrainingConfig(epochs=1))
+    for predict in (fitted.predict, fitted.compile()):
+        with pytest.raises(ValueError, match="The inputs are uint8 images"):
+            predict(IMAGES)

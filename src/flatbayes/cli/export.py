@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import check_output_file, console, load_on_cpu
@@ -11,6 +12,7 @@ from flatbayes.cli.parsing import new_parser
 from flatbayes.core.optional import require_package
 from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onnx_difference
 
+InputType = Literal["float32", "float64", "uint8", "int32", "int64"]
 ExportFormat = Literal["torch", "onnx"]
 
 
@@ -26,6 +28,12 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--num_draws", type=int, default=30, help="networks to average; the size of the file is proportional to it"
+    )
+    parser.add_argument(
+        "--dtype",
+        type=InputType | None,
+        default=None,
+        help="type of the inputs, such as uint8 for images as they are stored; by default float32 or float64",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     add_model_path_options(parser)
@@ -46,11 +54,12 @@ def run(options: Namespace) -> None:
     with console.status("exporting"):
         module = fitted.compile(options.num_draws, seed=options.seed)
         write = export_onnx if options.format == "onnx" else export_torch
-        path = write(module, target)
-    dtype = "float32" if module.example is None else str(module.example.dtype).removeprefix("torch.")
+        path = write(module, target, dtype=None if options.dtype is None else getattr(torch, options.dtype))
+    assert module.example is not None  # or the file would have been refused
+    dtype, shape = options.dtype or str(module.example.dtype).removeprefix("torch."), list(module.example.shape[1:])
     console.print(
         f"{len(module.networks)} networks in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
-        f"input    inputs {list(fitted.info['input_shape'])} of each example, {dtype}\n"
+        f"input    inputs {shape} of each example, {dtype}\n"
         f"outputs  {', '.join(module.output_names)}",
         highlight=False,
         soft_wrap=True,

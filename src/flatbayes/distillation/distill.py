@@ -91,7 +91,7 @@ def distill(
     network = fitted_student.states[0].model
     example = make_example_inputs(fitted)
     return CompiledPosterior(
-        InputPreprocessor(fitted.transform, fitted_student.dtype, fitted_student.device),
+        InputPreprocessor(fitted.transform, fitted_student.dtype, fitted_student.device, fitted.info.get("inputs")),
         [network],
         student,
         inputs[:2].cpu() if example is None else example,

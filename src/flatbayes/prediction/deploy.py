@@ -19,7 +19,13 @@ from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.variational_network import find_variational_layers
 from flatbayes.prediction.inputs import cast_floating
 from flatbayes.prediction.outputs import CalibratedSummary, PredictiveSummary, SummaryTensors, make_summary
-from flatbayes.prediction.sampling import NetworkSampler, SampleId, make_example_inputs
+from flatbayes.prediction.sampling import (
+    NetworkSampler,
+    SampleId,
+    convert_integers,
+    get_floating_shape,
+    make_example_inputs,
+)
 from flatbayes.prediction.varying_layer import StackedLayerNetwork, draw_layer, find_varying_layers
 
 COPY_ADVICE = "A compiled posterior holds a copy of every drawn network: remove the attribute, or use predict."
@@ -96,20 +102,25 @@ class InputPreprocessor(nn.Module):
         transform: The transform of the posterior.
         dtype: Precision of the networks; None if they have several.
         device: Device of the networks: where it has no float64, the buffers are float32.
+        trained_on: Entry `inputs` of the metadata, as for `convert_integers`.
     """
 
     mean: Tensor | None
     std: Tensor | None
 
     def __init__(
-        self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype | None, device: torch.device
+        self,
+        transform: Callable[[Tensor], Tensor] | None,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        trained_on: str | None = None,
     ) -> None:
         super().__init__()
         standardize = transform if isinstance(transform, Standardize) else None
         self.register_buffer("mean", None if standardize is None else move_tensor(standardize.mean, device).clone())
         self.register_buffer("std", None if standardize is None else move_tensor(standardize.std, device).clone())
         self.transform = transform if standardize is None else None
-        self.dtype = dtype
+        self.dtype, self.trained_on = dtype, trained_on
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Apply the transform and convert the precision."""
@@ -117,7 +128,7 @@ class InputPreprocessor(nn.Module):
             inputs = standardize_inputs(inputs, self.mean, self.std)
         elif self.transform is not None:
             inputs = self.transform(inputs)
-        outputs: Tensor = cast_floating(inputs, self.dtype)
+        outputs: Tensor = cast_floating(convert_integers(inputs, self.trained_on, self.dtype), self.dtype)
         return outputs
 
 
@@ -149,7 +160,7 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
             with sampler.sampled_network(sample_id) as network:
                 networks.append(_copy_fixed_network(sampler, network))
         _tie_equal_parameters(networks)
-    preprocess = InputPreprocessor(sampler.transform, sampler.dtype, sampler.device)
+    preprocess = InputPreprocessor(sampler.transform, sampler.dtype, sampler.device, sampler.info.get("inputs"))
     return CompiledPosterior(preprocess, networks, summary, make_example_inputs(sampler)).to(sampler.device)
 
 
@@ -157,7 +168,7 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
 def _stack_last_layers(sampler: NetworkSampler, sample_ids: Sequence[SampleId]) -> list[nn.Module]:
     """One network for each run, with the outputs of all its draws; empty if these differ in more than a layer."""
     networks = list[nn.Module]()
-    input_shape = sampler.info.get("input_shape")
+    input_shape = get_floating_shape(sampler.info)
     for member, layer in enumerate(find_varying_layers(sampler) or ()):
         first_id = next(sample_id for sample_id in sample_ids if sample_id[1] == member)
         model = sampler.states[member].model
@@ -194,11 +205,12 @@ def _copy_fixed_network(sampler: NetworkSampler, network: nn.Module) -> nn.Modul
     with torch.no_grad():
         for name, offset in network.offsets.items():
             params[name].add_(offset)
-    if not _have_equal_outputs(network, moved, sampler.info.get("input_shape"), sampler.dtype):
+    if not _have_equal_outputs(network, moved, get_floating_shape(sampler.info), sampler.dtype):
         raise ValueError(
             "Draws of this Laplace posterior are linearised networks, which are more than weights unless they are "
-            "linear in those that move (structure='last_layer', a network that ends in that layer, and data given as "
-            "DataSplits). Fit with predictive='sampled', or distil it: flatbayes.distill(fitted, model, inputs)."
+            "linear in those that move (structure='last_layer', a network that ends in that layer, and one "
+            "tensor of numbers as inputs). Fit with predictive='sampled', or distil it: "
+            "flatbayes.distill(fitted, model, inputs)."
         )
     return moved
 

@@ -17,11 +17,22 @@ from flatbayes.core.randomness import RandomState, preserve_rng
 from flatbayes.prediction.deploy import CompiledPosterior
 
 INPUT_NAME = "inputs"
+ONNX_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
+    "tensor(int32)": torch.int32,
+    "tensor(int64)": torch.int64,
+    "tensor(bool)": torch.bool,
+}
+"""Types of the inputs of an ONNX file."""
 MAX_ONNX_BYTES = 2 * 10**9
 """Maximum size of the weights: an ONNX file cannot exceed 2 GiB."""
 
 
-def export_torch(module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None) -> Path:
+def export_torch(
+    module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None, *, dtype: torch.dtype | None = None
+) -> Path:
     """Write a `torch.export` program for batches of any size: `torch.export.load(path).module()(inputs)`.
 
     Reading such a file can execute code, so load only files from a trusted source.
@@ -31,6 +42,8 @@ def export_torch(module: CompiledPosterior, path: str | Path, inputs: Tensor | N
         path: The file, usually ending in .pt2; an existing file is replaced.
         inputs: A batch of at least one example input, of the type and shape in use; may be left out if
             `module.example` is set.
+        dtype: Type of the inputs of the file, such as `torch.uint8` for images as they are stored; by default that of
+            the example. A file takes inputs of one type.
 
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported.
@@ -41,13 +54,15 @@ def export_torch(module: CompiledPosterior, path: str | Path, inputs: Tensor | N
         ['entropy', 'mean', 'mutual_information']
     """
     path = Path(path)
-    program = export_program(module, inputs)
+    program = export_program(module, inputs, dtype)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file)
     return path
 
 
-def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None) -> Path:
+def export_onnx(
+    module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None, *, dtype: torch.dtype | None = None
+) -> Path:
     """Write an ONNX file for batches of any size.
 
     The file has one input, `inputs`, and one output for each name in `module.output_names`.
@@ -56,6 +71,7 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
         module: The module to export.
         path: The file, usually ending in .onnx; an existing file is replaced.
         inputs: As in `export_torch`.
+        dtype: As in `export_torch`.
 
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported or is too large.
@@ -77,7 +93,7 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
             f"The weights take {size / 1e9:.1f} GB, and an ONNX file holds at most 2. Compile fewer draws, distil "
             "the posterior into one network, or use export_torch."
         )
-    program = export_program(module, inputs)
+    program = export_program(module, inputs, dtype)
     with _suppress_exporter_warnings():
         onnx_program = torch.onnx.export(program, input_names=[INPUT_NAME], dynamo=True, verbose=False)
     if onnx_program is None:
@@ -88,12 +104,15 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
     return path
 
 
-def export_program(module: CompiledPosterior, inputs: Tensor | None = None) -> ExportedProgram:
+def export_program(
+    module: CompiledPosterior, inputs: Tensor | None = None, dtype: torch.dtype | None = None
+) -> ExportedProgram:
     """Trace the module with `torch.export`.
 
     Args:
         module: The module to trace.
         inputs: As in `export_torch`.
+        dtype: As in `export_torch`.
 
     Raises:
         ValueError: The shape of the inputs is unknown, or torch cannot trace the network.
@@ -101,10 +120,11 @@ def export_program(module: CompiledPosterior, inputs: Tensor | None = None) -> E
     example = module.example if inputs is None else inputs
     if example is None:
         raise ValueError(
-            "The shape of the inputs is unknown, because the posterior was fitted to a loader: pass `inputs`, a "
+            "The shape of the inputs is unknown, or the network takes integers, such as tokens: pass `inputs`, a "
             "batch of at least one example."
         )
     device = next(module.networks.parameters()).device
+    example = convert_example(example, example.dtype if dtype is None else dtype)
     pair = torch.cat([example[:1], example[:1]]).to(device)  # torch.export turns a batch size of 1 into a constant
     check_deterministic(module, pair)
     try:
@@ -115,6 +135,19 @@ def export_program(module: CompiledPosterior, inputs: Tensor | None = None) -> E
             f"torch.export cannot trace this network with a batch of any size: {reason} Its forward pass must not "
             "depend on the values of tensors, nor on the number of examples."
         ) from error
+
+
+def convert_example(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inputs as another type; as integers, rounded to the range of the type.
+
+    Args:
+        inputs: Example inputs.
+        dtype: The type.
+    """
+    if not inputs.is_floating_point() or dtype.is_floating_point or dtype == torch.bool:
+        return inputs.to(dtype)
+    limits = torch.iinfo(dtype)
+    return inputs.round().clamp(limits.min, limits.max).to(dtype)
 
 
 @torch.no_grad()
@@ -167,8 +200,8 @@ def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor 
     if batch is None:
         raise ValueError("There is nothing to compare on: pass `inputs`, a batch of examples.")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    converted = batch.float() if session.get_inputs()[0].type == "tensor(float)" else batch
-    outputs = session.run(list(module.output_names), {INPUT_NAME: converted.cpu().numpy()})
+    batch = convert_example(batch, ONNX_TYPES.get(session.get_inputs()[0].type, batch.dtype))
+    outputs = session.run(list(module.output_names), {INPUT_NAME: batch.cpu().numpy()})
     device = next(module.networks.parameters()).device
     expected = module(batch.to(device))
     return max(

@@ -5,7 +5,7 @@ weights gets statistics of its own, estimated on stored batches of training inpu
 et al., NeurIPS 2019), which a cache keeps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -180,19 +180,7 @@ class NetworkSampler:
         else:
             batch = move_tensor(batch, device)
             batch = batch if transform is None else transform(batch)
-        return cast_floating(self._convert_integers(batch).to(device), self.dtype)
-
-    def _convert_integers(self, batch: Tensor) -> Tensor:
-        """Integers as floating numbers, for a network that was trained on those."""
-        trained_on = self.info.get("inputs")
-        if trained_on is None or batch.is_floating_point():
-            return batch
-        if trained_on == "floating" and batch.dtype == torch.uint8 and batch.ndim > 2:
-            raise ValueError(
-                "The inputs are uint8 images, and the network was trained on floating-point ones: convert and scale "
-                "them as in training, such as images.float() / 255."
-            )
-        return batch.to(self.dtype or torch.get_default_dtype())
+        return cast_floating(convert_integers(batch, self.info.get("inputs"), self.dtype).to(device), self.dtype)
 
     def sample_ids(self, num_draws: int, seed: int = 0) -> list[SampleId]:
         """Identifiers of the networks that a prediction averages, the same number for every training run.
@@ -322,15 +310,45 @@ def check_num_draws(num_draws: int) -> None:
         raise ValueError(f"A prediction takes at most a million draws, got num_draws={num_draws}.")
 
 
+def convert_integers(batch: Tensor, trained_on: str | None, dtype: torch.dtype | None) -> Tensor:
+    """Integers as floating numbers, for a network that was trained on those.
+
+    Args:
+        batch: A batch of inputs.
+        trained_on: Entry `inputs` of the metadata: "floating", or "converted" for integers that were converted.
+        dtype: Precision of the networks; None if they have several.
+
+    Raises:
+        ValueError: They are images as they are stored, and those of training were not.
+    """
+    if trained_on is None or batch.is_floating_point():
+        return batch
+    if trained_on == "floating" and batch.dtype == torch.uint8 and batch.ndim > 2:
+        raise ValueError(
+            "The inputs are uint8 images, and the network was trained on floating-point ones: convert and scale "
+            "them as in training, such as images.float() / 255."
+        )
+    return batch.to(dtype or torch.get_default_dtype())
+
+
+def get_floating_shape(info: Mapping[str, Any]) -> Sequence[int] | None:
+    """Shape of an example, where networks take floating numbers; None if it is unknown, or they take integers.
+
+    Args:
+        info: Metadata of the posterior.
+    """
+    return info.get("input_shape") or (info.get("example_shape") if info.get("inputs") else None)
+
+
 def make_example_inputs(sampler: NetworkSampler) -> Tensor | None:
     """Two random raw inputs with the shape, mean and standard deviation of the training data.
 
     They are float64 if float32 would round features by more than a thousandth of a standard deviation.
 
     Returns:
-        None if the shape is unknown, as for a posterior that was fitted to a loader.
+        None if the shape is unknown, or the network takes integers, such as tokens.
     """
-    shape = sampler.info.get("input_shape")
+    shape = get_floating_shape(sampler.info)
     if not shape:
         return None
     noise = torch.randn(2, *shape, generator=make_generator(Stream.EXAMPLE_INPUTS))

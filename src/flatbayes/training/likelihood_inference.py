@@ -15,7 +15,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
 from flatbayes.training.initial_noise import start_at_residuals
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import format_empty_loader
+from flatbayes.training.loader_pass import convert_integers, format_empty_loader
 from flatbayes.training.model_builder import ModelFactory, make_adapted_builder, make_model_builder
 
 ADVICE = (
@@ -113,12 +113,14 @@ def count_outputs(model: nn.Module | ModelFactory, inputs: Any, output: OutputSe
         make_model_builder(model, {}, get_inputs), get_inputs, output
     )
     network = build().eval()
-    with torch.no_grad():
-        try:
-            outputs = network(cast_inputs(network, inputs))
-        except (RuntimeError, TypeError, IndexError) as error:
-            raise ValueError(f"The network cannot be called with the first batch: {error}") from error
-    return int(outputs[0].numel())
+    errors = list[Exception]()
+    for candidate in (inputs, convert_integers(inputs)):  # as `check_loader_inputs` converts them
+        with torch.no_grad():
+            try:
+                return int(network(cast_inputs(network, candidate))[0].numel())
+            except (RuntimeError, TypeError, IndexError) as error:
+                errors.append(error)
+    raise ValueError(f"The network cannot be called with the first batch: {errors[0]}") from errors[0]
 
 
 def is_class_index(targets: Tensor) -> bool:
