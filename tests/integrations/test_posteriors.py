@@ -44,7 +44,7 @@ transformers = pytest.importorskip("transformers")
 
 from flatbayes.integrations.lightning import FlatCallback  # noqa: E402
 from flatbayes.integrations.lightning_checks import check_steps  # noqa: E402
-from flatbayes.integrations.tracker import TrackerConfig  # noqa: E402
+from flatbayes.integrations.tracker_config import TrackerConfig  # noqa: E402
 from flatbayes.integrations.transformers import FlatTrainer  # noqa: E402
 
 SIZE, BATCHES, EPOCHS = 8, 3, 2

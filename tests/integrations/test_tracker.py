@@ -6,7 +6,8 @@ from torch import nn
 from flatbayes.core import TrainingProgress
 from flatbayes.flatness import Plain
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
-from flatbayes.integrations.tracker import TrackerConfig, TrainingTracker
+from flatbayes.integrations.tracker import TrainingTracker
+from flatbayes.integrations.tracker_config import TrackerConfig
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior

@@ -37,8 +37,8 @@ from flatbayes.integrations.tracker import (
     copy_batch,
     count_optimizer_steps,
     is_single_pass,
-    make_tracker_config,
 )
+from flatbayes.integrations.tracker_config import make_tracker_config
 from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state, save_tracker_state
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
