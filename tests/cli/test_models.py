@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import shlex
 import sys
 from types import ModuleType
 
@@ -50,10 +52,20 @@ def unannotated(width=3):
     return Net(width)
 
 
+class Untyped(Net):
+    def __init__(self, width, num_classes, *, norm):
+        super().__init__(width, num_classes)
+        assert isinstance(norm, list)
+
+
+def untyped_function(width, num_classes):
+    return Net(width, num_classes)
+
+
 @pytest.fixture(autouse=True)
 def _vision(tmp_path, monkeypatch):
     module = ModuleType("some_vision")
-    for thing in (Net, net161, unannotated):
+    for thing in (Net, net161, unannotated, Untyped, untyped_function):
         monkeypatch.setattr(thing, "__module__", "some_vision")
         setattr(module, thing.__name__, thing)
     monkeypatch.setitem(sys.modules, "some_vision", module)
@@ -82,6 +94,24 @@ def test_arguments_are_passed_to_the_class(tmp_path):
     assert main(["fit", *TINY, "--model", "some_vision.Net", "--model.width", "7", "--out", "run"]) == 0
     weights = FittedPosterior.load("run", Net(7, 10)).states[0].model.state_dict()
     assert weights["classifier.weight"].shape == (10, 7)
+
+
+@pytest.mark.parametrize(
+    "options", [["some_vision.Untyped", "--model.norm", "[1, 2]"], ["some_vision.untyped_function"]], ids=str
+)
+def test_arguments_without_a_type_are_read_as_yaml(options, tmp_path, capsys):
+    folder = tmp_path / "my run"
+    arguments = ["fit", *TINY, "--model", *options, "--model.width", "5", "--out", str(folder)]
+    assert main(["fit", *TINY, "--model", options[0], "--out", str(folder)]) == 2
+    help_command = re.search(r"Its options: flatbayes (.*)\.", capsys.readouterr().err)[1]
+    with pytest.raises(SystemExit, match="0"):
+        main(shlex.split(help_command))
+    assert re.search(r"--model.width.* \(must be given", capsys.readouterr().out)
+    assert main(arguments) == 0
+    assert FittedPosterior.load(folder, lambda **kwargs: Net(5, 10)).states[0].model.classifier.in_features == 5
+    # What is printed as the next command runs, with spaces in paths and a model that is not part of flatbayes.
+    command = re.search(r"next +flatbayes (.*)", capsys.readouterr().out)[1]
+    assert main(shlex.split(command)) == 0
 
 
 def test_new_head_depends_on_the_seed():

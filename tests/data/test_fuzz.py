@@ -48,5 +48,5 @@ def test_formats_that_start_programs_are_refused(tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "EPS")
     (tmp_path / "a.png").write_bytes(stream.getvalue())
-    with pytest.raises(ValueError, match=r"a\.png is not an image that can be read"):
+    with pytest.raises(ValueError, match=r"a\.png is not an image that can be read: its content has no format"):
         list(read_inputs(tmp_path, (3, 8, 8), ()))

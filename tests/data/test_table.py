@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -207,12 +209,20 @@ class TestColumnsOfAnIndex:
         with pytest.warns(UserWarning, match="Column '' of .* is left out: it is empty"):
             assert Table(path=csv("a,y,\n1,x,\n2,z,\n"), target="y").read().feature_names == ("a",)
 
-    @pytest.mark.parametrize("first", [0, 1])
+    @pytest.mark.parametrize("first", [0, 10001])
     def test_a_column_that_counts_the_rows_is_used_with_a_warning(self, csv, first):
         text = "id,a,y\n" + "".join(f"{row + first},{row / 7},{row % 2}\n" for row in range(20))
         with pytest.warns(UserWarning, match=r"Column 'id' of .* counts the rows.*ignore=\('id',\)"):
             assert Table(path=csv(text), target="y").read().feature_names == ("id", "a")
         assert Table(path=csv(text), target="y", ignore=["id"]).read().feature_names == ("a",)
+
+    @pytest.mark.parametrize(
+        ("name", "warns"), [("customer_id", True), ("userId", True), ("ID", True), ("paid", False)]
+    )
+    def test_a_column_of_ids_is_used_with_a_warning(self, csv, name, warns):
+        text = f"{name},y\n" + "".join(f"{7 * row % 20 + 100},{row % 2}\n" for row in range(20))
+        with pytest.warns(DataWarning, match=f"'{name}' .* another number in each row") if warns else nullcontext():
+            assert Table(path=csv(text), target="y").read().feature_names == (name,)
 
     def test_the_index_can_be_the_target(self, tmp_path):
         self.FRAME.set_index("y").to_parquet(tmp_path / "t.parquet")

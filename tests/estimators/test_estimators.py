@@ -183,7 +183,7 @@ def test_images():
 
 def test_invalid_data_raise(iris):
     X, y = iris
-    with pytest.raises(ValueError, match="at least 2 classes, got 1 class"):
+    with pytest.raises(ValueError, match="at least 2 classes, got 1 class, '0'"):
         FlatBayesClassifier(**SMALL).fit(X, np.zeros(150, dtype=int))
     with pytest.raises(ValueError, match="nothing to learn"):
         FlatBayesRegressor(**SMALL).fit(X, np.zeros(150))

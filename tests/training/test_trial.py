@@ -1,6 +1,7 @@
 """What torch cannot do with a network is said before the first step; the trial that finds it leaves no trace."""
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -93,6 +94,15 @@ def test_errors_with_words_of_their_own_are_passed_on(error):
 
     with pytest.raises(type(error), match=str(error)):
         fit(Raises(64, 3), loader(), MAP(), SAM(), CONFIG, likelihood=Categorical(3))
+
+
+@pytest.mark.parametrize(("last", "warns"), [(nn.Softmax(-1), True), (nn.ReLU(), False), (nn.LogSoftmax(-1), False)])
+def test_probabilities_instead_of_logits_give_a_warning(last, warns):
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    network = nn.Sequential(nn.Linear(3, 2), last)
+    with pytest.warns(UserWarning, match="probabilities") if warns else nullcontext():
+        fit(network, (x, y), MAP(), config={"epochs": 1})
+    fit(network, (x, torch.rand(40, 1)), MAP(), config={"epochs": 1})  # mean and scale of a number
 
 
 @pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])

@@ -14,7 +14,12 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
-from flatbayes.cli.class_signatures import LIST_OPTION, OPTIMIZER_OPTION, resolve_default_optimizer
+from flatbayes.cli.class_signatures import (
+    LIST_OPTION,
+    OPTIMIZER_OPTION,
+    resolve_default_optimizer,
+    shorten_class_path,
+)
 from flatbayes.cli.class_text import list_columns, read_class_text, read_scalar
 from flatbayes.cli.config_files import read_config_file
 from flatbayes.cli.models import check_model_path
@@ -256,7 +261,7 @@ class _CommandLine:
             )
         return (
             f"{path.rpartition('.')[2]} needs --{option}.{name}. Its options: flatbayes {self.table.verb} "
-            f"--{option}.help {path.rpartition('.')[2]}."
+            f"--{option}.help {shorten_class_path(path)}."
         )
 
     def _describe(self, name: str, hint: Any, is_class: bool) -> str:

@@ -12,6 +12,7 @@ from flatbayes.calibration import ConformalScore, fit_abstention, fit_conformal
 from flatbayes.calibration import scores as score_types
 from flatbayes.calibration.maps import CalibrationMethod
 from flatbayes.cli.artifacts import console, explain_entry, load_on_device, load_run_data, load_source
+from flatbayes.cli.models import format_run_command
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.cli.predict import add_input_options, make_input_reader
@@ -147,7 +148,8 @@ def _print_report(folder: Path, fitted: FittedPosterior, thresholds: Thresholds,
     lines.append(f"thresholds from {num_examples} examples of {thresholds.source}; saved in {folder}")
     level = next(iter(thresholds.conformal), None)
     option = "" if level is None else f" --conformal {level}"
-    lines.append(f"next     flatbayes predict {folder} --input FILE --output FILE{option}")
+    command = format_run_command("predict", folder, fitted.info, f" --input FILE --output FILE{option}")
+    lines.append(f"next     {command}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -1,12 +1,15 @@
 """Verb `check`: self-checks of a fitted posterior on the data of its run."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.checks import CheckReport
 from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source
+from flatbayes.cli.models import format_run_command
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.experiments.run_folder import RunFolder
@@ -47,15 +50,16 @@ def run(options: Namespace) -> None:
     console.print(report.summary(), highlight=False, soft_wrap=True, markup=False)
 
 
-def print_failures(report: CheckReport, folder: Path) -> None:
+def print_failures(report: CheckReport, folder: Path, info: Mapping[str, Any]) -> None:
     """Print how many checks passed, and a line for each that failed.
 
     Args:
         report: The report.
         folder: Folder of the run, for the command that explains more.
+        info: Metadata of the posterior.
     """
     lines = [f"checks   {report.describe()}", *(f"         {line}" for line in report.format_failures())]
     lines += [f"         {note}" for note in report.notes]
     if report.failed:
-        lines.append(f"         all findings: flatbayes check {folder}")
+        lines.append(f"         all findings: {format_run_command('check', folder, info)}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)

@@ -61,6 +61,11 @@ class ClassSignature:
         return cls({p.name: reduce_hint(hints.get(p.name)) for p in named}, required, is_open)
 
 
+def shorten_class_path(path: str) -> str:
+    """The name of a class of flatbayes or torch, which the command line takes; the dotted path of any other."""
+    return path.rpartition(".")[2] if path.partition(".")[0] in ("flatbayes", "torch") else path
+
+
 def explain_unknown_argument(path: str, signature: ClassSignature, name: str, written: str) -> str:
     """What is wrong with the name of an argument of a class, and which arguments it has.
 

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -19,6 +20,7 @@ from flatbayes.cli.signals import make_streams_safe, record_interrupts
 from flatbayes.core.console import PlainConsole
 from flatbayes.experiments.folder_lock import unlock_folders
 
+PACKAGE_FOLDER = Path(__file__).parents[1]
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
 """Exit code of a command that a signal ended, less the number of the signal."""
@@ -161,10 +163,11 @@ def _report_interrupt(parser: ArgumentParser, error: BaseException, interrupts: 
 def _show_warning(
     parser: ArgumentParser, message: Warning | str, category: type[Warning], filename: str, lineno: int, *options: Any
 ) -> None:
-    """Print warnings about data and training without the place in the code; others as Python does."""
+    """Print the warnings of flatbayes without the place in the code; others as Python does."""
     names = {"flatbayes.data.checks": "DataWarning", "flatbayes.training.loop": "DivergenceWarning"}
     names["flatbayes.reference.density"] = "ReferenceWarning"
-    if issubclass(category, tuple(_get_loaded_class(module, name) for module, name in names.items())):
+    is_named = issubclass(category, tuple(_get_loaded_class(module, name) for module, name in names.items()))
+    if is_named or (category is UserWarning and Path(filename).is_relative_to(PACKAGE_FOLDER)):
         _print_error(parser, f"note: {message}")
     else:
         print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)  # noqa: T201

@@ -128,14 +128,14 @@ def evaluate_run(
         console.print(f"calibration: {fitted.calibration.describe()}", highlight=False, soft_wrap=True)
     if regions_text:
         console.print(regions_text, highlight=False, soft_wrap=True, markup=False)
-    print_failures(report, folder.path)
+    print_failures(report, folder.path, fitted.info)
     num_results = 0
     with tolerate_read_only():
         num_results = folder.add_result(result)
     if num_results > 1:
         console.print(
-            f"{folder.path / RESULTS_FILE} has {num_results} results on the {split_name} split, with different "
-            "num_draws or seeds; each has its settings.",
+            f"{folder.path / RESULTS_FILE} has {num_results} results on the {split_name} split, of different "
+            "settings (num_draws, seed, precision, calibration); each has its own.",
             highlight=False,
             soft_wrap=True,
         )

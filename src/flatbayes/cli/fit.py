@@ -11,7 +11,7 @@ from flatbayes.cli.aliases import list_names
 from flatbayes.cli.artifacts import console, load_on_cpu, load_on_device
 from flatbayes.cli.evaluate import evaluate_run
 from flatbayes.cli.help_text import describe_axes
-from flatbayes.cli.models import build_with_new_head
+from flatbayes.cli.models import build_with_new_head, format_run_command
 from flatbayes.cli.options import (
     add_changed_data_option,
     add_output_options,
@@ -189,9 +189,8 @@ def run(options: Namespace) -> None:
     for name in ("radius", "prior"):
         if name in fitted.info:
             console.print(f"{name:8} {fitted.info[name]['reason']}", highlight=False, soft_wrap=True)
-    console.print(
-        f"saved    {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
-    )
+    command = format_run_command("evaluate", folder.path, fitted.info)
+    console.print(f"saved    {folder.path}\nnext     {command}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _load_finished(folder: RunFolder, model_path: str) -> FittedPosterior | None:
@@ -217,7 +216,9 @@ def _get_model_path(model: Any) -> str:
 
 def _describe_interruption(stop: Interrupted, folder: Path) -> str:
     ability = (
-        f"it cannot predict yet: {stop.missing}" if stop.missing else f"it can predict: flatbayes evaluate {folder}"
+        f"it cannot predict yet: {stop.missing}"
+        if stop.missing
+        else f"it can predict: {format_run_command('evaluate', folder, stop.fitted.info)}"
     )
     start = (
         "starts again, since there is no checkpoint"

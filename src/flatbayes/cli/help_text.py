@@ -9,7 +9,8 @@ from textwrap import fill
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.aliases import CLASS_OPTIONS, list_names
-from flatbayes.cli.class_signatures import LIST_OPTION
+from flatbayes.cli.class_signatures import DATA_ARGUMENTS, LIST_OPTION, shorten_class_path
+from flatbayes.core.spec import import_object
 
 METHOD_OPTIONS = ("posterior", "posteriors", "flatness")
 """Options whose classes are listed with their descriptions."""
@@ -50,24 +51,39 @@ def describe_axes(verb: str, posterior_option: str) -> str:
     )
 
 
-def print_class_help(parser: ArgumentParser, arguments: list[str], option: str, name: str) -> Namespace:
+def describe_parameters(path: str) -> str:
+    """A line for each parameter of a function that builds a network."""
+    lines = []
+    for name, parameter in inspect.signature(import_object(path)).parameters.items():
+        if name in DATA_ARGUMENTS or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = "must be given" if parameter.default is parameter.empty else f"default: {parameter.default!r}"
+        lines.append(f"  --model.{name}  ({default})")
+    return "\n".join([f"{path}:", *lines]) if lines else f"{path} has no options."
+
+
+def print_class_help(parser: ArgumentParser, arguments: list[str], option: str, path: str) -> Namespace:
     """Parse a command line that asks for the options of a class, with a usage line of this program.
 
     Args:
         parser: Parser of the command.
         arguments: The command line, the verb first, with an option that ends in `.help`.
         option: The option whose class is described.
-        name: Name of the class; empty for the names of all classes.
+        path: Name or dotted path of the class or function; empty for the names of all classes.
 
     Raises:
         SystemExit: The help was printed.
     """
+    name = shorten_class_path(path)
     if not name:
         print(list_methods(option) if option in METHOD_OPTIONS else ", ".join(list_names(option)))  # noqa: T201
         raise SystemExit(0)
     usage = f"flatbayes {arguments[0]} --{option} {name} [--{option}.OPTION VALUE ...]"
     if option == LIST_OPTION:
         usage = f'flatbayes {arguments[0]} --{option} "[{name}(OPTION=VALUE, ...), ...]"'
+    if option == "model" and "." in name and inspect.isfunction(import_object(path)):  # the parser describes classes
+        print(f"usage: {usage}\n\n{describe_parameters(path)}")  # noqa: T201
+        raise SystemExit(0)
     output = StringIO()
     try:
         with redirect_stdout(output):

@@ -151,7 +151,9 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parse_options(parser, arguments)  # the parser prints help or version, and ends the program
     from flatbayes.cli.aliases import resolve_arguments
     from flatbayes.cli.arguments import normalize_arguments
+    from flatbayes.cli.class_signatures import shorten_class_path
     from flatbayes.cli.help_text import print_class_help
+    from flatbayes.cli.models import check_model_path
 
     parser, verb_parser = _get_parsers(verb)
     arguments = [verb, *normalize_arguments(verb, verb_parser, arguments[1:])]
@@ -159,7 +161,9 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     requested = next((argument[2:] for argument in resolved if re.match(r"--[\w.]+\.help\b", argument)), None)
     if requested is not None:
         option, _, path = requested.partition("=")
-        print_class_help(parser, resolved, option.removesuffix(".help"), path.rpartition(".")[2])
+        if option == "model.help" and "." in shorten_class_path(path):
+            check_model_path(path)  # gives untyped parameters a type
+        print_class_help(parser, resolved, option.removesuffix(".help"), path)
     options = parse_options(parser, resolved)
     if options[options.subcommand].get("init"):  # known only after parsing, since a file may set it
         verb_parser = load_verb(verb).make_parser()

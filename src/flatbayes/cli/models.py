@@ -2,8 +2,9 @@
 
 import importlib
 import inspect
+import shlex
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,8 @@ MAX_LISTED_NAMES = 12
 def check_model_path(path: str) -> str:
     """The dotted path of a model, after it was imported; a name without dots is returned as it is.
 
-    A function without a return annotation gets one, by which the parser recognises that it builds a network.
+    A function without a return annotation gets one, by which the parser recognises that it builds a network, and
+    so do parameters without one.
 
     Raises:
         ValueError: It cannot be imported, or builds no network; the message has the reason.
@@ -55,7 +57,24 @@ def check_model_path(path: str) -> str:
         raise ValueError(f"{path} {kind}: --model takes a class, or a function that builds a network.")
     if inspect.isfunction(target):
         target.__annotations__.setdefault("return", nn.Module)
+    annotate_parameters(target if inspect.isfunction(target) else target.__init__)
     return path
+
+
+def annotate_parameters(function: Any) -> None:
+    """Give the parameters of a user's function that have neither an annotation nor a default the type Any.
+
+    The parser refuses such parameters; with Any, it reads their values as YAML.
+
+    Args:
+        function: A function that builds a network, or `__init__` of its class.
+    """
+    if not inspect.isfunction(function):
+        return
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for name, parameter in list(inspect.signature(function).parameters.items()):
+        if name != "self" and parameter.kind in kinds and parameter.default is parameter.empty:
+            function.__annotations__.setdefault(name, Any)
 
 
 def list_module_classes(module: ModuleType) -> list[str]:
@@ -141,6 +160,23 @@ def bind_artifact_model(folder: Path, data_arguments: Collection[str]) -> "parti
         bind=True,
     )
     return factory
+
+
+def format_run_command(verb: str, folder: Path, info: Mapping[str, Any], options: str = "") -> str:
+    """A command on a run that a shell can take: `flatbayes evaluate 'runs/my run' --model nets.Net`.
+
+    Args:
+        verb: The verb.
+        folder: Folder of the run.
+        info: Metadata of its posterior, with the model, which must be named if it is not part of flatbayes.
+        options: Further options.
+    """
+    spec = info.get("model")
+    path = str(spec.get("class_path")) if isinstance(spec, dict) else "flatbayes.models."
+    if path == class_path(build_with_new_head) and isinstance(spec, dict):
+        path = str(spec.get("init_args", {}).get("path"))
+    model = "" if path.startswith("flatbayes.models.") else f" --model {path}"
+    return f"flatbayes {verb} {shlex.quote(str(folder))}{model}{options}"
 
 
 def rebuild_model(spec: Any, path: str | None, trusted: Collection[str]) -> "partial[nn.Module] | None":

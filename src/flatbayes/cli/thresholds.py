@@ -4,6 +4,7 @@
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ class Thresholds:
         """
         path = folder / THRESHOLDS_FILE
         if not path.is_file():
-            raise ValueError(f"{folder} has no thresholds yet. Compute them: flatbayes calibrate {folder}.")
+            command = f"flatbayes calibrate {shlex.quote(str(folder))}"
+            raise ValueError(f"{folder} has no thresholds yet. Compute them: {command}.")
         data = read_json(path)
         try:
             rules = {
@@ -90,12 +92,13 @@ class Thresholds:
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is damaged ({type(error).__name__}: {error}). Write it again: flatbayes calibrate {folder}."
+                f"{path} is damaged ({type(error).__name__}: {error}). Write it again: "
+                f"flatbayes calibrate {shlex.quote(str(folder))}."
             ) from error
         if thresholds.calibration != fitted.info.get("calibration"):
             raise ValueError(
                 f"{path} was computed for another calibration than that of the posterior. Compute both again: "
-                f"flatbayes calibrate {folder}."
+                f"flatbayes calibrate {shlex.quote(str(folder))}."
             )
         return thresholds
 

@@ -1,5 +1,6 @@
 """Verb `tune`: hyperparameters, by default rho, by a metric on validation data."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,8 +132,9 @@ def run(options: Namespace) -> None:
     console.print(_trials_table(tuned))
     for note in tuned.notes:
         console.print(note, highlight=False, soft_wrap=True)
+    path = shlex.quote(str(folder / TUNED_CONFIG_FILE))
     console.print(
-        f"best     {tuned.best_name}\nnext     flatbayes fit --config {folder / TUNED_CONFIG_FILE} --out FOLDER",
+        f"best     {tuned.best_name}\nnext     flatbayes fit --config {path} --out FOLDER",
         highlight=False,
         soft_wrap=True,
     )

@@ -251,7 +251,8 @@ def choose_output(outputs: Any, name: str) -> str | int:
     shown += " beside nested outputs" if holds_more else ""
     raise ValueError(
         f"The network {name} returned a {type(outputs).__name__} of {len(tensors)} {noun}: {shown}. Name the output "
-        f"to use: output={tensors[0]!r}."
+        f"to use: output={tensors[0]!r} (on the command line, give a network, or a function that builds one, which "
+        "returns this tensor alone)."
     )
 
 

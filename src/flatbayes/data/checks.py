@@ -19,7 +19,10 @@ MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
 FEW_VALUES = 2**12
 """Up to this number of values each is checked, in fewer operations than their extremes take."""
-REGRESSION_ADVICE = "for numbers set the option task of the data to regression, or pass likelihood=Gaussian to fit"
+REGRESSION_ADVICE = (
+    "for numbers set the option task of the data to regression (on the command line, --data.task regression), or "
+    "pass likelihood=Gaussian to fit"
+)
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
 

@@ -195,7 +195,8 @@ def _decode_picture(picture: PillowImage, image: EncodedImage, layout: ImageLayo
         raise ValueError(
             f"{name} is {height} x {width} pixels (height x width), and {layout.height} x "
             f"{layout.width} were expected, as for the others. Scale all images to one size; for a "
-            "dataset, the option size does so."
+            f"dataset, the option size does so: size={layout.height} (on the command line, --data.size "
+            f"{layout.height})."
         )
     mode = "L" if layout.channels == 1 else "RGB"
     with wrap_decode_errors(name):
@@ -282,9 +283,11 @@ def open_image(image: EncodedImage) -> PillowImage:
         ImportError: Pillow is not installed.
     """
     with require_package("data"):
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     name, content = image
     try:
         return Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
     except Exception as error:  # Pillow's decoders raise exceptions of many types for damaged files
-        raise ValueError(f"{name} is not an image that can be read: {error}. Replace it or leave it out.") from error
+        # The message of Pillow on an unknown format is only the address of the buffer.
+        reason = "its content has no format of an image" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} is not an image that can be read: {reason}. Replace it or leave it out.") from error

@@ -27,6 +27,9 @@ from flatbayes.data.table_file import TableFile, require_unique_columns
 MIN_ROWS_OF_INDEX = 10
 """Fewest rows in which a column that counts them is noticed."""
 
+NAME_OF_ID = re.compile(r"(?:^|[_ .-])id$|^id(?:[_ .-]|$)|[a-z]I[dD]$|^ID$|_ID$")
+"""Names of columns of whole numbers that identify examples."""
+
 MAX_USUAL_CLASSES = 20
 """Most classes that are whole numbers without a note on `task`."""
 
@@ -150,18 +153,21 @@ def drop_unnamed_columns(table: ArrowTable, names: Sequence[str], path: Path) ->
 
 
 def warn_of_counters(table: ArrowTable, names: Sequence[str], path: Path) -> None:
-    """Warn of features that count the rows of a file from 0 or 1 on: they say how the file is sorted."""
+    """Warn of features that count the rows of a file, which say how it is sorted, or number its examples as an id."""
     with require_package("data"):
         from pyarrow import types
     if len(table) < MIN_ROWS_OF_INDEX:
         return
     for name in names:
         column = table.column(name)
-        if not types.is_integer(column.type) or column.null_count or column[0].as_py() not in (0, 1):
+        if not types.is_integer(column.type) or column.null_count:
             continue
-        if np.array_equal(column.to_numpy(), np.arange(len(column)) + column[0].as_py()):
+        values = column.to_numpy()
+        is_counter = bool(np.all(np.diff(values) == 1))
+        if is_counter or (NAME_OF_ID.search(name) and len(np.unique(values)) == len(values)):
+            fault = "counts the rows" if is_counter else "has another number in each row"
             warnings.warn(
-                f"Column {name!r} of {path} counts the rows, and is used as a feature. If it is an index, leave it "
+                f"Column {name!r} of {path} {fault}, and is used as a feature. If it is an index or an id, leave it "
                 f"out: ignore=({name!r},) (on the command line, --data.ignore [{name}]).",
                 category=DataWarning,
                 stacklevel=4,

@@ -103,7 +103,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"A classifier needs at least 2 classes, got 1 class, {self.classes_[0]!r}.")
+            raise ValueError(f"A classifier needs at least 2 classes, got 1 class, {str(self.classes_[0])!r}.")
         names = tuple(map(str, self.classes_))
         features = getattr(self, "feature_names_in_", None)
         targets = torch.from_numpy(labels).long()

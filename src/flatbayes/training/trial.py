@@ -17,6 +17,7 @@ from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
 from flatbayes.training.engine import Engine, place_module
@@ -45,7 +46,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     """
     if fabric.world_size > 1:
         return
-    stage, network = "the first step", None
+    stage, network, logits = "the first step", None, list[object]()
     try:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
@@ -66,7 +67,10 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             def closure() -> Tensor:
                 engine.zero_grad()
                 x, y = subset_batch(inputs, targets)
-                loss = loss_fn(engine.network(x), y)
+                outputs = engine.network(x)
+                if isinstance(factory.likelihood, Categorical):
+                    logits.append(outputs)
+                loss = loss_fn(outputs, y)
                 engine.backward(loss)
                 return loss.detach()
 
@@ -100,6 +104,30 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             f"{stage} ends in {type(error).__name__}: {error}"
             f"{describe_dtypes(network, example, factory.config.precision.mode)}"
         ) from error
+    if logits:
+        warn_of_probabilities(logits[0])
+
+
+def warn_of_probabilities(outputs: object) -> None:
+    """Warn of outputs for classes that are probabilities: the loss takes logits.
+
+    Args:
+        outputs: Output of the network for a few examples.
+    """
+    if (
+        not isinstance(outputs, Tensor)
+        or outputs.ndim != 2
+        or outputs.shape[1] < 2
+        or not outputs.is_floating_point()
+    ):
+        return
+    values = outputs.detach().float()
+    if (values >= 0).all() and torch.allclose(values.sum(1), torch.ones(len(values)).to(values), atol=1e-3):
+        warnings.warn(
+            "The outputs of the network are probabilities: they are positive and sum to 1. The loss applies a softmax"
+            " to them once more, so that no prediction is certain. Leave out the softmax at the end of the network.",
+            stacklevel=2,
+        )
 
 
 def describe_dtypes(network: nn.Module | None, inputs: ModelInputs, mode: str) -> str:
