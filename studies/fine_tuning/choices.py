@@ -53,7 +53,10 @@ def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str
         best = ", ".join(f"{name} {rho:g}" for name, rho in record["best_by_method"].items())
         lines.append(f"| {labels.describe(setting)} | " + " | ".join(cells) + f" | {best} |")
     num_plain = sum(_find_best(setting["selection"]) == 0 for setting in chosen)
-    lines += ["", f"Plain training has the lowest validation NLL in {num_plain} of {len(chosen)} settings."]
+    lines += [
+        "",
+        f"With all epochs, plain training has the lowest validation NLL in {num_plain} of {len(chosen)} settings.",
+    ]
     return "\n".join(lines + render_choices_of_epochs(chosen, labels))
 
 

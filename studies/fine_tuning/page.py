@@ -33,14 +33,14 @@ def write_page(path: Path, summary: Mapping[str, Any], labels: Labels) -> None:
 
 
 def render_tables(summary: Mapping[str, Any], labels: Labels) -> str:
-    """Overview, choices of the radius, and the tables of every setting.
+    """Overview, counts, choices, and the tables of every setting.
 
     Args:
         summary: What `summarize_trainings` returned.
         labels: Words of the study.
     """
     settings = summary["settings"]
-    sections = [render_headline(summary, labels), render_overview(settings, labels), render_choices(settings, labels)]
+    sections = [render_overview(settings, labels), render_headline(summary, labels), render_choices(settings, labels)]
     sections += [*(render_setting(setting, labels) for setting in settings), render_worth(summary, labels)]
     environment = summary["environment"]
     names = [name for name in ("torch", *labels.packages) if name in environment]
@@ -78,7 +78,9 @@ def render_overview(settings: Sequence[Mapping[str, Any]], labels: Labels) -> st
     metrics = [name for name in OVERVIEW_METRICS if name in labels.metrics]
     lines = [
         "Plain → flat, mean over posteriors; below it for how many posteriors the 95 % interval of the difference "
-        "says that flat is better, neither, or plain:",
+        "says that flat is better, neither, or plain. All but the accuracy are better when lower. *NLL, scaled* is "
+        "that after temperature scaling; *AURC*, the area under the risk-coverage curve, tells how well errors "
+        "are ranked.",
         "",
         "| setting | seeds | validation data prefer | "
         + " | ".join(labels.metrics[metric] for metric in metrics)

@@ -126,7 +126,7 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     text = page.read_text(encoding="utf-8")
     assert f"{rows['MAP', 'nll']['plain']:.3f} → {rows['MAP', 'nll']['flat']:.3f}" in text
     num_plain = int(not read_json(tmp_path / "head-4" / "selection.json")["is_flat_better"])
-    assert f"Plain training has the lowest validation NLL in {num_plain} of 1 settings" in text
+    assert f"plain training has the lowest validation NLL in {num_plain} of 1 settings" in text
     assert text.endswith("after\n")
 
 
