@@ -12,10 +12,10 @@ from typing import Any
 
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
-from studies.fine_tuning.choices import find_preferred, find_val_nlls
+from studies.fine_tuning.choices import find_gradient_ratio, find_preferred, find_val_nlls
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-MAIN_METRICS = ("accuracy", "nll", "ece")
+MAIN_METRICS, OTHER_METRICS = ("accuracy", "nll", "ece"), ("nll_calibrated", "aurc")
 SENTENCES = {"full": "all weights", "lora": "adapters (LoRA)"}
 IMAGES = {"head": "the last layer", "block": "the last block", "all": "all weights"}
 
@@ -43,19 +43,21 @@ def render_setting(setting: Mapping[str, Any]) -> str:
     lines = [
         f"MiniLM on {setting['size']:,} sentences of SST-2, {SENTENCES[setting['trained']]}, plain → flat, mean over "
         f"{seeds} seeds. {describe_choices(setting)} Both choices are made on validation sentences, which prefer "
-        f"{find_preferred(setting)} training (NLL {plain_nll:.2f} plain, {flat_nll:.2f} flat).",
+        f"{find_preferred(setting)} training (NLL {plain_nll:.3f} plain, {flat_nll:.3f} flat). Flat training takes "
+        f"{find_gradient_ratio(setting):.1f} times the gradients.",
         "",
-        "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE | NLL after temperature scaling |",
-        "|---|---|---|---|---|---|",
+        "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE | NLL after temperature scaling | AURC |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in names:
-        accuracy, nll, ece, scaled = (rows[name, metric] for metric in (*MAIN_METRICS, "nll_calibrated"))
+        accuracy, nll, ece, scaled, ranking = (rows[name, metric] for metric in (*MAIN_METRICS, *OTHER_METRICS))
         cells = [
             format_pair(accuracy, ".1f", 100),
-            format_pair(nll, ".2f"),
+            format_pair(nll, ".3f"),
             format_difference(nll),
             format_pair(ece, ".3f"),
             format_pair(scaled, ".3f"),
+            format_pair(ranking, ".3f"),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     p_values = [row["p_holm"] for row in rows.values() if row["p_holm"] is not None]
@@ -98,10 +100,10 @@ def render_equal_length(setting: Mapping[str, Any]) -> str:
 
 def format_difference(row: Mapping[str, Any]) -> str:
     """Difference of the means and its interval."""
-    text = f"{row['difference']:+.2f}"
+    text = f"{row['difference']:+.3f}"
     if row["interval"] is not None:
         low, high = row["interval"]
-        text += f" [{low:+.2f}, {high:+.2f}]"
+        text += f" [{low:+.3f}, {high:+.3f}]"
     return text.replace("-", "−")
 
 

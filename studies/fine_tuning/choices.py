@@ -33,6 +33,17 @@ def find_preferred(setting: Mapping[str, Any]) -> str:
     return "flat" if flat < plain else "plain"
 
 
+def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
+    """Gradients of the flat twin divided by those of the plain one; SAM takes two in a step.
+
+    Args:
+        setting: Summary of a setting.
+    """
+    epochs = setting["selection_epochs"] or {}
+    plain, flat = (epochs[twin]["epochs"] if twin in epochs else setting["epochs"] for twin in ("plain", "flat"))
+    return 2 * float(flat) / float(plain)
+
+
 def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str:
     """The validation NLL of every radius, and the chosen one."""
     chosen = [setting for setting in settings if setting["selection"]]
@@ -119,6 +130,6 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
         )
     plain_nll, flat_nll = find_val_nlls(setting)
     return (
-        f"{text} Validation data prefer {find_preferred(setting)} training: NLL, mean over posteriors, "
+        f"{text} Flat training takes {find_gradient_ratio(setting):.1f} times the gradients. Validation data prefer {find_preferred(setting)} training: NLL, mean over posteriors, "
         f"{plain_nll:.3f} plain and {flat_nll:.3f} flat."
     )
