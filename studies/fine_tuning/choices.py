@@ -131,5 +131,5 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
     plain_nll, flat_nll = find_val_nlls(setting)
     return (
         f"{text} Flat training takes {find_gradient_ratio(setting):.1f} times the gradients. Validation data prefer "
-        f"{find_preferred(setting)} training: NLL, mean over posteriors, {plain_nll:.3f} plain and {flat_nll:.3f} flat."
+        f"{find_preferred(setting)} training: NLL, mean over posteriors, {plain_nll:.3f} plain, {flat_nll:.3f} flat."
     )
