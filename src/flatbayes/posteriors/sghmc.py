@@ -23,7 +23,6 @@ deviation 4e-6 falling to 5e-7; that is `presets.NEAR_NOISELESS_SGLD`, a nearly 
 """
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale
+from flatbayes.posteriors.draw_options import AutoFloat, check_scale
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -41,24 +40,20 @@ from flatbayes.posteriors.optimization import (
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
-from flatbayes.posteriors.requirements import SnapshotRequirements, Trajectory
+from flatbayes.posteriors.requirements import Trajectory
 from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd
 from flatbayes.posteriors.snapshots import (
+    SnapshotSampler,
     Storage,
-    add_snapshot,
     allocate_snapshots,
     check_snapshot_options,
-    count_stored_snapshots,
-    draw_snapshot,
     list_cpu_statistics,
-    load_snapshot,
 )
 
 
 @dataclass(frozen=True)
-class SGHMC(Posterior):
+class SGHMC(SnapshotSampler):
     """Snapshots of a Langevin chain with momentum.
 
     Use it as `SGLD`, where momentum is needed to move far enough.
@@ -102,19 +97,7 @@ class SGHMC(Posterior):
         check_snapshot_options(self.max_snapshots, self.storage)
         check_scale(self.scale)
 
-    draw_options = SCALE_OPTIONS
-    requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
     uses_gradient_only = True
-
-    @property
-    def stochastic(self) -> bool:
-        """True if more than one snapshot can be stored."""
-        return self.max_snapshots > 1
-
-    @property
-    def snapshot_requirements(self) -> SnapshotRequirements:
-        """At least one snapshot, and up to `max_snapshots`."""
-        return SnapshotRequirements(1, self.max_snapshots)
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -160,26 +143,6 @@ class SGHMC(Posterior):
         add_langevin_noise(state.optimizer, self.temperature, state.num_data, self.friction)
         velocity.copy_(flatten(params).sub_(before))
         return loss
-
-    def collect(self, state: State) -> None:
-        """Store the current weights, up to `max_snapshots`."""
-        add_snapshot(state.statistics, trainable_parameters(state.model))
-
-    def count_stored_snapshots(self, state: State) -> int:
-        """Number of snapshots in the storage."""
-        return count_stored_snapshots(state)
-
-    def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the model with the weights of this snapshot."""
-        return load_snapshot(state, index, self.get_draw_option("scale"))
-
-    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the model with the weights of a snapshot.
-
-        Raises:
-            RuntimeError: No snapshot was collected.
-        """
-        return draw_snapshot(state, generator, "SGHMC", self.get_draw_option("scale"))
 
 
 def velocity_scale(lr: float, previous_lr: float) -> float:

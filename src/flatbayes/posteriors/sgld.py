@@ -22,7 +22,6 @@ does not widen the chain, as long as |q| <= 1. Where |q| > 1 part of the drift i
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -34,7 +33,7 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.randomness import iter_normal_noise, iter_uniform_noise
 from flatbayes.core.tensor_lists import clone_tensors, widen
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale
+from flatbayes.posteriors.draw_options import AutoFloat, check_scale
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -42,18 +41,14 @@ from flatbayes.posteriors.optimization import (
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
-from flatbayes.posteriors.requirements import SnapshotRequirements, Trajectory
+from flatbayes.posteriors.requirements import Trajectory
 from flatbayes.posteriors.snapshots import (
+    SnapshotSampler,
     Storage,
-    add_snapshot,
     allocate_snapshots,
     check_snapshot_options,
-    count_stored_snapshots,
-    draw_snapshot,
     list_cpu_statistics,
-    load_snapshot,
 )
 
 ZERO_TEMPERATURE_HINT = (
@@ -66,7 +61,7 @@ Noise = Literal["gaussian", "lattice"]
 
 
 @dataclass(frozen=True)
-class SGLD(Posterior):
+class SGLD(SnapshotSampler):
     """Snapshots of a Langevin chain: gradient descent with noise.
 
     Use it as a sampler that is exact for small learning rates, to check other posteriors.
@@ -111,19 +106,7 @@ class SGLD(Posterior):
         check_snapshot_options(self.max_snapshots, self.storage)
         check_scale(self.scale)
 
-    draw_options = SCALE_OPTIONS
-    requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
     uses_gradient_only = True
-
-    @property
-    def stochastic(self) -> bool:
-        """True if more than one snapshot can be stored."""
-        return self.max_snapshots > 1
-
-    @property
-    def snapshot_requirements(self) -> SnapshotRequirements:
-        """At least one snapshot, and up to `max_snapshots`."""
-        return SnapshotRequirements(1, self.max_snapshots)
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -194,26 +177,6 @@ class SGLD(Posterior):
             return {}
         share_sum, num_steps = state.statistics["clipping"][:, 0].tolist()
         return {"clipped_share": share_sum / max(num_steps, 1)}
-
-    def collect(self, state: State) -> None:
-        """Store the current weights, up to `max_snapshots`."""
-        add_snapshot(state.statistics, trainable_parameters(state.model))
-
-    def count_stored_snapshots(self, state: State) -> int:
-        """Number of snapshots in the storage."""
-        return count_stored_snapshots(state)
-
-    def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the model with the weights of this snapshot."""
-        return load_snapshot(state, index, self.get_draw_option("scale"))
-
-    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the model with the weights of a snapshot.
-
-        Raises:
-            RuntimeError: No snapshot was collected.
-        """
-        return draw_snapshot(state, generator, "SGLD", self.get_draw_option("scale"))
 
 
 def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> float:

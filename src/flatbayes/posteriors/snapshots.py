@@ -6,7 +6,7 @@ The number of snapshots to come is unknown, so the spacing doubles whenever the 
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -17,9 +17,63 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
+from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat
+from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.requirements import SnapshotRequirements
 
 Storage = Literal["device", "cpu"]
 """Where snapshots are stored: on the device of the model, or in main memory."""
+
+
+class SnapshotSampler(Posterior):
+    """Base class of samplers whose draws are the stored snapshots of one chain, in the storage of this module.
+
+    A subclass is a dataclass with the fields `max_snapshots`, `storage` and `scale`.
+    """
+
+    max_snapshots: int
+    storage: Storage
+    scale: AutoFloat | None
+
+    draw_options = SCALE_OPTIONS
+    requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
+
+    @property
+    def stochastic(self) -> bool:
+        """True if more than one snapshot can be stored."""
+        return self.max_snapshots > 1
+
+    @property
+    def snapshot_requirements(self) -> SnapshotRequirements:
+        """At least one snapshot, and up to `max_snapshots`."""
+        return SnapshotRequirements(1, self.max_snapshots)
+
+    def collect(self, state: State) -> None:
+        """Store the current weights, up to `max_snapshots`."""
+        add_snapshot(state.statistics, trainable_parameters(state.model))
+
+    def count_stored_snapshots(self, state: State) -> int:
+        """Number of snapshots in the storage."""
+        return count_stored_snapshots(state)
+
+    @contextmanager
+    def load_snapshot(self, state: State, index: int) -> Iterator[nn.Module]:
+        """Yield the model with the weights of this snapshot, at a distance from the mean that `scale` determines."""
+        params, rows = trainable_parameters(state.model), state.statistics["snapshots"]
+        weights, scale = rows[index], self.get_draw_option("scale")
+        if scale != 1:
+            weights = torch.lerp(rows[: count_stored_snapshots(state)].mean(0), weights, math.sqrt(scale))
+        with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
+            yield state.model
+
+    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
+        """Return a context that yields the model with the weights of a snapshot.
+
+        Raises:
+            RuntimeError: No snapshot was collected.
+        """
+        index = draw_snapshot_index(count_stored_snapshots(state), generator, type(self).__name__)
+        return self.load_snapshot(state, index)
 
 
 def select_snapshot_indices(count: int, max_snapshots: int) -> range:
@@ -91,24 +145,6 @@ def store_snapshot(rows: Tensor, count: int, params: Sequence[Tensor]) -> None:
         torch._foreach_copy_(unflatten(rows[len(selected) - 1], params), [param.detach() for param in params])
 
 
-@contextmanager
-def draw_snapshot(state: State, generator: torch.Generator, method: str, scale: float = 1.0) -> Iterator[nn.Module]:
-    """Yield the model in eval mode with the weights of one snapshot, drawn uniformly.
-
-    Args:
-        state: State whose statistics include those of `allocate_snapshots`.
-        generator: Source of randomness.
-        method: Name of the posterior, for the error message.
-        scale: As for `load_snapshot`.
-
-    Raises:
-        RuntimeError: No snapshot was collected.
-    """
-    row = draw_snapshot_index(count_stored_snapshots(state), generator, method)
-    with load_snapshot(state, row, scale) as network:
-        yield network
-
-
 def draw_snapshot_index(num_stored: int, generator: torch.Generator, method: str) -> int:
     """Return the number of a snapshot, drawn uniformly.
 
@@ -131,23 +167,6 @@ def draw_snapshot_index(num_stored: int, generator: torch.Generator, method: str
 def count_stored_snapshots(state: State) -> int:
     """Number of snapshots in a storage."""
     return len(select_snapshot_indices(int(state.statistics["count"]), len(state.statistics["snapshots"])))
-
-
-@contextmanager
-def load_snapshot(state: State, index: int, scale: float = 1.0) -> Iterator[nn.Module]:
-    """Yield the model in eval mode with the weights of one snapshot.
-
-    Args:
-        state: State whose statistics include those of `allocate_snapshots`.
-        index: Number of the snapshot, from 0 on.
-        scale: Factor on the covariance of the snapshots.
-    """
-    params, rows = trainable_parameters(state.model), state.statistics["snapshots"]
-    weights = rows[index]
-    if scale != 1:
-        weights = torch.lerp(rows[: count_stored_snapshots(state)].mean(0), weights, math.sqrt(scale))
-    with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
-        yield state.model
 
 
 def check_snapshot_options(max_snapshots: int, storage: Storage) -> None:
