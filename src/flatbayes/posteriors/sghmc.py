@@ -43,8 +43,8 @@ from flatbayes.posteriors.optimization import (
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import Trajectory
 from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd
+from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
 from flatbayes.posteriors.snapshots import (
-    SnapshotSampler,
     Storage,
     allocate_snapshots,
     check_snapshot_options,

@@ -4,76 +4,19 @@ The number of snapshots to come is unknown, so the spacing doubles whenever the 
 `max_snapshots` networks, and at least half of the rows are in use once that many snapshots have been collected.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten
-from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat
-from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.requirements import SnapshotRequirements
+from flatbayes.core.weights import trainable_parameters
 
 Storage = Literal["device", "cpu"]
 """Where snapshots are stored: on the device of the model, or in main memory."""
-
-
-class SnapshotSampler(Posterior):
-    """Base class of samplers whose draws are the stored snapshots of one chain, in the storage of this module.
-
-    A subclass is a dataclass with the fields `max_snapshots`, `storage` and `scale`.
-    """
-
-    max_snapshots: int
-    storage: Storage
-    scale: AutoFloat | None
-
-    draw_options = SCALE_OPTIONS
-    requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
-
-    @property
-    def stochastic(self) -> bool:
-        """True if more than one snapshot can be stored."""
-        return self.max_snapshots > 1
-
-    @property
-    def snapshot_requirements(self) -> SnapshotRequirements:
-        """At least one snapshot, and up to `max_snapshots`."""
-        return SnapshotRequirements(1, self.max_snapshots)
-
-    def collect(self, state: State) -> None:
-        """Store the current weights, up to `max_snapshots`."""
-        add_snapshot(state.statistics, trainable_parameters(state.model))
-
-    def count_stored_snapshots(self, state: State) -> int:
-        """Number of snapshots in the storage."""
-        return count_stored_snapshots(state)
-
-    @contextmanager
-    def load_snapshot(self, state: State, index: int) -> Iterator[nn.Module]:
-        """Yield the model with the weights of this snapshot, at a distance from the mean that `scale` determines."""
-        params, rows = trainable_parameters(state.model), state.statistics["snapshots"]
-        weights, scale = rows[index], self.get_draw_option("scale")
-        if scale != 1:
-            weights = torch.lerp(rows[: count_stored_snapshots(state)].mean(0), weights, math.sqrt(scale))
-        with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
-            yield state.model
-
-    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the model with the weights of a snapshot.
-
-        Raises:
-            RuntimeError: No snapshot was collected.
-        """
-        index = draw_snapshot_index(count_stored_snapshots(state), generator, type(self).__name__)
-        return self.load_snapshot(state, index)
 
 
 def select_snapshot_indices(count: int, max_snapshots: int) -> range:
