@@ -22,6 +22,8 @@ from flatbayes.calibration.quantiles import hash_to_uniforms, required_examples
 from flatbayes.calibration.scores import adaptive_scores, interval_residuals, normalized_residuals
 from flatbayes.likelihoods import CategoricalPredictive, Gaussian, GaussianPredictive
 
+pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
+
 CLASS_SCORES = [LAC(), APS(), APS(randomized=False), RAPS(penalty=0.05), RAPS(randomized=False, k_reg=2)]
 NUMBER_SCORES = [NormalizedResidual(), QuantileResidual()]
 

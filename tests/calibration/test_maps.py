@@ -12,6 +12,8 @@ from flatbayes.calibration import CalibrationMap, fit_calibration
 from flatbayes.calibration.maps import is_calibration, mean_nll, penalized_nll, transform_log_probs
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 
+pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
+
 CLASS_METHODS = ["temperature", "vector", "dirichlet", "isotonic"]
 
 

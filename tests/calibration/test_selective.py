@@ -12,6 +12,8 @@ from flatbayes.calibration.selective import NUM_CANDIDATES, choose_threshold
 from flatbayes.likelihoods import CategoricalPredictive, Gaussian
 from flatbayes.likelihoods.categorical_predictive import set_abstention
 
+pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
+
 
 def test_the_lowest_valid_candidate_by_hand():
     confidences = torch.linspace(0.5, 0.995, 100, dtype=torch.float64)[torch.randperm(100)]

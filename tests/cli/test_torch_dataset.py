@@ -107,6 +107,7 @@ VERBS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_run_folder_is_read_if_the_user_names_the_dataset(run_folder, verb):
     assert main([verb, str(run_folder), "--data", "torch_datasets.PointsWithTrain", *VERBS[verb]]) == 0

@@ -27,6 +27,8 @@ from flatbayes.prediction import export_onnx, export_torch, replace_calibration
 from flatbayes.prediction.distributed import predict_distributed
 from flatbayes.training import OptimizationConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
+
 METHODS = {"classes": ["temperature", "vector", "dirichlet", "isotonic"], "numbers": ["scale", "quantile"]}
 CASES = [(kind, method) for kind, methods in METHODS.items() for method in methods]
 DRAWS = 3

@@ -8,6 +8,7 @@ from flatbayes.calibration.quantiles import conformal_quantile, conformal_rank
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import APS, LAC, RAPS, ConformalScore, NormalizedResidual, QuantileResidual
 from flatbayes.calibration.selective import AbstentionThreshold, fit_abstention
+from flatbayes.calibration.targets import CalibrationWarning
 from flatbayes.core.renames import explain_old_arguments
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "AdaptiveConformal",
     "CalibrationMap",
     "CalibrationMethod",
+    "CalibrationWarning",
     "ConformalEvaluation",
     "ConformalPredictor",
     "ConformalScore",

@@ -6,7 +6,8 @@ or group.
 """
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Any, Literal, Self
@@ -30,8 +31,9 @@ from flatbayes.calibration.scores import (
     get_score_data,
     make_score,
 )
-from flatbayes.calibration.targets import check_length, check_targets, to_names
+from flatbayes.calibration.targets import CalibrationWarning, check_length, check_targets, to_names, warn_if_few
 from flatbayes.core.display import format_entries, format_fields
+from flatbayes.core.names import format_names
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
 
 RANGE_PROBABILITY = 0.95
@@ -283,6 +285,9 @@ def fit_conformal(
         TypeError: The score is not for predictions of this kind.
         ValueError: Targets or groups do not match the predictions, or the level is out of range.
 
+    Warns:
+        CalibrationWarning: There are too few examples for a region that does not contain everything.
+
     Examples:
         >>> predictor = fit_conformal(
         ...     fitted.predict(data.val.inputs), data.val.targets, APS(), level=0.8
@@ -316,4 +321,23 @@ def fit_conformal(
         name: GroupThreshold(tuple(conformal_quantile(scores[rows], level).tolist()), len(rows))
         for name, rows in sorted(rows_by_name.items(), key=lambda item: (len(item[0]), item[0]))
     }
+    counts = {name: group.num_examples for name, group in thresholds.items()}
+    if grouping == "class":
+        counts = {str(k): 0 for k in range(predictive.mean.shape[1])} | counts
+    _warn_of_infinite_regions(counts, level, grouping)
     return ConformalPredictor(score, level, grouping, thresholds, allow_empty)
+
+
+def _warn_of_infinite_regions(counts: Mapping[str, int], level: float, grouping: Grouping) -> None:
+    num_required = required_examples(level)
+    few = [f"{name} ({count})" for name, count in counts.items() if count < num_required]
+    if few and grouping == "none":
+        warn_if_few(counts[ALL], num_required, f"a region at level {level:g}", "Every region contains everything")
+    elif few:
+        noun = "class" if grouping == "class" else "group"
+        warnings.warn(
+            f"A region at level {level:g} needs at least {num_required} calibration examples of each {noun}. Regions "
+            f"contain everything where there are fewer: {format_names(few)}.",
+            CalibrationWarning,
+            stacklevel=3,
+        )

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flatbayes.calibration.isotonic import apply_isotonic, fit_isotonic, fit_quantile_curves, stack_curves
-from flatbayes.calibration.targets import check_targets
+from flatbayes.calibration.targets import MIN_EXAMPLES, check_targets, warn_if_few
 from flatbayes.core.devices import to_double
 from flatbayes.core.display import format_fields
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive, RecalibratedPredictive
@@ -37,6 +37,8 @@ from flatbayes.metrics import fit_temperature, nll
 CalibrationMethod = Literal["temperature", "vector", "dirichlet", "isotonic", "scale", "quantile"]
 """Kinds of maps; `scale` and `quantile` are those of numbers."""
 NUMBER_METHODS, MONOTONE_METHODS = ("scale", "quantile"), ("isotonic", "quantile")
+MIN_ISOTONIC_EXAMPLES = 100
+"""The same number for isotonic regression, which has as many steps as the examples ask for."""
 MIN_LOG_PROB = -80.0
 """Smallest log probability that `vector` and `dirichlet` tell from a smaller one, within the range of float32."""
 MAX_DIRICHLET_CLASSES = 100
@@ -204,6 +206,9 @@ def fit_calibration(
         TypeError: There is no calibration for this kind of prediction.
         ValueError: The method is not for this kind of prediction, or the targets do not match the predictions.
 
+    Warns:
+        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100.
+
     Examples:
         >>> calibration = fit_calibration(
         ...     fitted.predict(data.val.inputs), data.val.targets, "vector"
@@ -227,6 +232,8 @@ def fit_calibration(
             curves = fit_isotonic(log_probs, labels)
         else:
             weights, bias = _fit_classes(log_probs, labels.long(), method)
+    num_required = MIN_ISOTONIC_EXAMPLES if method == "isotonic" else MIN_EXAMPLES
+    warn_if_few(len(targets), num_required, f"the calibration map {method!r}", "It may be worse than none")
     sizes: tuple[int, ...] = ()
     if method in MONOTONE_METHODS:
         knots, values = ([number for curve in curves for number in curve[end]] for end in (0, 1))

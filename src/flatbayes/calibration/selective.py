@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flatbayes.calibration.targets import check_targets
+from flatbayes.calibration.targets import check_targets, warn_if_few
 from flatbayes.likelihoods import CategoricalPredictive
 
 NUM_CANDIDATES = 20
@@ -77,6 +77,9 @@ def fit_abstention(
         TypeError: The predictions are not of classes.
         ValueError: Risk or confidence are out of range, or the targets do not match the predictions.
 
+    Warns:
+        CalibrationWarning: There are too few examples for any threshold, even if all predictions are right.
+
     Examples:
         >>> rule = fit_abstention(fitted.predict(data.val.inputs), data.val.targets, risk=0.3)
         >>> predictive = fitted.predict(inputs, abstain_below=rule.threshold)
@@ -88,6 +91,11 @@ def fit_abstention(
     if not 0 < risk < 1 or not 0 < confidence < 1:
         raise ValueError(f"risk and confidence lie strictly between 0 and 1, got {risk} and {confidence}.")
     targets = check_targets(predictive, targets)
+    num_required = math.ceil(math.log((1 - confidence) / NUM_CANDIDATES) / math.log1p(-risk))
+    purpose = f"an error rate of {100 * risk:g} % with confidence {100 * confidence:g} %"
+    warn_if_few(
+        len(targets), num_required, purpose, "Even if all are right, the threshold is infinite: abstain always"
+    )
     is_wrong = (predictive.top_class.cpu() != targets.cpu()).detach()
     confidences = predictive.confidence.detach().cpu().double()
     threshold = choose_threshold(confidences, is_wrong, risk, confidence)

@@ -1,5 +1,6 @@
 """Validation of the targets and groups of calibration examples."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,41 @@ import torch
 from torch import Tensor
 
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+
+MIN_EXAMPLES = 10
+"""Number of validation examples below which chance decides more about a fitted number than the posterior does."""
+
+
+class CalibrationWarning(UserWarning):
+    """There are too few validation examples for what is fitted to them.
+
+    Examples:
+        >>> import warnings
+        >>> from flatbayes.calibration import CalibrationWarning
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always", CalibrationWarning)
+        ...     calibrated = calibrate(fitted, inputs[:5], labels[:5], num_draws=2)
+        >>> str(caught[0].message)[:56]
+        "5 examples are too few for the calibration map 'temperat"
+    """
+
+
+def warn_if_few(num_examples: int, num_required: int, purpose: str, consequence: str) -> None:
+    """Warn of too few validation examples.
+
+    Args:
+        num_examples: Number of examples.
+        num_required: Number that is needed.
+        purpose: What they are used for, as a part of a sentence.
+        consequence: What happens, as a sentence without its end.
+    """
+    if num_examples < num_required:
+        noun = "example is" if num_examples == 1 else "examples are"
+        warnings.warn(
+            f"{num_examples} {noun} too few for {purpose}, which needs at least {num_required}. {consequence}.",
+            CalibrationWarning,
+            stacklevel=3,
+        )
 
 
 def to_names(groups: Any) -> list[str]:

@@ -166,6 +166,7 @@ def _show_warning(
     """Print the warnings of flatbayes without the place in the code; others as Python does."""
     names = {"flatbayes.data.checks": "DataWarning", "flatbayes.training.loop": "DivergenceWarning"}
     names["flatbayes.reference.density"] = "ReferenceWarning"
+    names["flatbayes.calibration.targets"] = "CalibrationWarning"
     is_named = issubclass(category, tuple(_get_loaded_class(module, name) for module, name in names.items()))
     if is_named or (category is UserWarning and Path(filename).is_relative_to(PACKAGE_FOLDER)):
         _print_error(parser, f"note: {message}")

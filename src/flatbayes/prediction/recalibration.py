@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from flatbayes.calibration.maps import CalibrationMethod, fit_calibration
+from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.display import format_fields
 from flatbayes.data import Split
 from flatbayes.metrics import apply_temperature, aurc, fit_temperature
@@ -77,6 +78,9 @@ def calibrate(
         ValueError: The targets do not match the predictions, or the method is not for this kind of prediction.
         TypeError: There are no targets, or no calibration for this kind of prediction.
 
+    Warns:
+        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100.
+
     Examples:
         >>> calibrated = calibrate(fitted, data.val, num_draws=5)
         >>> evaluation = evaluate(calibrated, data.test, num_draws=5)
@@ -118,10 +122,14 @@ def evaluate_recalibration(
     Raises:
         ValueError: The inputs do not fit the posterior, or a validation label has probability 0.
 
+    Warns:
+        CalibrationWarning: There are fewer than 10 validation examples.
+
     Examples:
         >>> evaluate_recalibration(fitted, data.val, data.test, num_draws=2).temperature > 0
         True
     """
+    warn_if_few(len(val), MIN_EXAMPLES, "a temperature", "It may be worse than none")
     predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     val_log_probs, test_log_probs = (predict(split.inputs).log_probs.cpu() for split in (val, test))
     temperature = fit_temperature(val_log_probs, val.targets.cpu())

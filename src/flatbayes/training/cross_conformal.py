@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flatbayes.calibration import ConformalEvaluation, CoverageEstimate, PredictionIntervals, PredictionSets
 from flatbayes.calibration.cross import cross_coverage, predict_cross_region
+from flatbayes.calibration.quantiles import required_examples
 from flatbayes.calibration.scores import (
     LAC,
     ClassScore,
@@ -22,7 +23,7 @@ from flatbayes.calibration.scores import (
     get_score_data,
     make_score,
 )
-from flatbayes.calibration.targets import check_targets
+from flatbayes.calibration.targets import check_targets, warn_if_few
 from flatbayes.core.display import format_entries
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.randomness import Stream, make_generator
@@ -217,6 +218,9 @@ def fit_cross_conformal(
         ValueError: There are fewer examples than folds, or `fit` refuses its arguments.
         TypeError: The data are a loader, or the score is not for predictions of this kind.
 
+    Warns:
+        CalibrationWarning: There are too few examples for a region that does not contain everything.
+
     Examples:
         >>> cross = fit_cross_conformal(MLP, data, MAP(), Plain(), config, num_folds=3, level=0.8)
         >>> cross.evaluate(data.test).coverage > 0.5
@@ -231,6 +235,8 @@ def fit_cross_conformal(
     count = len(splits.train)
     if not 2 <= num_folds <= count:
         raise ValueError(f"num_folds lies between 2 and the {count} training examples, got {num_folds}.")
+    purpose = f"regions at level {level:g}"
+    warn_if_few(count, required_examples(level), purpose, "Every region contains everything")
     score = score or (NormalizedResidual() if splits.is_regression else LAC())
     order = torch.randperm(count, generator=make_generator(Stream.SUBSAMPLE, seed))
     folds = order.tensor_split(num_folds)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
+from flatbayes.data import Split
 from flatbayes.likelihoods import CategoricalPredictive, Custom, Gaussian, GaussianPredictive, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.prediction.labelled import select_examples
 from flatbayes.training.data import TrainingData
 
 NUM_DRAWS = 30
@@ -53,6 +56,24 @@ def choose_draw_options(
     return _choose_on_examples(fitted, options, examples, reason)
 
 
+def explain_few_examples(training_data: TrainingData, *, stops_early: bool, is_automatic: bool) -> str | None:
+    """A message where a few validation examples decide when training stops, or what is chosen after it.
+
+    Args:
+        training_data: Has the validation examples; those of a loader are not counted.
+        stops_early: Whether they decide when training stops.
+        is_automatic: Whether options that are None are chosen on them.
+    """
+    examples = training_data.sample_validation(MIN_EXAMPLES)
+    if not isinstance(examples, Split) or len(examples) >= MIN_EXAMPLES or not (stops_early or is_automatic):
+        return None
+    return (
+        f"{len(examples)} validation examples decide when training stops and how wide the posterior is, and with "
+        f"fewer than {MIN_EXAMPLES} chance decides. Give more (val, or val_size of the data), or a number of epochs, "
+        "which uses none."
+    )
+
+
 def check_criteria(posterior: Posterior, likelihood: Likelihood) -> None:
     """Refuse, before the training, a choice after it that the likelihood does not allow.
 
@@ -85,6 +106,9 @@ def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> Fitte
         ValueError: No draw option of the posterior is "auto", or its criterion is about classes, and predictions
             are numbers.
 
+    Warns:
+        CalibrationWarning: There are fewer than 10 examples.
+
     Examples:
         >>> state = TFB().init(fitted.states[0].model, None, num_data=100)
         >>> noisy = FittedPosterior(TFB(), [state], fitted.likelihood, fitted.transform)
@@ -98,6 +122,10 @@ def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> Fitte
             f"such as {next(iter(fitted.posterior.draw_options), 'scale')}='auto'."
         )
     check_criteria(fitted.posterior, fitted.likelihood)
+    _, labels = select_examples(fitted, data, targets)
+    if labels is not None:  # those of batches are known once they have been read
+        purpose = f"the choice of {', '.join(options)}"
+        warn_if_few(len(labels), MIN_EXAMPLES, purpose, "Chance decides more than they do")
     choices = _choose_on_examples(fitted, options, data if targets is None else (data, targets), "")
     training = {**fitted.info.get("training", {}), CHOICE_KEY: choices}
     return replace(apply_choices(fitted, choices), info={**fitted.info, "training": training})

@@ -23,6 +23,7 @@ from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.choices import resolve_choices
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.cost import CostMeter
+from flatbayes.training.draw_choice import explain_few_examples
 from flatbayes.training.group import GroupResult
 from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
@@ -214,6 +215,12 @@ def train_setups(
     is_shown = is_main and (sys.stderr.isatty() if show_progress is None else show_progress)
     with ProgressBar() if is_shown else nullcontext(Callback()) as bar:
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])
+        first = setups[0].factory
+        message = explain_few_examples(
+            first.training_data, stops_early=first.config.stops_early, is_automatic=first.is_automatic
+        )
+        if message is not None:
+            callbacks.on_message(message)
         setups = resolve_choices(setups, manager, callbacks, bar)
         all_results = train_members(setups, manager, callbacks, recordings)
     outcomes, cost = list[FitOutcome](), {"peak_memory_mb": meter.peak_memory_mb()}
