@@ -153,12 +153,24 @@ def test_layers_of_peft(flatness, tmp_path):
     assert torch.equal(again.predict(inputs, num_draws=5).log_probs, prediction.log_probs)
 
 
-def test_factors_that_are_no_layers_are_refused():
+@pytest.mark.parametrize("kind", ["LoRA of an embedding", "AdaLoRA"])
+def test_factors_that_are_no_layers_are_refused(kind):
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(nn.Sequential(nn.Embedding(10, 4)), peft.LoraConfig(r=2, target_modules=["0"]))
-    with pytest.raises(ValueError, match="trainable"):
+    if kind == "AdaLoRA":
+        layer, config = nn.Linear(10, 4), peft.AdaLoraConfig(target_modules=["0"], init_r=2, total_step=9)
+    else:
+        layer, config = nn.Embedding(10, 4), peft.LoraConfig(r=2, target_modules=["0"])
+    model = peft.get_peft_model(nn.Sequential(layer), config)
+    with pytest.raises(ValueError, match="BLoB adds noise to factors that are linear.* 1 of 1 are not"):
         BLoB().init(model, None, 10)
     SGVB(params=["*lora*"]).init(model, None, 10)
+
+
+def test_messages_about_a_network_without_adapters_name_the_method():
+    with pytest.raises(ValueError, match="BLoB adds noise to layers of type"):
+        BLoB().init(nn.Sequential(nn.LayerNorm(3)), None, 10)
+    with pytest.raises(ValueError, match="BLoB supports layers of type"):
+        BLoB().init(nn.Sequential(nn.LSTM(3, 3), nn.Linear(3, 3)), None, 10)
 
 
 def test_values_are_checked():

@@ -38,7 +38,11 @@ from flatbayes.posteriors.optimization import DEFAULT_ADAM, check_temperature, i
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.variational import MIN_STD, add_kl_gradients, init_variational_optimizer
 from flatbayes.posteriors.variational_layers import NoiseEstimator, SoftplusScale
-from flatbayes.posteriors.variational_network import bayesian_parameters, make_variational_network
+from flatbayes.posteriors.variational_network import (
+    bayesian_parameters,
+    make_variational_network,
+    select_layer_parameters,
+)
 
 SignSharing = Literal["tokens", "examples"]
 """Whether each token or each example has random signs of its own."""
@@ -114,13 +118,15 @@ class BLoB(Posterior):
         """
         init_state(model, None, num_data, None)  # validates the model and num_data
         inner = [pair.inner for pair in find_factor_pairs(model).values()]
-        state = State(make_variational_network(model, inner or None), None, num_data)
-        params = bayesian_parameters(state.model)
-        if inner and len(params) < len(inner):
+        num_others = len(inner) - len(select_layer_parameters(model, inner))
+        if num_others:
             raise ValueError(
-                f"BLoB adds noise to factors that are linear or convolutional layers, and {len(inner) - len(params)} "
-                f"of {len(inner)} are not, such as those of embeddings. Use SGVB(params=['*lora*']) or TFB."
+                f"BLoB adds noise to factors that are linear or convolutional layers, and {num_others} of "
+                f"{len(inner)} are not, such as those of embeddings and of AdaLoRA. Use SGVB(params=['*lora*']) or "
+                "TFB."
             )
+        state = State(make_variational_network(model, inner or None, method="BLoB"), None, num_data)
+        params = bayesian_parameters(state.model)
         roots = {}
         with preserve_rng(model):
             for name, param in params.items():

@@ -29,7 +29,9 @@ _UNSUPPORTED_TYPES = (
 _SUPPORTED_NAMES = ", ".join(layer_type.__name__ for layer_type in VARIATIONAL_TYPES)
 
 
-def make_variational_network(model: nn.Module, params: Collection[nn.Parameter] | None = None) -> nn.Module:
+def make_variational_network(
+    model: nn.Module, params: Collection[nn.Parameter] | None = None, *, method: str = "LRT"
+) -> nn.Module:
     """Return a copy in which every trainable linear and convolutional layer is replaced by its variational type.
 
     Frozen parameters are shared with the model. Layers that share a parameter share it in the copy, as a mean with
@@ -38,6 +40,7 @@ def make_variational_network(model: nn.Module, params: Collection[nn.Parameter] 
     Args:
         model: The network.
         params: Parameters of the layers that are replaced; None for all trainable ones.
+        method: Name of the posterior, for messages.
 
     Raises:
         ValueError: A layer has such weights and no variational type, or no layer has one.
@@ -47,12 +50,12 @@ def make_variational_network(model: nn.Module, params: Collection[nn.Parameter] 
         name: layer for name, layer in model.named_modules() if any(id(p) in selected_ids for p in layer.parameters())
     }
     for name, layer in trainable_layers.items():
-        _check_layer(name or "the model", layer)
+        _check_layer(name or "the model", layer, method)
     names = [name for name, layer in trainable_layers.items() if _is_supported(layer)]
     if not names:
         raise ValueError(
-            f"LRT adds noise to layers of type {_SUPPORTED_NAMES}, and {type(model).__name__} has no trainable ones. "
-            "Use SGVB, which supports any model."
+            f"{method} adds noise to layers of type {_SUPPORTED_NAMES}, and {type(model).__name__} has no trainable "
+            "ones. Use SGVB, which supports any model."
         )
     _check_shared_parameters(
         model, {id(p) for name in names for p in model.get_submodule(name).parameters() if p.requires_grad}
@@ -60,8 +63,8 @@ def make_variational_network(model: nn.Module, params: Collection[nn.Parameter] 
     network = copy_network(
         model,
         {id(param): param for param in model.parameters() if not param.requires_grad},
-        advice="LRT trains a copy of the network with layers of its own. Remove the attribute, or use SGVB, which "
-        "trains the network itself.",
+        advice=f"{method} trains a copy of the network with layers of its own. Remove the attribute, or use SGVB, "
+        "which trains the network itself.",
     )
     for name in names:
         layer = network.get_submodule(name)
@@ -76,6 +79,12 @@ def bayesian_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters of variational layers by name; a shared one once, under its first name."""
     layer_ids = {id(p) for layer in find_variational_layers(network) for p in layer.parameters()}
     return {name: p for name, p in network.named_parameters() if id(p) in layer_ids and p.requires_grad}
+
+
+def select_layer_parameters(model: nn.Module, params: Collection[nn.Parameter]) -> list[nn.Parameter]:
+    """Return those of the parameters that belong to a layer with a variational type."""
+    layer_ids = {id(p) for layer in model.modules() if _is_supported(layer) for p in layer.parameters()}
+    return [param for param in params if id(param) in layer_ids]
 
 
 def find_variational_layers(network: nn.Module) -> list[VariationalLayer]:
@@ -127,15 +136,15 @@ def _is_supported(layer: nn.Module) -> bool:
     return type(layer) in VARIATIONAL_TYPES or isinstance(layer, VariationalLayer)
 
 
-def _check_layer(name: str, layer: nn.Module) -> None:
+def _check_layer(name: str, layer: nn.Module, method: str) -> None:
     type_name = type(layer).__name__
     own_params = dict(layer.named_parameters(recurse=False))
     if any(is_lazy(param) for param in own_params.values()):
         raise ValueError(f"{name} ({type_name}) has no weights yet. Run the model on a batch first to create them.")
     if isinstance(layer, _UNSUPPORTED_TYPES) and not _is_supported(layer):
         raise ValueError(
-            f"{name} ({type_name}) has trainable weights, and LRT supports layers of type {_SUPPORTED_NAMES} only. "
-            "Use SGVB, which supports any layer, or set requires_grad to False on those weights."
+            f"{name} ({type_name}) has trainable weights, and {method} supports layers of type {_SUPPORTED_NAMES} "
+            "only. Use SGVB, which supports any layer, or set requires_grad to False on those weights."
         )
     if _is_supported(layer) and own_params.keys() - {"weight", "bias"}:
         raise ValueError(
