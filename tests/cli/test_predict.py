@@ -250,9 +250,15 @@ def test_what_is_read_in_another_way_than_expected_is_a_note(tmp_path, capsys, m
         warnings.simplefilter("default")
         source = ["--data", "t.csv", "--data.target", "y"]
         assert main(["fit", *source, "--posterior", "map", "--epochs", "1", "--out", "run"]) == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
-    assert len(notes) == 1
-    assert notes[0].startswith("flatbayes: note: Column 'id' of t.csv counts the rows")
+        notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+        assert len(notes) == 2
+        assert notes[0].startswith("flatbayes: note: Column 'id' of t.csv counts the rows")
+        assert "The validation split has 5 of 48 examples" in notes[1]
+        for verb in ("evaluate", "check"):
+            assert main([verb, "run"]) == 0
+        assert "note:" not in capsys.readouterr().err
+        assert main(["calibrate", "run", "--fraction", "0.05"]) == 2
+    assert "5 labelled examples are too few: 0 would be for the map and 5 for thresholds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

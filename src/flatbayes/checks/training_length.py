@@ -66,7 +66,7 @@ def check_too_many_steps(evidence: Evidence) -> Finding | str:
         rise <= MIN_RISE_NATS or share <= MAX_RISE,
         "The training is too long",
         f"the validation NLL of the network is {rise:.3g} nats above its lowest value, that of epoch {best:g}"
-        + (f": {format_percent(share)} of its fall before" if math.isfinite(share) else ", its first"),
+        + (f": {format_percent(share)} of its fall before" if math.isfinite(share) else ", the first one"),
         share,
         f"at most {format_percent(MAX_RISE)}, or {MIN_RISE_NATS} nats",
         f"early_stopping=True, about {best:g} epochs, more weight decay (a larger prior precision), or a larger rho",

@@ -1,6 +1,7 @@
 """Loading of fitted posteriors and data sources from run folders, for the verbs that read them."""
 
 import json
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import WriteError, read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
 from flatbayes.data import DataSource, DataSplits
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
 from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.experiments.run_folder import CONFIG_FILE, check_fingerprint
@@ -160,7 +162,8 @@ def load_run_data(source: DataSource, configs: Mapping[Path, Mapping[str, Any]],
     Raises:
         ValueError: The content differs from that of a configuration or an artefact.
     """
-    with explain_entry("data"):
+    with explain_entry("data"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # said when the run was made
         splits = source.load(next(iter(configs.values()))["seed"])
     if options.allow_changed_data:
         return splits

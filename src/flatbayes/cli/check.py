@@ -1,7 +1,9 @@
 """Verb `check`: self-checks of a fitted posterior on the data of its run."""
 
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,29 @@ def run(options: Namespace) -> None:
         precision=options.precision,
         compiled=options.compiled,
     )
+    report = write_for_shell(report, folder.path, fitted.info)
     console.print(report.summary(), highlight=False, soft_wrap=True, markup=False)
+
+
+def write_for_shell(report: CheckReport, folder: Path, info: Mapping[str, Any]) -> CheckReport:
+    """A report whose remedies name options and verbs of the command line: `--scale auto` for `scale='auto'`.
+
+    Args:
+        report: The report.
+        folder: Folder of the run.
+        info: Metadata of the posterior.
+    """
+    calibrate = format_run_command("calibrate", folder, info)
+
+    def convert(text: str) -> str:
+        text = re.sub(r"\b(?:calibrate|conformalize)\(fitted, validation\)", lambda match: calibrate, text)
+        return re.sub(r"(?<![\w.])([a-z_.]+)=('?)([\w.]+)\2", lambda match: f"--{match[1]} {match[3].lower()}", text)
+
+    return replace(
+        report,
+        findings=tuple(replace(finding, remedy=convert(finding.remedy)) for finding in report.findings),
+        skipped={name: convert(reason) for name, reason in report.skipped.items()},
+    )
 
 
 def print_failures(report: CheckReport, folder: Path, info: Mapping[str, Any]) -> None:
@@ -58,6 +82,7 @@ def print_failures(report: CheckReport, folder: Path, info: Mapping[str, Any]) -
         folder: Folder of the run, for the command that explains more.
         info: Metadata of the posterior.
     """
+    report = write_for_shell(report, folder, info)
     lines = [f"checks   {report.describe()}", *(f"         {line}" for line in report.format_failures())]
     lines += [f"         {note}" for note in report.notes]
     if report.failed:

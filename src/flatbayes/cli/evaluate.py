@@ -1,6 +1,7 @@
 """Verb `evaluate`: metrics of a fitted posterior on held-out data."""
 
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,15 @@ def make_table(evaluation: Evaluation, result: RunResult, num_examples: int, tar
         table.add_column(column, justify="right")
     table.add_column("definition")
     for metric, value in evaluation.metrics.items():
-        values = [f"{raw[metric]:.4f}"] if raw else []
-        table.add_row(metric, *values, f"{value:.4f}", DEFINITIONS[metric])
+        values = [raw[metric], value] if raw else [value]
+        table.add_row(metric, *map(format_metric, values), DEFINITIONS[metric])
         names = target_names or itertools.count()
         for name, target_value in zip(names, evaluation.target_metrics.get(metric, ())):  # noqa: B905 - count has no end
             blanks = [""] if raw else []
-            table.add_row(f"  {name}", *blanks, f"{target_value:.4f}", "of this target, in its unit")
+            table.add_row(f"  {name}", *blanks, format_metric(target_value), "of this target, in its unit")
     return table
+
+
+def format_metric(value: float) -> str:
+    """A metric with four decimals; a dash where these examples do not define it, such as an AUROC without errors."""
+    return "–" if math.isnan(value) else f"{value:.4f}"

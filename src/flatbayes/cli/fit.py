@@ -26,6 +26,7 @@ from flatbayes.cli.options import (
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.spec import to_spec
+from flatbayes.data import DataSplits
 from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
 from flatbayes.experiments.run_folder import RunFolder, check_free_folder
 from flatbayes.posteriors import SWAG, Posterior
@@ -46,6 +47,9 @@ from flatbayes.training.dry_run import try_runs
 from flatbayes.training.fit import train_prepared
 from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.setup import TrainingSetup
+
+MIN_VALIDATION_EXAMPLES = 10
+"""Fewest validation examples without a note."""
 
 
 def make_parser() -> ArgumentParser:
@@ -95,6 +99,7 @@ def run(options: Namespace) -> None:
     if not (options.resume or options.overwrite):
         check_free_folder(Path(options.out))
     dataset = options.data.load(options.seed)
+    warn_of_small_validation(dataset)
     model, training_config = make_model(options, dataset), make_config(options)
     transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
@@ -191,6 +196,18 @@ def run(options: Namespace) -> None:
             console.print(f"{name:8} {fitted.info[name]['reason']}", highlight=False, soft_wrap=True)
     command = format_run_command("evaluate", folder.path, fitted.info)
     console.print(f"saved    {folder.path}\nnext     {command}", highlight=False, soft_wrap=True, markup=False)
+
+
+def warn_of_small_validation(dataset: DataSplits) -> None:
+    """Say on the terminal that few validation examples decide what they decide by chance."""
+    if len(dataset.val) < MIN_VALIDATION_EXAMPLES:
+        total = len(dataset.train) + len(dataset.val)
+        PlainConsole(stderr=True).print(
+            f"flatbayes: note: The validation split has {len(dataset.val)} of {total} examples, and what is chosen "
+            "or measured on it depends on chance. --data.val_size 0.3 takes more.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _load_finished(folder: RunFolder, model_path: str) -> FittedPosterior | None:

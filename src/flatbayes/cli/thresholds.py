@@ -225,7 +225,15 @@ def choose_rows(count: int, fraction: float, generator: torch.Generator) -> tupl
         count: Number of examples.
         fraction: Fraction for the map.
         generator: Source of randomness.
+
+    Raises:
+        ValueError: There are too few examples for both.
     """
-    rows = torch.randperm(count, generator=generator)
     size = round(fraction * count)
+    if size == count or (fraction > 0 and size == 0):
+        raise ValueError(
+            f"{count} labelled examples are too few: {size} would be for the map and {count - size} for thresholds "
+            f"(--fraction {fraction:g}). Give a file with more, --input FILE."
+        )
+    rows = torch.randperm(count, generator=generator)
     return rows[:size].sort().values, rows[size:].sort().values

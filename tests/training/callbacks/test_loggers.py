@@ -126,7 +126,7 @@ def test_a_log_that_goes_on_is_whole(tmp_path):
     with pytest.raises(SystemError):
         fit(MODEL, DATA, MAP(), Plain(), CONFIG, checkpoints=checkpoints, callback=Stop())
     fit(MODEL, DATA, MAP(), Plain(), CONFIG, checkpoints=checkpoints, callback=ConsoleLogger(lines.append))
-    assert lines[0] == "resuming after epoch 2, step 8 of 16"
+    assert lines[0] == "continuing after epoch 2, step 8 of 16"
 
 
 def test_lines(monkeypatch):

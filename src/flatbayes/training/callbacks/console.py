@@ -126,7 +126,7 @@ class ConsoleLogger(MemberCallback):
         if records:
             self._first_step = records[-1]["step"]
             epoch = records[-1]["epoch"]
-            self._write(f"resuming after epoch {epoch}, step {self._first_step} of {self._total_steps}")
+            self._write(f"continuing after epoch {epoch}, step {self._first_step} of {self._total_steps}")
 
     def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
         """Write a line."""
