@@ -1,7 +1,11 @@
 """Torch datasets on the command line: options, YAML, and run folders of others."""
 
 import json
+import re
+import shlex
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 
@@ -16,7 +20,11 @@ TRAINING = ["--model", "MLP", "--model.hidden", "[4]", "--posterior", "MAP", "--
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torch") / "run"
     arguments = ["--data.num_examples", "40", "--data.val_size", "10", "--out", str(folder)]
-    assert main(["fit", "--data", "torch_datasets.PointsWithTrain", *arguments, *TRAINING]) == 0
+    printed = StringIO()
+    with redirect_stdout(printed):
+        assert main(["fit", "--data", "torch_datasets.PointsWithTrain", *arguments, *TRAINING]) == 0
+    command = re.search(r"next +flatbayes (.*)", printed.getvalue())[1]
+    assert main(shlex.split(command)) == 0  # it names the dataset
     return folder
 
 

@@ -13,9 +13,11 @@ from typing import Any
 from torch import nn
 
 from flatbayes import models
+from flatbayes.core.files import read_json
 from flatbayes.core.names import find_similar, format_suggestion
 from flatbayes.core.renames import explain_name
 from flatbayes.core.spec import class_path, import_object, instantiate, is_allowed
+from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.models.head import replace_head
 from flatbayes.prediction.metadata import read_metadata
 
@@ -167,7 +169,7 @@ def format_run_command(verb: str, folder: Path, info: Mapping[str, Any], options
 
     Args:
         verb: The verb.
-        folder: Folder of the run.
+        folder: Folder of the run, whose torch dataset must be named.
         info: Metadata of its posterior, with the model, which must be named if it is not part of flatbayes.
         options: Further options.
     """
@@ -176,7 +178,19 @@ def format_run_command(verb: str, folder: Path, info: Mapping[str, Any], options
     if path == class_path(build_with_new_head) and isinstance(spec, dict):
         path = str(spec.get("init_args", {}).get("path"))
     model = "" if path.startswith("flatbayes.models.") else f" --model {path}"
-    return f"flatbayes {verb} {shlex.quote(str(folder))}{model}{options}"
+    dataset = None if verb == "predict" else read_dataset_path(folder)
+    data = "" if dataset is None else f" --data {dataset}"
+    return f"flatbayes {verb} {shlex.quote(str(folder))}{model}{data}{options}"
+
+
+def read_dataset_path(folder: Path) -> str | None:
+    """The dotted path of the torch dataset that a run was trained on; None for other data."""
+    file = folder / CONFIG_FILE
+    config = read_json(file) if file.is_file() else None
+    data = config.get("data") if isinstance(config, dict) else None
+    arguments = data.get("init_args") if isinstance(data, dict) else None
+    path = arguments.get("dataset") if isinstance(arguments, dict) else None
+    return path if isinstance(path, str) else None
 
 
 def rebuild_model(spec: Any, path: str | None, trusted: Collection[str]) -> "partial[nn.Module] | None":
