@@ -257,6 +257,37 @@ def test_swag_equals_a_loop_of_ones_own():
         assert torch.equal(found[name], tensor)
 
 
+class UnseededModule(Module):
+    """Dropout goes on with the random numbers of the epoch before."""
+
+    def on_train_epoch_start(self):
+        pass
+
+
+@pytest.mark.parametrize("has_validation", [False, True])
+def test_dropout_and_the_order_of_a_shuffled_loader_resume_bit_for_bit(has_validation, tmp_path):
+    class Saver(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    class Validated(UnseededModule):
+        def validation_step(self, batch, batch_idx):
+            torch.rand(3)
+
+    def train(**options):
+        module = Validated() if has_validation else UnseededModule()
+        torch.manual_seed(5 if options else 4)
+        shuffled = DataLoader(TensorDataset(*data()), batch_size=SIZE, shuffle=True)
+        callback = FlatCallback(SAM(rho=0.2))
+        loaders = (shuffled, loader()) if has_validation else (shuffled,)
+        trainer(callback, Saver(), epochs=4).fit(module, *loaders, **options)
+        return module
+
+    whole, resumed = train(), train(ckpt_path=tmp_path / "1.ckpt", weights_only=True)
+    assert resumed.calls < whole.calls
+    assert_equal(resumed, whole)
+
+
 @pytest.mark.parametrize(("accumulate", "flatness"), [(1, SAM(rho=0.2)), (2, SAM(rho=0.2)), (1, MSAM(rho=0.2))])
 def test_resumes_bit_for_bit(accumulate, flatness, tmp_path):
     class Saver(lightning.Callback):
@@ -275,6 +306,7 @@ def test_resumes_bit_for_bit(accumulate, flatness, tmp_path):
     assert resumed.calls < module.calls
     assert_equal(resumed, module)
     ours, theirs = one.state_dict(), other.state_dict()
+    assert torch.equal(ours["random_state"]["cpu"], theirs["random_state"]["cpu"])
     assert ours["statistics"]["count"] == 3  # one of them before the checkpoint
     for name, tensor in ours["statistics"].items():
         assert torch.equal(theirs["statistics"][name], tensor)

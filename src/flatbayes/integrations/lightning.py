@@ -11,6 +11,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from flatbayes.core import Closure, TrainingProgress
@@ -175,6 +176,8 @@ class FlatCallback(Callback):
         )
         if state_dict is not None:
             self._tracker.load_state_dict(state_dict)
+            if self._pending_state_dict is not None and "random_state" in state_dict and trainer.world_size == 1:
+                restore_random_state(trainer, state_dict["random_state"], pl_module.device)
             self._pending_state_dict = None
         if not getattr(trainer, "fast_dev_run", False):  # a run of one batch that only tries out the code
             self._tracker.check_collection()
@@ -199,7 +202,8 @@ class FlatCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What Lightning's checkpoint needs to resume training bit for bit."""
         if self._tracker is not None:
-            return dict(self._tracker.state_dict())
+            random_state = RandomState.capture(self._tracker.steps.state.model).state_dict()
+            return {**self._tracker.state_dict(), "random_state": random_state}
         return dict(self._pending_state_dict or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -313,3 +317,21 @@ def _to_finite_int(number: float | None) -> int | None:
 
 
 explain_old_arguments(__name__)
+
+
+def restore_random_state(trainer: "Trainer", random_state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on with the random numbers of a checkpoint.
+
+    Lightning reads the loader before it calls `on_train_start`, and in an epoch that goes on from its start after
+    `on_train_epoch_start`; a loader that shuffles draws the order of its examples then.
+
+    Args:
+        trainer: The trainer, which resumes.
+        random_state: The state of the generators by name of device.
+        device: The device of the module.
+    """
+    RandomState.from_state_dict(random_state, device).restore()
+    loop = trainer.fit_loop
+    fetcher = getattr(loop, "_data_fetcher", None)
+    if fetcher is not None and not loop.restarting:  # within an epoch
+        iter(fetcher)  # makes the iterator of the loader anew
