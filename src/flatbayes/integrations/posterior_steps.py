@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, State
-from flatbayes.core.buffers import find_frozen_norms
+from flatbayes.core.buffers import find_frozen_norms, norm_layers
 from flatbayes.core.parameter_selection import only_optimized
 from flatbayes.core.process_group import get_process_group_info
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
@@ -210,8 +210,10 @@ def freeze_norm_statistics(model: nn.Module, optimizer: Optimizer) -> Iterator[N
         model: The network, or a module that has it.
         optimizer: The optimizer; what it does not update is frozen.
     """
-    with only_optimized(model, optimizer):
-        layers = [layer for layer in find_frozen_norms(model) if layer.training]
+    layers = list[nn.Module]()
+    if norm_layers(model):  # `only_optimized` takes longer, in every step
+        with only_optimized(model, optimizer):
+            layers = [layer for layer in find_frozen_norms(model) if layer.training]
     if not layers:
         yield
         return
