@@ -111,7 +111,7 @@ def list_auto_options(
     Args:
         options: The draw options of a posterior, by dotted name.
         component: The posterior.
-        with_none: Whether those that are None, which nobody has set, are listed too.
+        with_none: Whether those that are not set (None) are listed too.
     """
     wanted = (AUTO, None) if with_none else (AUTO,)
     return {name: option for name, option in options.items() if get_option(component, name) in wanted}

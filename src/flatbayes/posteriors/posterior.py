@@ -72,11 +72,11 @@ class Posterior(ABC):
 
     @property
     def depends_on_model(self) -> bool:
-        """Whether options that nobody has set depend on the network, so that `adapt_to` is called. Default: False."""
+        """Whether defaults of options depend on the network, so that `adapt_to` is called. Default: False."""
         return False
 
     def adapt_to(self, model: nn.Module) -> "Posterior":
-        """Return this posterior with the options that depend on the network and that nobody has set. Default: itself.
+        """Return this posterior with the defaults that depend on the network. Default: itself.
 
         Args:
             model: The network, which is left unchanged.

@@ -203,7 +203,7 @@ class SWAG(Posterior):
 
 @dataclass(frozen=True, eq=False)
 class SnapshotGaussian(WeightDistribution):
-    """The Gaussian of the snapshots so far, of which nothing is computed before it is asked for.
+    """The Gaussian of the snapshots so far, which is computed at the first use.
 
     Attributes:
         posterior: The posterior.

@@ -115,7 +115,7 @@ def choose_training(pilot: Pilot, callback: Callback) -> tuple[dict[str, Any], C
             best, prior = choose_prior(pilot, best, weight_decay)
         else:
             prior = PriorChoice(1.0, weight_decay, (), f"prior_factor is 1: {prior_obstacle}.")
-        if asks_prior or len(prior.scores) > 1:  # what nobody has set needs no explanation where nothing was tried
+        if asks_prior or len(prior.scores) > 1:  # a default is recorded only if others were tried
             choices["prior"] = prior.to_dict()
     return choices, best
 

@@ -50,7 +50,7 @@ def choose_draw_options(
     """
     options = list_options(fitted, with_none=is_automatic)
     examples = training_data.sample_validation(MAX_EXAMPLES) if options and can_predict else None
-    if examples is None:  # what nobody has set needs no explanation
+    if examples is None:  # options that are not set have their defaults, without a record
         options = list_options(fitted, with_none=False)
     reason = "no validation examples" if can_predict else "no predictive distribution"
     return _choose_on_examples(fitted, options, examples, reason)
@@ -152,7 +152,7 @@ def list_options(fitted: FittedPosterior, *, with_none: bool) -> dict[str, DrawO
 
     Args:
         fitted: The posterior.
-        with_none: Whether those that are None, which nobody has set, are listed too.
+        with_none: Whether those that are not set (None) are listed too.
     """
     noise = {NOISE_FACTOR: NOISE_OPTION} if isinstance(fitted.likelihood, Gaussian) else {}
     return {

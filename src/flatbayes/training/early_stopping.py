@@ -5,8 +5,8 @@
     the part with snapshots follows, shortened in proportion
     a posterior without snapshots ends with the best weights of all evaluations; one with snapshots has the snapshots
 
-A training that is at its best when the first part ends goes on as without early stopping. Networks that memorise
-their training data have vanishing gradients: later iterates would be one network, and overconfident.
+A training whose last evaluation of the first part is the best continues as without early stopping. Networks that
+memorise their training data have vanishing gradients: later iterates would be one network, and overconfident.
 """
 
 import io
@@ -40,7 +40,7 @@ class BestWeights:
         epoch: Its epoch, counted from 1.
         tensors: Parameters and buffers of the network.
         statistics: Statistics of the posterior that takes the steps.
-        checkpoint: Everything from which training goes on; None once the first part has ended.
+        checkpoint: State from which training continues; None once the first part has ended.
     """
 
     val_nll: float = math.inf

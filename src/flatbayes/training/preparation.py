@@ -1,4 +1,4 @@
-"""Preparation of the training runs of a fit: checks of its arguments, data, likelihood, and what nobody has set."""
+"""Preparation of the training runs of a fit: checks of its arguments, data, likelihood, and defaults."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -125,7 +125,7 @@ def check_method(
 
 
 def complete_factory(factory: RunFactory) -> RunFactory:
-    """The factory with what nobody has set, and what depends on network and data.
+    """The factory with defaults that depend on network and data, in place of options that are not set.
 
     Args:
         factory: The factory with the posterior as the user gave it.
@@ -139,7 +139,7 @@ def complete_factory(factory: RunFactory) -> RunFactory:
 
 
 def apply_default_radius(factory: RunFactory) -> RunFactory:
-    """The factory with a radius that is to be chosen by a pilot where nobody has set one, if a pilot is possible.
+    """The factory with a radius that a pilot will choose, if none is set and a pilot is possible.
 
     Args:
         factory: The factory with the default radius.

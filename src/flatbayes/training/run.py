@@ -65,7 +65,7 @@ class Branch:
         split_state: Splits the state into one state per network.
         state: The state; None before training.
         seconds: Time that this posterior alone has taken: its snapshots, and its last pass over the data.
-        error: Why this posterior failed; the run goes on for the others.
+        error: Why this posterior failed; the run continues for the others.
         shortened: The hyperparameters after early stopping has shortened the training; None before.
     """
 

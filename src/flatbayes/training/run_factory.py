@@ -209,7 +209,7 @@ class RunFactory:
     def has_default_training(self) -> bool:
         """Whether a table is fitted from fresh weights in an automatic number of epochs, with validation rows.
 
-        What nobody has set is chosen on these then.
+        Options that are not set are then chosen on these rows.
         """
         has_choice = self.is_automatic and self.has_table and not self.warm_start.weights
         return has_choice and self.training_data.sample_validation(1) is not None
