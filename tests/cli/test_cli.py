@@ -182,6 +182,7 @@ BAD = [
     (["compare", *TINY, "--posteriors", "[sgvb]", "--flatness", "looksam", "--out", "o"], "does not go with LookSAM"),
     (["fit", *TINY, "--flatness.rho", "-1", "--out", "o"], "rho is the radius of a ball"),
     (["fit", *TINY, "--flatness.rho", "inf", "--out", "o"], "--flatness.rho must be a number or auto, got 'inf'."),
+    (["fit", "--data", "sales.XLSX", "--out", "o"], "Unknown data 'sales.XLSX': there is no such file or folder."),
     (["fit", *TINY, "--flatness.rho", "nan", "--out", "o"], "--flatness.rho must be a number or auto, got 'nan'."),
     (["fit", *TINY, "--optimizer.lr", "inf", "--out", "o"], "--optimizer.lr must be a number, got 'inf'."),
     (["fit", *TINY, "--epochs", "0", "--out", "o"], "epochs must be at least 1"),

@@ -129,7 +129,8 @@ def test_a_table_with_words_and_missing_numbers_predicts_the_same_from_a_file_an
     expected = loaded.predict(torch.where(inputs.isnan(), fitted.transform.mean.double(), inputs), 2).mean
     for new in (inputs, frame, frame.iloc[:, ::-1]):
         assert torch.equal(loaded.predict(new, 2).mean, expected)
-    assert loaded.measure_input_distance(inputs).is_outside.shape == (48,)
+    distances = [loaded.measure_input_distance(new).distance for new in (inputs, frame.iloc[:, ::-1])]
+    assert torch.equal(*distances)
     with pytest.raises(ValueError, match="data frame lacks: city. It has age, flag"):
         loaded.predict(frame[["age", "flag"]], 2)
     with pytest.raises(ValueError, match="missing .* feature 'flag'"):

@@ -49,7 +49,11 @@ AXES = ("posterior", "flatness", "model", "data", "schedule")
 DATA_OPTIONS = ("data", "source", "ood")
 IN_MEMORY_SOURCES = (data.Arrays, data.FixedSplits)
 """Sources of what a program holds in memory, which no text can name."""
-DATA_FILE_SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".gz", ".bz2", ".zst", ".lz4")
+DATA_FILE_SUFFIXES = (
+    *(".csv", ".tsv", ".npz", ".parquet", ".gz", ".bz2", ".zst", ".lz4"),
+    *(".xlsx", ".xls", ".ods", ".txt", ".dat", ".json", ".jsonl", ".npy", ".feather", ".h5", ".zip", ".tar"),
+)
+"""Suffixes of files, also of some that no source reads, in which no dotted path of a class ends."""
 
 RUN_FOLDER_VERBS = ("calibrate", "certify", "diagnose", "evaluate", "check", "shift")
 """Verbs whose option `--data` repeats the dotted path of a run's torch dataset instead of naming a data source."""
@@ -78,13 +82,13 @@ def resolve_name(option: str, name: str) -> str:
     known_name = match_name(name, list_names(option))
     if known_name is not None:
         return f"{module.__name__}.{known_name}"
-    if "." in name and not name.endswith(DATA_FILE_SUFFIXES):
+    if "." in name and not name.lower().endswith(DATA_FILE_SUFFIXES):
         explanation = explain_name(name)
         if explanation is not None:
             raise ValueError(explanation)
         return _normalize_path(name) if name.startswith("flatbayes.") else name
     axis = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
-    if option in DATA_OPTIONS and ("/" in name or name.endswith(DATA_FILE_SUFFIXES)):
+    if option in DATA_OPTIONS and ("/" in name or name.lower().endswith(DATA_FILE_SUFFIXES)):
         raise ValueError(_explain_missing_path(name))
     owner = next((other for other in AXES if other != axis and match_name(name, list_names(other))), None)
     if owner is not None:

@@ -124,7 +124,7 @@ def find_reader(path: str) -> "partial[Any]":
         case suffix:
             raise ValueError(
                 f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv, .tsv, and "
-                "folders of images or parquet files."
+                "folders of images or parquet files. Convert it to one of these."
             )
 
 

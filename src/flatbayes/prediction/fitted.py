@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatbayes.core.display import format_entries, format_html_table
 from flatbayes.core.input_trees import ModelInputs, first_tensor
@@ -250,17 +249,18 @@ class FittedPosterior(NetworkSampler):
 
         return check(self, data, targets, num_draws, **options)
 
-    def measure_input_distance(self, inputs: Tensor | np.ndarray[Any, Any]) -> InputDistance | None:
+    def measure_input_distance(self, inputs: Any) -> InputDistance | None:
         """How far inputs are from those of the training; None where the artefact has no statistics of these.
 
         For images the network of the first member is run once; the statistics are of its last layer's inputs. They
         are kept by a `fit` to data in memory, or to images in files, and not by one to a loader.
 
         Args:
-            inputs: Raw inputs, a tensor or array in the form of the training data.
+            inputs: Raw inputs, a tensor, array or data frame in the form of the training data.
         """
         if self.training_inputs is None:
             return None
+        inputs = convert_data_frame(inputs, self.info.get("feature_names"))
         filled = self._fill_missing(to_tensor(inputs))
         return self.training_inputs.measure(filled, lambda batch: represent_inputs(self, batch))
 
