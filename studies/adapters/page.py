@@ -36,8 +36,8 @@ def render_table(rows: list[dict[str, Any]]) -> str:
             *lines,
             "",
             f"After SAM the accepted σ is larger in {counts['σ by NLL']} of {len(pairs)} seeds by the NLL, and in "
-            f"{counts['σ by classes']} by changed classes, where it is {ratio:.2g} times as large (geometric mean). The "
-            f"test NLL is lower with SAM in {len(pairs) - counts['test NLL of MAP']} seeds for MAP, and in "
+            f"{counts['σ by classes']} by changed classes, where it is {ratio:.2g} times as large (geometric mean). "
+            f"The test NLL is lower with SAM in {len(pairs) - counts['test NLL of MAP']} seeds for MAP, and in "
             f"{len(pairs) - counts['test NLL of TFB']} for TFB.",
         ]
     )
