@@ -9,7 +9,8 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 
 from flatbayes.calibration import CalibrationMap, fit_calibration
-from flatbayes.calibration.maps import is_calibration, mean_nll, penalized_nll, transform_log_probs
+from flatbayes.calibration.map_fitting import mean_nll, penalized_nll
+from flatbayes.calibration.maps import is_calibration, transform_log_probs
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 
 pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")

@@ -3,7 +3,8 @@
 from flatbayes.calibration.adaptive import AdaptiveConformal
 from flatbayes.calibration.conformal import ConformalPredictor, GroupThreshold, fit_conformal
 from flatbayes.calibration.coverage import ConformalEvaluation, CoverageEstimate
-from flatbayes.calibration.maps import CalibrationMap, CalibrationMethod, fit_calibration
+from flatbayes.calibration.map_fitting import fit_calibration
+from flatbayes.calibration.maps import CalibrationMap, CalibrationMethod
 from flatbayes.calibration.quantiles import conformal_quantile, conformal_rank
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import APS, LAC, RAPS, ConformalScore, NormalizedResidual, QuantileResidual

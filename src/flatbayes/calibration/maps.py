@@ -19,32 +19,22 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from flatbayes.calibration.isotonic import apply_isotonic, fit_isotonic, fit_quantile_curves, stack_curves
-from flatbayes.calibration.targets import MIN_EXAMPLES, check_targets, warn_if_few
-from flatbayes.core.devices import to_double
+from flatbayes.calibration.isotonic import apply_isotonic, stack_curves
 from flatbayes.core.display import format_fields
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive, RecalibratedPredictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
-from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
-from flatbayes.metrics import fit_temperature, nll
 
 CalibrationMethod = Literal["temperature", "vector", "dirichlet", "isotonic", "scale", "quantile"]
 """Kinds of maps; `scale` and `quantile` are those of numbers."""
 NUMBER_METHODS, MONOTONE_METHODS = ("scale", "quantile"), ("isotonic", "quantile")
-MIN_ISOTONIC_EXAMPLES = 100
-"""The same number for isotonic regression, which has as many steps as the examples ask for."""
 MIN_LOG_PROB = -80.0
 """Smallest log probability that `vector` and `dirichlet` tell from a smaller one, within the range of float32."""
-MAX_DIRICHLET_CLASSES = 100
-"""Largest number of classes of `dirichlet`, which has a parameter for every pair of classes."""
-MAX_SCALE = 100.0
-"""Largest factor of `scale`; the smallest is its inverse."""
 
 
 @dataclass(frozen=True)
@@ -192,59 +182,6 @@ def _are_curves(knots: list[float], values: list[float], sizes: list[float], *, 
     return rises and all(knots[k] > knots[k - 1] for k in pairs)
 
 
-def fit_calibration(
-    predictive: Predictive, targets: Tensor, method: CalibrationMethod | None = None
-) -> CalibrationMap:
-    """Fit a calibration map to validation examples.
-
-    Args:
-        predictive: Predictions of examples that were not used for training.
-        targets: Their class indices or numbers.
-        method: None takes `temperature` for classes, which changes no decision, and `scale` for numbers.
-
-    Raises:
-        TypeError: There is no calibration for this kind of prediction.
-        ValueError: The method is not for this kind of prediction, or the targets do not match the predictions.
-
-    Warns:
-        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100.
-
-    Examples:
-        >>> calibration = fit_calibration(
-        ...     fitted.predict(data.val.inputs), data.val.targets, "vector"
-        ... )
-        >>> len(calibration.weights), len(calibration.bias), calibration.num_examples
-        (10, 10, 100)
-    """
-    targets = check_targets(predictive, targets)
-    if isinstance(predictive, GaussianPredictive):
-        method = method or "scale"
-        if method not in NUMBER_METHODS:
-            raise ValueError(f"Predictions of numbers are calibrated by 'scale' or 'quantile', got {method!r}.")
-        if method == "quantile":
-            curves = fit_quantile_curves(predictive, targets)
-        else:
-            weights, bias = _fit_scales(predictive, targets), torch.zeros(0, dtype=torch.float64)
-    else:
-        method = method or "temperature"
-        log_probs, labels = cast("CategoricalPredictive", predictive).log_probs.detach().cpu().double(), targets.cpu()
-        if method == "isotonic":
-            curves = fit_isotonic(log_probs, labels)
-        else:
-            weights, bias = _fit_classes(log_probs, labels.long(), method)
-    num_required = MIN_ISOTONIC_EXAMPLES if method == "isotonic" else MIN_EXAMPLES
-    warn_if_few(len(targets), num_required, f"the calibration map {method!r}", "It may be worse than none")
-    sizes: tuple[int, ...] = ()
-    if method in MONOTONE_METHODS:
-        knots, values = ([number for curve in curves for number in curve[end]] for end in (0, 1))
-        sizes = tuple(len(curve[0]) for curve in curves)
-    else:
-        knots, values = weights.reshape(-1).tolist(), bias.tolist()
-    calibration = CalibrationMap(method, tuple(knots), tuple(values), len(targets), math.nan, math.nan, sizes)
-    losses = [mean_nll(candidate, targets) for candidate in (predictive, calibration.apply(predictive))]
-    return replace(calibration, nll_raw=losses[0], nll_calibrated=losses[1])
-
-
 def transform_log_probs(
     log_probs: Float[Tensor, "examples classes"], weights: Tensor, bias: Tensor
 ) -> Float[Tensor, "examples classes"]:
@@ -273,83 +210,6 @@ def scale_mixture(predictive: GaussianPredictive, factors: Tensor) -> GaussianPr
     """
     mean = predictive.mean
     return GaussianPredictive(mean + factors * (predictive.member_means - mean), factors * predictive.member_stds)
-
-
-def mean_nll(predictive: Predictive, targets: Tensor) -> float:
-    """Mean negative log likelihood.
-
-    Args:
-        predictive: Predictions of classes or numbers.
-        targets: Class indices or numbers.
-    """
-    if isinstance(predictive, CategoricalPredictive):
-        return nll(predictive.log_probs, targets)
-    predictive = cast("GaussianPredictive", predictive)
-    return -float(to_double(predictive.log_prob(targets)).mean())
-
-
-def _fit_classes(
-    log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"], method: str
-) -> tuple[Tensor, Tensor]:
-    num_classes = log_probs.shape[1]
-    if method == "temperature":
-        temperature = fit_temperature(log_probs, labels)
-        return torch.tensor(1 / temperature, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-    if method not in ("vector", "dirichlet"):
-        raise ValueError(
-            "Predictions of classes are calibrated by 'temperature', 'vector', 'dirichlet' or 'isotonic', got "
-            f"{method!r}."
-        )
-    if method == "dirichlet" and num_classes > MAX_DIRICHLET_CLASSES:
-        raise ValueError(
-            f"'dirichlet' has a parameter for every pair of {num_classes} classes; it is for at most "
-            f"{MAX_DIRICHLET_CLASSES} classes. Use 'temperature' or 'vector'."
-        )
-    ones = torch.ones(num_classes, dtype=torch.float64)
-    identity = ones if method == "vector" else torch.diag(ones)
-    weights, bias = identity.clone().requires_grad_(), torch.zeros_like(ones).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weights, bias], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = penalized_nll(log_probs, labels, weights, bias, identity)
-        torch.autograd.backward(loss)
-        return loss.detach()
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return weights.detach(), bias.detach()
-
-
-def penalized_nll(log_probs: Tensor, labels: Tensor, weights: Tensor, bias: Tensor, identity: Tensor) -> Tensor:
-    """Mean NLL + (|W - I|^2 + |b|^2) / (2 n): the negative log posterior of n examples divided by n."""
-    losses = torch.nn.functional.nll_loss(transform_log_probs(log_probs, weights, bias), labels)
-    return losses + ((weights - identity).square().sum() + bias.square().sum()) / (2 * len(labels))
-
-
-def _fit_scales(predictive: GaussianPredictive, targets: Tensor) -> Tensor:
-    from scipy.optimize import minimize_scalar  # slow to import
-
-    count = len(targets)
-    means, stds = (
-        values.detach().cpu().double().reshape(len(values), count, -1)
-        for values in (predictive.member_means, predictive.member_stds)
-    )
-    targets = targets.detach().cpu().double().reshape(count, -1)
-    factors, limit = [], math.log(MAX_SCALE)
-    for k in range(targets.shape[1]):
-        mixture, values = GaussianPredictive(means[..., k], stds[..., k]), targets[:, k]
-
-        def compute_nll(log_factor: float, mixture: GaussianPredictive = mixture, values: Tensor = values) -> float:
-            scaled = scale_mixture(mixture, torch.tensor(math.exp(log_factor), dtype=torch.float64))
-            densities = normal_log_density(values, scaled.member_means, scaled.member_stds)
-            return -float(log_mean_density(densities).mean())
-
-        result = minimize_scalar(compute_nll, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-9})
-        factors.append(math.exp(result.x))
-    return torch.tensor(factors, dtype=torch.float64)
 
 
 def _check_count(expected: int, count: int, kind: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flatbayes.calibration.maps import CalibrationMethod, fit_calibration
+from flatbayes.calibration.map_fitting import fit_calibration
+from flatbayes.calibration.maps import CalibrationMethod
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.display import format_fields
 from flatbayes.data import Split
