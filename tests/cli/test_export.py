@@ -1,5 +1,6 @@
 """Command `flatbayes export`: files, and refused input."""
 
+import json
 import sys
 
 import numpy as np
@@ -31,7 +32,11 @@ def test_onnx(run, tmp_path, capsys):
     assert "mean, entropy, mutual_information" in shown
     assert "onnxruntime differs by" in shown
     x = np.random.default_rng(0).integers(0, 17, (6, 1, 8, 8)).astype(np.float32)
-    result = onnxruntime.InferenceSession(str(path)).run(["mean", "entropy"], {"inputs": x})
+    session = onnxruntime.InferenceSession(str(path))
+    digits = [str(digit) for digit in range(10)]
+    assert f"classes  {', '.join(digits)}" in shown
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == digits
+    result = session.run(["mean", "entropy"], {"inputs": x})
     expected = FittedPosterior.load(run).predict(x, 3, seed=5)
     np.testing.assert_allclose(result[0], expected.mean, atol=1e-5)
     np.testing.assert_allclose(result[1], expected.entropy, atol=1e-5)
@@ -46,7 +51,11 @@ def test_torch(run, tmp_path, capsys):
     assert main([*arguments, "--overwrite"]) == 0
     x = torch.randint(0, 17, (6, 1, 8, 8), dtype=torch.uint8)
     expected = FittedPosterior.load(run).predict(x, 3).mean.float()
-    torch.testing.assert_close(torch.export.load(path).module()(x)["mean"], expected, rtol=1e-4, atol=1e-6)
+    texts = {"class_names": ""}
+    torch.testing.assert_close(
+        torch.export.load(path, extra_files=texts).module()(x)["mean"], expected, rtol=1e-4, atol=1e-6
+    )
+    assert json.loads(texts["class_names"]) == [str(digit) for digit in range(10)]
 
 
 def test_invalid_input_is_refused(run, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Verb `export`: the fitted posterior of a run as one file that predicts without flatbayes."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,8 @@ from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onn
 
 InputType = Literal["float32", "float64", "uint8", "int32", "int64"]
 ExportFormat = Literal["torch", "onnx"]
+NAMES = {"feature_names": "features", "class_names": "classes", "target_names": "targets"}
+"""Names of inputs and outputs in the metadata of an artefact that an exported file keeps, with what they are."""
 
 
 def make_parser() -> ArgumentParser:
@@ -54,13 +57,17 @@ def run(options: Namespace) -> None:
     with console.status("exporting"):
         module = fitted.compile(options.num_draws, seed=options.seed)
         write = export_onnx if options.format == "onnx" else export_torch
-        path = write(module, target, dtype=None if options.dtype is None else getattr(torch, options.dtype))
+        dtype = None if options.dtype is None else getattr(torch, options.dtype)
+        names = {key: list(fitted.info[key]) for key in NAMES if fitted.info.get(key)}
+        path = write(module, target, dtype=dtype, metadata={key: json.dumps(value) for key, value in names.items()})
     assert module.example is not None  # or the file would have been refused
-    dtype, shape = options.dtype or str(module.example.dtype).removeprefix("torch."), list(module.example.shape[1:])
+    input_type, shape = options.dtype or str(module.example.dtype).removeprefix("torch."), module.example.shape[1:]
     console.print(
         f"{len(module.networks)} networks in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
-        f"input    inputs {shape} of each example, {dtype}\n"
-        f"outputs  {', '.join(module.output_names)}",
+        f"input    inputs {list(shape)} of each example, {input_type}\n"
+        f"outputs  {', '.join(module.output_names)}"
+        + "".join(f"\n{NAMES[key]:8} {', '.join(map(str, value))}" for key, value in names.items()),
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

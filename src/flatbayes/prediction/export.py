@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,7 +32,12 @@ MAX_ONNX_BYTES = 2 * 10**9
 
 
 def export_torch(
-    module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None, *, dtype: torch.dtype | None = None
+    module: CompiledPosterior,
+    path: str | Path,
+    inputs: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a `torch.export` program for batches of any size: `torch.export.load(path).module()(inputs)`.
 
@@ -44,6 +50,8 @@ def export_torch(
             `module.example` is set.
         dtype: Type of the inputs of the file, such as `torch.uint8` for images as they are stored; by default that of
             the example. A file takes inputs of one type.
+        metadata: Texts to keep in the file, by name, such as the names of the features; `torch.export.load` reads
+            them with `extra_files`.
 
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported.
@@ -56,12 +64,17 @@ def export_torch(
     path = Path(path)
     program = export_program(module, inputs, dtype)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=dict(metadata))
     return path
 
 
 def export_onnx(
-    module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None, *, dtype: torch.dtype | None = None
+    module: CompiledPosterior,
+    path: str | Path,
+    inputs: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write an ONNX file for batches of any size.
 
@@ -72,6 +85,7 @@ def export_onnx(
         path: The file, usually ending in .onnx; an existing file is replaced.
         inputs: As in `export_torch`.
         dtype: As in `export_torch`.
+        metadata: Texts to keep in the file, by name: `get_modelmeta().custom_metadata_map` of onnxruntime.
 
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported or is too large.
@@ -99,6 +113,7 @@ def export_onnx(
     if onnx_program is None:
         raise RuntimeError("torch.onnx.export returned no program.")
     _name_outputs(onnx_program.model.graph, module.output_names)
+    onnx_program.model.metadata_props.update(metadata)
     with atomic_write(path) as temporary:
         onnx_program.save(temporary)
     return path
