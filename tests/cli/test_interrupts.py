@@ -89,6 +89,11 @@ def test_what_cannot_predict_yet_is_said(here, monkeypatch, capsys):
         send_at_step(patch, 2)
         assert main([*FIT, "--collection.start_fraction", "0.5", "--out", "run"]) == 130
     assert "it cannot predict yet: SWAG needs" in read_words(capsys)
+    assert main(["evaluate", "run"]) == 2
+    assert "note: The training in run was interrupted" in read_words(capsys)
+    assert main([*FIT, "--collection.start_fraction", "0.5", "--out", "run", "--resume"]) == 0
+    assert main(["evaluate", "run"]) == 0
+    assert "note:" not in read_words(capsys)
 
 
 def test_other_verbs_say_what_was_written(here, monkeypatch, capsys):

@@ -39,8 +39,17 @@ def load_on_device(folder: Path, model: str | None, trusted: Collection[str] = (
 
 def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:
     """The fitted posterior of a run, in main memory; arguments as in `load_on_device`."""
-    spec = read_metadata(folder)["info"].get("model")
-    return FittedPosterior.load(folder, rebuild_model(spec, model, trusted))
+    info = read_metadata(folder)["info"]
+    fitted = FittedPosterior.load(folder, rebuild_model(info.get("model"), model, trusted))
+    if "interrupted" in info:
+        PlainConsole(stderr=True).print(
+            f"flatbayes: note: The training in {folder} was interrupted, and this is the posterior fitted until then. "
+            "The same flatbayes fit with --resume continues it.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    return fitted
 
 
 def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
