@@ -43,7 +43,7 @@ def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) 
     fitted = FittedPosterior.load(folder, rebuild_model(info.get("model"), model, trusted))
     if "interrupted" in info:
         PlainConsole(stderr=True).print(
-            f"flatbayes: note: The training in {folder} was interrupted, and this is the posterior fitted until then. "
+            f"flatbayes: note: The training in {folder} was interrupted, and this is the posterior until then. "
             "The same flatbayes fit with --resume continues it.",
             highlight=False,
             soft_wrap=True,
