@@ -9,9 +9,9 @@ from typing import Any
 
 from flatbayes.core.spec import short_name
 from flatbayes.experiments import RunResult, SummaryRow, summarize_runs
-from flatbayes.experiments.comparison import FAMILY_BY_METRIC
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.run_result import TrainingHistory
+from flatbayes.experiments.summary import FAMILY_BY_METRIC
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.metrics import HIGHER_IS_BETTER
 from studies.interpolation.settings import Setting

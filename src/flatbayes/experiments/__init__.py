@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from flatbayes.experiments.comparison import Comparison, compare, write_results
+    from flatbayes.experiments.comparison import Comparison, compare
     from flatbayes.experiments.evaluations import EvaluationConfig
     from flatbayes.experiments.fit_options import FitOptions
     from flatbayes.experiments.method import Method
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from flatbayes.experiments.run_result import RunResult
     from flatbayes.experiments.selection import SelectionRecord, SelectionTrial, select_methods
     from flatbayes.experiments.statistics import PairedComparison, compare_pairs
-    from flatbayes.experiments.summary import summarize_runs
+    from flatbayes.experiments.summary import summarize_runs, write_results
     from flatbayes.experiments.tuning import is_higher_better, tune, tune_hyperparameters
     from flatbayes.experiments.tuning_result import TuningResult
 else:
@@ -50,7 +50,7 @@ else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
-            "flatbayes.experiments.comparison": "Comparison compare write_results",
+            "flatbayes.experiments.comparison": "Comparison compare",
             "flatbayes.experiments.evaluations": "EvaluationConfig",
             "flatbayes.experiments.fit_options": "FitOptions",
             "flatbayes.experiments.method": "Method",
@@ -61,7 +61,7 @@ else:
             "flatbayes.experiments.run_result": "RunResult",
             "flatbayes.experiments.selection": "SelectionRecord SelectionTrial select_methods",
             "flatbayes.experiments.statistics": "PairedComparison compare_pairs",
-            "flatbayes.experiments.summary": "summarize_runs",
+            "flatbayes.experiments.summary": "summarize_runs write_results",
             "flatbayes.experiments.ranges": "default_ranges",
             "flatbayes.experiments.tuning": "is_higher_better tune tune_hyperparameters",
             "flatbayes.experiments.tuning_result": "TuningResult",

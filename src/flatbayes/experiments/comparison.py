@@ -12,10 +12,8 @@ from torch import nn
 from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_fields
 from flatbayes.core.files import JsonValue
-from flatbayes.core.spec import short_name
 from flatbayes.data import DataSource, DataSplits, make_source
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.fit_options import FitOptions
 from flatbayes.experiments.folder_lock import lock_folder, unlock_folders
@@ -24,11 +22,9 @@ from flatbayes.experiments.parallel import execute_runs
 from flatbayes.experiments.references import ReferenceFile, check_references, list_reference_problems
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run import ExperimentRun, describe_fields
-from flatbayes.experiments.run_folder import claim_folder, describe_environment
-from flatbayes.experiments.run_result import RunResult
-from flatbayes.experiments.summary import summarize_runs
+from flatbayes.experiments.run_folder import claim_folder
+from flatbayes.experiments.summary import write_results
 from flatbayes.flatness import SAM, Flatness, Plain
-from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import TrainingConfig, dry_run
@@ -36,7 +32,6 @@ from flatbayes.training.arguments import NetworkOptions, resolve_config, resolve
 from flatbayes.training.distributed.workers import ParallelBackend
 
 SPLIT_NAMES = ("test", "val", "train")
-FAMILY_BY_METRIC = {metric: family for family, metrics in METRIC_FAMILIES.items() for metric in metrics}
 DEFAULT_POSTERIORS: tuple[Posterior, ...] = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
 EXTENDABLE_FIELDS = ("posteriors", "flatness", "num_seeds", "evaluations", "references")
 """Fields that may change when a comparison is continued in the same folder."""
@@ -225,40 +220,6 @@ class Comparison:
             return write_results(folder, comparison.describe(), finished, failures, notes)
         finally:
             unlock_folders(folder)
-
-
-def write_results(
-    folder: Path,
-    config: Mapping[str, JsonValue],
-    runs: Sequence[RunResult],
-    failures: Sequence[str] = (),
-    notes: Sequence[str] = (),
-) -> ComparisonResult:
-    """Summarize runs, write `results.json`, and return its content.
-
-    Args:
-        folder: Folder of the file.
-        config: The configuration, as plain data.
-        runs: Results of the finished runs, plain and flat.
-        failures: Names of the failed runs, with the reason.
-        notes: Sentences for the reader of the results.
-
-    Examples:
-        >>> again = write_results(Path(), {"data": "Digits"}, results.runs)
-        >>> len(again.rows) == len(results.rows), ComparisonResult.load(Path()).config["data"]
-        (True, 'Digits')
-    """
-    runs, omissions = add_ensemble_equivalents(runs, short_name(Plain()))
-    results = ComparisonResult(
-        config=config,
-        runs=tuple(runs),
-        notes=(*notes, *omissions),
-        rows=summarize_runs(runs, short_name(Plain()), HIGHER_IS_BETTER, FAMILY_BY_METRIC),
-        failures=tuple(failures),
-        environment=describe_environment(config),
-    )
-    results.save(folder)
-    return results
 
 
 def compare(

@@ -3,11 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
-from flatbayes.experiments.results import SummaryRow
+from flatbayes.core.files import JsonValue
+from flatbayes.core.spec import short_name
+from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
+from flatbayes.experiments.results import ComparisonResult, SummaryRow
+from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.experiments.statistics import adjust_p_values, compare_pairs
+from flatbayes.flatness import Plain
+from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES
+
+FAMILY_BY_METRIC = {metric: family for family, metrics in METRIC_FAMILIES.items() for metric in metrics}
 
 
 def summarize_runs(
@@ -58,3 +67,37 @@ def _add_adjusted_p_values(rows: Sequence[SummaryRow]) -> tuple[SummaryRow, ...]
         table = [index for index, row in enumerate(rows) if row.family == family]
         adjusted |= zip(table, adjust_p_values([rows[index].comparison.p_value for index in table]), strict=True)
     return tuple(replace(row, p_holm=adjusted[index]) for index, row in enumerate(rows))
+
+
+def write_results(
+    folder: Path,
+    config: Mapping[str, JsonValue],
+    runs: Sequence[RunResult],
+    failures: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> ComparisonResult:
+    """Summarize runs, write `results.json`, and return its content.
+
+    Args:
+        folder: Folder of the file.
+        config: The configuration, as plain data.
+        runs: Results of the finished runs, plain and flat.
+        failures: Names of the failed runs, with the reason.
+        notes: Sentences for the reader of the results.
+
+    Examples:
+        >>> again = write_results(Path(), {"data": "Digits"}, results.runs)
+        >>> len(again.rows) == len(results.rows), ComparisonResult.load(Path()).config["data"]
+        (True, 'Digits')
+    """
+    runs, omissions = add_ensemble_equivalents(runs, short_name(Plain()))
+    results = ComparisonResult(
+        config=config,
+        runs=tuple(runs),
+        notes=(*notes, *omissions),
+        rows=summarize_runs(runs, short_name(Plain()), HIGHER_IS_BETTER, FAMILY_BY_METRIC),
+        failures=tuple(failures),
+        environment=describe_environment(config),
+    )
+    results.save(folder)
+    return results
