@@ -69,6 +69,7 @@ def test_a_missing_target_lists_the_columns_and_suggests_a_similar_one(csv):
     [
         (["x", "3", "?", "4"], r"Column 'b' of .*t.csv must hold numbers, and 2 of its 4 .* first is 'x' in line 2"),
         (["3 kg", "7 €", "9 €", "8 €"], "and 4 of its 4 values are not numbers; the first is '3 kg' in line 2"),
+        (["3", "4", "?", "4"], r"is '\?' in line 4\. If it marks a missing value, leave the field empty\."),
         (["u", "v", "w", "w"], r"'b' of .* has 3 different words in 4 rows, such as 'u'.*--data.ignore \[b\]"),
         (["u" * 201, "v", "v", "v"], "Column 'b' of .* must hold numbers"),
     ],

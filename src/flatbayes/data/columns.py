@@ -43,19 +43,23 @@ def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, f
         ValueError: A column of numbers is neither numeric nor boolean, or values are missing, infinite or too large
             for float32.
     """
-    sources = [split_feature(name, file.column_names) for name in names]
+    column_names = frozenset(file.column_names)
+    sources = [split_feature(name, column_names) for name in names]
+    numbers = {name for name, category in sources if category is None}
     values = np.empty((len(table), len(names)), dtype=np.float64)
-    words: dict[str, tuple[ArrowColumn, list[str]]] = {}
+    words: dict[str, tuple[np.ndarray, list[str]]] = {}
     for index, (name, category) in enumerate(sources):
         column = table.column(name)
         if category is None:
             values[:, index] = to_numbers(column, name, file)
-        elif (name, None) in sources:
+        elif name in numbers:
             values[:, index] = np.isnan(to_numbers(column, name, file))
         else:
-            texts, categories = words.setdefault(name, (to_words(column), []))
+            if name not in words:
+                words[name] = to_words(column).to_numpy(zero_copy_only=False), []
+            texts, categories = words[name]
             categories.append(category)
-            values[:, index] = texts.to_numpy(zero_copy_only=False) == category
+            values[:, index] = texts == category
     for name, (texts, categories) in words.items():
         warn_of_unseen_categories(texts, name, categories, file)
     with np.errstate(invalid="ignore"):
@@ -110,16 +114,16 @@ def to_words(column: ArrowColumn) -> ArrowColumn:
     return column.cast(pa.string()).fill_null("")
 
 
-def warn_of_unseen_categories(words: ArrowColumn, column: str, categories: Sequence[str], file: TableFile) -> None:
+def warn_of_unseen_categories(words: np.ndarray, column: str, categories: Sequence[str], file: TableFile) -> None:
     """Warn of words that are no category of the training data.
 
     Args:
-        words: Words of new examples.
+        words: Words of new examples, [rows].
         column: Name of their column.
         categories: The categories of the training data.
         file: The file, for the message.
     """
-    unseen = sorted(set(words.unique().to_pylist()) - set(categories))
+    unseen = sorted(set(words.tolist()) - set(categories))
     if unseen:
         kind = "missing values" if unseen[0] == "" else f"categories such as {unseen[0][:40]!r}"
         warnings.warn(

@@ -5,13 +5,13 @@ is 1 where the age is missing. A missing number becomes the mean of the training
 without such an indicator, in which the training data lack no number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 
-def split_feature(feature: str, column_names: Sequence[str]) -> tuple[str, str | None]:
+def split_feature(feature: str, column_names: Collection[str]) -> tuple[str, str | None]:
     """The column of a feature, and its category: None for a number, empty for a missing value.
 
     Args:

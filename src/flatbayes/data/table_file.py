@@ -88,12 +88,14 @@ class TableFile:
 
     def iter_batches(self, features: Sequence[str], keep_columns: Sequence[str], size: int) -> Iterator[ArrowTable]:
         """Read the columns of features, and others unchanged, in record batches of at most `size` rows."""
-        sources = [split_feature(feature, self.column_names) for feature in features]
+        column_names = frozenset(self.column_names)
+        sources = [split_feature(feature, column_names) for feature in features]
         names = [*dict.fromkeys(name for name, _ in sources)]
         require_columns(self.path, [*names, *keep_columns], self.column_names)
         require_unique_columns(self.path, [name for name in self.column_names if name in {*names, *keep_columns}])
         if self.layout is not None:
-            words = [name for name in names if (name, None) not in sources]
+            numbers = {name for name, category in sources if category is None}
+            words = [name for name in names if name not in numbers]
             text_columns = [*dict.fromkeys([*words, *keep_columns])]
             return iter_csv_batches(self.path, self.layout, names, text_columns, size)
         return iter_record_batches(self.path, [*dict.fromkeys([*names, *keep_columns])], size)

@@ -96,7 +96,7 @@ def convert_data_frame(inputs: Any, feature_names: object = ()) -> Any:
     columns = {str(column): column for column in inputs.columns}
     is_named = names and names != [str(k) for k in range(len(names))]
     if is_named:
-        sources = [split_feature(name, list(columns)) for name in names]
+        sources = [split_feature(name, columns) for name in names]
         missing = [name for name in dict.fromkeys(name for name, _ in sources) if name not in columns]
         if missing:
             raise ValueError(
