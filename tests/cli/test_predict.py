@@ -196,6 +196,7 @@ BAD = [
     ("a,b,c\n1,2,3\n", ["--keep_columns", "[id]"], "lacks the columns ['id']"),
     ("a,b,c,entropy\n1,2,3,4\n", ["--keep_columns", "[entropy]"], "Predictions also have columns ['entropy']"),
     ("a,b,c\n", [], "new.csv has no rows"),
+    ("a,b,c\n1,2,3\n", ["--output=-"], "written to a file, not to standard output"),
     ("", [], "new.csv is empty"),
 ]
 

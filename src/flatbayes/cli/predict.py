@@ -93,6 +93,8 @@ def add_input_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Predict for every row of a file or image of a folder, and write the predictions to a file."""
     source, target = Path(options.input), Path(options.output)
+    if str(target) == "-":
+        raise ValueError("Predictions are written to a file, not to standard output: --output predictions.csv.")
     if not target.suffix:
         suffix = get_table_suffix(source)
         target = target.with_suffix(suffix if suffix in (".parquet", ".npz") else ".csv")
