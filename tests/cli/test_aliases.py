@@ -58,6 +58,8 @@ def test_names_in_any_case_resolve_everywhere():
     assert resolve_name("model", "my.Net") == "my.Net"
     assert resolve_name("posterior", "flatbayes.SWAG") == "flatbayes.posteriors.SWAG"
     assert resolve_name("model", "flatbayes.no.Such") == "flatbayes.no.Such"
+    for name in list_names("data"):  # such as Npz, which ends like a file
+        assert resolve_name("data", f"flatbayes.data.{name}") == f"flatbayes.data.{name}"
     given = {
         "posterior": {"class_path": "ensemble", "init_args": {"member": "swag"}},
         "posteriors": ["map", "SWAG"],

@@ -68,6 +68,11 @@ def list_names(option: str) -> list[str]:
     return [name for name, value in classes.items() if value not in IN_MEMORY_SOURCES]
 
 
+def _is_file_name(name: str) -> bool:
+    """Whether a name ends like a file; `flatbayes.data.Npz` is a class."""
+    return name.lower().endswith(DATA_FILE_SUFFIXES) and not name.startswith("flatbayes.")
+
+
 def resolve_name(option: str, name: str) -> str:
     """Class path for a name in any letter case; a dotted path is returned as it is.
 
@@ -82,13 +87,13 @@ def resolve_name(option: str, name: str) -> str:
     known_name = match_name(name, list_names(option))
     if known_name is not None:
         return f"{module.__name__}.{known_name}"
-    if "." in name and not name.lower().endswith(DATA_FILE_SUFFIXES):
+    if "." in name and not _is_file_name(name):
         explanation = explain_name(name)
         if explanation is not None:
             raise ValueError(explanation)
         return _normalize_path(name) if name.startswith("flatbayes.") else name
     axis = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
-    if option in DATA_OPTIONS and ("/" in name or name.lower().endswith(DATA_FILE_SUFFIXES)):
+    if option in DATA_OPTIONS and ("/" in name or _is_file_name(name)):
         raise ValueError(_explain_missing_path(name))
     owner = next((other for other in AXES if other != axis and match_name(name, list_names(other))), None)
     if owner is not None:
