@@ -153,7 +153,7 @@ def drop_unnamed_columns(table: ArrowTable, names: Sequence[str], path: Path) ->
 
 
 def warn_of_counters(table: ArrowTable, names: Sequence[str], path: Path) -> None:
-    """Warn of features that count the rows of a file, which say how it is sorted, or number its examples as an id."""
+    """Warn of features that count the rows of a file from 0 or 1 on, or that are an id by their name and values."""
     with require_package("data"):
         from pyarrow import types
     if len(table) < MIN_ROWS_OF_INDEX:
@@ -163,7 +163,7 @@ def warn_of_counters(table: ArrowTable, names: Sequence[str], path: Path) -> Non
         if not types.is_integer(column.type) or column.null_count:
             continue
         values = column.to_numpy()
-        is_counter = bool(np.all(np.diff(values) == 1))
+        is_counter = values[0] in (0, 1) and bool(np.all(np.diff(values) == 1))  # times may count from elsewhere
         if is_counter or (NAME_OF_ID.search(name) and len(np.unique(values)) == len(values)):
             fault = "counts the rows" if is_counter else "has another number in each row"
             warnings.warn(
