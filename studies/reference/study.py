@@ -99,7 +99,6 @@ TASKS = {
         flat=ReferenceConfig(
             ascent_steps=2, num_steps=2000, num_tuning_steps=600, num_draws=100, num_descent_steps=300
         ),
-        num_seeds=20,
         one_split=False,
     ),
 }
