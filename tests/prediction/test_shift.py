@@ -174,6 +174,6 @@ def test_weights_and_inputs_are_unchanged(fitted):
     ],
 )
 def test_inputs_of_another_shape_are_refused(fitted, evaluate):
-    wrong = Split(inputs=torch.zeros(4, 3, 9, 9), targets=torch.zeros(4, dtype=torch.int64))
+    wrong = Split(inputs=torch.zeros(12, 3, 9, 9), targets=torch.zeros(12, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"takes inputs of the shape \(1, 8, 8\), got \(3, 9, 9\)"):
         evaluate(fitted, wrong)
