@@ -18,7 +18,7 @@ from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.posteriors import MAP
 from flatbayes.prediction import CompiledPosterior, FittedPosterior
 from flatbayes.prediction.deploy import InputPreprocessor
-from flatbayes.prediction.sampling import make_example_inputs
+from flatbayes.prediction.example_inputs import make_example_inputs
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.fit import fit
 from flatbayes.training.model_builder import ModelFactory, make_model_builder

@@ -17,15 +17,10 @@ from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.variational_network import find_variational_layers
-from flatbayes.prediction.inputs import cast_floating
+from flatbayes.prediction.example_inputs import get_floating_shape, make_example_inputs
+from flatbayes.prediction.inputs import cast_floating, convert_integers
 from flatbayes.prediction.outputs import CalibratedSummary, PredictiveSummary, SummaryTensors, make_summary
-from flatbayes.prediction.sampling import (
-    NetworkSampler,
-    SampleId,
-    convert_integers,
-    get_floating_shape,
-    make_example_inputs,
-)
+from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.varying_layer import StackedLayerNetwork, draw_layer, find_varying_layers
 
 COPY_ADVICE = "A compiled posterior holds a copy of every drawn network: remove the attribute, or use predict."

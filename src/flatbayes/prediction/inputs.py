@@ -294,3 +294,24 @@ def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
             "pass a DataLoader or another iterable of (inputs, ...) batches."
         )
     return make_inputs(batch)
+
+
+def convert_integers(batch: Tensor, trained_on: str | None, dtype: torch.dtype | None) -> Tensor:
+    """Integers as floating numbers, for a network that was trained on those.
+
+    Args:
+        batch: A batch of inputs.
+        trained_on: Entry `inputs` of the metadata: "floating", or "converted" for integers that were converted.
+        dtype: Precision of the networks; None if they have several.
+
+    Raises:
+        ValueError: They are images as they are stored, and those of training were not.
+    """
+    if trained_on is None or batch.is_floating_point():
+        return batch
+    if trained_on == "floating" and batch.dtype == torch.uint8 and batch.ndim > 2:
+        raise ValueError(
+            "The inputs are uint8 images, and the network was trained on floating-point ones: convert and scale "
+            "them as in training, such as images.float() / 255."
+        )
+    return batch.to(dtype or torch.get_default_dtype())

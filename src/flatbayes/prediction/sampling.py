@@ -5,7 +5,7 @@ weights gets statistics of its own, estimated on stored batches of training inpu
 et al., NeurIPS 2019), which a cache keeps.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -28,7 +28,7 @@ from flatbayes.core.traversal import list_parameters
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
-from flatbayes.prediction.inputs import cast_floating
+from flatbayes.prediction.inputs import cast_floating, convert_integers
 from flatbayes.prediction.placement import autocast, place_batches
 from flatbayes.prediction.training_inputs import TrainingInputs
 
@@ -39,8 +39,6 @@ DRAW_RULE = 2
 """Rule by which an identifier selects a network: 2, with a random stream of its own, and each snapshot once before
 one is repeated; 1, that of artefacts of schemas 1 to 4, whose draws have independent snapshots."""
 MAX_DRAWS = 10**6
-MAX_RELATIVE_ROUNDING = 1e-3
-"""Rounding of features by float32, in standard deviations, above which exported networks take float64."""
 MAX_CACHED_DRAWS = 1000
 """Largest number of draws whose running statistics are cached."""
 
@@ -308,54 +306,3 @@ def check_num_draws(num_draws: int) -> None:
         raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")
     if num_draws > MAX_DRAWS:
         raise ValueError(f"A prediction takes at most a million draws, got num_draws={num_draws}.")
-
-
-def convert_integers(batch: Tensor, trained_on: str | None, dtype: torch.dtype | None) -> Tensor:
-    """Integers as floating numbers, for a network that was trained on those.
-
-    Args:
-        batch: A batch of inputs.
-        trained_on: Entry `inputs` of the metadata: "floating", or "converted" for integers that were converted.
-        dtype: Precision of the networks; None if they have several.
-
-    Raises:
-        ValueError: They are images as they are stored, and those of training were not.
-    """
-    if trained_on is None or batch.is_floating_point():
-        return batch
-    if trained_on == "floating" and batch.dtype == torch.uint8 and batch.ndim > 2:
-        raise ValueError(
-            "The inputs are uint8 images, and the network was trained on floating-point ones: convert and scale "
-            "them as in training, such as images.float() / 255."
-        )
-    return batch.to(dtype or torch.get_default_dtype())
-
-
-def get_floating_shape(info: Mapping[str, Any]) -> Sequence[int] | None:
-    """Shape of an example, where networks take floating numbers; None if it is unknown, or they take integers.
-
-    Args:
-        info: Metadata of the posterior.
-    """
-    return info.get("input_shape") or (info.get("example_shape") if info.get("inputs") else None)
-
-
-def make_example_inputs(sampler: NetworkSampler) -> Tensor | None:
-    """Two random raw inputs with the shape, mean and standard deviation of the training data.
-
-    They are float64 if float32 would round features by more than a thousandth of a standard deviation.
-
-    Returns:
-        None if the shape is unknown, or the network takes integers, such as tokens.
-    """
-    shape = get_floating_shape(sampler.info)
-    if not shape:
-        return None
-    noise = torch.randn(2, *shape, generator=make_generator(Stream.EXAMPLE_INPUTS))
-    transform = sampler.transform
-    if not isinstance(transform, Standardize):
-        return noise
-    mean, std = transform.mean.cpu(), transform.std.cpu()
-    inputs = mean + std * noise
-    needs_float64 = bool((mean.abs() * torch.finfo(torch.float32).eps > MAX_RELATIVE_ROUNDING * std).any())
-    return inputs.double() if needs_float64 else inputs.float()
