@@ -7,8 +7,8 @@ import numpy as np
 
 from flatbayes.data.checks import MISSING_WORDS, DataWarning
 from flatbayes.data.columns import is_text_type, require_numeric_type, to_numbers, to_words
-from flatbayes.data.csv_files import is_number
 from flatbayes.data.csv_format import explain_word
+from flatbayes.data.csv_numbers import is_number
 from flatbayes.data.parquet import ArrowColumn, ArrowTable
 from flatbayes.data.table_file import TableFile, require_unique_columns
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from flatbayes.core.names import shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names, to_int64
-from flatbayes.data.csv_files import explain_words, parse_numbers
+from flatbayes.data.csv_files import explain_words
+from flatbayes.data.csv_numbers import parse_numbers
 from flatbayes.data.feature_names import find_optional_features, split_feature
 from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table
 from flatbayes.data.table_file import TableFile
