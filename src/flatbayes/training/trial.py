@@ -26,6 +26,8 @@ from flatbayes.training.fabric import Fabric
 from flatbayes.training.loop import convert_inputs
 from flatbayes.training.run_factory import RunFactory, make_training_loss
 
+MAX_PROBABILITY_ERROR = 1e-3
+"""Largest distance of a sum of probabilities from 1."""
 NUM_TRIAL_SNAPSHOTS = 3
 TRIAL_LEARNING_RATE = 1e-9
 """The trial stays at the initial weights, where training cannot diverge; the fit's optimizer takes no step."""
@@ -124,7 +126,8 @@ def warn_of_probabilities(outputs: object) -> None:
     ):
         return
     values = outputs.detach().float()
-    if (values >= 0).all() and torch.allclose(values.sum(1), torch.ones(len(values)).to(values), atol=1e-3):
+    are_logits = (values < 0).any() | ((values.sum(1) - 1).abs() > MAX_PROBABILITY_ERROR).any()
+    if not bool(are_logits):
         warnings.warn(
             "The outputs of the network are probabilities: they are positive and sum to 1. The loss applies a softmax"
             " to them once more, so that no prediction is certain. Leave out the softmax at the end of the network.",
