@@ -73,7 +73,7 @@ def test_the_quantile_is_an_order_statistic_and_infinite_for_few_scores():
     assert conformal_quantile(scores[:0], 0.5).item() == math.inf
     by_target = conformal_quantile(torch.stack([scores, -scores], 1), 0.6)
     assert by_target.tolist() == [5.0, -2.0]
-    with pytest.raises(ValueError, match="1 scores of calibration examples are NaN"):
+    with pytest.raises(ValueError, match="1 score of calibration examples is NaN"):
         conformal_quantile(torch.tensor([1.0, math.nan]), 0.5)
 
 
@@ -208,7 +208,7 @@ def test_a_class_or_group_without_enough_examples_is_always_in_the_set():
     groups = [0] * 95 + [1] * 5
     predictor = fit_conformal(predictive, targets, groups=torch.tensor(groups))
     assert predictor.thresholds["1"].values == (math.inf,)
-    assert "1 of 2 groups have too few calibration examples for this level (at least 9 are needed)" in (
+    assert "1 of 2 groups has too few calibration examples for this level (at least 9 are needed)" in (
         predictor.guarantee()
     )
     sizes = predictor.predict(predictive, [0.0] * 60 + [1.0] * 20 + [7.0] * 20).size
@@ -281,7 +281,7 @@ def test_wrong_input_is_refused():
         (TypeError, "QuantileResidual is a score of numbers", (classes, labels, QuantileResidual()), {}),
         (ValueError, "one target for each", (classes, labels[:5]), {}),
         (ValueError, "indices of the 4 classes", (classes, labels - 1), {}),
-        (ValueError, "1 targets are missing", (numbers, torch.cat([values[1:], torch.tensor([math.nan])])), {}),
+        (ValueError, "1 target is missing", (numbers, torch.cat([values[1:], torch.tensor([math.nan])])), {}),
         (ValueError, "groups must be 'class'", (numbers, values), {"groups": "class"}),
         (ValueError, "20 predictions and 3 groups", (classes, labels), {"groups": [1, 2, 3]}),
         (ValueError, "strictly between 0 and 1", (classes, labels), {"level": 90}),

@@ -127,7 +127,7 @@ def test_comparison_and_tuning_keep_finished_runs(here, monkeypatch, capsys, ver
         send_at_step(patch, 14)  # the second run
         assert main(command) == 130
     words = read_words(capsys)
-    assert ("1 of 2 runs are finished" if verb == "compare" else "finished trials are kept in o") in words
+    assert ("1 of 2 runs is finished" if verb == "compare" else "finished trials are kept in o") in words
     assert len(list((here / "o" / "runs").glob("*.json"))) == 1
     assert len(list((here / "o" / "runs").glob("*.checkpoints/*/0000-0000000005.pt"))) == 1
     assert main(command) == 0

@@ -178,7 +178,7 @@ class TestFromTrainedNetworks:
         for arguments, message in (
             (["--init", "none.pt"], "no trained weights at none.pt"),
             (["--freeze", "[x.*]"], "pattern 'x.*' of freeze matches no trainable parameter"),
-            (["--input_mean", "[1.0]"], "--input_mean and --input_std go together, 1 numbers each"),
+            (["--input_mean", "[1.0]"], "--input_mean and --input_std go together, 1 number each"),
         ):
             assert main(self.digits("--model", "mlp", "--posterior", "map", *arguments, "--out", "run")) == 2
             assert message in capsys.readouterr().err

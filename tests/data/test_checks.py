@@ -22,12 +22,12 @@ def test_valid_examples_pass():
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_is_located(label):
-    with pytest.raises(ValueError, match=f"1 labels of the test examples .* 0 to 2.* is {label} in row 1"):
+    with pytest.raises(ValueError, match=f"1 label of the test examples is .* 0 to 2.* is {label} in row 1"):
         check_labels({"given": torch.tensor([0, 1, 2]), "test": torch.tensor([0, label])}, ("a", "b", "c"))
 
 
 def test_a_class_without_examples_is_named():
-    with pytest.raises(ValueError, match="1 of the 3 classes have no example; the first is 'b'"):
+    with pytest.raises(ValueError, match="1 of the 3 classes has no example; the first is 'b'"):
         check_labels({"given": torch.tensor([0, 2])}, ("a", "b", "c"))
 
 
@@ -50,7 +50,7 @@ def test_the_first_value_that_is_not_finite_is_located(value):
 def test_a_pixel_that_is_not_finite_is_located():
     images = torch.zeros(4, 3, 5, 5)
     images[2, 1, 3, 4] = INF
-    with pytest.raises(ValueError, match=r"1 values .* inf in row 2 .* pixel \(1, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"1 value .* inf in row 2 .* pixel \(1, 3, 4\)"):
         check_finite(images, "images")
 
 
@@ -78,7 +78,7 @@ def test_valid_targets_pass():
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (torch.tensor([[1.0, 2.0], [1.0, math.nan]]), r"1 targets .* the first is nan in row 1 .*, target 'z'"),
+        (torch.tensor([[1.0, 2.0], [1.0, math.nan]]), r"1 target .* the first is nan in row 1 .*, target 'z'"),
         (torch.tensor([[1.0, 2.0], [3.0, 2.0]]), r"Target 'z' is 2 in all 2 given examples"),
         (torch.tensor([1.0, 2.0]), r"must be floating-point numbers, 2 for each example .*the shape \(2,\)"),
         (torch.tensor([[1, 2], [3, 4]]), "got torch.int64"),
@@ -129,7 +129,7 @@ def test_numbers_to_predict_are_no_classes(make_classes):
 
 
 def test_a_class_of_one_example_is_named(make_classes):
-    with pytest.warns(UserWarning, match=r"1 of the 3 classes have a single example, .*: '[02]'"):
+    with pytest.warns(UserWarning, match=r"1 of the 3 classes has a single example, .*: '[02]'"):
         assert make_classes([1] * 10 + [2] * 10 + [0]).load(0).num_classes == 3
 
 

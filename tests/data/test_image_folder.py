@@ -72,7 +72,7 @@ def test_classes_that_training_lacks_are_refused(tmp_path, write):
 
 def test_a_class_without_images_is_named(tmp_path, write):
     write(tmp_path, cat=4, mouse=4, empty=0)
-    with pytest.raises(ValueError, match="1 of the 3 classes have no example; the first is 'empty'"):
+    with pytest.raises(ValueError, match="1 of the 3 classes has no example; the first is 'empty'"):
         ImageFolder(path=str(tmp_path)).load(0)
 
 

@@ -119,7 +119,7 @@ def test_images_of_several_sizes_need_the_option_size(tmp_path, write_parquet, p
 
 def test_a_missing_label_is_located(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "a.parquet", pixels(3), [0, None, 1])
-    with pytest.raises(ValueError, match=r"'label' has 1 missing labels, the first .*in row 2"):
+    with pytest.raises(ValueError, match=r"'label' has 1 missing label, the first .*in row 2"):
         ImageParquet(path=str(file)).read()
 
 

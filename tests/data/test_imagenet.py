@@ -52,7 +52,7 @@ def test_invalid_annotations_are_located(tiny):
     with pytest.raises(ValueError, match=r"Line 5 of .*val_annotations.txt"):
         TinyImageNet(root=str(tiny)).read()
     path.write_text("\n".join(good.splitlines()[:3]))
-    with pytest.raises(ValueError, match=r"no line for 1 images, such as val_3.JPEG"):
+    with pytest.raises(ValueError, match=r"no line for 1 image, such as val_3.JPEG"):
         TinyImageNet(root=str(tiny)).read()
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no file .*val_annotations.txt"):

@@ -251,5 +251,5 @@ def test_a_single_image(tmp_path, png, pixels):
 def test_files_of_a_folder_that_are_no_images_are_named(tmp_path, png, pixels):
     (tmp_path / "a.png").write_bytes(png(pixels(1)[0]))
     (tmp_path / "photo.heic").touch()
-    with pytest.warns(DataWarning, match="1 files in .* are left out, .*: photo.heic. Suffixes of images"):
+    with pytest.warns(DataWarning, match="1 file in .* is left out .*: photo.heic. Suffixes of images"):
         assert len(list(read_inputs(tmp_path, (3, 4, 4), ()))) == 1

@@ -119,7 +119,7 @@ def test_whole_numbers_are_regression_targets_on_request(save):
 
 def test_gaps_and_infinities_are_refused(save):
     x = np.zeros((40, 2))
-    with pytest.raises(ValueError, match="1 of the 3 classes have no example; the first is '1'"):
+    with pytest.raises(ValueError, match="1 of the 3 classes has no example; the first is '1'"):
         Npz(path=save(x=x, y=np.arange(40) % 2 * 2)).load(0)
     x[3, 1] = 1e300  # beyond float32
     with pytest.raises(ValueError, match=r"beyond the range of float32 .* 1e\+300 in row 3 .* feature '1'"):

@@ -129,7 +129,7 @@ def test_a_negative_seed_is_refused():
 def test_inputs_that_are_not_finite_are_refused():
     bad = make_split(100)
     bad.inputs[7, 1] = float("nan")
-    with pytest.raises(ValueError, match=r"The given examples hold 1 values .* row 7 .* feature 'b'"):
+    with pytest.raises(ValueError, match=r"The given examples hold 1 value .* row 7 .* feature 'b'"):
         InMemorySource(raw=make_raw(unsplit=bad)).load(0)
     with pytest.raises(ValueError, match=r"The test examples hold"):
         InMemorySource(raw=make_raw(test=bad)).load(0)

@@ -70,6 +70,6 @@ def test_subsample_is_a_reproducible_random_sample():
 def test_labels_of_splits_made_by_hand_are_in_range(name, label):
     splits = make_splits(torch.tensor([0, 1, 0, 1]), class_names=("no", "yes"))
     wrong = Split(inputs=torch.zeros(4, 2), targets=torch.tensor([0, 1, 0, label]))
-    message = rf"1 labels of the {name} examples are out of range.* the first wrong one is {label} in row 3"
+    message = rf"1 label of the {name} examples is out of range.* the first wrong one is {label} in row 3"
     with pytest.raises(ValueError, match=message):
         fit(MLP, replace(splits, **{name: wrong}), MAP(), config=TrainingConfig(epochs=1))

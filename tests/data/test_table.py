@@ -118,10 +118,10 @@ def test_a_regression_loads(csv):
 def test_invalid_regression_targets_are_refused(csv):
     with pytest.raises(ValueError, match=r"Target 'y' is 2\.5 in all 3 given examples: there is nothing to predict"):
         Table(path=csv("a,y\n1,2.5\n2,2.5\n3,2.5\n"), target="y").load(0)
-    with pytest.raises(ValueError, match=r"Column 'y' has 1 missing labels, the first '.*' in line 3"):
+    with pytest.raises(ValueError, match=r"Column 'y' has 1 missing label, the first '.*' in line 3"):
         Table(path=csv("a,y\n1,2.5\n2,nan\n3,1.5\n"), target="y").load(0)
     with pytest.raises(
-        ValueError, match=r"1 values that are not finite as float32, the first \(1e\+300\) '1e300' in line 4"
+        ValueError, match=r"1 value that is not finite as float32, the first \(1e\+300\) '1e300' in line 4"
     ):
         Table(path=csv("a,y\n1,2.5\n2,3\n3,1e300\n"), target="y").load(0)
     with pytest.raises(ValueError, match=r"Column 'y' of .*t.csv must hold numbers, .* first is 'x' in line 2"):
@@ -147,7 +147,7 @@ def test_words_and_missing_numbers_become_features(csv):
 def test_missing_values_are_located(csv):
     with pytest.raises(ValueError, match=r"Column 'b' of .* has a missing value \('' in line 2\)"):
         Table(path=csv("a,b,y\n1,,0\n2,,1\n3,NA,1\n"), target="y").load(0)
-    with pytest.raises(ValueError, match=r"Column 'y' has 1 missing labels, the first '.*' in line 3"):
+    with pytest.raises(ValueError, match=r"Column 'y' has 1 missing label, the first '.*' in line 3"):
         Table(path=csv("a,y\n1,0\n2,\n3,1\n"), target="y").load(0)
 
 
@@ -242,7 +242,7 @@ class TestMissingLabels:
     @pytest.mark.parametrize("word", [None, "", "nan"])
     def test_of_parquet_files_are_refused_with_their_row(self, tmp_path, word):
         pq.write_table(pa.table({"a": [1, 2, 3], "y": ["x", word, "z"]}), tmp_path / "t.parquet")
-        with pytest.raises(ValueError, match=r"Column 'y' has 1 missing labels, the first in row 2"):
+        with pytest.raises(ValueError, match=r"Column 'y' has 1 missing label, the first in row 2"):
             Table(path=str(tmp_path / "t.parquet"), target="y").read()
 
     def test_none_is_a_class_with_a_warning(self, csv):

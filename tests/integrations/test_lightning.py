@@ -571,7 +571,7 @@ def test_too_few_snapshots_are_refused_before_the_first_step():
     assert torch.equal(module.net.weight, before)
     callback = FlatCallback(SAM(), SWAG())
     trainer(callback, fast_dev_run=True).fit(module, examples)  # tries out the code only
-    with pytest.raises(RuntimeError, match="has collected 1 in 1 of 1 steps"):
+    with pytest.raises(RuntimeError, match="has collected 1 by step 1 of 1"):
         callback.make_posterior(Categorical(3))
 
 

@@ -196,7 +196,7 @@ class TestFields:
         ("arguments", "message"),
         [
             ({"num_targets": 0}, "at least 1 target, got num_targets=0"),
-            ({"location": (1.0, 2.0)}, r"location must be 1 finite numbers, one for each target, got \(1\.0, 2\.0\)"),
+            ({"location": (1.0, 2.0)}, r"location must be 1 finite number, one for each target, got \(1\.0, 2\.0\)"),
             ({"scale": (math.inf,)}, "scale must be 1 finite"),
             ({"scale": (0.0,)}, r"scale must be positive, got \(0\.0,\)"),
             ({"floor": 0.0}, r"floor must be positive and finite, got 0\.0"),

@@ -59,9 +59,9 @@ class TestRmse:
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_invalid_targets_are_refused(self, bad):
-        with pytest.raises(ValueError, match="1 targets are missing or not finite"):
+        with pytest.raises(ValueError, match="1 of the targets is missing or not finite"):
             rmse(torch.zeros(2), torch.tensor([1.0, bad]))
-        with pytest.raises(ValueError, match="1 predicted means are missing or not finite.*diverged"):
+        with pytest.raises(ValueError, match="1 of the predicted means is missing or not finite.*diverged"):
             rmse(torch.tensor([1.0, bad]), torch.zeros(2))
         with pytest.raises(ValueError, match=r"at least one, got torch.float32 of shape \(0,\)"):
             rmse(torch.zeros(0), torch.zeros(0))
@@ -123,7 +123,7 @@ class TestCrps:
             crps(means, -stds, y)
         with pytest.raises(ValueError, match="one shape"):
             crps(means, stds[:1], y)
-        with pytest.raises(ValueError, match="1 targets are missing"):
+        with pytest.raises(ValueError, match="1 of the targets is missing"):
             crps(means, stds, torch.where(y == y[2], math.nan, y))
 
 
@@ -210,7 +210,7 @@ class TestAll:
     def test_log_densities_of_nan_are_refused(self):
         means, stds, y = example(0)
         ready = {"means": means, "stds": stds, "pit": torch.rand(6), "interval": (y, y)}
-        with pytest.raises(ValueError, match="1 log densities are NaN"):
+        with pytest.raises(ValueError, match="1 log density is NaN"):
             regression_metrics(y, log_density=torch.tensor([math.nan]), **ready)
 
 

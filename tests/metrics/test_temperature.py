@@ -86,7 +86,7 @@ def test_probabilities_of_zero_stay_zero():
     labels = torch.tensor([0, 0, 0, 1])
     assert fit_temperature(log_probs, labels) == pytest.approx(2, rel=1e-12)
     assert apply_temperature(log_probs, 3.0)[0, 2] == -math.inf
-    with pytest.raises(ValueError, match=r"1 labels have probability 0.*log_softmax"):
+    with pytest.raises(ValueError, match=r"1 label has probability 0.*log_softmax"):
         fit_temperature(log_probs, torch.tensor([0, 0, 0, 2]))
 
 

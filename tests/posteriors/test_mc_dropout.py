@@ -38,7 +38,7 @@ def test_refuses_a_model_without_dropout():
 
 def test_refuses_zero_rates_unless_a_rate_is_given():
     model = nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="have rate 0"):
+    with pytest.raises(ValueError, match="has rate 0"):
         MCDropout().init(model, None, 10)
     MCDropout(rate=0.2).init(model, None, 10)
 

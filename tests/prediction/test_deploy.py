@@ -162,5 +162,5 @@ def test_other_transforms_and_likelihoods():
 
 
 def test_inputs_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="Expected inputs of 1 channels"):
+    with pytest.raises(ValueError, match="Expected inputs of 1 channel,"):
         fit_posterior(MAP()).compile(1)(torch.ones(2, 3, 8, 8))

@@ -50,7 +50,7 @@ def test_targets_are_not_broadcast():
 
 def test_missing_targets_are_refused():
     x = torch.zeros(3, 1, dtype=torch.float64)
-    with pytest.raises(ValueError, match="1 targets are missing or not finite"):
+    with pytest.raises(ValueError, match="1 of the targets is missing or not finite"):
         evaluate(make_linear_posterior(Gaussian()), x, torch.tensor([1.0, float("nan"), 2.0]))
 
 

@@ -337,7 +337,7 @@ def test_draws_are_the_generators():
         (lambda: worst_loss(torch.zeros(4), -1.0), "radius_in_cells must be finite and at least 0, got -1.0"),
         (lambda: worst_loss(torch.zeros(4), math.nan), "radius_in_cells .* got nan"),
         (lambda: worst_loss(torch.zeros(2, 2, 2), 1.0), r"one or two parameters, got shape \(2, 2, 2\); reshape"),
-        (lambda: worst_loss(torch.tensor([0.0, math.nan]), 1.0), "must not be NaN or -inf, got 1 such"),
+        (lambda: worst_loss(torch.tensor([0.0, math.nan]), 1.0), "must not be NaN or -inf, got 1 such point;"),
         (lambda: gibbs_posterior(torch.zeros(4), torch.zeros(5), 1.0, 0.1), r"got shapes \(4,\) and \(5,\)"),
         (lambda: gibbs_posterior(torch.zeros(4), torch.zeros(4), -1.0, 0.1), "inverse_temperature .* got -1.0"),
         (lambda: gibbs_posterior(torch.zeros(4), torch.zeros(4), math.inf, 0.1), "inverse_temperature .* got inf"),

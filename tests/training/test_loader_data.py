@@ -275,7 +275,7 @@ def test_splits_made_by_hand_are_checked(caller, name):
         "dry_run": lambda: dry_run(make_norm_network, splits, MAP(), Plain(), TrainingConfig()),
         "certify": lambda: certify(make_norm_network, splits),
     }[caller]
-    with pytest.raises(ValueError, match=f"{name} examples hold 1 values .* row 13 .*feature 0"):
+    with pytest.raises(ValueError, match=f"{name} examples hold 1 value .* row 13 .*feature 0"):
         call()
 
 
@@ -293,7 +293,7 @@ def test_inputs_of_diagnoses_and_of_shifts_are_checked():
         lambda: match_input_format(bad_images.inputs, images.inputs),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="hold 1 values .* row 13 "):
+        with pytest.raises(ValueError, match="hold 1 value .* row 13 "):
             call()
 
 
@@ -374,5 +374,5 @@ def test_inputs_that_are_not_finite_are_refused_with_their_row(posterior):
         inputs = X.clone()
         inputs[17, 2] = value
         for call in (lambda x: fitted.predict(x, 2, batch_size=4), lambda x: evaluate(fitted, x, Y)):
-            with pytest.raises(ValueError, match=r"inputs hold 1 values .* in row 17"):
+            with pytest.raises(ValueError, match=r"inputs hold 1 value .* in row 17"):
                 call(inputs)

@@ -21,6 +21,7 @@ from flatbayes.calibration.quantiles import conformal_quantile, conformal_rank
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import LAC, ConformalScore, NormalizedResidual, get_score_data, make_score
 from flatbayes.calibration.targets import check_targets
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
 
 
@@ -72,8 +73,8 @@ class AdaptiveConformal:
     def __repr__(self) -> str:
         observed = self.num_errors / self.num_examples if self.num_examples else math.nan
         return (
-            f"<AdaptiveConformal at level {self.level:g}: error rate {self.error_rate:.4g}, {self.num_examples} "
-            f"examples, {observed:.4g} of them outside>"
+            f"<AdaptiveConformal at level {self.level:g}: error rate {self.error_rate:.4g}, "
+            f"{format_count(self.num_examples, 'example')}, {observed:.4g} of them outside>"
         )
 
     @property

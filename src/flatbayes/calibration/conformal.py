@@ -33,7 +33,7 @@ from flatbayes.calibration.scores import (
 )
 from flatbayes.calibration.targets import CalibrationWarning, check_length, check_targets, to_names, warn_if_few
 from flatbayes.core.display import format_entries, format_fields
-from flatbayes.core.names import format_names
+from flatbayes.core.names import format_count, format_names
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
 
 RANGE_PROBABILITY = 0.95
@@ -159,7 +159,7 @@ class ConformalPredictor:
         )
         smallest = min(groups, key=lambda group: group.num_examples)
         low, high = coverage_interval(smallest.num_examples, self.level, RANGE_PROBABILITY)
-        number = f"{smallest.num_examples} calibration examples"
+        number = format_count(smallest.num_examples, "calibration example")
         if len(groups) > 1:
             number = f"the {number} of the smallest group"
         text += (
@@ -168,10 +168,11 @@ class ConformalPredictor:
         )
         num_infinite = sum(math.inf in group.values for group in groups)
         if num_infinite:
+            verb = "has" if num_infinite == 1 else "have"
+            subject = "There are" if len(groups) == 1 else f"{num_infinite} of {len(groups)} groups {verb}"
             text += (
-                f" {'There are' if len(groups) == 1 else f'{num_infinite} of {len(groups)} groups have'} too few "
-                f"calibration examples for this level (at least {required_examples(self.level)} are needed), so "
-                f"every {region} there contains everything."
+                f" {subject} too few calibration examples for this level (at least {required_examples(self.level)} "
+                f"are needed), so every {region} there contains everything."
             )
         return (
             f"{text} Assumptions: calibration and new examples are exchangeable (one distribution, no drift), and "
@@ -189,7 +190,7 @@ class ConformalPredictor:
         for name, group in self.thresholds.items():
             values = ", ".join(f"{value:.4g}" for value in group.values)
             title = name if self.grouping != "class" or names is None else names[int(name)]
-            lines[title] = f"threshold {values} from {group.num_examples} calibration examples"
+            lines[title] = f"threshold {values} from {format_count(group.num_examples, 'calibration example')}"
         return (
             f"{format_entries(f'Conformal predictor at level {self.level:g}', lines)}\n{fill(self.guarantee(), 100)}"
         )
@@ -336,8 +337,8 @@ def _warn_of_infinite_regions(counts: Mapping[str, int], level: float, grouping:
     elif few:
         noun = "class" if grouping == "class" else "group"
         warnings.warn(
-            f"A region at level {level:g} needs at least {num_required} calibration examples of each {noun}. Regions "
-            f"contain everything where there are fewer: {format_names(few)}.",
+            f"A region at level {level:g} needs at least {format_count(num_required, 'calibration example')} of each "
+            f"{noun}. Regions contain everything where there are fewer: {format_names(few)}.",
             CalibrationWarning,
             stacklevel=3,
         )

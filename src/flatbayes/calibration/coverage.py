@@ -5,6 +5,7 @@ from textwrap import fill
 from typing import Any
 
 from flatbayes.core.display import format_entries, format_fields
+from flatbayes.core.names import format_count
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ConformalEvaluation:
     def __repr__(self) -> str:
         return (
             f"<ConformalEvaluation at level {self.level:g}: coverage {self.coverage:.4g}, mean size "
-            f"{self.mean_size:.4g}, {self.estimates[0].num_examples} examples>"
+            f"{self.mean_size:.4g}, {format_count(self.estimates[0].num_examples, 'example')}>"
         )
 
     def summary(self) -> str:
@@ -95,7 +96,7 @@ class ConformalEvaluation:
 
 
 def _format_estimate(row: CoverageEstimate) -> str:
-    text = f"coverage {row.coverage:.4f}, mean size {row.mean_size:.4g}, {row.num_examples} examples"
+    text = f"coverage {row.coverage:.4f}, mean size {row.mean_size:.4g}, {format_count(row.num_examples, 'example')}"
     if row.expected_range is None:
         return text
     low, high = row.expected_range

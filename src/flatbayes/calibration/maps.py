@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flatbayes.calibration.isotonic import apply_isotonic, stack_curves
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive, RecalibratedPredictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
@@ -79,8 +80,8 @@ class CalibrationMap:
         elif self.method == "scale":
             value = f" {', '.join(f'{factor:.4g}' for factor in self.weights)}"
         return (
-            f"{self.method}{value}, fitted to {self.num_examples} examples: their NLL {self.nll_raw:.4g} became "
-            f"{self.nll_calibrated:.4g}"
+            f"{self.method}{value}, fitted to {format_count(self.num_examples, 'example')}: their NLL "
+            f"{self.nll_raw:.4g} became {self.nll_calibrated:.4g}"
         )
 
     def get_curves(self) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.names import format_count
+
 
 def conformal_rank(num_examples: int, level: float) -> int:
     """Rank k = ceil((n + 1) level), exact in the decimal digits of the level; n + 1 where n scores are too few.
@@ -63,9 +65,10 @@ def conformal_quantile(scores: Float[Tensor, "examples ..."], level: float) -> F
         tensor(inf, dtype=torch.float64)
     """
     scores = scores.detach().cpu().double()
-    if scores.isnan().any():
+    if num_nan := int(scores.isnan().sum()):
         raise ValueError(
-            f"{int(scores.isnan().sum())} scores of calibration examples are NaN. Check the predictions and targets."
+            f"{format_count(num_nan, 'score')} of calibration examples {'is' if num_nan == 1 else 'are'} NaN. Check "
+            "the predictions and targets."
         )
     rank = conformal_rank(len(scores), level)
     if rank > len(scores):

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import PredictionTable
 
 
@@ -36,7 +37,8 @@ class PredictionSets(PredictionTable):
     def __repr__(self) -> str:
         num_examples, num_classes = self.members.shape
         mean = float(self.size.double().mean()) if num_examples else 0.0
-        return f"<PredictionSets: {num_examples} examples, on average {mean:.4g} of {num_classes} classes>"
+        size = f"on average {mean:.4g} of {num_classes} classes"
+        return f"<PredictionSets: {format_count(num_examples, 'example')}, {size}>"
 
     @property
     def size(self) -> Int[Tensor, " examples"]:
@@ -101,7 +103,7 @@ class PredictionIntervals(PredictionTable):
 
     def __repr__(self) -> str:
         width = float(self.size.double().mean()) if self.size.numel() else 0.0
-        return f"<PredictionIntervals: {len(self.lower)} examples, mean width {width:.4g}>"
+        return f"<PredictionIntervals: {format_count(len(self.lower), 'example')}, mean width {width:.4g}>"
 
     @property
     def size(self) -> Float[Tensor, "examples ..."]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flatbayes.calibration.targets import check_targets, warn_if_few
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import CategoricalPredictive
 
 NUM_CANDIDATES = 20
@@ -51,14 +52,14 @@ class AbstentionThreshold:
         if math.isinf(self.threshold):
             return (
                 f"no threshold has an error rate of at most {100 * self.risk:g} % with confidence "
-                f"{100 * self.confidence:g} % on {self.num_examples} validation examples: abstain always, or allow a "
-                "higher risk"
+                f"{100 * self.confidence:g} % on {format_count(self.num_examples, 'validation example')}: abstain "
+                "always, or allow a higher risk"
             )
         return (
-            f"abstain below a confidence of {self.threshold:.4g}: {100 * self.coverage:.3g} % of {self.num_examples} "
-            f"validation examples accepted, {100 * self.observed_risk:.3g} % of them wrong; at most "
-            f"{100 * self.risk:g} % of new accepted examples are wrong, with confidence {100 * self.confidence:g} %, "
-            "if they are independent and distributed like these"
+            f"abstain below a confidence of {self.threshold:.4g}: {100 * self.coverage:.3g} % of "
+            f"{format_count(self.num_examples, 'validation example')} accepted, {100 * self.observed_risk:.3g} % of "
+            f"them wrong; at most {100 * self.risk:g} % of new accepted examples are wrong, with confidence "
+            f"{100 * self.confidence:g} %, if they are independent and distributed like these"
         )
 
 

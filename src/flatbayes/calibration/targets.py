@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 
 MIN_EXAMPLES = 10
@@ -38,9 +39,9 @@ def warn_if_few(num_examples: int, num_required: int, purpose: str, consequence:
         consequence: What happens, as a sentence without its end.
     """
     if num_examples < num_required:
-        noun = "example is" if num_examples == 1 else "examples are"
         warnings.warn(
-            f"{num_examples} {noun} too few for {purpose}, which needs at least {num_required}. {consequence}.",
+            f"{format_count(num_examples, 'example is', 'examples are')} too few for {purpose}, which needs at least "
+            f"{num_required}. {consequence}.",
             CalibrationWarning,
             stacklevel=3,
         )
@@ -68,8 +69,8 @@ def check_length(names: Sequence[str], predictive: Predictive) -> None:
     """
     if len(names) != len(predictive.mean):
         raise ValueError(
-            f"There are {len(predictive.mean)} predictions and {len(names)} groups. Give one group for each example, "
-            "in the same order."
+            f"There are {format_count(len(predictive.mean), 'prediction')} and {format_count(len(names), 'group')}. "
+            "Give one group for each example, in the same order."
         )
 
 
@@ -104,5 +105,8 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
                 f"{targets.max()}. Leave unlabelled examples out."
             )
     elif not bool(targets.isfinite().all()):
-        raise ValueError(f"{int((~targets.isfinite()).sum())} targets are missing or not finite. Leave them out.")
+        raise ValueError(
+            f"{format_count(int((~targets.isfinite()).sum()), 'target is', 'targets are')} missing or not finite. "
+            "Leave such examples out."
+        )
     return targets

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.names import format_count
 from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import Stream, make_generator
@@ -62,8 +63,9 @@ def split_prior_and_bound(num_data: int, prior_fraction: float, seed: int) -> tu
     num_prior = round(prior_fraction * num_data)
     if not 0 < num_prior < num_data:
         raise ValueError(
-            f"prior_fraction={prior_fraction:g} of {num_data} training examples leaves {num_prior} for the prior and "
-            f"{num_data - num_prior} for the bound; both need one. Change prior_fraction, or give more examples."
+            f"prior_fraction={prior_fraction:g} of {format_count(num_data, 'training example')} leaves {num_prior} "
+            f"for the prior and {num_data - num_prior} for the bound; both need one. Change prior_fraction, or give "
+            "more examples."
         )
     order = torch.randperm(num_data, generator=make_generator(Stream.CERTIFICATE_SPLIT, seed))
     return order[:num_prior], order[num_prior:]

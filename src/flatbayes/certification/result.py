@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flatbayes.core.names import format_count
 from flatbayes.theory import Certificate
 
 ASSUMPTIONS = (
@@ -90,10 +91,10 @@ def format_statement(result: CertificationResult) -> str:
     joint_confidence = max(0.0, 2 * error.confidence - 1)
     vacuous = "" if error.bound < 1 else " This bound is vacuous: no error rate exceeds 1."
     return (
-        f"With probability at least {format_confidence(error.confidence)}, over the {error.num_data} examples of the "
-        f"bound set and the {error.num_draws} networks drawn: if every new example is classified by a network "
-        "freshly drawn from the posterior, the expected error rate is at most "
-        f"{format_upper_bound(error.bound)}.{vacuous} "
+        f"With probability at least {format_confidence(error.confidence)}, over the "
+        f"{format_count(error.num_data, 'example')} of the bound set and the "
+        f"{format_count(error.num_draws, 'network')} drawn: if every new example is classified by a network freshly "
+        f"drawn from the posterior, the expected error rate is at most {format_upper_bound(error.bound)}.{vacuous} "
         "The cross entropy of these networks, truncated and scaled to [0, 1], is at most "
         f"{format_upper_bound(result.cross_entropy.bound)} with the same probability; both bounds hold together with "
         f"probability at least {format_confidence(joint_confidence)}. {ASSUMPTIONS} {LIMITATIONS}"

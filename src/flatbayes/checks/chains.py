@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding
+from flatbayes.core.names import format_count
 from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 
@@ -50,8 +51,9 @@ def check_mixing(evidence: Evidence) -> Finding | str:
         "mixing",
         not r_hat > largest,
         "The chain has not mixed",
-        f"split R-hat of the predictions is {r_hat:.3g} over {len(fitted.states)} x {num_snapshots} snapshots, which "
-        f"are worth {size:.3g} independent draws (medians over {chains.shape[-1]} predictions)",
+        f"split R-hat of the predictions is {r_hat:.3g} over {len(fitted.states)} x "
+        f"{format_count(num_snapshots, 'snapshot')}, which are worth {size:.3g} independent draws (medians over "
+        f"{format_count(chains.shape[-1], 'prediction')})",
         r_hat,
         f"at most {largest:.3g}",
         "more epochs, a larger learning rate, or an Ensemble of chains (then their agreement is tested too)",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flatbayes.core.display import format_entries, format_html_table, format_number, make_data_frame
 from flatbayes.core.files import replace_nonfinite
+from flatbayes.core.names import format_count
 
 if TYPE_CHECKING:
     import pandas as pd  # an optional package
@@ -124,11 +125,11 @@ class CheckReport:
 
     @property
     def _title(self) -> str:
-        return f"Checks on {self.num_examples} examples, networks averaged: {self.num_networks}"
+        return f"Checks on {format_count(self.num_examples, 'example')}, networks averaged: {self.num_networks}"
 
     def describe(self) -> str:
         """Number of checks that passed, and the names of those that failed."""
-        count = f"{len(self.findings) - len(self.failed)} of {len(self.findings)} checks passed"
+        count = f"{len(self.findings) - len(self.failed)} of {format_count(len(self.findings), 'check')} passed"
         return f"{count}; failed: {', '.join(f.name for f in self.failed)}" if self.failed else count
 
     def format_failures(self) -> list[str]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from flatbayes.checks.evidence import Evidence, TrainingCurve, unwrap_likelihood
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
+from flatbayes.core.names import format_count
 from flatbayes.diagnostics.flatness_forecast import forecast_from_history
 from flatbayes.likelihoods import Categorical, Custom, Likelihood
 
@@ -69,7 +70,8 @@ def check_too_many_steps(evidence: Evidence) -> Finding | str:
         + (f": {format_percent(share)} of its fall before" if math.isfinite(share) else ", the first one"),
         share,
         f"at most {format_percent(MAX_RISE)}, or {MIN_RISE_NATS} nats",
-        f"early_stopping=True, about {best:g} epochs, more weight decay (a larger prior precision), or a larger rho",
+        f"early_stopping=True, about {format_count(best, 'epoch', spec='g')}, more weight decay (a larger prior "
+        "precision), or a larger rho",
     )
 
 

@@ -17,6 +17,7 @@ from flatbayes.cli.options import SplitName, add_data_path_option, add_run_optio
 from flatbayes.cli.parsing import new_parser
 from flatbayes.cli.predict import add_input_options, make_input_reader
 from flatbayes.cli.thresholds import Thresholds, choose_rows
+from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import Split
 from flatbayes.data.prediction_writer import to_array, to_text
@@ -145,7 +146,7 @@ def _print_report(folder: Path, fitted: FittedPosterior, thresholds: Thresholds,
             "Note: the training chose options, or where to stop, on the validation split, which a guarantee does not "
             "allow for. Give examples that nothing was chosen on: --input FILE."
         )
-    lines.append(f"thresholds from {num_examples} examples of {thresholds.source}; saved in {folder}")
+    lines.append(f"thresholds from {format_count(num_examples, 'example')} of {thresholds.source}; saved in {folder}")
     level = next(iter(thresholds.conformal), None)
     option = "" if level is None else f" --conformal {level}"
     command = format_run_command("predict", folder, fitted.info, f" --input FILE --output FILE{option}")

@@ -14,6 +14,7 @@ from flatbayes.cli.models import rebuild_model
 from flatbayes.cli.options import add_data_path_option, add_model_path_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
+from flatbayes.core.names import format_count
 from flatbayes.core.renames import translate_training_options
 from flatbayes.core.spec import instantiate
 from flatbayes.experiments.run_folder import CERTIFICATE_FILE, RunFolder, describe_environment
@@ -98,10 +99,14 @@ def certificate_table(result: CertificationResult) -> Table:
     table.add_column("quantity")
     table.add_column("value", justify="right")
     table.add_column("description")
-    bound_set = f"on the {error.num_data} examples of the bound set"
+    bound_set = f"on the {format_count(error.num_data, 'example')} of the bound set"
     rows: list[tuple[str, str, str]] = [
         ("examples", f"{result.num_prior_examples} + {error.num_data}", "prior set and bound set"),
-        ("empirical error", f"{error.empirical_error:.4f}", f"mean of {error.num_draws} draws, {bound_set}"),
+        (
+            "empirical error",
+            f"{error.empirical_error:.4f}",
+            f"mean of {format_count(error.num_draws, 'draw')}, {bound_set}",
+        ),
         ("KL", f"{result.kl:.2f}", f"nats, from the prior with standard deviation {result.prior_std:g}"),
         (
             "bound",
@@ -118,7 +123,11 @@ def certificate_table(result: CertificationResult) -> Table:
             format_upper_bound(result.holdout_bound),
             f"held-out bound, from the error {result.prior_error:.4f}",
         ),
-        ("test error, draws", f"{test.gibbs_error:.4f}", f"estimate on {test.num_data} test examples"),
+        (
+            "test error, draws",
+            f"{test.gibbs_error:.4f}",
+            f"estimate on {format_count(test.num_data, 'test example')}",
+        ),
         ("test error, ensemble", f"{test.ensemble_error:.4f}", "estimate; not certified"),
         ("test error, prior network", f"{test.prior_error:.4f}", "estimate"),
     ]

@@ -19,6 +19,7 @@ from flatbayes.cli.options import (
     make_model,
 )
 from flatbayes.cli.parsing import new_parser
+from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
 from flatbayes.data.fingerprint import compute_fingerprint
@@ -144,8 +145,10 @@ def run(options: Namespace) -> None:
     except KeyboardInterrupt as stop:
         runs = comparison.list_runs()
         num_finished = sum(run.load_result(folder / "runs") is not None for run in runs)
+        verb = "is" if num_finished == 1 else "are"
         stop.add_note(
-            f"{num_finished} of {len(runs)} runs are finished and kept in {folder}; the same command does the others"
+            f"{num_finished} of {format_count(len(runs), 'run')} {verb} finished and kept in {folder}; the same "
+            "command does the others"
         )
         raise
     failures = "\n".join(results.failures)

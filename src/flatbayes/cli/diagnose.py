@@ -20,6 +20,7 @@ from flatbayes.cli.artifacts import (
 from flatbayes.cli.options import SplitName, add_data_path_option, add_model_path_options, add_result_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json, write_text
+from flatbayes.core.names import format_count
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
@@ -125,7 +126,8 @@ def run(options: Namespace) -> None:
         hessian=options.hessian,
         show_progress=sys.stderr.isatty(),
     )
-    title = f"Loss of {len(split)} of {num_available} {options.split} examples, rho = {sharpness_config.rho:g}"
+    total = format_count(num_available, f"{options.split} example")
+    title = f"Loss of {len(split)} of {total}, rho = {sharpness_config.rho:g}"
     console.print(sharpness_table(sharpness, configs, title))
     notes = [note for measured in sharpness.values() for note in measured.notes]
     for note in dict.fromkeys([*note_split_seeds(configs, options.split), *notes]):
@@ -187,7 +189,7 @@ def sharpness_table(
         run = describe_run(configs[name])
         heading = f"{name}\n{run['posterior']}\nx {run['flatness']}"
         table.add_column(f"{heading}\ntrained", justify="right")
-        table.add_column(f"\n\n\n{len(measured.draws)} draws", justify="right")
+        table.add_column(f"\n\n\n{format_count(len(measured.draws), 'draw')}", justify="right")
     columns = [measured.rows for measured in sharpness.values()]
     for rows in zip(*columns, strict=True):
         cells = [cell for row in rows for cell in (f"{row.trained:.3g}", format_draw_mean(row.mean, row.sd))]

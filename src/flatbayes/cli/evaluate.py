@@ -16,6 +16,7 @@ from flatbayes.cli.options import SplitName, add_data_path_option, add_run_optio
 from flatbayes.cli.parsing import new_parser
 from flatbayes.cli.predict import get_output_names
 from flatbayes.cli.thresholds import Thresholds
+from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split
 from flatbayes.experiments.results import RESULTS_FILE
@@ -135,8 +136,8 @@ def evaluate_run(
         num_results = folder.add_result(result)
     if num_results > 1:
         console.print(
-            f"{folder.path / RESULTS_FILE} has {num_results} results on the {split_name} split, of different "
-            "settings (num_draws, seed, precision, calibration); each has its own.",
+            f"{folder.path / RESULTS_FILE} has {format_count(num_results, 'result')} on the {split_name} split, of "
+            "different settings (num_draws, seed, precision, calibration); each has its own.",
             highlight=False,
             soft_wrap=True,
         )
@@ -182,7 +183,9 @@ def make_table(evaluation: Evaluation, result: RunResult, num_examples: int, tar
         num_examples: Number of examples.
         target_names: Names of several targets; None numbers them.
     """
-    table = Table(title=f"{result.posterior} x {result.flatness} on {num_examples} {result.split} examples")
+    table = Table(
+        title=f"{result.posterior} x {result.flatness} on {format_count(num_examples, f'{result.split} example')}"
+    )
     raw = evaluation.raw_metrics
     table.add_column("metric")
     for column in ("raw", "calibrated") if raw else ("value",):

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from flatbayes.cli.artifacts import check_output_file, console, load_on_cpu
 from flatbayes.cli.options import add_model_path_options
 from flatbayes.cli.parsing import new_parser
+from flatbayes.core.names import format_count
 from flatbayes.core.optional import require_package
 from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onnx_difference
 
@@ -63,7 +64,7 @@ def run(options: Namespace) -> None:
     assert module.example is not None  # or the file would have been refused
     input_type, shape = options.dtype or str(module.example.dtype).removeprefix("torch."), module.example.shape[1:]
     console.print(
-        f"{len(module.networks)} networks in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
+        f"{format_count(len(module.networks), 'network')} in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
         f"input    inputs {list(shape)} of each example, {input_type}\n"
         f"outputs  {', '.join(module.output_names)}"
         + "".join(f"\n{NAMES[key]:8} {', '.join(map(str, value))}" for key, value in names.items()),

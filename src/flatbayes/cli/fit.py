@@ -25,6 +25,7 @@ from flatbayes.cli.options import (
 )
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.names import format_count
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits
 from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
@@ -203,8 +204,8 @@ def warn_of_small_validation(dataset: DataSplits) -> None:
     if len(dataset.val) < MIN_VALIDATION_EXAMPLES:
         total = len(dataset.train) + len(dataset.val)
         PlainConsole(stderr=True).print(
-            f"flatbayes: note: The validation split has {len(dataset.val)} of {total} examples, and what is chosen "
-            "or measured on it depends on chance. --data.val_size 0.3 takes more.",
+            f"flatbayes: note: The validation split has {len(dataset.val)} of {format_count(total, 'example')}, and "
+            "what is chosen or measured on it depends on chance. --data.val_size 0.3 takes more.",
             highlight=False,
             soft_wrap=True,
         )

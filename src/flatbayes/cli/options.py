@@ -11,6 +11,7 @@ from torch import nn
 from flatbayes.cli.aliases import list_names
 from flatbayes.cli.class_signatures import DATA_ARGUMENTS
 from flatbayes.cli.models import bind_artifact_model, bind_new_head
+from flatbayes.core.names import format_count
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import DataSource, DataSplits, Standardize
 from flatbayes.experiments import FitOptions
@@ -126,8 +127,8 @@ def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | Non
     size = dataset.input_shape[0]
     if mean is None or std is None or {len(mean), len(std)} != {size} or min(std) <= 0:
         raise ValueError(
-            f"--input_mean and --input_std go together, {size} numbers each, the latter positive; got {mean} and "
-            f"{std}."
+            f"--input_mean and --input_std go together, {format_count(size, 'number')} each, the latter positive; "
+            f"got {mean} and {std}."
         )
     shape = (size,) if len(dataset.input_shape) == 1 else (size, 1, 1)
     dtype = torch.float64 if len(shape) == 1 else torch.float32

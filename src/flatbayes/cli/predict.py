@@ -14,6 +14,7 @@ from flatbayes.cli.parsing import new_parser
 from flatbayes.cli.thresholds import Thresholds
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import read_json
+from flatbayes.core.names import format_count
 from flatbayes.data import InputReader, PredictionWriter
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
@@ -143,7 +144,7 @@ def run(options: Namespace) -> None:
             writer.write({**kept_columns, **columns})
             count += len(examples)
             progress.update(task, completed=count)
-    console.print(f"{count} predictions in {target}", highlight=False, soft_wrap=True)
+    console.print(f"{format_count(count, 'prediction')} in {target}", highlight=False, soft_wrap=True)
     if thresholds is not None:
         lines = [] if options.conformal is None else [thresholds.get_conformal(options.conformal).guarantee()]
         lines += [] if options.risk is None else [thresholds.get_abstention(options.risk).describe()]

@@ -20,6 +20,7 @@ from flatbayes.cli.artifacts import (
 from flatbayes.cli.options import add_data_path_option, add_result_options, add_run_options, to_plain
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
+from flatbayes.core.names import format_count
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name
 from flatbayes.data import (
@@ -174,8 +175,8 @@ def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tup
         return ()
     if len(input_shape) != 3:
         raise ValueError(
-            f"Corruptions are for images, and the inputs of this run are {input_shape[0]} features. Leave "
-            "--corruptions out."
+            f"Corruptions are for images, and the inputs of this run are {format_count(input_shape[0], 'feature')}. "
+            "Leave --corruptions out."
         )
     if not options.severities or not set(options.severities) <= {1, 2, 3, 4, 5}:
         raise ValueError(f"--severities are numbers from 1 to 5, such as [1,3,5]; got {options.severities}.")

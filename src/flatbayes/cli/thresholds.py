@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flatbayes.calibration import AbstentionThreshold, ConformalEvaluation, ConformalPredictor
 from flatbayes.core.files import read_json, write_json
+from flatbayes.core.names import format_count
 from flatbayes.experiments.run_folder import THRESHOLDS_FILE
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
 from flatbayes.prediction import FittedPosterior
@@ -199,8 +200,8 @@ class ThresholdEvaluation:
         for risk, (accepted, error) in self.abstention.items():
             wrong = "" if math.isnan(error) else f", {100 * error:.2f} % of them wrong"
             lines.append(
-                f"abstention for a risk of {risk}: {100 * accepted:.1f} % of {self.num_examples} examples accepted"
-                f"{wrong}"
+                f"abstention for a risk of {risk}: {100 * accepted:.1f} % of "
+                f"{format_count(self.num_examples, 'example')} accepted{wrong}"
             )
         return "\n".join(lines)
 
@@ -232,8 +233,8 @@ def choose_rows(count: int, fraction: float, generator: torch.Generator) -> tupl
     size = round(fraction * count)
     if size == count or (fraction > 0 and size == 0):
         raise ValueError(
-            f"{count} labelled examples are too few: {size} would be for the map and {count - size} for thresholds "
-            f"(--fraction {fraction:g}). Give a file with more, --input FILE."
+            f"{format_count(count, 'labelled example is', 'labelled examples are')} too few: {size} would be for the "
+            f"map and {count - size} for thresholds (--fraction {fraction:g}). Give a file with more, --input FILE."
         )
     rows = torch.randperm(count, generator=generator)
     return rows[:size].sort().values, rows[size:].sort().values

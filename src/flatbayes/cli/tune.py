@@ -24,6 +24,7 @@ from flatbayes.cli.options import (
 )
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import atomic_write, write_json
+from flatbayes.core.names import format_count
 from flatbayes.core.spec import to_spec
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, is_higher_better, tune_hyperparameters
@@ -159,7 +160,7 @@ def _best_config(best_run: ExperimentRun, options: Namespace) -> dict[str, Any]:
 def _trials_table(tuned: TuningResult) -> Table:
     scores = [trial["score"] for trial in tuned.trials if trial["score"] is not None]
     low, high = min(scores), max(scores)
-    table = Table(title=f"{len(tuned.trials)} trials")
+    table = Table(title=format_count(len(tuned.trials), "trial"))
     for name in (*tuned.names, tuned.metric):
         table.add_column(name, justify="right")
     table.add_column(f"{low:.4f} … {high:.4f}", min_width=BAR_WIDTH)

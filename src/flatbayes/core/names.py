@@ -1,4 +1,4 @@
-"""Names that a user writes: equal and similar names, and classes by their bare names."""
+"""Names and nouns in messages: equal and similar names, classes by their bare names, and numbers with their nouns."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -58,6 +58,21 @@ def format_names(names: Iterable[str], limit: int = MAX_LISTED_NAMES) -> str:
     listed = list(names)
     num_hidden = len(listed) - limit
     return f"{[shorten(name) for name in listed[:limit]]}{f' and {num_hidden} more' if num_hidden > 0 else ''}"
+
+
+def format_count(count: int | float, noun: str, plural: str = "", spec: str = "") -> str:
+    """A number and a noun that agrees with it.
+
+    >>> format_count(1, "seed"), format_count(5, "seed"), format_count(1200, "class is", "classes are", spec=",")
+    ('1 seed', '5 seeds', '1,200 classes are')
+
+    Args:
+        count: The number.
+        noun: The noun for one, with or without a verb.
+        plural: The same for another number; if empty, `noun` and an s.
+        spec: Format of the number, as after the colon in an f-string.
+    """
+    return f"{count:{spec}} {noun if count == 1 else plural or noun + 's'}"
 
 
 def shorten(text: str) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.input_trees import ModelInputs, map_tensors
+from flatbayes.core.names import format_count
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 
@@ -247,12 +248,11 @@ def choose_output(outputs: Any, name: str) -> str | int:
             "with one row per example, or hold one. Select it by a function, output=lambda outputs: ..."
         )
     shown = ", ".join(f"{key!r} of shape {tuple(entries[key].shape)}" for key in tensors)
-    noun = "tensor" if len(tensors) == 1 else "tensors"
     shown += " beside nested outputs" if holds_more else ""
     raise ValueError(
-        f"The network {name} returned a {type(outputs).__name__} of {len(tensors)} {noun}: {shown}. Name the output "
-        f"to use: output={tensors[0]!r} (on the command line, give a network, or a function that builds one, which "
-        "returns this tensor alone)."
+        f"The network {name} returned a {type(outputs).__name__} of {format_count(len(tensors), 'tensor')}: {shown}. "
+        f"Name the output to use: output={tensors[0]!r} (on the command line, give a network, or a function that "
+        "builds one, which returns this tensor alone)."
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from flatbayes.core.names import format_names
+from flatbayes.core.names import format_count, format_names
 from flatbayes.core.networks import check_materialized
 from flatbayes.core.traversal import list_parameters, trainable_by_name
 
@@ -70,7 +70,7 @@ def select_parameters(model: nn.Module, selection: ParameterSelection, option: s
     selected = {name: param for name, param in trainable.items() if id(param) in selected_ids}
     if not selected:
         raise ValueError(
-            f"{option}={selection!r} selects none of the {len(trainable)} trainable parameters of "
+            f"{option}={selection!r} selects none of the {format_count(len(trainable), 'trainable parameter')} of "
             f"{type(model).__name__}: {format_names(trainable)}. Use {option}='all', or set requires_grad on "
             "those to be trained."
         )

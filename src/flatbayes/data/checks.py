@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.names import format_count
 from flatbayes.data.feature_names import fill_missing
 
 MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat", "null", "<na>", "<null>"))
@@ -74,8 +75,9 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
     if not has_examples.all():
         missing = [class_names[index] for index in (~has_examples).nonzero().flatten().tolist()]
         raise ValueError(
-            f"{len(missing)} of the {num_classes} classes have no example; the first is {missing[0]!r}. "
-            f"Leave such classes out, and number the others without gaps, 0 to {int(has_examples.sum()) - 1}."
+            f"{len(missing)} of the {num_classes} classes {'has' if len(missing) == 1 else 'have'} no example; the "
+            f"first is {missing[0]!r}. Leave such classes out, and number the others without gaps, 0 to "
+            f"{int(has_examples.sum()) - 1}."
         )
     _check_class_sizes(torch.bincount(torch.cat([*splits.values()]), minlength=num_classes), class_names, allow_rare)
 
@@ -93,10 +95,11 @@ def check_label_range(targets: Tensor, num_classes: int, name: str) -> None:
     """
     invalid_rows = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
     if len(invalid_rows):
+        verb = "is" if len(invalid_rows) == 1 else "are"
         raise ValueError(
-            f"{len(invalid_rows)} labels of the {name} examples are out of range: labels go from 0 to "
-            f"{num_classes - 1}, and the first wrong one is {int(targets[invalid_rows[0]])} in row "
-            f"{int(invalid_rows[0])} (counted from 0). Correct them, or leave out examples without a label. "
+            f"{format_count(len(invalid_rows), 'label')} of the {name} examples {verb} out of range: labels go from "
+            f"0 to {num_classes - 1}, and the first wrong one is {int(targets[invalid_rows[0]])} in row "
+            f"{int(invalid_rows[0])} (counted from 0). Correct the labels, or leave out examples without a label. "
             f"{REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
         )
 
@@ -115,14 +118,15 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
             else "If they identify the examples, name another column as the target"
         )
         raise ValueError(
-            f"The {total} examples have {num_classes} classes, and {len(single)} of these have a single example, "
-            f"such as {names}. {reason}; a classification needs several examples of each class. (task=classification "
-            "keeps such classes, where a source has this option.)"
+            f"The {total} examples have {num_classes} classes, and {len(single)} of these "
+            f"{'has' if len(single) == 1 else 'have'} a single example, such as {names}. {reason}; a classification "
+            "needs several examples of each class. (task=classification keeps such classes, where a source has this "
+            "option.)"
         )
     if single:
         warnings.warn(
-            f"{len(single)} of the {num_classes} classes have a single example, which only one of the splits can "
-            f"have: {names}{' and others' if len(single) > 3 else ''}.",
+            f"{len(single)} of the {num_classes} classes {'has' if len(single) == 1 else 'have'} a single example, "
+            f"which only one of the splits can have: {names}{' and others' if len(single) > 3 else ''}.",
             category=DataWarning,
             stacklevel=4,
         )
@@ -166,8 +170,8 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     total = sum(len(labels) for labels in targets)
     if highest >= total:
         raise ValueError(
-            f"The highest label is {highest}, and there are only {total} examples. Labels number the classes "
-            "from 0 without gaps; check that they are read from the right column or array."
+            f"The highest label is {highest}, and there are only {format_count(total, 'example')}. Labels number the "
+            "classes from 0 without gaps; check that they are read from the right column or array."
         )
     return tuple(str(label) for label in range(highest + 1))
 
@@ -200,8 +204,8 @@ def check_finite(inputs: Tensor, description: str, feature_names: Sequence[str] 
     if len(position) == 1:
         location = f"feature {feature_names[position[0]]!r}" if feature_names else f"feature {position[0]}"
     raise ValueError(
-        f"The {description} hold {sum(counts)} values that are {reason}; the first is {value} in row "
-        f"{first_row + row} (counted from 0), {location}. Fill them in or leave those examples out."
+        f"The {description} hold {format_count(sum(counts), 'value that is', 'values that are')} {reason}; the first "
+        f"is {value} in row {first_row + row} (counted from 0), {location}. Fill them in or leave those examples out."
     )
 
 
@@ -262,9 +266,9 @@ def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
             row, column = invalid[0]
             reason = describe_invalid_number(float(rows[row, column]))
             raise ValueError(
-                f"The {split_name} examples have {len(invalid)} targets that are {reason}; the first is "
-                f"{float(rows[row, column])} in row {row} (counted from 0), target {names[column]!r}. Leave those "
-                "examples out."
+                f"The {split_name} examples have {format_count(len(invalid), 'target that is', 'targets that are')} "
+                f"{reason}; the first is {float(rows[row, column])} in row {row} (counted from 0), target "
+                f"{names[column]!r}. Leave those examples out."
             )
         for column, name in enumerate(names):
             if len(rows) > 1 and bool((rows[:, column] == rows[0, column]).all()):

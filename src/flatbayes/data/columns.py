@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.core.names import shorten
+from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names, to_int64
 from flatbayes.data.csv_files import explain_words
@@ -70,11 +70,12 @@ def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, f
     if is_invalid.any():
         row, index = np.argwhere(is_invalid)[0].tolist()
         value = float(values[row, index])
+        num_invalid = int(is_invalid.any(1).sum())
         reason = "a missing value" if np.isnan(value) else f"{value}, which is not finite as float32,"
         raise ValueError(
             f"Column {names[index]!r} of {file.path} has {reason} "
             f"({file.describe_row(first_row + row, names[index])}). Fill it in, or leave the row out; "
-            f"{int(is_invalid.any(1).sum())} of {len(table)} rows have such values."
+            f"{num_invalid} of {format_count(len(table), 'row')} {'has' if num_invalid == 1 else 'have'} such values."
         )
     return torch.from_numpy(values)
 
@@ -220,8 +221,9 @@ def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile |
     if is_invalid.any():
         row = int(is_invalid.argmax())
         raise ValueError(
-            f"Column {name!r} has {int(is_invalid.sum())} values that are not finite as float32, the first "
-            f"({values[row]:g}) {describe_label(row, name, file, str(values[row]))}. Leave those examples out."
+            f"Column {name!r} has {format_count(int(is_invalid.sum()), 'value that is', 'values that are')} not "
+            f"finite as float32, the first ({values[row]:g}) {describe_label(row, name, file, str(values[row]))}. "
+            "Leave those examples out."
         )
     return torch.from_numpy(values)
 
@@ -304,7 +306,7 @@ def require_no_missing_words(labels: Sequence[object], name: str, file: TableFil
         word = str(labels[rows[0]])
         advice = f" If {word!r} is a class, give it a longer name." if word.strip() else ""
         raise ValueError(
-            f"Column {name!r} has {len(rows)} missing labels, the first "
+            f"Column {name!r} has {format_count(len(rows), 'missing label')}, the first "
             f"{describe_label(rows[0], name, file, word)}. Fill them in or leave those examples out.{advice}"
         )
     if "None" in classes:
@@ -342,7 +344,7 @@ def require_no_nulls(column: ArrowColumn, name: str, file: TableFile | None = No
     if column.null_count:
         first = column.is_null().to_pylist().index(True)
         raise ValueError(
-            f"Column {name!r} has {column.null_count} missing labels, the first {describe_label(first, name, file)}. "
-            "Fill them in or leave those examples out."
+            f"Column {name!r} has {format_count(column.null_count, 'missing label')}, the first "
+            f"{describe_label(first, name, file)}. Fill them in or leave those examples out."
         )
     return column

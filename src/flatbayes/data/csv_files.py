@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flatbayes.core.names import shorten
+from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.csv_encoding import explain_decoding_error, find_decoding_error
 from flatbayes.data.csv_format import (
@@ -59,7 +59,7 @@ def read_csv_layout(path: Path, given: CsvFormat, expected: CsvFormat | None = N
         is_complete = not stream.read(1)
     layout = detect_layout(sample, is_complete=is_complete, name=str(path), given=given, expected=expected)
     num_columns = len(layout.column_names)
-    check_memory(BYTES_PER_COLUMN * num_columns, f"The reader of {num_columns} columns in {path}")
+    check_memory(BYTES_PER_COLUMN * num_columns, f"The reader of {format_count(num_columns, 'column')} in {path}")
     return layout
 
 
@@ -300,8 +300,8 @@ def _explain_widths(path: Path, layout: CsvLayout) -> str | None:
         if len(record) != width:
             excerpt = layout.separator.join(record)[:80]
             return (
-                f"Line {line} of {path} has {len(record)} values, and the header has {width} ({excerpt!r}, separated "
-                f"by {layout.separator!r}). Correct the line, quote values that hold a separator, or say another "
-                "separator."
+                f"Line {line} of {path} has {format_count(len(record), 'value')}, and the header has {width} "
+                f"({excerpt!r}, separated by {layout.separator!r}). Correct the line, quote values that hold a "
+                "separator, or say another separator."
             )
     return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from flatbayes.core.names import format_count
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.splits import DataSplits, Split
 
@@ -39,9 +40,9 @@ def explain_change(stored: Mapping[str, str], current: Mapping[str, str]) -> str
     for name in current:
         num_stored, num_current = (str(entry.get(name, "no")).split()[0] for entry in (stored, current))
         if num_stored != num_current:
-            changes.append(f"{name} has {num_current} rows instead of {num_stored}")
+            changes.append(f"{name} has {format_count(int(num_current), 'row')} instead of {num_stored}")
         elif stored.get(name) != current[name]:
-            changes.append(f"{name} has other values in its {num_current} rows")
+            changes.append(f"{name} has other values in its {format_count(int(num_current), 'row')}")
     return ", and ".join(changes) or None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flatbayes.core.names import format_count
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, check_image_size
 from flatbayes.data.size_limit import check_memory
@@ -188,7 +189,7 @@ def list_labelled_images(
             f"of its own; known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     if warns:
-        warn_of_other_files(root, others, "are in no folder of a class, are hidden, or have no suffix of an image")
+        warn_of_other_files(root, others, "in no folder of a class, hidden, or no suffix of an image")
     empty = sorted(labels.keys() - {class_names[label] for _, label in labelled_images})
     if warns and empty and root != train_root:
         warnings.warn(
@@ -238,8 +239,9 @@ def warn_of_other_files(root: Path, files: Sequence[Path], reason: str) -> None:
     named = [file.relative_to(root).as_posix() for file in files if file.name.lower() not in SYSTEM_FILES]
     if named:
         warnings.warn(
-            f"{len(named)} files in {root} are left out, since they {reason}: {', '.join(named[:3])}"
-            f"{' and others' if len(named) > 3 else ''}. Suffixes of images: {', '.join(sorted(IMAGE_SUFFIXES))}.",
+            f"{format_count(len(named), f'file in {root} is', f'files in {root} are')} left out "
+            f"({reason}): {', '.join(named[:3])}{' and others' if len(named) > 3 else ''}. Suffixes of images: "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}.",
             category=DataWarning,
             stacklevel=5,
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from flatbayes.core.names import format_count
 from flatbayes.data.hub import find_data_root
 from flatbayes.data.image_folder import list_class_names, list_image_files, list_labelled_images, make_encoded_splits
 from flatbayes.data.source import DataSource, RawSplits
@@ -145,8 +146,8 @@ def list_annotated_images(folder: Path, wnids: tuple[str, ...]) -> list[tuple[Pa
         labelled_images.append((files.pop(name), label))
     if files:
         raise ValueError(
-            f"{path} has no line for {len(files)} images, such as {min(files)}. Unpack {TINY_IMAGENET_NAME}.zip "
-            "again."
+            f"{path} has no line for {format_count(len(files), 'image')}, such as {min(files)}. Unpack "
+            f"{TINY_IMAGENET_NAME}.zip again."
         )
     return labelled_images
 

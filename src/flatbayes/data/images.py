@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.names import format_count
 from flatbayes.core.optional import require_package
 from flatbayes.data.size_limit import check_memory
 
@@ -160,7 +161,7 @@ def allocate_images(count: int, layout: ImageLayout) -> np.ndarray:
     """
     size = count * layout.channels * layout.height * layout.width
     remedy = "Read them in smaller size (size=224), or when a batch needs them (stream=True)."
-    check_memory(size, f"{count} images of {layout.height} x {layout.width} pixels", remedy)
+    check_memory(size, f"{format_count(count, 'image')} of {layout.height} x {layout.width} pixels", remedy)
     return np.empty((count, layout.channels, layout.height, layout.width), dtype=np.uint8)
 
 

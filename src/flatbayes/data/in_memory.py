@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import TaskType, make_class_names
 from flatbayes.data.source import DataSource, RawSplits
@@ -191,7 +192,10 @@ def encode_texts(targets: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[n
     flat = np.concatenate(targets)
     missing = sum(value is None or value != value for value in flat.tolist())  # NaN differs from itself
     if missing:
-        raise ValueError(f"{missing} of {len(flat)} labels are missing. Leave out these examples.")
+        raise ValueError(
+            f"{missing} of {format_count(len(flat), 'label')} {'is' if missing == 1 else 'are'} missing. Leave out "
+            "these examples."
+        )
     names, codes = np.unique(flat.astype(str), return_inverse=True)
     ends = np.cumsum([len(array) for array in targets])[:-1]
     return tuple(names.tolist()), np.split(codes.astype(np.int64), ends)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.display import format_fields
-from flatbayes.core.names import format_names
+from flatbayes.core.names import format_count, format_names
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import check_finite
 from flatbayes.data.columns import extract_features
@@ -93,7 +93,7 @@ class InputReader:
         file_types = (*(["folder", "image"] if self._expects_images else CSV_SUFFIXES), ".parquet", ".npz")
         if self.file_type not in file_types:
             shape = self.input_shape
-            expected = f"images of the shape {shape}" if self._expects_images else f"{shape[0]} features"
+            expected = f"images of the shape {shape}" if self._expects_images else format_count(shape[0], "feature")
             raise ValueError(
                 f"The model takes {expected}, which are read from {', '.join(file_types)}, got {self.path}. Convert "
                 "it."
@@ -182,7 +182,10 @@ class InputReader:
         shapes = {column: read_array_shape(path, column) for column in self.keep_columns}
         num_rows = read_array_shape(path, name)[0]
         if any(shape != (num_rows,) for shape in shapes.values()):
-            raise ValueError(f"Arrays to keep have one value for each of {num_rows} inputs, got {shapes} in {path}.")
+            raise ValueError(
+                f"Arrays to keep have one value for each of {format_count(num_rows, 'input')}, got {shapes} in "
+                f"{path}."
+            )
         for chunk, *values in zip(iter_array_chunks(path, name, self.chunk_size), *kept_chunks, strict=True):
             inputs = to_inputs(chunk, f"{name!r} of {path}")
             if inputs.shape[1:] != self.input_shape:
@@ -197,7 +200,7 @@ class InputReader:
         files, others = scan_folder(root) if self.file_type == "folder" else ([self.path], [])
         if not files:
             raise ValueError(f"There are no images in {self.path}. Check the path.")
-        warn_of_other_files(self.path, others, "are hidden or have no suffix of an image")
+        warn_of_other_files(self.path, others, "hidden, or no suffix of an image")
         names = [file.relative_to(root).as_posix() for file in files]
         chunks = self._decode_chunks(iter_file_contents(files))
         size = self.chunk_size

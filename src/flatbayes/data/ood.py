@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatbayes.core.names import format_count
 from flatbayes.data.corruptions.corrupt import infer_white_value
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.source import DataSource, take_all
@@ -78,9 +79,9 @@ def match_input_format(ood: Tensor, reference: Tensor | LazyImages) -> Tensor:
         return ood
     if ood_shape[0] != reference_shape[0] and 1 not in (ood_shape[0], reference_shape[0]):
         raise ValueError(
-            f"Out-of-distribution images have {ood_shape[0]} channels (shape {ood_shape}), and the model's inputs "
-            f"{reference_shape[0]} (shape {reference_shape}). Channels can be repeated from 1 or averaged to 1, "
-            "nothing else."
+            f"Out-of-distribution images have {format_count(ood_shape[0], 'channel')} (shape {ood_shape}), and the "
+            f"model's inputs {reference_shape[0]} (shape {reference_shape}). Channels can be repeated from 1 or "
+            "averaged to 1, nothing else."
         )
     scale = infer_white_value(reference) / infer_white_value(ood)
     if ood_shape == reference_shape and scale == 1 and ood.dtype == reference.dtype:

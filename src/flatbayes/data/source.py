@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
@@ -141,10 +142,10 @@ class DataSource(ABC):
         for name, (_, rows) in selections.items():
             if len(rows) == 0:
                 raise ValueError(
-                    f"The {name} split is empty: of {len(raw.unsplit)} examples, {len(train)} are for training, "
-                    f"{len(selections['validation'][1])} for validation (val_size={self.val_size:g}) and "
-                    f"{len(selections['test'][1])} for the test (test_size={self.test_size:g}). "
-                    "Change these sizes, or give more examples."
+                    f"The {name} split is empty: of {format_count(len(raw.unsplit), 'example')}, {len(train)} are "
+                    f"for training, {len(selections['validation'][1])} for validation (val_size={self.val_size:g}) "
+                    f"and {len(selections['test'][1])} for the test (test_size={self.test_size:g}). Change these "
+                    "sizes, or give more examples."
                 )
         splits = fill_missing_inputs(take_selections(selections), raw.feature_names)
         return DataSplits(
@@ -173,8 +174,9 @@ class DataSource(ABC):
             )
         if seed >= len(raw.standard_splits):
             raise ValueError(
-                f"These data come with {len(raw.standard_splits)} splits, and the seed is the number of the split: 0 "
-                f"to {len(raw.standard_splits) - 1}, got {seed}. Use at most {len(raw.standard_splits)} seeds."
+                f"These data come with {format_count(len(raw.standard_splits), 'split')}, and the seed is the number "
+                f"of the split: 0 to {len(raw.standard_splits) - 1}, got {seed}. Use at most "
+                f"{format_count(len(raw.standard_splits), 'seed')}."
             )
         rows = raw.standard_splits[seed]
         train, val, _ = stratified_split(
@@ -241,8 +243,8 @@ def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> Non
         expected_shape = raw.unsplit.inputs.shape[1:]
         if len(split.inputs) != len(split.targets):
             raise ValueError(
-                f"The {name} examples have {len(split.inputs)} inputs and {len(split.targets)} labels; there must be "
-                "one label for each input."
+                f"The {name} examples have {format_count(len(split.inputs), 'input')} and "
+                f"{format_count(len(split.targets), 'label')}; there must be one label for each input."
             )
         check_finite(split.input_tensor, f"{name} examples", raw.feature_names)
         if split.inputs.shape[1:] != expected_shape:

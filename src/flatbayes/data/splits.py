@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_html_table
+from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_label_range
@@ -51,7 +52,7 @@ class Split:
     targets: Tensor
 
     def __repr__(self) -> str:
-        return f"<Split: {len(self)} examples of shape {tuple(self.inputs.shape[1:])}>"
+        return f"<Split: {format_count(len(self), 'example')} of shape {tuple(self.inputs.shape[1:])}>"
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -65,8 +66,8 @@ class Split:
         """
         if isinstance(self.inputs, LazyImages):
             raise ValueError(
-                f"This needs all {len(self)} images in memory, and they are streamed. Take some of them "
-                "(`split.subsample(1000)`; --max_examples on the command line), or read them without stream."
+                f"This needs all {format_count(len(self), 'image')} in memory, and they are streamed. Take some of "
+                "them (`split.subsample(1000)`; --max_examples on the command line), or read them without stream."
             )
         return self.inputs
 
@@ -190,8 +191,9 @@ class DataSplits:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("train", "val", "test"))
         names = self.target_names or self.class_names
-        kind = "targets" if self.is_regression else "classes"
-        return f"<DataSplits: {sizes} examples of shape {self.input_shape}, {len(names)} {kind}>"
+        kind = ("target", "targets") if self.is_regression else ("class", "classes")
+        count = format_count(len(names), *kind)
+        return f"<DataSplits: {sizes} examples of shape {self.input_shape}, {count}>"
 
     def _repr_html_(self) -> str:
         names = self.target_names or self.class_names

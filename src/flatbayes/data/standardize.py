@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flatbayes.core.devices import has_float64
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 
 EXAMPLES_PER_CHUNK = 1024  # bounds the memory of the float64 copies
 
@@ -92,10 +93,10 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         ValueError: The inputs have other channels or features than the mean.
     """
     if inputs.ndim != mean.ndim + 1 or inputs.shape[1] != len(mean):
-        expected = "channels, [n, channels, height, width]" if mean.ndim == 3 else "features, [n, features]"
+        noun, shape = ("channel", "[n, channels, height, width]") if mean.ndim == 3 else ("feature", "[n, features]")
         raise ValueError(
-            f"Expected inputs of {len(mean)} {expected}, got the shape {tuple(inputs.shape)}. Give inputs like those "
-            "of the training."
+            f"Expected inputs of {format_count(len(mean), noun)}, {shape}, got the shape {tuple(inputs.shape)}. Give "
+            "inputs like those of the training."
         )
     dtype = torch.float64 if torch.float64 in (inputs.dtype, mean.dtype) else torch.float32
     device = inputs.device if dtype == torch.float32 or has_float64(inputs.device) else torch.device("cpu")

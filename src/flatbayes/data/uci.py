@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flatbayes.core.names import format_count
 from flatbayes.data.hub import find_data_root
 from flatbayes.data.source import DataSource, RawSplits, TrainTestRows
 from flatbayes.data.splits import Split
@@ -85,8 +86,8 @@ def _read_split(folder: Path, number: int, num_rows: int) -> TrainTestRows:
     overlap = np.intersect1d(train, test)
     if len(overlap):
         raise ValueError(
-            f"Split {number} of {folder} has {len(overlap)} examples both for training and for the test; the first "
-            f"is row {overlap[0]}. Copy the files again."
+            f"Split {number} of {folder} has {format_count(len(overlap), 'example')} both for training and for the "
+            f"test; the first is row {overlap[0]}. Copy the files again."
         )
     return TrainTestRows(torch.from_numpy(train), torch.from_numpy(test))
 

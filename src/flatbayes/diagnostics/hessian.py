@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatbayes.core.devices import to_double
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 from flatbayes.core.norms import global_norm
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.tensor_lists import flatten, unflatten
@@ -244,8 +245,8 @@ def largest_eigenvalues(
         )
     except ArpackNoConvergence as error:
         raise RuntimeError(
-            f"Lanczos converged for {len(error.eigenvalues)} of {num_eigenvalues} eigenvalues only; use fewer, or a "
-            f"tolerance above {tolerance:g}."
+            f"Lanczos converged for {len(error.eigenvalues)} of {format_count(num_eigenvalues, 'eigenvalue')} only; "
+            f"use fewer, or a tolerance above {tolerance:g}."
         ) from error
     return tuple(sorted((float(value) for value in eigenvalues), reverse=True))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.devices import to_double
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
 from flatbayes.diagnostics.loss_surface import LossSurface
@@ -188,7 +189,8 @@ class LossSlice:
     losses: tuple[float, ...]
 
     def __repr__(self) -> str:
-        return f"<LossSlice: {len(self.losses)} losses from {min(self.losses):.4g} to {max(self.losses):.4g}>"
+        span = f"from {min(self.losses):.4g} to {max(self.losses):.4g}"
+        return f"<LossSlice: {format_count(len(self.losses), 'loss', 'losses')} {span}>"
 
     def plot(self, *, name: str = "loss", flat: bool = True, ax: "Axes | None" = None) -> "Axes":
         """Draw the loss along the line.

@@ -17,6 +17,7 @@ from flatbayes.core.console import PlainConsole
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.display import format_entries, format_html_table, make_data_frame
 from flatbayes.core.input_trees import ModelInputs, count_examples, split_examples
+from flatbayes.core.names import format_count
 from flatbayes.data.checks import check_finite
 from flatbayes.diagnostics.hessian import compute_curvature
 from flatbayes.diagnostics.loss_surface import LossSurface
@@ -107,12 +108,12 @@ class PosteriorSharpness:
         return rows
 
     def __repr__(self) -> str:
-        size = f"{len(self.rows)} measures at {len(self.draws)} draws, {self.num_examples} examples"
-        return f"<PosteriorSharpness: {size}>"
+        size = f"{format_count(len(self.rows), 'measure')} at {format_count(len(self.draws), 'draw')}"
+        return f"<PosteriorSharpness: {size}, {format_count(self.num_examples, 'example')}>"
 
     def _repr_html_(self) -> str:
         rows = [(row.measure, f"{row.trained:.4g}", f"{row.mean:.4g}", f"{row.sd:.2g}") for row in self.rows]
-        header = ("measure", "trained network", f"mean of {len(self.draws)} draws", "sd over draws")
+        header = ("measure", "trained network", f"mean of {format_count(len(self.draws), 'draw')}", "sd over draws")
         return format_html_table(repr(self), header, rows, self.notes)
 
     def summary(self) -> str:
@@ -141,7 +142,9 @@ class PosteriorSharpness:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        return plot_measures(self.trained, self.draws, f"Sharpness on {self.num_examples} examples", ax)
+        return plot_measures(
+            self.trained, self.draws, f"Sharpness on {format_count(self.num_examples, 'example')}", ax
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, including the values at every network."""
@@ -300,8 +303,8 @@ def prepare_batches(
     num_examples = count_examples(examples)
     if num_examples != len(targets) or not num_examples:
         raise ValueError(
-            f"Sharpness needs at least one example, and one target for each, got {num_examples} inputs and "
-            f"{len(targets)} targets."
+            "Sharpness needs at least one example, and one target for each, got "
+            f"{format_count(num_examples, 'input')} and {format_count(len(targets), 'target')}."
         )
     check_finite_inputs([examples], 0, fitted.info.get("feature_names", ()))
     if targets.is_floating_point():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flatbayes.core.display import format_html_table, format_number, make_data_frame
+from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.flatness import Flatness
@@ -100,7 +101,7 @@ class TuningResult:
 
     def __repr__(self) -> str:
         score = f"{self.metric} {self.best_score:.4g} on validation data"
-        return f"<TuningResult: {self.best_name}, {score}, {len(self.trials)} trials>"
+        return f"<TuningResult: {self.best_name}, {score}, {format_count(len(self.trials), 'trial')}>"
 
     def _repr_html_(self) -> str:
         rows = [[*(f"{t[n]:.3g}" for n in self.names), format_number(t["score"])] for t in self._sort_trials()]

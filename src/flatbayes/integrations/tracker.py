@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.core.context import offer_distribution
+from flatbayes.core.names import format_count
 from flatbayes.core.parameter_selection import (
     only_requires_grad,
     select_parameters,
@@ -117,7 +118,7 @@ class TrainingTracker:
         message = check_snapshot_count(
             posterior,
             self.count_snapshots() + num_ahead,
-            f"training of {progress.total_steps} steps",
+            f"training of {format_count(progress.total_steps, 'step')}",
             f"Lower start_fraction (now {collection.start_fraction:g}), raise snapshots_per_epoch (now "
             f"{collection.snapshots_per_epoch or 'automatic'}), or train longer.",
         )
@@ -156,8 +157,9 @@ class TrainingTracker:
         """One sentence on how many snapshots there are and how many a draw needs."""
         return (
             f"{describe_name(self.config.posterior)} needs at least "
-            f"{self.config.posterior.snapshot_requirements.min_count} collected snapshots of the weights, and has "
-            f"collected {self.count_snapshots()} in {self.progress.step} of {self.progress.total_steps} steps."
+            f"{format_count(self.config.posterior.snapshot_requirements.min_count, 'collected snapshot')} of the "
+            f"weights, and has collected {self.count_snapshots()} by step {self.progress.step} of "
+            f"{self.progress.total_steps}."
         )
 
     def state_dict(self) -> TrackerState:

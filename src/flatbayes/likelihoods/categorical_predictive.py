@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods.labels import encode_labels, to_tensor
 from flatbayes.likelihoods.likelihood import Predictive
 
@@ -81,7 +82,7 @@ class CategoricalPredictive(Predictive):
 
     def __repr__(self) -> str:
         num_examples, num_classes = self.log_probs.shape
-        return f"<CategoricalPredictive: {num_examples} examples, {num_classes} classes>"
+        return f"<CategoricalPredictive: {format_count(num_examples, 'example')}, {num_classes} classes>"
 
     def plot(
         self,

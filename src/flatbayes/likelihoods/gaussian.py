@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from flatbayes.core.devices import is_accelerator, to_double, widest_float_dtype
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
 from flatbayes.likelihoods.likelihood import Likelihood
@@ -67,8 +68,8 @@ class Gaussian(Likelihood):
             values = tuple(float(value) for value in getattr(self, name)) or (default,) * self.num_targets
             if len(values) != self.num_targets or not all(map(math.isfinite, values)):
                 raise ValueError(
-                    f"{name} must be {self.num_targets} finite numbers, one for each target, got {values}. "
-                    "Gaussian.fit computes them from training targets."
+                    f"{name} must be {format_count(self.num_targets, 'finite number')}, one for each target, got "
+                    f"{values}. Gaussian.fit computes them from training targets."
                 )
             object.__setattr__(self, name, values)
         if min(self.scale) <= 0:
@@ -80,8 +81,8 @@ class Gaussian(Likelihood):
             len(self.initial_std) == self.num_targets and self.floor < min(self.initial_std) < math.inf
         ):
             raise ValueError(
-                f"initial_std must be one number for each of {self.num_targets} targets, above the floor "
-                f"{self.floor}; got {self.initial_std}."
+                f"initial_std must be one number for each of {format_count(self.num_targets, 'target')}, above the "
+                f"floor {self.floor}; got {self.initial_std}."
             )
         factor = self.noise_factor
         if factor not in (None, "auto") and (isinstance(factor, str) or not 0 < factor < math.inf):
@@ -106,7 +107,8 @@ class Gaussian(Likelihood):
         rows = to_double(targets.detach()).reshape(len(targets), -1)
         if not rows.isfinite().all():
             raise ValueError(
-                f"{int((~rows.isfinite()).sum())} training targets are missing or not finite. Leave them out."
+                f"{format_count(int((~rows.isfinite()).sum()), 'training target is', 'training targets are')} "
+                "missing or not finite. Leave such examples out."
             )
         constant = (rows == rows[0]).all(0).nonzero().flatten().tolist()
         if constant:
@@ -132,16 +134,17 @@ class Gaussian(Likelihood):
         allowed = {(len(targets), self.num_targets), (len(targets), *self._target_shape)} if targets.ndim else set()
         if tuple(targets.shape) not in allowed or targets.is_complex():
             raise ValueError(
-                f"Each example must have {self.num_targets} targets, shape (examples, {self.num_targets}); "
-                f"got {targets.dtype} of shape {tuple(targets.shape)}. Gaussian.fit(targets) makes the likelihood of "
-                "such targets."
+                f"Each example must have {format_count(self.num_targets, 'target')}, shape (examples, "
+                f"{self.num_targets}); got {targets.dtype} of shape {tuple(targets.shape)}. Gaussian.fit(targets) "
+                "makes the likelihood of such targets."
             )
         if not is_accelerator(targets) and targets.is_floating_point():
             is_wrong = ~targets.isfinite()
             if is_wrong.any():
                 raise ValueError(
-                    f"{int(is_wrong.sum())} targets are missing or not finite; the first is in row "
-                    f"{int(is_wrong.nonzero()[0, 0])} of its batch (counted from 0). Leave these examples out."
+                    f"{format_count(int(is_wrong.sum()), 'target is', 'targets are')} missing or not finite; the "
+                    f"first is in row {int(is_wrong.nonzero()[0, 0])} of its batch (counted from 0). Leave these "
+                    "examples out."
                 )
         return targets
 
@@ -203,7 +206,7 @@ class Gaussian(Likelihood):
             ValueError: The outputs are not a mean and a raw scale for each target.
         """
         if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
-            count = "1 target" if self.num_targets == 1 else f"{self.num_targets} targets"
+            count = format_count(self.num_targets, "target")
             raise ValueError(
                 f"The model gives outputs of shape {tuple(outputs.shape)}, but there is a mean and a raw scale to "
                 f"predict for {count}: expected (batch, {self.num_outputs}). Change the size of its last layer, or "

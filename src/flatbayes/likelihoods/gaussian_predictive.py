@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.likelihoods.likelihood import Predictive
@@ -126,8 +127,9 @@ class GaussianPredictive(Predictive):
 
     def __repr__(self) -> str:
         num_networks, *shape = self.member_means.shape
-        targets = "" if len(shape) == 1 else f" with {shape[1]} targets"
-        return f"<GaussianPredictive: {shape[0]} examples{targets}, {num_networks} networks>"
+        targets = "" if len(shape) == 1 else f" with {format_count(shape[1], 'target')}"
+        examples, networks = format_count(shape[0], "example"), format_count(num_networks, "network")
+        return f"<GaussianPredictive: {examples}{targets}, {networks}>"
 
     def plot(
         self,

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.names import format_count
+
 IGNORE_INDEX = -100
 """Label of an example without a label, as in torch."""
 SUM_TOLERANCE = 1e-3
@@ -128,8 +130,8 @@ def _to_indices_or_probs(rows: Tensor, *, check_values: bool) -> Tensor:
     if is_wrong.any() or not rows.is_floating_point():
         row = int((is_wrong if is_wrong.any() else sums == 1).nonzero()[0])
         raise ValueError(
-            f"Labels with {rows.shape[1]} columns must be one-hot, or class probabilities of at least 0 with sum "
-            f"1; got {[round(value, 4) for value in rows[row].tolist()][:8]} for example {row}. Pass the class "
-            "indices, shape (examples,)."
+            f"Labels with {format_count(rows.shape[1], 'column')} must be one-hot, or class probabilities of at "
+            f"least 0 with sum 1; got {[round(value, 4) for value in rows[row].tolist()][:8]} for example {row}. "
+            "Pass the class indices, shape (examples,)."
         )
     return rows

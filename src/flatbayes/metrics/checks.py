@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.devices import iter_row_blocks
+from flatbayes.core.names import format_count
 
 RANGE_TOLERANCE = 1e-6
 """Probabilities may exceed the range [0, 1] by this much."""
@@ -152,8 +153,8 @@ def _check_matrix(values: Tensor, name: str) -> Tensor:
 def _check_labels(labels: Tensor, probs: Tensor) -> Tensor:
     if labels.dtype != torch.int64 or labels.shape != probs.shape[:1]:
         raise ValueError(
-            f"Expected one int64 class index for each of the {len(probs)} examples, got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}. Try labels.long(), for one-hot ones labels.argmax(-1)."
+            f"Expected one int64 class index for each of the {format_count(len(probs), 'example')}, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}. Try labels.long(), for one-hot ones labels.argmax(-1)."
         )
     labels = labels.detach().cpu()
     low, high = int(labels.min()), int(labels.max())

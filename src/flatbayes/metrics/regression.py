@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flatbayes.core.devices import iter_row_blocks
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_count
 
 INTERVAL_LEVEL = 0.95
 """Probability of the interval of `coverage_95` and `width_95`."""
@@ -304,7 +305,8 @@ def interval_width(lower: Float[Tensor, "examples ..."], upper: Float[Tensor, "e
 def _mean_nll(log_density: Tensor) -> float:
     if log_density.isnan().any():
         raise ValueError(
-            f"{int(log_density.isnan().sum())} log densities are NaN. Check whether the training diverged."
+            f"{format_count(int(log_density.isnan().sum()), 'log density is', 'log densities are')} NaN. Check "
+            "whether the training diverged."
         )
     return -float(log_density.detach().cpu().double().mean())
 
@@ -316,9 +318,10 @@ def _check_finite(values: Tensor, name: str) -> Tensor:
             f"{tuple(values.shape)}."
         )
     if not values.isfinite().all():
+        num_invalid = int((~values.isfinite()).sum())
         raise ValueError(
-            f"{int((~values.isfinite()).sum())} {name} are missing or not finite. Leave such examples out; if they "
-            "are predictions, check whether the training diverged."
+            f"{num_invalid} of the {name} {'is' if num_invalid == 1 else 'are'} missing or not finite. Leave such "
+            "examples out; if they are predictions, check whether the training diverged."
         )
     return values.detach().cpu().double()
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flatbayes.core.devices import has_float64, iter_row_blocks
+from flatbayes.core.names import format_count
 from flatbayes.metrics.checks import iter_log_probs
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
@@ -51,8 +52,9 @@ def fit_temperature(log_probs: Float[Tensor, "examples classes"], labels: Int[Te
         spread = max(spread, float(margins.masked_fill_(block == -math.inf, 0.0).abs().max()))
     if impossible:
         raise ValueError(
-            f"{impossible} labels have probability 0, so the NLL is infinite at every temperature. Pass log "
-            "probabilities computed by log_softmax and logsumexp, not the logarithm of rounded probabilities."
+            f"{format_count(impossible, 'label has', 'labels have')} probability 0, so the NLL is infinite at every "
+            "temperature. Pass log probabilities computed by log_softmax and logsumexp, not the logarithm of rounded "
+            "probabilities."
         )
     if spread <= 1e-12:
         return 1.0

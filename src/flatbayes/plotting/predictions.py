@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flatbayes.core.names import format_count
 from flatbayes.plotting import theme
 
 if TYPE_CHECKING:  # slow to import
@@ -66,7 +67,7 @@ def plot_band(
             target.plot(position, targets[order], "o", color=theme.INK, markersize=3, alpha=0.7, label="observed")
         target.set_xlabel("examples, by predicted mean" if x is None else "input")
         target.set_ylabel(target_name)
-        target.set_title(f"Predictions of {len(mean)} examples with 95 % intervals")
+        target.set_title(f"Predictions of {format_count(len(mean), 'example')} with 95 % intervals")
         target.legend(fontsize=9, framealpha=0.7)
         theme.style_axes(target)
         return target
@@ -125,7 +126,7 @@ def plot_uncertain(
         target.set_yticks(range(len(rows)), labels)
         target.set_xlabel("probability of the likeliest classes")
         target.set_ylabel("example" if targets is None else "example and its class")
-        target.set_title(f"The {len(rows)} most uncertain of {len(entropy)} examples")
+        target.set_title(f"The {len(rows)} most uncertain of {format_count(len(entropy), 'example')}")
         if targets is not None:
             _add_class_legend(target)
         theme.style_axes(target, grid="x")

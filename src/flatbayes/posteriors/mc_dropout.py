@@ -104,7 +104,7 @@ class MCDropout(Posterior):
             )
         if self.rate is None and not others and all(module.p == 0 for module in modules):
             raise ValueError(
-                f"All {len(modules)} dropout modules of {type(model).__name__} have rate 0, so every draw would "
+                f"Every dropout module of {type(model).__name__} has rate 0, so every draw would "
                 "be the same network. Set MCDropout(rate=0.1), or give the model a dropout rate."
             )
         return init_state(model, make_optimizer, num_data, self.prior_precision)

@@ -6,6 +6,7 @@ from typing import Any
 from flatbayes.calibration import CalibrationMap
 from flatbayes.core import State
 from flatbayes.core.display import format_number
+from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
 from flatbayes.posteriors import Posterior
 
@@ -29,12 +30,12 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "model": describe_network(states, info.get("model")),
         "data": describe_data(states, info),
         "training": _join(
-            _format_count(training.get("epochs"), "epoch"),
+            _count_entry(training, "epochs", "epoch"),
             _describe_stop(training),
-            _format_count(training.get("steps"), "step"),
+            _count_entry(training, "steps", "step"),
             f"seed {training['seed']}" if "seed" in training else "",
             f"{format_number(cost['train_seconds'])} s" if _is_number(cost.get("train_seconds")) else "",
-            f"{cost['gradients']:,.0f} gradients" if _is_number(cost.get("gradients")) else "",
+            _count_entry(cost, "gradients", "gradient", spec=",.0f"),
         ),
         "last epoch": _join(
             *(f"{name} {format_number(value)}" for name, value in _get_mapping(training, "last_epoch").items())
@@ -108,7 +109,7 @@ def describe_network(states: Sequence[State], model: Any) -> str:
             name = short_name({"class_path": model["class_path"], "init_args": arguments})
         except (AttributeError, TypeError, ValueError):  # a damaged description, or one of a class that is gone
             name = str(model["class_path"]).rpartition(".")[2]
-    return f"{name} with {sum(param.numel() for param in network.parameters()):,} weights"
+    return f"{name} with {format_count(sum(param.numel() for param in network.parameters()), 'weight', spec=',')}"
 
 
 def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
@@ -116,10 +117,10 @@ def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
     shape = info.get("input_shape") or info.get("example_shape")
     classes, targets = info.get("class_names"), info.get("target_names")
     return _join(
-        _format_count(states[0].num_data, "training example"),
+        format_count(states[0].num_data, "training example", spec=","),
         f"inputs of shape {tuple(shape)}" if isinstance(shape, list) else "",
-        _format_count(len(classes), "class", "classes") if isinstance(classes, list) and classes else "",
-        _format_count(len(targets), "target") if isinstance(targets, list) and targets else "",
+        format_count(len(classes), "class", "classes", spec=",") if isinstance(classes, list) and classes else "",
+        format_count(len(targets), "target", spec=",") if isinstance(targets, list) and targets else "",
     )
 
 
@@ -133,9 +134,9 @@ def describe_networks(posterior: Posterior, states: Sequence[State]) -> str:
     """How many different networks a prediction can average."""
     num_members = len(states)
     if not posterior.stochastic:
-        return _format_count(num_members, "network")
+        return format_count(num_members, "network", spec=",")
     num_snapshots = posterior.count_stored_snapshots(states[0])
-    drawn = f"{num_snapshots} snapshots" if num_snapshots else "any number of draws"
+    drawn = format_count(num_snapshots, "snapshot") if num_snapshots else "any number of draws"
     return drawn if num_members == 1 else f"{drawn} of each of {num_members} members"
 
 
@@ -166,8 +167,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _format_count(count: Any, noun: str, plural: str = "") -> str:
-    return "" if not _is_number(count) else f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+def _count_entry(data: Mapping[str, Any], name: str, noun: str, spec: str = ",") -> str:
+    """An entry that is a number, with its noun; nothing if it is absent or of another type."""
+    return format_count(data[name], noun, spec=spec) if _is_number(data.get(name)) else ""
 
 
 def _join(*texts: str) -> str:

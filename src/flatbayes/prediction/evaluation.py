@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flatbayes.core.display import format_entries, format_html_table, format_number, make_data_frame
 from flatbayes.core.files import replace_nonfinite
+from flatbayes.core.names import format_count
 from flatbayes.data import LazyImages
 from flatbayes.likelihoods import (
     Categorical,
@@ -70,7 +71,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} {format_number(value)}" for name, value in self.metrics.items())
-        return f"<Evaluation of {self.num_networks} {'network' if self.num_networks == 1 else 'networks'}: {values}>"
+        return f"<Evaluation of {format_count(self.num_networks, 'network')}: {values}>"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -295,7 +296,7 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
     if is_labelled is None or is_labelled.all():
         return targets, None
     if not is_labelled.any():
-        raise ValueError(f"All {len(targets)} labels are {likelihood.ignore_index}: there are no labelled examples.")
+        raise ValueError(f"Every label is {likelihood.ignore_index}: there are no labelled examples.")
     return targets, is_labelled
 
 
@@ -326,7 +327,7 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
 def _match_target_shape(targets: Tensor, shape: torch.Size) -> Tensor:
     if targets.shape != shape and targets.shape != (*shape, 1):
         raise ValueError(
-            f"There are {shape[0]} predictions of the shape {tuple(shape)}, and targets of the shape "
+            f"There are {format_count(shape[0], 'prediction')} of the shape {tuple(shape)}, and targets of the shape "
             f"{tuple(targets.shape)}. Give one target for each prediction, in the same order."
         )
     return targets.reshape(shape)

@@ -18,6 +18,7 @@ from flatbayes.core.input_trees import (
     map_tensors,
     split_examples,
 )
+from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
@@ -222,9 +223,9 @@ def check_finite_predictions(predictive: Predictive, first_row: int) -> None:
     rows = find_nonfinite_rows(predictive)
     if len(rows):
         raise RuntimeError(
-            f"The predictions of {len(rows)} examples are not finite although their inputs are; the first is in row "
-            f"{first_row + int(rows[0])} (counted from 0). Some networks overflow there: check the scale of these "
-            "inputs, and whether the training diverged."
+            f"The predictions of {format_count(len(rows), 'example')} are not finite although their inputs are; the "
+            f"first is in row {first_row + int(rows[0])} (counted from 0). Some networks overflow there: check the "
+            "scale of these inputs, and whether the training diverged."
         )
 
 
@@ -285,8 +286,8 @@ def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
         )
     if isinstance(structure, int) and not (isinstance(batch, tuple | list) and len(batch) == structure):
         raise ValueError(
-            f"The network was trained on a tuple of {structure} tensors, and got a {type(batch).__name__}: pass such "
-            "a tuple, or batches of them."
+            f"The network was trained on a tuple of {format_count(structure, 'tensor')}, and got a "
+            f"{type(batch).__name__}: pass such a tuple, or batches of them."
         )
     if not isinstance(batch, Tensor | np.ndarray | Mapping | list | tuple):
         raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flatbayes.core import State
 from flatbayes.core.adapters import share_frozen_parameters
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
+from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network
 from flatbayes.core.spec import instantiate
 from flatbayes.data import Standardize
@@ -204,7 +205,8 @@ def _check_num_data(num_data: list[Any], posterior: Posterior) -> list[int]:
     valid = all(type(count) is int and 0 < count < MAX_INTEGER for count in num_data)
     if not 1 <= len(num_data) <= posterior.num_members or not valid:
         raise ValueError(
-            f"its numbers of training examples are {str(num_data)[:80]}, for {posterior.num_members} runs."
+            f"its numbers of training examples are {str(num_data)[:80]}, for "
+            f"{format_count(posterior.num_members, 'run')}."
         )
     return num_data
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flatbayes.core.display import format_entries, format_number
 from flatbayes.core.files import JsonValue, atomic_write, replace_nonfinite
+from flatbayes.core.names import format_count
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data.fingerprint import explain_change
@@ -68,8 +69,8 @@ class Reference:
     def __repr__(self) -> str:
         chains, draws, examples, _ = self.outputs.shape
         kind = f"rho {self.config.rho:g}" if self.config.rho else "plain"
-        plural = "" if chains == 1 else "s"
-        return f"<Reference: {kind}, {chains} chain{plural} of {draws} draws, {examples} {self.split} examples>"
+        size = f"{format_count(chains, 'chain')} of {format_count(draws, 'draw')}"
+        return f"<Reference: {kind}, {size}, {format_count(examples, f'{self.split} example')}>"
 
     @property
     def predictive(self) -> Predictive:
@@ -127,10 +128,10 @@ class Reference:
         sizes = [format_optional(value) for value in (diagnostics.ess_median, diagnostics.ess_min)]
         entries = {
             "density": f"prior precision {config.prior_precision:g}, temperature {config.temperature:g}, "
-            f"rho {config.rho:g}, {self.num_data} training examples",
-            "network": f"{self.num_weights} weights",
-            "sampler": f"{config.sampler}, {config.num_chains} chains, seed {self.seed}, "
-            f"{diagnostics.num_gradients} gradients, {diagnostics.seconds:.0f} s",
+            f"rho {config.rho:g}, {format_count(self.num_data, 'training example')}",
+            "network": format_count(self.num_weights, "weight"),
+            "sampler": f"{config.sampler}, {format_count(config.num_chains, 'chain')}, seed {self.seed}, "
+            f"{format_count(diagnostics.num_gradients, 'gradient')}, {diagnostics.seconds:.0f} s",
             "step size": ", ".join(f"{value:.3g}" for value in diagnostics.step_sizes),
             "R-hat": f"median {r_hats[0]}, largest {r_hats[1]}",
             "effective draws": f"median {sizes[0]}, smallest {sizes[1]}",
@@ -149,7 +150,7 @@ class Reference:
         for number, problem in enumerate(diagnostics.list_problems(), 1):
             entries[f"problem {number}"] = problem
         if diagnostics.num_divergent:
-            entries["not finite"] = f"{diagnostics.num_divergent} steps"
+            entries["not finite"] = format_count(diagnostics.num_divergent, "step")
         return format_entries(repr(self), entries)
 
     def describe(self) -> dict[str, JsonValue]:

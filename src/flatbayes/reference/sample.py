@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import JsonValue
+from flatbayes.core.names import format_count
 from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.spec import to_spec
@@ -138,8 +139,8 @@ def make_potential(factory: RunFactory, train: Split, member: int, config: Refer
     num_weights = sum(param.numel() for param in network.parameters() if param.requires_grad)
     if not 2 <= num_weights <= MAX_WEIGHTS:
         raise ValueError(
-            f"{type(network).__name__} has {num_weights} trainable weights, and a reference is for networks of 2 to "
-            f"{MAX_WEIGHTS}."
+            f"{type(network).__name__} has {format_count(num_weights, 'trainable weight')}, and a reference is for "
+            f"networks of 2 to {MAX_WEIGHTS}."
         )
     likelihood, inputs = factory.likelihood, _transform_inputs(factory, train).to(next(network.parameters()).dtype)
     targets = likelihood.prepare_targets(train.targets)

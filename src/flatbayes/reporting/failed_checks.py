@@ -1,5 +1,6 @@
 """Summary of the self-checks that failed in the runs of a comparison."""
 
+from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.reporting import queries
 
@@ -17,7 +18,7 @@ def describe_failed_checks(results: ComparisonResult) -> str:
         for name in dict.fromkeys(name for run in runs for name in run.failed_checks):
             failed = [run for run in runs if name in run.failed_checks]
             if 2 * len(failed) >= len(runs):
-                count = f"{len(failed)} of {len(runs)} runs"
+                count = f"{len(failed)} of {format_count(len(runs), 'run')}"
                 posteriors_by_check.setdefault(name, []).append(f"{posterior} ({count})")
                 messages.setdefault(name, failed[0].failed_checks[name])
     return "\n".join(

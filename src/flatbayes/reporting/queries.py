@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypeGuard, TypeVar
 
+from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.experiments.statistics import MIN_VERDICT_SEEDS
@@ -158,11 +159,6 @@ def mean_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]
     return (fmean(finite) if finite else None), (stdev(finite) if len(finite) > 1 else None)
 
 
-def format_count(count: int, noun: str) -> str:
-    """`1 seed`, `5 seeds`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def format_conclusion(results: ComparisonResult) -> str:
     """One sentence with the number of metrics that flatness improved and worsened."""
     counts, total = count_verdicts(results.rows), len(results.rows)
@@ -182,7 +178,7 @@ def format_conclusion(results: ComparisonResult) -> str:
     sentence = (
         f"{where}, {flat} improved {counts['flat']} of "
         f"{format_count(total, 'metric')} ({grid}), worsened {counts['plain']}, "
-        f"and {format_count(counts['tie'], 'difference')} {'is' if counts['tie'] == 1 else 'are'} within noise "
+        f"and {format_count(counts['tie'], 'difference is', 'differences are')} within noise "
         "(95 % paired intervals)"
     )
     if adjusted:

@@ -1,5 +1,6 @@
 """Lines on the radii that were chosen on validation data, and on whether plain training lets flatness pay."""
 
+from flatbayes.core.names import format_count
 from flatbayes.diagnostics.flatness_forecast import forecast_from_history
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.reporting import queries
@@ -22,7 +23,7 @@ def describe_radii(results: ComparisonResult) -> str:
             num_zero, num_runs = num_zero + sum(value == 0 for value in values), num_runs + len(values)
     if not texts:
         return ""
-    note = f" In {num_zero} of {num_runs} runs flatness does not pay." if num_zero else ""
+    note = f" In {num_zero} of {format_count(num_runs, 'run')} flatness does not pay." if num_zero else ""
     return f"{name} chosen on validation data, by seed: {'; '.join(texts)}.{note}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatbayes.core.files import write_text
+from flatbayes.core.names import format_count
 from flatbayes.plotting import theme
 from flatbayes.plotting.labels import label_line_ends
 from flatbayes.plotting.scales import label_metric, scale_axis
@@ -50,7 +51,7 @@ def write_shift_figure(rows: Sequence[CorruptionMetrics], title: str, path: Path
     with svg.new_figure(WIDTH_PX, height) as figure:
         lines = textwrap.wrap(title, 52)[:2]
         figure.text(20 / WIDTH_PX, 1 - 16 / height, "\n".join(lines), fontsize=14, fontweight="bold", va="top")
-        legend = f"{queries.format_count(len(curves), 'corruption')}: thin lines; their mean: bold"
+        legend = f"{format_count(len(curves), 'corruption')}: thin lines; their mean: bold"
         figure.text(20 / WIDTH_PX, 1 - (34 + 17 * (len(lines) - 1)) / height, legend, alpha=0.75, va="top")
         for index, metric in enumerate(PANEL_METRICS):
             bottom = height - HEADING_HEIGHT_PX - index * (panel_height + PANEL_GAP_PX) - panel_height
@@ -127,7 +128,9 @@ def ood_table(evaluation: OODEvaluation, ood_name: str) -> "Table":
         evaluation: The detection metrics.
         ood_name: Source of the out-of-distribution examples.
     """
-    title = f"{evaluation.num_ood} examples of {ood_name} (positive) against {evaluation.num_test} test examples"
+    num_ood, num_test = evaluation.num_ood, evaluation.num_test
+    positive = f"{format_count(num_ood, 'example')} of {ood_name} (positive)"
+    title = f"{positive} against {format_count(num_test, 'test example')}"
     table = new_table(title, "score", "AUROC", "AUPR out", "AUPR in", "FPR at TPR 0.95")
     for name, score in evaluation.scores.items():
         cells = (score.auroc, score.aupr_out, score.aupr_in, score.fpr95)

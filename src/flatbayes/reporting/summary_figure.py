@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.core.files import write_text
+from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.plotting import theme
 from flatbayes.plotting.scales import label_metric, scale_axis
@@ -166,11 +167,11 @@ def format_heading(results: ComparisonResult) -> tuple[str, str]:
     counts = queries.count_verdicts(results.rows)
     title = f"{shorten_label(queries.format_flatnesses(results, 'Flat'), 40)} against plain training"
     subject = [queries.format_data(results), queries.format_model(results)]
-    subject.append(queries.format_count(len(queries.list_seeds(results)), "seed"))
+    subject.append(format_count(len(queries.list_seeds(results)), "seed"))
     total = len(results.rows)
     if counts["unknown"] < total:
         better, worse, noise = counts["flat"], counts["plain"], counts["tie"]
-        subject.append(f"{better} of {total} metrics better, {worse} worse, {noise} within noise")
+        subject.append(f"{better} of {format_count(total, 'metric')} better, {worse} worse, {noise} within noise")
     return title, shorten_label(" · ".join(filter(None, subject)), 120)
 
 

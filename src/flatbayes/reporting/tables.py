@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from flatbayes.core.files import JsonValue
+from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
 from flatbayes.reporting import queries
 from flatbayes.reporting.formats import (
@@ -56,7 +57,7 @@ def make_results_table(results: ComparisonResult, glossary: Glossary) -> Context
         for posterior in queries.list_posteriors(results)
     ]
     caption = (
-        f"Mean ± standard deviation over {queries.format_count(len(queries.list_seeds(results)), 'seed')}; "
+        f"Mean ± standard deviation over {format_count(len(queries.list_seeds(results)), 'seed')}; "
         "the difference is flat − plain of the same seed, with its 95 % paired interval"
     )
     return {"caption": caption, "flat_column": flatnesses[0] if len(flatnesses) == 1 else "Flat", "groups": groups}

@@ -5,6 +5,7 @@ from itertools import groupby
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
 from flatbayes.reporting.failed_checks import describe_failed_checks
 from flatbayes.reporting.formats import Side, format_interval, format_number, format_side, format_signed, wrap_label
@@ -12,7 +13,6 @@ from flatbayes.reporting.miscalibration import describe_miscalibration
 from flatbayes.reporting.queries import (
     MAX_FLATNESSES_IN_TITLE,
     format_conclusion,
-    format_count,
     format_data,
     format_flatnesses,
     list_families,

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult
-from flatbayes.reporting.queries import format_count, list_seeds
+from flatbayes.reporting.queries import list_seeds
 
 DIFFERENCES_TEXT = (
     "Flat − plain for every posterior, with its 95 % paired interval. An interval that excludes "
@@ -81,8 +82,8 @@ def explain_statistics(results: ComparisonResult) -> tuple[str, ...]:
         "zero.",
         "The column Holm has the p-value of the paired t-test, corrected for the number of comparisons in its "
         "table (Holm, 1979): below 0.05 the probability of even one false verdict in the table is below 5 %. "
-        f"Uncorrected, of the {total} intervals here about {total / 20:.1f} would exclude zero if flatness changed "
-        "nothing at all.",
+        f"Uncorrected, of the {format_count(total, 'interval')} here about {total / 20:.1f} would exclude zero if "
+        "flatness changed nothing at all.",
         "The effect is Cohen's d of the paired differences, positive where flat is better: their mean divided by "
         "their standard deviation over seeds.",
         *results.notes,

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from flatbayes.core.names import format_count
 from flatbayes.experiments.tuning_result import TuningResult
 from flatbayes.plotting import theme
 from flatbayes.plotting.scales import label_metric, scale_axis
@@ -44,7 +45,7 @@ def plot_trials(result: TuningResult, name: str | None = None, axes: "Axes | Non
         target.set_xlabel(name)
         target.set_ylabel(label_metric(result.metric))
         direction = "higher" if result.higher_is_better else "lower"
-        target.set_title(f"{len(result.trials)} trials, on validation data; {direction} is better")
+        target.set_title(f"{format_count(len(result.trials), 'trial')}, on validation data; {direction} is better")
         target.legend(fontsize=9)
         theme.style_axes(target)
         return target

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatbayes.core.names import format_count
 from flatbayes.theory.grid import GridPosterior, check_same_shape, grid_kl, jeffreys_divergence, normalize_density
 
 
@@ -202,7 +203,8 @@ def _check_loss(loss: Tensor) -> None:
     bad = loss.isnan() | loss.isneginf()
     if bool(bad.any()):
         raise ValueError(
-            f"loss must not be NaN or -inf, got {int(bad.sum())} such points; use +inf to exclude a point."
+            f"loss must not be NaN or -inf, got {format_count(int(bad.sum()), 'such point')}; use +inf to exclude a "
+            "point."
         )
 
 

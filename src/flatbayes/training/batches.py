@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatbayes.core.accelerators import get_free_memory
 from flatbayes.core.input_trees import split_batch
+from flatbayes.core.names import format_count
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, spawn_seeds
 from flatbayes.data import LazyImages
@@ -93,8 +94,8 @@ class ShuffledBatches(StatelessBatches):
     def __post_init__(self) -> None:
         if self.batch_size < self.world.size:
             raise ValueError(
-                f"A batch of {self.batch_size} examples cannot be divided among {self.world.size} processes. "
-                "Use a larger batch_size, or fewer processes."
+                f"A batch of {format_count(self.batch_size, 'example')} cannot be divided among {self.world.size} "
+                "processes. Use a larger batch_size, or fewer processes."
             )
 
     def __len__(self) -> int:
@@ -255,8 +256,9 @@ class LoaderBatches:
             count += 1
         if count < self.num_batches:
             raise RuntimeError(
-                f"The loader gave {count} batches in epoch {epoch + 1}, and {self.num_batches} before. Every pass "
-                "must have as many: an iterator that is exhausted by one pass cannot be trained on."
+                f"The loader gave {format_count(count, 'batch', 'batches')} in epoch {epoch + 1}, and "
+                f"{self.num_batches} before. Every pass must have as many: an iterator that is exhausted by one pass "
+                "cannot be trained on."
             )
 
     def _find_generators(self) -> list[torch.Generator]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from flatbayes.core.files import JsonValue, read_json, write_json
+from flatbayes.core.names import format_count
 from flatbayes.flatness import Flatness
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.candidates import (
@@ -182,7 +183,7 @@ def choose_radius(
     if outcome is not None and obstacle is None:
         candidates = list_whole_trainings(pilot, flatness, plain) or list_ends(pilot, flatness, plain)
         if not candidates:
-            obstacle = f"a training of {pilot.num_steps} steps is too short to repeat its end"
+            obstacle = f"a training of {format_count(pilot.num_steps, 'step')} is too short to repeat its end"
     if outcome is None or obstacle is not None:
         reason = f"{name} is {usual:g}, its usual value: {obstacle}."
         return replace(plain, radius=usual), RadiusChoice(name, usual, 0.0, (), reason)

@@ -4,6 +4,7 @@ from math import inf
 
 from torch import nn
 
+from flatbayes.core.names import format_count
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
@@ -120,13 +121,13 @@ def check_snapshot_count(posterior: Posterior, num_snapshots: int, training: str
     required, useful = posterior.snapshot_requirements
     if num_snapshots < required:
         raise ValueError(
-            f"{describe_name(posterior)} needs at least {required} collected snapshots before a draw, and this "
-            f"{training} collects {num_snapshots}. {advice}"
+            f"{describe_name(posterior)} needs at least {format_count(required, 'collected snapshot')} before a "
+            f"draw, and this {training} collects {num_snapshots}. {advice}"
         )
     if num_snapshots < MIN_USEFUL_SNAPSHOT_FRACTION * useful:
         return (
-            f"{describe_name(posterior)} can use {useful} snapshots, and this {training} collects {num_snapshots}: "
-            f"the posterior will be estimated from few snapshots. {advice}"
+            f"{describe_name(posterior)} can use {format_count(useful, 'snapshot')}, and this {training} collects "
+            f"{num_snapshots}: the posterior will be estimated from few snapshots. {advice}"
         )
     return None
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
+from flatbayes.core.names import format_count
 from flatbayes.data import Split
 from flatbayes.likelihoods import CategoricalPredictive, Custom, Gaussian, GaussianPredictive, Likelihood
 from flatbayes.posteriors import Posterior
@@ -68,9 +69,9 @@ def explain_few_examples(training_data: TrainingData, *, stops_early: bool, is_a
     if not isinstance(examples, Split) or len(examples) >= MIN_EXAMPLES or not (stops_early or is_automatic):
         return None
     return (
-        f"{len(examples)} validation examples decide when training stops and how wide the posterior is, and with "
-        f"fewer than {MIN_EXAMPLES} chance decides. Give more (val, or val_size of the data), or a number of epochs, "
-        "which uses none."
+        f"{format_count(len(examples), 'validation example decides', 'validation examples decide')} when training "
+        f"stops and how wide the posterior is, and with fewer than {MIN_EXAMPLES} chance decides. Give more (val, or "
+        "val_size of the data), or a number of epochs, which uses none."
     )
 
 

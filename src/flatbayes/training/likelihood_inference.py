@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.input_trees import slice_examples, split_batch
+from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
@@ -90,7 +91,7 @@ def infer_loader_likelihood(
             return Gaussian.fit(torch.cat([targets, *(split_batch(batch)[1] for batch in batches)]))
     raise ValueError(
         f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
-        f"with {num_outputs} {'output' if num_outputs == 1 else 'outputs'} for each example. {ADVICE}"
+        f"with {format_count(num_outputs, 'output')} for each example. {ADVICE}"
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.input_trees import ModelInputs, count_examples, map_tensors, slice_examples
+from flatbayes.core.names import format_count
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData
@@ -71,7 +72,7 @@ def check_batch_size(factory: RunFactory, data: InMemoryData) -> None:
     if size // num_processes // steps > 1:
         return
     shared = "" if num_processes == 1 else f", in {num_processes} processes"
-    advice = f"Use a larger batch_size (now {config.batch_size}, of {len(train)} examples{shared})"
+    advice = f"Use a larger batch_size (now {config.batch_size}, of {format_count(len(train), 'example')}{shared})"
     sample = data.standardize(train.inputs[:1])
     _check_batch_of_one(factory.init_network(0), sample, advice + _advise_steps(steps))
 

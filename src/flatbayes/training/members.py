@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from flatbayes.core import State
+from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.callbacks.callback import Callback
@@ -189,7 +190,7 @@ def make_interrupted(
     )
     status = run.status
     place = (
-        f"after {status.completed_epochs} of {run.config.epochs} epochs of {trained}, after step "
+        f"after {status.completed_epochs} of {format_count(run.config.num_epochs, 'epoch')} of {trained}, after step "
         f"{status.progress.step} of {status.progress.total_steps}"
     )
     resume_step = session.manager.find_latest_step(session.run_index)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.names import format_count
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.tensor_lists import to_local
 from flatbayes.core.weights import trainable_parameters
@@ -44,7 +45,8 @@ def check_fsdp(
             flatness.needs_weight_distribution
         ),
         "gradients are averaged in every pass; set ascent_scope='synchronised'": scope != "synchronised",
-        f"{size} examples do not divide by {world.size} processes": size % world.size != 0,
+        f"{format_count(size, 'example does', 'examples do')} not divide by {world.size} processes": size % world.size
+        != 0,
         "the loss scale must be the same in all processes; use bf16-mixed": config.precision.mode == "16-mixed",
         "networks are not compiled": config.precision.compile,
         "there are no checkpoints of shards": checkpoints is not None,
