@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flatbayes.calibration import CalibrationWarning
 from flatbayes.cli import main
 from flatbayes.data import ImageFolder
 from flatbayes.flatness import SAM
@@ -45,7 +46,8 @@ def test_the_command_line_streams(folder, tmp_path, capsys, monkeypatch):
     assert main(["fit", *arguments]) == 0
     assert main(["evaluate", "run", "--num_draws", "2"]) == 0
     assert main(["diagnose", "run", "--num_draws", "2", "--max_examples", "8"]) == 0
-    assert main(["shift", "run", "--num_draws", "2", "--max_examples", "4", "--corruptions", "contrast"]) == 0
+    with pytest.warns(CalibrationWarning, match="examples are too few for a temperature"):
+        assert main(["shift", "run", "--num_draws", "2", "--max_examples", "4", "--corruptions", "contrast"]) == 0
     capsys.readouterr()
     assert main(["shift", "run", "--num_draws", "2", "--corruptions", "contrast", "--overwrite", "true"]) == 2
     assert "--max_examples on the command line" in capsys.readouterr().err
