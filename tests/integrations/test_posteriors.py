@@ -362,7 +362,7 @@ class Stop(lightning.Callback):
 
 def test_a_training_that_stops_before_the_first_snapshot_predicts_with_the_trained_network():
     callback, module = FlatCallback(SAM(), SWAG(rank=2)), Module(torch.optim.SGD, SGD)
-    with pytest.warns(UserWarning, match=r"collected 0 in \d of 30 steps.*early stopping"):
+    with pytest.warns(UserWarning, match=r"collected 0 by step \d of 30.*early stopping"):
         run_trainer(module, callback, epochs=10, callbacks=[Stop()])
     with pytest.warns(UserWarning, match="is MAP, the trained network alone"):
         fitted = callback.make_posterior(Categorical(3))
