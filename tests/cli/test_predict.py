@@ -255,6 +255,11 @@ def test_what_is_read_in_another_way_than_expected_is_a_note(tmp_path, capsys, m
         assert len(notes) == 2
         assert notes[0].startswith("flatbayes: note: Column 'id' of t.csv counts the rows")
         assert "The validation split has 5 of 48 examples" in notes[1]
+        short = ["--posterior", "map", "--min_steps", "20", "--min_epochs", "1", "--out", "stopped"]
+        assert main(["fit", *source, *short]) == 0
+        texts = "".join(capsys.readouterr())
+        assert texts.count("5 validation examples decide when training stops") == 1
+        assert "The validation split has" not in texts  # the same in other words
         for verb in ("evaluate", "check"):
             assert main([verb, "run"]) == 0
         assert "note:" not in capsys.readouterr().err

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flatbayes.calibration.targets import MIN_EXAMPLES
 from flatbayes.cli.aliases import list_names
 from flatbayes.cli.artifacts import console, load_on_cpu, load_on_device
 from flatbayes.cli.evaluate import evaluate_run
@@ -40,6 +41,7 @@ from flatbayes.training import (
     ConsoleLogger,
     Interrupted,
     MetricLogger,
+    TrainingConfig,
     make_logger,
 )
 from flatbayes.training.callbacks.loggers import LoggerKind
@@ -48,9 +50,6 @@ from flatbayes.training.dry_run import try_runs
 from flatbayes.training.fit import train_prepared
 from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.setup import TrainingSetup
-
-MIN_VALIDATION_EXAMPLES = 10
-"""Fewest validation examples without a note."""
 
 
 def make_parser() -> ArgumentParser:
@@ -100,8 +99,8 @@ def run(options: Namespace) -> None:
     if not (options.resume or options.overwrite):
         check_free_folder(Path(options.out))
     dataset = options.data.load(options.seed)
-    warn_of_small_validation(dataset)
     model, training_config = make_model(options, dataset), make_config(options)
+    warn_of_small_validation(dataset, training_config)
     transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
     factory, model_spec = prepare_runs(
@@ -199,13 +198,18 @@ def run(options: Namespace) -> None:
     console.print(f"saved    {folder.path}\nnext     {command}", highlight=False, soft_wrap=True, markup=False)
 
 
-def warn_of_small_validation(dataset: DataSplits) -> None:
-    """Say on the terminal that few validation examples decide what they decide by chance."""
-    if len(dataset.val) < MIN_VALIDATION_EXAMPLES:
+def warn_of_small_validation(dataset: DataSplits, config: TrainingConfig) -> None:
+    """Say on the terminal that a measurement on few validation examples depends on chance.
+
+    Args:
+        dataset: The data.
+        config: The training; one that stops early says so itself.
+    """
+    if len(dataset.val) < MIN_EXAMPLES and not config.stops_early:
         total = len(dataset.train) + len(dataset.val)
         PlainConsole(stderr=True).print(
             f"flatbayes: note: The validation split has {len(dataset.val)} of {format_count(total, 'example')}, and "
-            "what is chosen or measured on it depends on chance. --data.val_size 0.3 takes more.",
+            "what is measured on it depends on chance. --data.val_size 0.3 takes more.",
             highlight=False,
             soft_wrap=True,
         )
