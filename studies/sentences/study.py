@@ -10,7 +10,9 @@ and on test sentences of all seeds:
 
 3. each twin with its number of epochs
 4. other posteriors: those that the same training serves with the epochs of 3, variational ones with all epochs
-5. both twins with all epochs
+5. with 200 sentences, both twins with all epochs
+
+A seed is finished before the next one begins, so that an interrupted study has complete seeds.
 """
 
 import math
@@ -38,6 +40,8 @@ from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
 NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 50, 200
 EPOCHS = {100: 10, 200: 8, 500: 5, 2000: 3}
+EQUAL_LENGTH_SIZE = 200
+"""Number of sentences with which the twins are compared with all epochs, too."""
 EPOCH_FRACTIONS = (0.25, 0.4, 0.6)
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
 SHARED: dict[str, Posterior] = {
@@ -78,6 +82,16 @@ class Setting:
     def name(self) -> str:
         """Name of its folder."""
         return f"{self.trained}-{self.size}"
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """Radii of SAM to choose from; with all weights the largest ends learning (tried with 200 sentences)."""
+        return RADII if self.trained == "lora" or self.has_equal_length else RADII[:-1]
+
+    @property
+    def has_equal_length(self) -> bool:
+        """Whether both twins are compared with all epochs, too."""
+        return self.size == EQUAL_LENGTH_SIZE
 
     @property
     def short_epochs(self) -> list[int]:
@@ -165,9 +179,10 @@ def count_trainings(setting: Setting) -> int:
     Args:
         setting: The setting.
     """
-    num_radii = NUM_SELECTION_SEEDS * (len(RADII) - 1)
+    num_radii = NUM_SELECTION_SEEDS * (len(setting.radii) - 1)
     num_short = NUM_SELECTION_SEEDS * (len(setting.short_epochs) - 1)
-    return num_radii + 2 * (num_short + NUM_SEEDS * (2 + len(setting.other_kinds)))
+    num_full = NUM_SEEDS if setting.has_equal_length else NUM_SELECTION_SEEDS
+    return num_radii + 2 * (num_short + num_full + NUM_SEEDS * (1 + len(setting.other_kinds)))
 
 
 def estimate_minutes(setting: Setting) -> float:
@@ -180,12 +195,13 @@ def estimate_minutes(setting: Setting) -> float:
     plain = num_steps * GRADIENT_SECONDS[setting.trained]  # with all epochs; SAM takes twice as long
     num_tested = NUM_VAL + NUM_TEST + 2 * NUM_OOD
     shares = sum(EPOCH_FRACTIONS), sorted(EPOCH_FRACTIONS)[len(EPOCH_FRACTIONS) // 2]
-    num_trials = 1 + len(RADII) + 2 * len(EPOCH_FRACTIONS)
-    trials = plain * (1 + 2 * len(RADII) + 3 * shares[0])
+    num_trials = 1 + len(setting.radii) + 2 * len(EPOCH_FRACTIONS)
+    trials = plain * (1 + 2 * len(setting.radii) + 3 * shares[0])
     trials += num_trials * (NUM_NETWORKS["shared"] * DRAW_SECONDS * NUM_VAL + OVERHEAD_SECONDS)
     own = len(VARIATIONAL) if setting.trained == "lora" else 0
-    tests = 3 * plain * (1 + shares[1] + 2 * shares[1] + own)  # all epochs, those of the twins, two more members
-    for kind in ("shared", "shared", *setting.other_kinds):
+    full = ("shared",) if setting.has_equal_length else ()
+    tests = 3 * plain * (len(full) + 3 * shares[1] + own)  # all epochs, those of the twins, two more members
+    for kind in ("shared", *full, *setting.other_kinds):
         tests += 2 * (NUM_NETWORKS[kind] * DRAW_SECONDS * num_tested + OVERHEAD_SECONDS)
     return (NUM_SELECTION_SEEDS * trials + NUM_SEEDS * tests) / 60
 
@@ -206,7 +222,7 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
         trainings = [make(seed, rho, epochs=epochs) for seed in range(NUM_SELECTION_SEEDS)]
         return [run_training(task, training, SHARED, with_test=False) for training in trainings]
 
-    record = select_radius({rho: try_training(rho) for rho in (0.0, *RADII)})
+    record = select_radius({rho: try_training(rho) for rho in (0.0, *setting.radii)})
     write_json(place / RADIUS_FILE, replace_nonfinite(record))
     radii, candidates = {"plain": 0.0, "flat": record["rho"]}, [*setting.short_epochs, EPOCHS[setting.size]]
     pairs = [(seed, twin) for seed in range(NUM_SEEDS) for twin in radii]
@@ -215,17 +231,14 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
     for twin, rho in radii.items():
         records[twin] = select_value("epochs", {epochs: try_training(rho, epochs) for epochs in candidates})
         write_json(place / EPOCHS_FILE, replace_nonfinite(records))
-    twins = [make(seed, radii[twin], epochs=records[twin]["epochs"]) for seed, twin in pairs]
-    equal_length = [make(seed, radii[twin]) for seed, twin in pairs]
-    for training in twins:
+    for seed, twin in pairs:
+        training = make(seed, radii[twin], epochs=records[twin]["epochs"])
         run_training(task, training, SHARED, with_test=True)
-    keep_recordings(place, [*twins, *equal_length])
-    for kind in setting.other_kinds:
-        for training in twins:
+        for kind in setting.other_kinds:
             epochs = None if kind in VARIATIONAL else training.epochs
-            run_training(task, make(training.seed, training.rho, kind, epochs), OTHERS[kind], with_test=True)
-    for training in equal_length:
-        run_training(task, training, SHARED, with_test=True)
+            run_training(task, make(seed, radii[twin], kind, epochs), OTHERS[kind], with_test=True)
+        if setting.has_equal_length:
+            run_training(task, make(seed, radii[twin]), SHARED, with_test=True)
     keep_recordings(place, [])
 
 

@@ -106,6 +106,7 @@ def test_shuffled_sentences_have_the_same_words():
 def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, monkeypatch):
     setting = Setting(32, "lora")
     monkeypatch.setattr(study, "EPOCHS", {32: 4})
+    monkeypatch.setattr(study, "EQUAL_LENGTH_SIZE", 32)
     monkeypatch.setattr(study, "EPOCH_FRACTIONS", (0.5,))
     monkeypatch.setattr(study, "RADII", (0.1,))
     monkeypatch.setattr(study, "NUM_SEEDS", 1)
