@@ -11,7 +11,7 @@ The same command resumes an interrupted run: what has a record is not fitted aga
 import argparse
 from pathlib import Path
 
-from studies.defaults.page import write_page, write_summary
+from studies.defaults.page import restore_results, write_page, write_summary
 from studies.defaults.runner import TIMEOUT_SECONDS, Job, run_jobs
 from studies.defaults.tasks import select_tasks
 
@@ -30,7 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="fill the tables of this page from --summary files")
     parser.add_argument("--before", type=Path, help="summary of an earlier run, for the page")
     parser.add_argument("--readme", type=Path, help="README.md, whose paragraph on defaults is written")
+    parser.add_argument("--restore", type=Path, help="continue from the results in this summary")
     options = parser.parse_args(arguments)
+    if options.restore is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        restore_results(options.restore, options.folder)
     if options.summary is not None:
         write_summary(options.folder, options.summary)
     if options.page is not None:

@@ -81,6 +81,19 @@ def write_summary(folder: Path, path: Path) -> None:
     write_json(path, {"environment": describe_environment(), "jobs": jobs})
 
 
+def restore_results(path: Path, folder: Path) -> None:
+    """Write the results of a summary to files from which the benchmark continues; those that exist are kept.
+
+    Args:
+        path: The JSON file that `write_summary` wrote.
+        folder: Folder of the results.
+    """
+    for job in read_json(path)["jobs"]:
+        file = folder / f"{job['task']}.{job['seed']}.json"
+        if not file.exists():
+            write_json(file, job)
+
+
 def shorten_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with rounded numbers."""
 

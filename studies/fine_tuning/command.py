@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from flatbayes.core.files import write_json
+from flatbayes.core.files import read_json, write_json
 from studies.fine_tuning.labels import Labels
 from studies.fine_tuning.page import write_page
 
@@ -28,7 +28,7 @@ def run_command(
     settings: Sequence[S],
     estimate_minutes: Callable[[S], float],
     run_settings: Callable[[Sequence[S], Path], None],
-    summarize: Callable[[Path], Mapping[str, Any]],
+    summarize: Callable[[Path, Mapping[str, Any] | None], Mapping[str, Any]],
     labels: Labels,
     arguments: list[str] | None,
 ) -> None:
@@ -39,7 +39,7 @@ def run_command(
         settings: All settings in the order of the study.
         estimate_minutes: CPU minutes of a setting.
         run_settings: Trains what has no file in a folder yet.
-        summarize: Summary of the files of a folder, as plain data.
+        summarize: Summary of the files of a folder, and of settings of an earlier summary, as plain data.
         labels: Names on the page.
         arguments: Arguments of the command; None for those of the process.
     """
@@ -47,11 +47,13 @@ def run_command(
     parser.add_argument("folder", type=Path, help="folder of the results")
     names = [setting.name for setting in settings]
     parser.add_argument("--settings", nargs="+", choices=names, default=names, help="by default all, in this order")
-    parser.add_argument("--summary", type=Path, help="write a summary to this JSON file, and train nothing")
+    text = "write a summary to this JSON file, whose settings with more trainings are kept, and train nothing"
+    parser.add_argument("--summary", type=Path, help=text)
     parser.add_argument("--page", type=Path, help="fill the tables of this page, and train nothing")
     options = parser.parse_args(arguments)
     if options.summary is not None or options.page is not None:
-        summary = summarize(options.folder)
+        earlier = read_json(options.summary) if options.summary is not None and options.summary.is_file() else None
+        summary = summarize(options.folder, earlier)
         if options.summary is not None:
             write_json(options.summary, summary)
         if options.page is not None:

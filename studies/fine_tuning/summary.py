@@ -22,6 +22,8 @@ from studies.fine_tuning.worth import Twins, compare_sizes, measure_ensemble_equ
 
 RADIUS_FILE, EPOCHS_FILE = "selection.json", "selection-epochs.json"
 MAIN_METRICS = ("accuracy", "nll", "ece")
+EMPTY: Mapping[str, Any] = {"settings": (), "law": (), "trainings": ()}
+"""A summary of nothing."""
 LAW_FEATURES = ("train_loss", "gap", "sharpness", "weights_per_example")
 
 
@@ -52,6 +54,7 @@ def summarize_trainings(
     plans: Sequence[SettingPlan],
     metrics: Mapping[str, bool],
     packages: Iterable[str] = (),
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that a page shows, as plain data.
 
@@ -61,19 +64,24 @@ def summarize_trainings(
         plans: All settings, in the order of the page.
         metrics: Whether higher is better, by name of the metric.
         packages: Packages whose versions matter beside those of the environment.
+        earlier: An earlier summary, perhaps of another folder; its settings with more trainings are kept.
     """
     by_setting = {
         plan: [t for t in trainings if (t["trained"], t["size"]) == (plan.trained, plan.size)] for plan in plans
     }
-    settings = [
-        summarize_setting(plan, mine, folder / plan.name, metrics) for plan, mine in by_setting.items() if mine
-    ]
+    kept = select_kept(earlier or EMPTY, {plan.name: len(mine) for plan, mine in by_setting.items()})
+    by_setting = {plan: mine for plan, mine in by_setting.items() if mine and plan.name not in kept}
+    fresh = {
+        plan.name: summarize_setting(plan, mine, folder / plan.name, metrics) for plan, mine in by_setting.items()
+    }
+    settings = [kept.get(plan.name) or fresh[plan.name] for plan in plans if plan.name in {*kept, *fresh}]
     tables = [setting["rows"] for setting in settings]
+    sizes = {(setting["trained"], setting["size"]) for setting in kept.values()}
     data = {
         "environment": describe_environment() | read_versions(packages),
-        "finished_trainings": len(trainings),
+        "finished_trainings": sum(setting["finished_trainings"] for setting in settings),
         "planned_trainings": sum(plan.num_trainings for plan in plans),
-        "cpu_minutes": sum(training["cpu_seconds"] for training in trainings) / 60,
+        "cpu_minutes": sum(setting["cpu_minutes"] for setting in settings),
         "verdicts": {
             "all": count_verdicts(tables, tuple(metrics)),
             "accuracy, nll, ece": count_verdicts(tables, MAIN_METRICS),
@@ -81,11 +89,27 @@ def summarize_trainings(
         },
         "settings": settings,
         "worth_examples": compare_sizes(settings),
-        "law": [record for setting in settings for record in list_law_records(by_setting, setting)],
-        "trainings": [describe_training(training) for training in trainings],
+        "law": [record for record in (earlier or EMPTY)["law"] if record["setting"] in kept]
+        + [record for setting in fresh.values() for record in list_law_records(by_setting, setting)],
+        "trainings": [t for t in (earlier or EMPTY)["trainings"] if (t["trained"], t["size"]) in sizes]
+        + [describe_training(training) for mine in by_setting.values() for training in mine],
     }
     plain: dict[str, Any] = replace_nonfinite(data)
     return plain
+
+
+def select_kept(earlier: Mapping[str, Any], num_trainings: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Settings of an earlier summary that have more trainings than a folder, by name.
+
+    Args:
+        earlier: The summary.
+        num_trainings: Number of trainings in the folder, by name of the setting.
+    """
+    return {
+        setting["name"]: setting
+        for setting in earlier["settings"]
+        if setting["finished_trainings"] > num_trainings.get(setting["name"], 0)
+    }
 
 
 def read_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -126,7 +150,7 @@ def summarize_setting(
         "epochs": plan.epochs,
         "finished_trainings": len(trainings),
         "planned_trainings": plan.num_trainings,
-        "cpu_minutes": sum(training["cpu_seconds"] for training in trainings) / 60,
+        "cpu_minutes": sum_cpu_minutes(folder),
         "sharing_factor": one_by_one / together if together else None,
         "selection": record,
         "selection_epochs": epochs_record,
@@ -134,6 +158,16 @@ def summarize_setting(
         "rows_equal_length": [] if epochs_record is None else compare_twins(equal_length, metrics),
         "worth_ensemble": measure_ensemble_equivalents(twins),
     }
+
+
+def sum_cpu_minutes(folder: Path) -> float:
+    """CPU minutes of all trainings of a setting, those of its choices among them.
+
+    Args:
+        folder: Its folder.
+    """
+    results: list[Any] = [read_json(path) for path in folder.glob("*-*-*.json")]
+    return float(sum(result.get("cpu_seconds", 0.0) for result in results)) / 60
 
 
 def select_twins(

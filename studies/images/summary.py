@@ -1,9 +1,9 @@
 """Summary of the finished trainings, and the words of the page."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flatbayes.core.files import read_json
 from studies.fine_tuning.labels import Labels
 from studies.fine_tuning.summary import SettingPlan, summarize_trainings
 from studies.images.study import NUM_DRAWS, SETTINGS, count_trainings, load_trainings
@@ -43,21 +43,20 @@ LABELS = Labels(
 )
 
 
-def summarize_study(folder: Path) -> dict[str, Any]:
+def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything that the page shows, as plain data.
 
     Args:
         folder: Folder of the study.
+        earlier: As for `summarize_trainings`.
     """
     plans = [
         SettingPlan(s.name, s.trained, s.per_class * len(CLASSES), s.num_epochs, count_trainings(s)) for s in SETTINGS
     ]
-    data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES)
-    all_files: list[Any] = [read_json(path) for s in SETTINGS for path in (folder / s.name).glob("*-*-*.json")]
+    data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES, earlier)
     sizes = {"val": NUM_VAL, "test": NUM_TEST, "ood": NUM_OOD, "corrupted": NUM_CORRUPTED}
     return {
         **data,
-        "cpu_minutes": sum(result.get("cpu_seconds", 0.0) for result in all_files) / 60,
         "num_images": sizes,
         "classes": list(CLASSES),
         "corruptions": {"names": list(CORRUPTIONS), "severity": SEVERITY},

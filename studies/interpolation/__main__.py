@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of the runs")
     parser.add_argument("--settings", nargs="+", choices=MAKERS, default=list(MAKERS))
     parser.add_argument("--methods", nargs="+", help="methods to run; by default all")
-    parser.add_argument("--summary", type=Path, help="write the numbers of what has finished to this file")
+    parser.add_argument("--summary", type=Path, help="write the numbers to this file; settings with more are kept")
     parser.add_argument("--page", type=Path, help="write the tables to this page, from the file of --summary")
     options = parser.parse_args()
     settings = [get_setting(name) for name in options.settings]
@@ -29,7 +29,8 @@ def main() -> None:
             for failure in run_setting(setting, options.folder / setting.name, options.methods):
                 print("failed:", failure, flush=True)
         return
-    write_json(options.summary, replace_nonfinite(summarize(options.folder, settings)))
+    earlier = read_json(options.summary) if options.summary.is_file() else None
+    write_json(options.summary, replace_nonfinite(summarize(options.folder, settings, earlier)))
     if options.page is not None:
         update_page(options.page, read_json(options.summary))
 

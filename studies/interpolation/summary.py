@@ -42,15 +42,21 @@ class FinishedTraining:
         return replace(self.results["test"], posterior=self.method, flatness=label)
 
 
-def summarize(folder: Path, settings: Sequence[Setting]) -> dict[str, Any]:
+def summarize(folder: Path, settings: Sequence[Setting], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything that has finished, by setting.
 
     Args:
         folder: Folder of the runs.
         settings: The settings.
+        earlier: An earlier result, perhaps of another folder; its settings with more trainings are kept.
     """
-    summaries = {setting.name: summarize_setting(setting, folder / setting.name) for setting in settings}
-    return {"environment": describe_environment(), "settings": summaries}
+    kept = {} if earlier is None else dict(earlier["settings"])
+    fresh = {setting.name: summarize_setting(setting, folder / setting.name) for setting in settings}
+    longest = {
+        name: kept[name] if name in kept and kept[name]["finished"] > summary["finished"] else summary
+        for name, summary in fresh.items()
+    }
+    return {"environment": describe_environment(), "settings": kept | longest}
 
 
 def summarize_setting(setting: Setting, folder: Path) -> dict[str, Any]:

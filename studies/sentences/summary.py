@@ -1,5 +1,6 @@
 """Summary of the finished trainings: paired differences, verdicts, choices, and gains in numbers of examples."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ METRICS = {
 PACKAGES = ("transformers", "tokenizers", "peft")
 
 
-def summarize_study(folder: Path) -> dict[str, Any]:
+def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything that the page shows, as plain data.
 
     Args:
         folder: Folder of the study.
+        earlier: As for `summarize_trainings`.
     """
     plans = [
         SettingPlan(s.name, s.trained, s.size, s.make_config().epochs, count_trainings(s), VARIATIONAL)
         for s in SETTINGS
     ]
-    data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES)
+    data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES, earlier)
     sizes = {"val": NUM_VAL, "test": NUM_TEST, "shuffled": NUM_OOD, "foreign": NUM_OOD}
     return {**data, "num_sentences": sizes, "num_draws": NUM_DRAWS}

@@ -14,6 +14,7 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
 from flatbayes.training import TrainingConfig, fit
 from studies.defaults import baselines, runner
+from studies.defaults.__main__ import main
 from studies.defaults.page import (
     FLAT,
     TaskResult,
@@ -59,6 +60,23 @@ def test_benchmark_runs_resumes_and_renders_its_page(tmp_path):
     assert "two-columns" in text
     assert "old" not in text
     assert f"{removed['metrics']['nll']:.3f}" in text
+    elsewhere = make_job("two-columns", tmp_path / "elsewhere", job.only)
+    main(
+        [
+            str(elsewhere.folder),
+            "--restore",
+            str(summary),
+            "--tasks",
+            "two-columns",
+            "--seeds",
+            "1",
+            "--only",
+            *job.only,
+        ]
+    )
+    restored = read_json(elsewhere.path)["records"]
+    assert restored["SWAG flat"]["metrics"]["nll"] == pytest.approx(removed["metrics"]["nll"], rel=1e-4)
+    assert restored["linear"] == {"metrics": {"nll": 7.0}}  # nothing is fitted again
 
 
 def test_results_are_those_of_fit(tmp_path):

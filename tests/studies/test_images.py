@@ -1,5 +1,7 @@
 """Fine-tuning on few images: a whole setting with a tiny network, the summary and the page."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -144,6 +146,21 @@ def test_law_records_have_twins_of_the_same_seed(tmp_path):
     assert (record["plain_nll"], record["flat_nll"], record["train_loss"]) == ([0.7], [0.6], 0.05)
     assert data["settings"][0]["sharing_factor"] == 4
     assert data["cpu_minutes"] == 3
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    again = summary.summarize_study(elsewhere, data)  # a folder without runs changes nothing
+    assert again == data
+    copy = elsewhere / "head-20"
+    shutil.copytree(folder, copy)
+    (copy / "test-shared-1-0.json").unlink()
+    assert summary.summarize_study(elsewhere, data) == data  # fewer trainings do not replace more
+    entry = read_json(folder / "test-shared-1-0.json")
+    for seed in (1, 2):
+        write_json(copy / f"test-shared-{seed}-0.1.json", entry | {"seed": seed, "rho": 0.1})
+        write_json(copy / f"test-shared-{seed}-0.json", entry | {"seed": seed})
+    more = summary.summarize_study(elsewhere, data)
+    assert (more["finished_trainings"], len(more["trainings"]), len(more["law"])) == (6, 6, 1)
+    assert more["law"][0]["plain_nll"] == [0.7, 0.8, 0.8]
 
 
 def test_every_setting_has_an_estimate_that_grows_with_the_number_of_images():

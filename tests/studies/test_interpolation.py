@@ -49,6 +49,7 @@ def test_a_study_runs_resumes_and_is_summarized(tmp_path, monkeypatch):
     tiny = results["settings"]["tiny"]
     assert (tiny["finished"], tiny["planned"]) == (12, 12)
     assert len(set(tiny["selected"].values())) == 1  # one radius for the shared training
+    assert summarize(tmp_path / "elsewhere", [SETTING], results)["settings"] == results["settings"]
     assert tiny["counts"]["usual"]["comparisons"] == 15
     laplace = next(record for record in tiny["law"] if record["method"] == "Laplace")
     first = next(record for record in tiny["law"] if record["method"] == "MAP")
