@@ -1,9 +1,14 @@
 """Trainings that a pilot compares on validation data: which they are, what they score, and which is better."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
 
 from flatbayes.core.files import JsonValue
 from flatbayes.flatness import Plain
+from flatbayes.likelihoods import Likelihood
 from flatbayes.training.radius import MIN_GAIN, format_scores, make_candidate
 from flatbayes.training.run_factory import RunFactory
 
@@ -53,10 +58,12 @@ class Score:
     Attributes:
         end: That at the end.
         best: The lowest one of all evaluations, with early stopping; otherwise that at the end.
+        losses: NLL of every validation example at the end; None where it diverged, or no example has one of its own.
     """
 
     end: float | None
     best: float | None
+    losses: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def compute_relative_score(score: Score, reference: Score) -> float | None:
@@ -77,6 +84,44 @@ def compute_relative_score(score: Score, reference: Score) -> float | None:
     if score.end is None or score.best is None or reference.end is None or reference.best is None:
         return score.best
     return score.best + max(0.0, score.end - reference.end - (score.best - reference.best))
+
+
+def measure_losses(likelihood: Likelihood, predictions: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """Loss of every example, shape [n], float64 on the CPU; None if the likelihood gives no finite numbers.
+
+    Args:
+        likelihood: Has the mean loss of a batch; it gets batches of one example.
+        predictions: Outputs of a network, and targets.
+    """
+    losses: list[Tensor] = []
+    failed = False
+    for outputs, targets in predictions:  # to the end, whatever happens
+        try:
+            losses += [
+                likelihood.loss(outputs[k : k + 1], targets[k : k + 1]).reshape(()) for k in range(len(targets))
+            ]
+        except (RuntimeError, ValueError, IndexError, TypeError):  # a loss of several examples, such as a ranking
+            failed = True
+    values = torch.stack(losses).detach().to("cpu", torch.float64) if losses else torch.zeros(0)
+    return None if failed or len(values) < 2 or not bool(values.isfinite().all()) else values
+
+
+def compute_standard_error(score: Score, reference: Score) -> float:
+    """Standard error of the difference of two validation NLL, from the differences of single examples; 0 if unknown.
+
+    Args:
+        score: A training.
+        reference: The training that it is compared with.
+
+    Examples:
+        >>> first, second = (Score(1.0, 1.0, torch.tensor(losses)) for losses in ([0.9, 1.1], [0.9, 1.0]))
+        >>> round(compute_standard_error(first, second), 4)
+        0.05
+    """
+    if score.losses is None or reference.losses is None or len(score.losses) != len(reference.losses):
+        return 0.0
+    differences = score.losses - reference.losses
+    return float(differences.std() / len(differences) ** 0.5)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@
              train with a prior 10 times as strong
 
 A training that overfits is stopped early, and saves the gradients that other trainings are tried with. The
-training with the lowest validation NLL is the result; one with a stronger prior or an unusual radius only if it is
+training with the lowest validation NLL is the result; one with a radius above 0 or a stronger prior only if it is
 lower by more than chance. Further members of an ensemble are trained alike.
 """
 
@@ -26,6 +26,7 @@ from flatbayes.training.candidates import (
     Candidate,
     PriorChoice,
     compute_relative_score,
+    compute_standard_error,
     describe_prior,
 )
 from flatbayes.training.checkpoint import CHOICES_FILE, CheckpointManager
@@ -188,6 +189,7 @@ def choose_radius(
         reason = f"{name} is {usual:g}, its usual value: {obstacle}."
         return replace(plain, radius=usual), RadiusChoice(name, usual, 0.0, (), reason)
     scores: dict[float, float | None] = {0.0: outcome.score.best}
+    errors: dict[float, float] = {}
     by_radius, last_cost = {0.0: plain}, 0.0
     for candidate in candidates:
         if candidate.radius is None or not pilot.can_afford(last_cost):
@@ -197,10 +199,12 @@ def choose_radius(
         if other.is_finished:
             by_radius[candidate.radius] = candidate
             scores[candidate.radius] = compute_relative_score(other.score, outcome.score)
-    best = by_radius[select_radius(scores, usual)]
+            errors[candidate.radius] = compute_standard_error(other.score, outcome.score)
+    best = by_radius[select_radius(scores, usual, errors)]
     value, start = best.radius or 0.0, candidates[0].start
-    reason = describe_radius(name, value, start, scores, usual)
-    return best, RadiusChoice(name, value, start, tuple(sorted(scores.items())), reason, best.epochs)
+    reason = describe_radius(name, value, start, scores, usual, errors)
+    pairs = tuple(sorted(scores.items())), tuple(sorted(errors.items()))
+    return best, RadiusChoice(name, value, start, pairs[0], reason, best.epochs, pairs[1])
 
 
 def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:

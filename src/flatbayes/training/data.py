@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -83,6 +83,10 @@ class TrainingData(ABC):
     def raw_inputs(self) -> Tensor | LazyImages | None:
         """All training inputs before the transform; None for a loader, which is not read for them."""
         return None
+
+    @abstractmethod
+    def predict_validation(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Outputs of a network in eval mode, and targets, of all validation examples; nothing if there are none."""
 
     @abstractmethod
     def make_validator(
@@ -223,23 +227,30 @@ class InMemoryData(TrainingData):
         names = ("val_nll",) if self.splits.is_regression else ("val_nll", "val_accuracy")
 
         def validate(module: nn.Module) -> dict[str, float]:
-            weight, metrics = next(module.parameters()), dict.fromkeys(names, math.nan)
-            standardize = self.standardize.to(weight.device)
-            with eval_mode(module), torch.no_grad(), seeded_rng(spawn_seed(Stream.VALIDATION), module):
-                batches = share.inputs.split(EVAL_BATCH_SIZE)
-                on_device = (standardize_on_device(standardize, batch, weight.device) for batch in batches)
-                ready = (cast_inputs(module, inputs) for inputs in on_device)
-                if len(share):
-                    outputs = torch.cat([module(inputs) for inputs in ready])
-                    targets = move_tensor(share.targets, weight.device)
-                    metrics["val_nll"] = float(likelihood.loss(outputs, targets))
-                    if "val_accuracy" in metrics:
-                        metrics["val_accuracy"] = float((outputs.argmax(-1) == targets).sum()) / len(targets)
-            return {
-                name: world.average_over_examples(value, len(share), weight.device) for name, value in metrics.items()
-            }
+            device, metrics = next(module.parameters()).device, dict.fromkeys(names, math.nan)
+            for outputs, targets in self._predict_split(module, share):
+                metrics["val_nll"] = float(likelihood.loss(outputs, targets))
+                if "val_accuracy" in metrics:
+                    metrics["val_accuracy"] = float((outputs.argmax(-1) == targets).sum()) / len(targets)
+            return {name: world.average_over_examples(value, len(share), device) for name, value in metrics.items()}
 
         return validate
+
+    def predict_validation(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those of the whole split at once."""
+        return self._predict_split(network, self.splits.val)
+
+    @torch.no_grad()
+    def _predict_split(self, network: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        if not len(split):
+            return
+        device = next(network.parameters()).device
+        standardize = self.standardize.to(device)
+        with eval_mode(network), seeded_rng(spawn_seed(Stream.VALIDATION), network):
+            batches = split.inputs.split(EVAL_BATCH_SIZE)
+            on_device = (standardize_on_device(standardize, batch, device) for batch in batches)
+            outputs = torch.cat([network(cast_inputs(network, inputs)) for inputs in on_device])
+        yield outputs, move_tensor(split.targets, device)
 
 
 def standardize_on_device(standardize: Standardize, inputs: Tensor, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Training data from a user's loader of ready batches."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -189,25 +189,28 @@ class LoaderData(TrainingData):
 
         Every process reads all validation batches.
         """
-        val = self.val
-        if val is None:
+        if self.val is None:
             return None
 
         def validate(module: nn.Module) -> dict[str, float]:
-            device, count, loss, num_right = next(module.parameters()).device, 0, 0.0, 0.0
-            has_classes = isinstance(likelihood, Categorical)
-            with eval_mode(module), torch.no_grad(), seeded_rng(spawn_seed(Stream.VALIDATION), module):
-                for batch in val:
-                    inputs, targets = self._prepare_batch(batch)
-                    if not len(targets):
-                        continue
-                    ready = cast_inputs(module, map_tensors(lambda tensor: move_tensor(tensor, device), inputs))
-                    outputs, targets = module(ready), move_tensor(targets, device)
-                    loss += float(likelihood.loss(outputs, targets)) * len(targets)
-                    has_classes = has_classes and targets.ndim == 1  # class probabilities have no accuracy
-                    if has_classes:
-                        num_right += float((outputs.argmax(-1) == targets).sum())
-                    count += len(targets)
+            count, loss, num_right, has_classes = 0, 0.0, 0.0, isinstance(likelihood, Categorical)
+            for outputs, targets in self.predict_validation(module):
+                loss += float(likelihood.loss(outputs, targets)) * len(targets)
+                has_classes = has_classes and targets.ndim == 1  # class probabilities have no accuracy
+                if has_classes:
+                    num_right += float((outputs.argmax(-1) == targets).sum())
+                count += len(targets)
             return {"val_nll": loss / count, **({"val_accuracy": num_right / count} if has_classes else {})}
 
         return validate
+
+    @torch.no_grad()
+    def predict_validation(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those of the labelled examples of every batch."""
+        device = next(network.parameters()).device
+        with eval_mode(network), seeded_rng(spawn_seed(Stream.VALIDATION), network):
+            for batch in () if self.val is None else self.val:
+                inputs, targets = self._prepare_batch(batch)
+                if len(targets):
+                    ready = cast_inputs(network, map_tensors(lambda tensor: move_tensor(tensor, device), inputs))
+                    yield network(ready), move_tensor(targets, device)

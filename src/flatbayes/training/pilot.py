@@ -19,7 +19,7 @@ import torch
 
 from flatbayes.flatness import Flatness
 from flatbayes.training.callbacks.callback import Callback, CallbackList
-from flatbayes.training.candidates import Candidate, Score
+from flatbayes.training.candidates import Candidate, Score, measure_losses
 from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.early_stopping import unpack_checkpoint
 from flatbayes.training.loop import DivergenceWarning, train
@@ -88,7 +88,7 @@ class PilotOutcome:
         """The outcome as tensors and plain data."""
         checkpoints = self.checkpoints
         return {
-            "score": [self.score.end, self.score.best],
+            "score": [self.score.end, self.score.best, self.score.losses],
             "branch": checkpoints.branch,
             "branch_progress": list(checkpoints.branch_progress),
             "end": checkpoints.end,
@@ -204,12 +204,13 @@ class Pilot:
         session = make_session(run.config, self.setups[0].fabric, checkpoints, run_index)
         limit = self.budget - self.num_gradients + shared[0] if self.outcomes else math.inf
         self.progress.on_run_start(self.members[0], 1, self.num_steps)
-        score, is_finished, failure = None, True, None
+        score, losses, is_finished, failure = None, None, True, None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 train(run, session, CallbackList([self.progress, BudgetGuard(run, limit)]))
                 score = self._validate(run)
+                losses = self._measure_losses(run)
             except BudgetError:
                 is_finished = False
             except (RuntimeError, ValueError) as error:
@@ -222,7 +223,7 @@ class Pilot:
         status = run.status
         best = score if score is None or status.best is None else min(score, status.best.val_nll)
         outcome = self.outcomes[candidate] = PilotOutcome(
-            Score(score, best),
+            Score(score, best, losses),
             checkpoints,
             status.num_gradients - shared[0],
             status.elapsed_seconds() - shared[1],
@@ -262,6 +263,11 @@ class Pilot:
         assert run.validate is not None
         nll = run.validate(run.leader.get_state().model)[0]["val_nll"]
         return nll if math.isfinite(nll) else None
+
+    def _measure_losses(self, run: TrainingRun) -> torch.Tensor | None:
+        factory = self.setups[0].factory
+        predictions = factory.training_data.predict_validation(run.states[0].model)
+        return measure_losses(factory.likelihood, predictions)
 
     def _create_run(self, candidate: Candidate) -> TrainingRun:
         users = [setup.factory for setup in self.setups if self.members in setup.groups]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
+from types import MappingProxyType
 
 from flatbayes.core.files import JsonValue
 from flatbayes.flatness import Delayed, Flatness, Plain
@@ -35,6 +36,7 @@ class RadiusChoice:
         scores: Validation NLL by radius, of the first network; None where training diverged.
         reason: Why the radius was chosen, as a sentence.
         epochs: Number of epochs, before early stopping shortens them; None for that of the configuration.
+        errors: Standard error of the difference from the NLL of radius 0, by radius above 0.
     """
 
     name: str
@@ -43,10 +45,14 @@ class RadiusChoice:
     scores: tuple[tuple[float, float | None], ...]
     reason: str
     epochs: int | None = None
+    errors: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data, for the metadata of an artefact."""
-        return {**vars(self), "scores": [list(pair) for pair in self.scores]}
+        pairs: dict[str, JsonValue] = {
+            name: [list(pair) for pair in vars(self)[name]] for name in ("scores", "errors")
+        }
+        return {**vars(self), **pairs}
 
 
 def compute_pilot_fraction(flatness: Flatness) -> float:
@@ -123,24 +129,32 @@ def make_candidate(flatness: Flatness, radius: float, start: float) -> Flatness:
     return Delayed(flatness.with_radius(radius), start) if start > 0 else flatness.with_radius(radius)
 
 
-def select_radius(scores: Mapping[float, float | None], usual: float = 0.0) -> float:
-    """The radius with the lowest validation NLL: 0 or the usual one, or another if it is lower by `MIN_GAIN`.
+def select_radius(
+    scores: Mapping[float, float | None], usual: float = 0.0, errors: Mapping[float, float] = MappingProxyType({})
+) -> float:
+    """The radius with the lowest validation NLL: 0, or one whose NLL is lower by more than chance.
+
+    That is more than one standard error, and for another radius than the usual one also more than `MIN_GAIN`.
 
     Args:
         scores: Validation NLL by radius, 0 among them; None where training diverged.
         usual: The usual radius.
+        errors: Standard error of the difference from the NLL of radius 0, by radius; 0 for those that are left out.
 
     Examples:
         >>> select_radius({0.0: 0.31, 0.1: 0.27, 1.0: 0.28}), select_radius({0.0: 0.31, 0.1: 0.30})
         (0.1, 0.0)
         >>> select_radius({0.0: 0.31, 0.05: 0.30, 0.1: 0.29}, usual=0.05)
         0.05
+        >>> select_radius({0.0: 0.31, 0.05: 0.30}, usual=0.05, errors={0.05: 0.02})
+        0.0
     """
     costs = {
         radius: inf if score is None else score + MIN_GAIN * (radius not in (0, usual))
         for radius, score in scores.items()
     }
-    return min(sorted(costs), key=costs.__getitem__)
+    accepted = [radius for radius in sorted(costs) if radius == 0 or costs[radius] + errors.get(radius, 0) < costs[0]]
+    return min(accepted, key=costs.__getitem__)
 
 
 def find_radius_name(flatness: Flatness) -> str:
@@ -149,21 +163,34 @@ def find_radius_name(flatness: Flatness) -> str:
     return find_radius_name(inner) if isinstance(inner, Flatness) else str(flatness.radius_field)
 
 
-def format_scores(scores: Iterable[tuple[float, float | None]]) -> str:
+def format_scores(
+    scores: Iterable[tuple[float, float | None]], errors: Mapping[float, float] = MappingProxyType({})
+) -> str:
     """Validation NLL by value, as text.
 
     Args:
         scores: Pairs of value and NLL; None where training diverged.
+        errors: Standard errors by value.
 
     Examples:
-        >>> format_scores([(0.0, 0.31), (0.1, None)])
-        '0: 0.3100, 0.1: diverged'
+        >>> format_scores([(0.0, 0.31), (0.05, 0.3), (0.1, None)], {0.05: 0.02})
+        '0: 0.3100, 0.05: 0.3000 ± 0.0200, 0.1: diverged'
     """
-    return ", ".join(f"{x:g}: {'diverged' if nll is None else format(nll, '.4f')}" for x, nll in scores)
+    texts = []
+    for value, nll in scores:
+        text = "diverged" if nll is None else format(nll, ".4f")
+        error = f" ± {errors[value]:.4f}" if nll is not None and errors.get(value) else ""
+        texts.append(f"{value:g}: {text}{error}")
+    return ", ".join(texts)
 
 
 def describe_radius(
-    name: str, best: float, start: float, scores: Mapping[float, float | None], usual: float = 0.0
+    name: str,
+    best: float,
+    start: float,
+    scores: Mapping[float, float | None],
+    usual: float = 0.0,
+    errors: Mapping[float, float] = MappingProxyType({}),
 ) -> str:
     """Why a radius was chosen, as a sentence.
 
@@ -173,19 +200,28 @@ def describe_radius(
         start: Fraction of training from which on it is used.
         scores: Validation NLL by radius.
         usual: The usual radius.
+        errors: Standard error of the difference from the NLL of radius 0, by radius.
 
     Examples:
         >>> describe_radius("rho", 0.0, 0.0, {0.0: 0.31})
         'rho is 0: the budget did not allow for a whole training with another (0: 0.3100).'
+        >>> describe_radius("r", 0.0, 0.0, {0.0: 0.31, 0.05: 0.3}, 0.05, {0.05: 0.02})
+        'r is 0: no other lowers the validation NLL by more than its standard error (0: 0.3100, 0.05: ...).'
     """
-    joined = format_scores(scores.items())
+    joined = format_scores(scores.items(), errors)
+    lowest = min((nll for nll in scores.values() if nll is not None), default=None)
     if len(scores) == 1:
         return f"{name} is {best:g}: the budget did not allow for a whole training with another ({joined})."
-    if best == 0 and usual in scores:
+    if best == 0 and scores[0] == lowest:
         return f"Flatness does not pay here: {name} 0 has the lowest validation NLL ({joined})."
+    if best == 0 and usual in scores:
+        return f"{name} is 0: no other lowers the validation NLL by more than its standard error ({joined})."
     if best == 0:
-        return f"Flatness does not pay here: no {name} has a validation NLL {MIN_GAIN:g} below that of 0 ({joined})."
+        return f"{name} is 0: no other lowers the validation NLL by {MIN_GAIN:g} and its standard error ({joined})."
     place = f", from {start:.0%} of training on" if start else ""
-    is_lowest = scores[best] == min(nll for nll in scores.values() if nll is not None)
-    reason = "it has the lowest validation NLL" if is_lowest else f"no other has a validation NLL {MIN_GAIN:g} lower"
+    reason = (
+        "it has the lowest validation NLL"
+        if scores[best] == lowest
+        else (f"no other has a validation NLL {MIN_GAIN:g} lower")
+    )
     return f"{name} is {best:g}{place}: {reason} ({joined})."
