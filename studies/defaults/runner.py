@@ -153,12 +153,26 @@ def list_units(job: Job, data: TaskData) -> Iterator[Unit]:
         yield [name], lambda names: (fit_single_baseline(name, splits, seed) for name in names)
     for label, flatness in list_flatnesses().items():
         for group in group_posteriors():
-            names = [f"{name} {label}" for name in group]
+            names = [f"{name} {label}" for name in group if is_compared(name, label)]
             yield names, lambda names, flatness=flatness: fit_posteriors(names, splits, flatness, seed)  # type: ignore[misc]
     for label in ("flat", "plain"):
         yield [f"estimator {label}"], lambda names: (fit_estimator(name, data, seed) for name in names)
     if job.task.name == CLI_TASK:
         yield ["command line"], lambda _: iter([("command line", run_command_line(splits, seed))])
+
+
+def is_compared(name: str, label: str) -> bool:
+    """Whether a posterior is fitted with a flatness.
+
+    Those that perturb weights themselves are fitted plain only. The fixed radius is for those that share the training
+    of SWAG, since it tells the choice of a radius from the radius.
+
+    Args:
+        name: Name of the posterior.
+        label: Label of the flatness.
+    """
+    shares_training = any("SWAG" in group and name in group for group in group_posteriors())
+    return label == "plain" or (not POSTERIORS[name]().perturbs_weights and (label == "flat" or shares_training))
 
 
 def group_posteriors() -> list[list[str]]:
