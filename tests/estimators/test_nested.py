@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from flatbayes.data.hold_out import hold_out_validation
 from flatbayes.estimators import FlatBayesClassifier
 from flatbayes.estimators.base import (
     get_nested_params,
-    hold_out_validation,
     make_data_splits,
     replace_nested_params,
 )

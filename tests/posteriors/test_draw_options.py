@@ -8,6 +8,7 @@ from torch import nn
 
 from flatbayes import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
 from flatbayes.data import DataSplits, Split
+from flatbayes.data.checks import DataWarning
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, MARGIN, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig
@@ -135,5 +136,6 @@ def test_what_nobody_has_set_is_chosen_where_the_budget_is_automatic():
         fitted = fit(make_network, data, posterior, Plain(), config)
         assert fitted.posterior == posterior
         assert "draw_options" not in fitted.info["training"]
-    arrays = fit(make_network, (data.train.inputs, data.train.targets), SWAG(rank=2), Plain(), automatic)
+    with pytest.warns(DataWarning, match="no validation examples"):
+        arrays = fit(make_network, (data.train.inputs, data.train.targets), SWAG(rank=2), Plain(), automatic)
     assert arrays.posterior.scale is None

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes import MAP, Plain, fit
+from flatbayes.data.checks import DataWarning
 from flatbayes.estimators import FlatBayesRegressor
 from flatbayes.experiments.run import MAX_HISTORY_EPOCHS, thin_records
 from flatbayes.training import FINE_TUNING, CollectionConfig, TrainingConfig
@@ -51,7 +52,8 @@ def test_every_form_of_data_has_the_same_budget(form):
     data = (x, y)
     if form == "loader":
         data = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True, drop_last=True)
-    fitted = fit(nn.Linear(3, 2), data, MAP(), Plain(), SHORT)
+    with pytest.warns(DataWarning, match="There are no validation examples"):
+        fitted = fit(nn.Linear(3, 2), data, MAP(), Plain(), SHORT)
     assert fitted.info["training"]["epochs"] == 7  # 3 steps an epoch, and at least 20
     assert fitted.info["cost"]["gradients"] == 21
 
@@ -86,8 +88,8 @@ def test_tables_with_default_options_have_a_prior_for_few_examples_and_a_lower_l
 
     inputs = torch.randn(100, 3)
     classes, numbers = torch.arange(100) % 2, torch.randn(100)
-    assert get_options(classes, inputs) == get_options(numbers, inputs) == (2 / 100, 0.03)
-    assert get_options(classes, inputs[:, :, None]) == (2 / 100, 0.1)
+    assert get_options(classes, inputs) == get_options(numbers, inputs) == (2 / 85, 0.03)  # 15 are held out
+    assert get_options(classes, inputs[:, :, None]) == (2 / 85, 0.1)
     assert get_options(classes, inputs, epochs=1) == (5e-4, 0.1)
     own = partial(torch.optim.SGD, lr=0.1, weight_decay=1e-3)
     assert get_options(classes, inputs, optimizer=own) == (1e-3, 0.1)

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
@@ -22,7 +21,7 @@ from torch import Tensor
 from flatbayes.core.components import resolve_component
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
-from flatbayes.data.stratified_split import VAL_STREAM, draw_stratified
+from flatbayes.data.hold_out import hold_out_validation
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Predictive
 from flatbayes.likelihoods.labels import to_tensor
@@ -32,10 +31,9 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.training import OptimizationConfig, TrainingConfig, fit
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.preparation import needs_validation
 
 MAX_RANDOM_SEED = 2**31 - 1
-MIN_VALIDATION_ROWS = 10
-"""Fewest examples that are held out for validation; with fewer, all train."""
 SEPARATOR = "__"
 FLOAT_TYPES = (np.float64, np.float32)
 """Types of inputs; others become the first. Networks get float32, after standardization."""
@@ -118,7 +116,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}.")
         self.seed_ = spawn_seed(Stream.ESTIMATOR, check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
         posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
-        if config.epochs is None or flatness.radius == "auto":
+        if needs_validation(config, flatness):
             data = hold_out_validation(data, self.validation_fraction, self.seed_)
         model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
         self.posterior_ = fit(
@@ -194,31 +192,6 @@ def replace_nested_params(name: str, value: Any, changes: Mapping[str, Any]) -> 
             for field_name, inner in nested.items()
         },
     )
-
-
-def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSplits:
-    """Data with a validation split of random training examples; as they are where it would have too few.
-
-    At least one example of every class stays in the training split.
-
-    Args:
-        data: Data whose validation split is empty.
-        fraction: Fraction of the training examples.
-        seed: Seed of the choice.
-    """
-    targets = data.train.targets
-    num_val = round(fraction * len(targets))
-    if num_val < MIN_VALIDATION_ROWS:
-        return data
-    classes = torch.zeros(len(targets), dtype=torch.int64) if data.is_regression else targets
-    first = {int(label): row for row, label in reversed(list(enumerate(classes.tolist())))}
-    is_free = torch.ones(len(targets), dtype=torch.bool)
-    is_free[list(first.values())] = False
-    free = is_free.nonzero().flatten()
-    val = free[draw_stratified(classes[free], min(num_val, len(free)), [seed, VAL_STREAM])[0]]
-    is_train = torch.ones(len(targets), dtype=torch.bool)
-    is_train[val] = False
-    return replace(data, train=data.train.take(is_train.nonzero().flatten()), val=data.train.take(val.sort().values))
 
 
 def make_data_splits(

@@ -113,11 +113,12 @@ def describe_network(states: Sequence[State], model: Any) -> str:
 
 
 def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
-    """Number of training examples, their shape, and the classes or targets."""
+    """Number of training examples and of those that `fit` has held out, their shape, and the classes or targets."""
     shape = info.get("input_shape") or info.get("example_shape")
     classes, targets = info.get("class_names"), info.get("target_names")
     return _join(
         format_count(states[0].num_data, "training example", spec=","),
+        f"{info['held_out']:,} held out for validation" if _is_number(info.get("held_out")) else "",
         f"inputs of shape {tuple(shape)}" if isinstance(shape, list) else "",
         format_count(len(classes), "class", "classes", spec=",") if isinstance(classes, list) and classes else "",
         format_count(len(targets), "target", spec=",") if isinstance(targets, list) and targets else "",

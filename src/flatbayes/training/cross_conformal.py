@@ -28,16 +28,18 @@ from flatbayes.core.display import format_entries
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, load_training_splits
+from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.inputs import Inputs
 from flatbayes.prediction.labelled import infer_task
-from flatbayes.training.arguments import resolve_data
+from flatbayes.training.arguments import resolve_config, resolve_data
 from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
-from flatbayes.training.config import TrainingConfig
+from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.fit import fit
+from flatbayes.training.preparation import needs_validation
 
 SCORES_FILE = "cross_conformal.json"
 
@@ -228,9 +230,13 @@ def fit_cross_conformal(
     """
     likelihood: Any = options.get("likelihood")
     checkpoints: Checkpoints | None = options.pop("checkpoints", None)
+    config = resolve_config(config, TrainingConfig() if options.get("init") is None else FINE_TUNING)
     data = resolve_data(data, seed, likelihood)
+    holds_out = False
     if not isinstance(data, DataSplits):
-        data = load_training_splits(data, options.pop("val", None), infer_task(likelihood))
+        val = options.pop("val", None)
+        holds_out = val is None and needs_validation(config, flatness)
+        data = load_training_splits(data, val, infer_task(likelihood))
     splits: DataSplits = data
     count = len(splits.train)
     if not 2 <= num_folds <= count:
@@ -244,6 +250,7 @@ def fit_cross_conformal(
     for k in range(num_folds):
         rows = torch.cat([fold for other, fold in enumerate(folds) if other != k]).sort().values
         part = replace(splits, train=splits.train.take(rows))
+        part = hold_out_validation(part, HELD_OUT_FRACTION, seed) if holds_out else part
         fold = checkpoints and replace(checkpoints, folder=checkpoints.folder / f"{FOLD_PREFIX}{k}")
         member = fit(model, part, posterior, flatness, config, seed=seed, checkpoints=fold, **options)
         held_out = splits.train.take(folds[k].sort().values)

@@ -111,11 +111,13 @@ class InMemoryData(TrainingData):
     Attributes:
         splits: The splits.
         transform_override: Standardization of the inputs; by default that of the training split.
+        num_held_out: Number of validation examples that were training examples of the user.
         standardize: The standardization that is used.
     """
 
     splits: DataSplits
     transform_override: Standardize | None = None
+    num_held_out: int = 0
     standardize: Standardize = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,13 +139,14 @@ class InMemoryData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Names of classes, targets and features, and shape of an input."""
+        """Names of classes, targets and features, shape of an input, and number of held-out examples."""
         data = self.splits
         return {
             "class_names": list(data.class_names),
             "target_names": list(data.target_names),
             "feature_names": list(data.feature_names),
             "input_shape": list(data.input_shape),
+            **({"held_out": self.num_held_out} if self.num_held_out else {}),
             **({} if data.csv_format is None else {"csv_format": data.csv_format.to_dict()}),
         }
 

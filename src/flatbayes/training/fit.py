@@ -23,7 +23,7 @@ from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.choices import resolve_choices
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.cost import CostMeter
-from flatbayes.training.draw_choice import explain_few_examples
+from flatbayes.training.draw_choice import explain_validation
 from flatbayes.training.group import GroupResult
 from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
@@ -91,11 +91,12 @@ def fit(
             it has these parameters), or a network, which is copied. An ensemble needs a class or function, unless
             `init` has trained weights.
         data: Splits, such as `Digits().load(seed=0)`, or a source, which is read; a map-style torch dataset, which is
-            read into memory and used for training as a whole; a pair `(inputs, targets)` of tensors, arrays or data
-            frames, likewise, where classes may be texts; or a loader, list or iterable-style dataset with a length of
+            read into memory; a pair `(inputs, targets)` of tensors, arrays or data frames, where classes may be
+            texts; or a loader, list or iterable-style dataset with a length of
             `(inputs, targets)` that are ready for the model, where inputs may be a tuple or dictionary of tensors, or
             of dictionaries with an entry `labels`. Inputs of splits, datasets and pairs are standardized by the
-            training examples.
+            training examples. A dataset or pair is used for training as a whole if there is a number of epochs or
+            `val`; otherwise 15 % of it, 10 to 2,000 examples, is held out for validation.
         posterior: The posterior approximation.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
         config: Training hyperparameters; by default `TrainingConfig()`, with `init` `FINE_TUNING`.
@@ -216,8 +217,11 @@ def train_setups(
     with ProgressBar() if is_shown else nullcontext(Callback()) as bar:
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])
         first = setups[0].factory
-        message = explain_few_examples(
-            first.training_data, stops_early=first.config.stops_early, is_automatic=first.is_automatic
+        message = explain_validation(
+            first.training_data,
+            stops_early=first.config.stops_early,
+            is_automatic=first.is_automatic,
+            num_held_out=setups[0].info.get("held_out", 0),
         )
         if message is not None:
             callbacks.on_message(message)

@@ -1,5 +1,6 @@
 """Preparation of the training runs of a fit: checks of its arguments, data, likelihood, and defaults."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.data import DataSplits, Standardize
+from flatbayes.data.checks import DataWarning
+from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.data.splits import check_split_values
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
@@ -32,6 +35,11 @@ from flatbayes.training.model_builder import (
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
+
+NO_VALIDATION = (
+    "There are no validation examples: training takes its whole budget, and nothing says how wide the posterior is "
+    "to be, so that predictions may be far too certain. Give val, or a number of epochs."
+)
 
 
 def prepare_runs(
@@ -62,11 +70,17 @@ def prepare_runs(
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood)
     if isinstance(examples, DataSplits):
+        is_given = isinstance(data, DataSplits) or val is not None
+        if not is_given and needs_validation(config, flatness):
+            examples = hold_out_validation(examples, HELD_OUT_FRACTION, seed)
+        num_held_out = 0 if is_given else len(examples.val)
         check_split_values(examples, ("train", "val"))
-        training_data = make_training_data(examples, transform, num_data=num_data)
+        training_data = make_training_data(examples, transform, num_data, num_held_out=num_held_out)
     else:
         val = None if val is None else normalize_validation(val, config.batch_size)
         training_data = make_training_data(examples, num_data=num_data, val=val)
+    if config.epochs is None and not isinstance(data, DataSplits) and training_data.sample_validation(1) is None:
+        warnings.warn(NO_VALIDATION, DataWarning, stacklevel=4)
     if not isinstance(likelihood, Likelihood):
         inferred = infer_likelihood(training_data, config, model, output, new_head=new_head)
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
@@ -80,8 +94,8 @@ def prepare_runs(
     head_outputs = likelihood.num_outputs if new_head and not takes_num_outputs(model, model_arguments) else None
     warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze, head_outputs=head_outputs)
     warm_start.check_members(posterior, is_network=isinstance(model, nn.Module))
-    if isinstance(examples, DataSplits) and transform is None and warm_start.transform is not None:
-        training_data = make_training_data(examples, warm_start.transform)
+    if isinstance(training_data, InMemoryData) and transform is None and warm_start.transform is not None:
+        training_data = replace(training_data, transform_override=warm_start.transform)
     factory = RunFactory(
         posterior, usual, likelihood, training_data, config, build_model, seed, warm_start, auto_flatness
     )
@@ -192,6 +206,7 @@ def make_training_data(
     transform: Standardize | None = None,
     num_data: int | None = None,
     val: Iterable[Any] | None = None,
+    num_held_out: int = 0,
 ) -> TrainingData:
     """Training data from data splits or from a loader.
 
@@ -200,10 +215,23 @@ def make_training_data(
         transform: Standardization of the inputs of data splits; by default that of the training split.
         num_data: Number of labelled examples of a loader; None counts them in one pass.
         val: Validation batches beside a loader.
+        num_held_out: Number of validation examples that `fit` has held out.
 
     Raises:
         ValueError: `num_data` is given for data splits, or is below 1.
     """
     if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
         raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
-    return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data, num_data, val)
+    if isinstance(data, DataSplits):
+        return InMemoryData(data, transform, num_held_out)
+    return LoaderData(data, num_data, val)
+
+
+def needs_validation(config: TrainingConfig, flatness: Flatness) -> bool:
+    """Whether a training decides on validation examples: when it stops, or which radius it has.
+
+    Args:
+        config: Training hyperparameters.
+        flatness: The flatness.
+    """
+    return config.epochs is None or flatness.radius == "auto"
