@@ -1,7 +1,7 @@
 """Choice of the strength of the prior and of the radius of a flatness on validation data, by one pilot.
 
     train with the given prior, and with radius 0 if the radius is to be chosen
-    radius:  train with the usual radius, in fewer epochs where the gradients would not suffice otherwise, and with
+    radius:  train with the usual radius, in fewer epochs where the gradients might not suffice otherwise, and with
              twice that radius; without early stopping from a step late in training on
     prior:   while early stopping has ended the best training, and the gradients suffice:
              train with a prior 10 times as strong
@@ -210,21 +210,20 @@ def choose_radius(
 def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:
     """Trainings with a radius from the first step on, where training stops early; none if they would be too short.
 
+    They have as many epochs as are left for one of them, even if it does not stop early.
+
     Args:
         pilot: The pilot.
         flatness: The flatness.
-        plain: The training with radius 0.
+        plain: The training with radius 0, which has ended.
     """
-    config, outcome = pilot.setups[0].factory.config, pilot.outcomes[plain]
-    if not config.stops_early:
+    config = pilot.setups[0].factory.config
+    fraction = (pilot.budget - pilot.num_gradients) / pilot.count_gradients(pilot.num_steps, flatness)
+    if not config.stops_early or fraction < MIN_FRACTION:
         return []
-    usual, epochs = flatness.reference_radius, None
-    if not outcome.stopped_early or not pilot.can_afford(outcome.num_gradients * flatness.gradients_per_step):
-        fraction = (pilot.budget - pilot.num_gradients) / pilot.count_gradients(pilot.num_steps, flatness)
-        if fraction < MIN_FRACTION:
-            return []
-        epochs = int(config.num_epochs * fraction) if fraction < 1 else None
-    return [replace(plain, radius=usual * factor, epochs=epochs) for factor in WHOLE_RADIUS_FACTORS]
+    epochs = None if fraction >= 1 else int(config.num_epochs * fraction)
+    radii = [flatness.reference_radius * factor for factor in WHOLE_RADIUS_FACTORS]
+    return [replace(plain, radius=radius, epochs=epochs) for radius in radii]
 
 
 def list_ends(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:
