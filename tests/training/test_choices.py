@@ -364,3 +364,16 @@ def test_an_interruption_of_the_pilot_has_what_was_fitted(monkeypatch, tmp_path)
     with pytest.raises(Interrupted, match=r"after step 50 of.*with its checkpoints continues after step 50") as stop:
         fit(NET, make_data(0.3), MAP(), SAM(), config, checkpoints=Checkpoints(tmp_path))
     assert stop.value.fitted.predict(torch.randn(2, 10)).mean.shape == (2, 2)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_radius_0_is_plain_training_with_its_choice_of_the_prior(noise, monkeypatch):
+    """Trying radii leaves the gradients that plain training has for stronger priors."""
+    monkeypatch.setattr(choices, "select_radius", lambda *_: 0.0)
+    config = CONFIG.with_options(min_epochs=200, optimizer=partial(torch.optim.Adam, lr=0.03, weight_decay=5e-4))
+    data = make_data(noise)
+    plain, flat = (fit(NET, data, MAP(), flatness, config) for flatness in (Plain(), SAM(rho="auto")))
+    assert len(flat.info["radius"]["scores"]) > 1
+    assert flat.info["prior"]["scores"] == plain.info["prior"]["scores"]
+    assert len(plain.info["prior"]["scores"]) > 1
+    assert torch.equal(weights(plain), weights(flat))

@@ -17,7 +17,7 @@ from typing import Any
 
 from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.core.names import format_count
-from flatbayes.flatness import Flatness
+from flatbayes.flatness import Flatness, Plain
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.candidates import (
     MAX_WEIGHT_DECAY,
@@ -33,6 +33,7 @@ from flatbayes.training.checkpoint import CHOICES_FILE, CheckpointManager
 from flatbayes.training.members import list_groups
 from flatbayes.training.pilot import Pilot
 from flatbayes.training.radius import (
+    MAX_COST,
     MIN_GAIN,
     RADIUS_FACTORS,
     WHOLE_RADIUS_FACTORS,
@@ -108,7 +109,8 @@ def choose_training(pilot: Pilot, callback: Callback) -> tuple[dict[str, Any], C
             callback.on_message(f"A pilot chooses {name} on validation data, 0 among the values.")
         pilot.train(best)
     if flatness is not None:
-        best, radius = choose_radius(pilot, flatness, best, obstacle)
+        reserve = compute_reserve(pilot, best) if prior_obstacle is None else 0.0
+        best, radius = choose_radius(pilot, flatness, best, obstacle, reserve)
         choices["radius"] = radius.to_dict()
     if factory.auto_prior is not None:
         if prior_obstacle is None and best not in pilot.outcomes:
@@ -120,6 +122,20 @@ def choose_training(pilot: Pilot, callback: Callback) -> tuple[dict[str, Any], C
         if asks_prior or len(prior.scores) > 1:  # a default is recorded only if others were tried
             choices["prior"] = prior.to_dict()
     return choices, best
+
+
+def compute_reserve(pilot: Pilot, plain: Candidate) -> float:
+    """Gradients that plain training would have for stronger priors; radii are tried with the others.
+
+    A training with a flatness that ends with radius 0 is then plain training, with the same choice of the prior.
+
+    Args:
+        pilot: The pilot.
+        plain: The training with radius 0, which has ended.
+    """
+    outcome = pilot.outcomes[plain]
+    left = MAX_COST * pilot.count_gradients(pilot.num_steps, Plain()) - outcome.num_gradients
+    return left if outcome.stopped_early and left >= outcome.num_gradients else 0.0
 
 
 def find_prior_obstacle(factory: RunFactory, weight_decay: float) -> str | None:
@@ -170,7 +186,7 @@ def choose_prior(pilot: Pilot, first: Candidate, weight_decay: float) -> tuple[C
 
 
 def choose_radius(
-    pilot: Pilot, flatness: Flatness, plain: Candidate, obstacle: str | None
+    pilot: Pilot, flatness: Flatness, plain: Candidate, obstacle: str | None, reserve: float = 0.0
 ) -> tuple[Candidate, RadiusChoice]:
     """Try radii, and take the best one.
 
@@ -179,10 +195,11 @@ def choose_radius(
         flatness: The flatness whose radius is chosen.
         plain: The training with radius 0.
         obstacle: Why no radius can be chosen; None if one can.
+        reserve: Gradients that are not for radii above 0.
     """
     name, usual, outcome = find_radius_name(flatness), flatness.reference_radius, pilot.outcomes.get(plain)
     if outcome is not None and obstacle is None:
-        candidates = list_whole_trainings(pilot, flatness, plain) or list_ends(pilot, flatness, plain)
+        candidates = list_whole_trainings(pilot, flatness, plain, reserve) or list_ends(pilot, flatness, plain)
         if not candidates:
             obstacle = f"a training of {format_count(pilot.num_steps, 'step')} is too short to repeat its end"
     if outcome is None or obstacle is not None:
@@ -192,7 +209,7 @@ def choose_radius(
     errors: dict[float, float] = {}
     by_radius, last_cost = {0.0: plain}, 0.0
     for candidate in candidates:
-        if candidate.radius is None or not pilot.can_afford(last_cost):
+        if candidate.radius is None or not pilot.can_afford(last_cost + reserve):
             break
         other = pilot.train(candidate, plain if candidate.start else None)
         last_cost = other.num_gradients
@@ -207,7 +224,7 @@ def choose_radius(
     return best, RadiusChoice(name, value, start, pairs[0], reason, best.epochs, pairs[1])
 
 
-def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> list[Candidate]:
+def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate, reserve: float = 0.0) -> list[Candidate]:
     """Trainings with a radius from the first step on, where training stops early; none if they would be too short.
 
     They have as many epochs as are left for one of them, even if it does not stop early.
@@ -216,9 +233,10 @@ def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate) -> 
         pilot: The pilot.
         flatness: The flatness.
         plain: The training with radius 0, which has ended.
+        reserve: Gradients that are not for them.
     """
     config = pilot.setups[0].factory.config
-    fraction = (pilot.budget - pilot.num_gradients) / pilot.count_gradients(pilot.num_steps, flatness)
+    fraction = (pilot.budget - pilot.num_gradients - reserve) / pilot.count_gradients(pilot.num_steps, flatness)
     if not config.stops_early or fraction < MIN_FRACTION:
         return []
     epochs = None if fraction >= 1 else int(config.num_epochs * fraction)
