@@ -13,11 +13,15 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes import MLP, Arrays, Ensemble, fit
+from flatbayes.core.spec import short_name
 from flatbayes.diagnostics.mixing import effective_sample_size
 from flatbayes.flatness import SAM, Plain
+from flatbayes.posteriors.entropy_mcmc import EntropyMCMC
 from flatbayes.posteriors.presets import NEAR_NOISELESS_SGLD
 from flatbayes.posteriors.sghmc import SGHMC
 from flatbayes.posteriors.sgld import SGLD, noise_std
+from flatbayes.training import TrainingConfig
 from flatbayes.training.schedules import Constant, Cyclical, Polynomial, SWALinear
 
 SAMPLERS = [SGLD(), SGHMC(), SGHMC(friction=0.4)]
@@ -366,3 +370,22 @@ def test_refuses_an_invalid_friction(value):
 def test_the_preset_has_the_noise_of_the_published_code():
     preset = NEAR_NOISELESS_SGLD
     assert noise_std(0.2, preset.temperature, 50_000, preset.friction) == pytest.approx(4e-6, rel=0.01)
+
+
+@pytest.mark.parametrize("sampler", [SGLD(), SGHMC(), EntropyMCMC()], ids=short_name)
+def test_a_temperature_that_is_not_set_is_low_where_the_number_of_epochs_is_automatic(sampler):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 3, generator=generator)
+    data = Arrays(x, (x[:, 0] > 0).long(), val_size=0.2, test_size=0.1).load(seed=0)
+    automatic = TrainingConfig(min_epochs=2, min_steps=8, batch_size=16)
+    assert fit(MLP, data, sampler, Plain(), automatic).posterior.temperature == 0.01
+    warm = replace(sampler, temperature=1.0)
+    assert fit(MLP, data, warm, Plain(), automatic).posterior.temperature == 1.0
+    fixed = TrainingConfig(epochs=2, batch_size=16)
+    first, second = (fit(MLP, data, chosen, Plain(), fixed) for chosen in (sampler, warm))
+    assert first.posterior.temperature is None
+    for name, tensor in first.states[0].statistics.items():
+        assert torch.equal(tensor, second.states[0].statistics[name])  # the same chain
+    assert first.posterior.trajectory == second.posterior.trajectory
+    ensemble = Ensemble(sampler, size=2).with_automatic_options()
+    assert ensemble.member.temperature == 0.01

@@ -56,6 +56,10 @@ class Ensemble(Posterior):
         """Return an ensemble of the adapted member."""
         return replace(self, member=self.member.adapt_to(model))
 
+    def with_automatic_options(self) -> Posterior:
+        """Return an ensemble of the member with its options."""
+        return replace(self, member=self.member.with_automatic_options())
+
     @property
     def num_members(self) -> int:
         """`size` times the number of runs of the member, which can be an ensemble itself."""

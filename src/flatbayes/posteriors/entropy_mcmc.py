@@ -18,7 +18,7 @@ One gradient a step, as for SGLD. The authors' code divides the coupling energy 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,9 +32,11 @@ from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import (
+    AUTOMATIC_TEMPERATURE,
     check_temperature,
     default_sgd,
     init_state,
+    resolve_temperature,
     step_optimizer,
     temper_precision,
 )
@@ -71,6 +73,8 @@ class EntropyMCMC(Posterior):
             is the prior, with weight_decay = temperature * prior_precision / num_data.
         temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
             below 1 a colder one.
+            None: 0.01 where the number of epochs is automatic, since draws of the Bayesian posterior of a network
+            with many more weights than examples hardly fit the data; otherwise 1.
         max_snapshots: Largest number of stored pairs, each of the size of two networks. When more are collected,
             every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
@@ -85,7 +89,7 @@ class EntropyMCMC(Posterior):
 
     coupling: float = 0.01
     prior_precision: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     max_snapshots: int = 15
     storage: Storage = "device"
     decay_anchor: bool = False
@@ -100,6 +104,14 @@ class EntropyMCMC(Posterior):
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
     tolerates_skipped_steps = False
     uses_gradient_only = True
+
+    @property
+    def _temperature(self) -> float:
+        return resolve_temperature(self.temperature)
+
+    def with_automatic_options(self) -> Posterior:
+        """With a low temperature if none is set."""
+        return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self
 
     @property
     def snapshot_requirements(self) -> SnapshotRequirements:
@@ -140,7 +152,7 @@ class EntropyMCMC(Posterior):
         self._check_learning_rate(state.optimizer, state.num_data)
         params = trainable_parameters(state.model)
         anchors = dict(zip(params, unflatten(state.statistics["anchor"], params), strict=True))
-        strength = self.temperature / (self.coupling * state.num_data)
+        strength = self._temperature / (self.coupling * state.num_data)
 
         def coupled_closure() -> Tensor:
             loss = closure()
@@ -148,12 +160,12 @@ class EntropyMCMC(Posterior):
             for group in state.optimizer.param_groups if state.optimizer is not None else []:
                 members = [param for param in group["params"] if param.grad is not None]
                 lr, decay = float(group["lr"]), self._find_anchor_decay(group, state.num_data)
-                std = noise_std(lr, self.temperature, state.num_data, friction=1.0)
+                std = noise_std(lr, self._temperature, state.num_data, friction=1.0)
                 couple_anchors(members, [anchors[param] for param in members], lr, strength, decay, std)
             return loss
 
-        loss = step_optimizer(state, coupled_closure, self.prior_precision, self.temperature)
-        add_langevin_noise(state.optimizer, self.temperature, state.num_data, friction=1.0)
+        loss = step_optimizer(state, coupled_closure, self.prior_precision, self._temperature)
+        add_langevin_noise(state.optimizer, self._temperature, state.num_data, friction=1.0)
         return loss
 
     def collect(self, state: State) -> None:
@@ -188,16 +200,16 @@ class EntropyMCMC(Posterior):
         """Return the weight decay of the anchors of a parameter group."""
         if not self.decay_anchor:
             return 0.0
-        precision = temper_precision(self.prior_precision, self.temperature)
+        precision = temper_precision(self.prior_precision, self._temperature)
         return float(group.get("weight_decay", 0.0)) if precision is None else precision / num_data
 
     def _check_learning_rate(self, optimizer: Optimizer | None, num_data: int) -> None:
-        largest = self.coupling * num_data / self.temperature
+        largest = self.coupling * num_data / self._temperature
         lr = 0.0 if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
         if lr > largest:
             raise ValueError(
                 f"The difference between weights and anchor diverges: the learning rate is {lr:g}, and can be at "
-                f"most coupling * num_data / temperature = {self.coupling:g} * {num_data} / {self.temperature:g} = "
+                f"most coupling * num_data / temperature = {self.coupling:g} * {num_data} / {self._temperature:g} = "
                 f"{largest:g}. Lower the learning rate, or raise the coupling."
             )
 

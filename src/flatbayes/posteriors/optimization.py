@@ -138,7 +138,20 @@ def resolve_weight_decay(state: State, prior_precision: float | None, temperatur
     return decays.pop()
 
 
-def check_temperature(temperature: float, hint: str = "") -> None:
+AUTOMATIC_TEMPERATURE = 0.01
+"""Temperature of samplers where none is set and the number of epochs is automatic (docs/defaults.md)."""
+
+
+def resolve_temperature(temperature: float | None) -> float:
+    """The temperature, 1 where none is set.
+
+    Args:
+        temperature: Value of the option.
+    """
+    return 1.0 if temperature is None else temperature
+
+
+def check_temperature(temperature: float | None, hint: str = "") -> None:
     """Validate a temperature.
 
     Args:
@@ -148,5 +161,5 @@ def check_temperature(temperature: float, hint: str = "") -> None:
     Raises:
         ValueError: The temperature is not positive or not finite.
     """
-    if not 0 < temperature < math.inf:
+    if temperature is not None and not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}.{hint and ' '}{hint}")

@@ -83,6 +83,10 @@ class Posterior(ABC):
         """
         return self
 
+    def with_automatic_options(self) -> "Posterior":
+        """Return this posterior for an automatic number of epochs, with options that are not set. Default: itself."""
+        return self
+
     @property
     def num_members(self) -> int:
         """Number of independent training runs, each from new initial weights. Default: 1."""

@@ -69,6 +69,8 @@ class SGHMC(SnapshotSampler):
         temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
             below 1 a colder one, narrower and closer to the data. With a fixed weight decay in place of
             `prior_precision`, T tempers the prior as well.
+            None: 0.01 where the number of epochs is automatic, since draws of the Bayesian posterior of a network
+            with many more weights than examples hardly fit the data; otherwise 1.
         max_snapshots: Largest number of stored snapshots, each of the size of the network. When more are collected,
             every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
@@ -84,7 +86,7 @@ class SGHMC(SnapshotSampler):
 
     friction: float = 0.1
     prior_precision: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     max_snapshots: int = 30
     storage: Storage = "device"
     scale: AutoFloat | None = None
@@ -111,8 +113,8 @@ class SGHMC(SnapshotSampler):
             "hamiltonian",
             statistics=["velocity"],
             friction=self.friction,
-            prior_precision=temper_precision(self.prior_precision, self.temperature),
-            temperature=self.temperature,
+            prior_precision=temper_precision(self.prior_precision, self._temperature),
+            temperature=self._temperature,
         )
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
@@ -133,14 +135,14 @@ class SGHMC(SnapshotSampler):
         params: list[Tensor] = [*trainable_parameters(state.model)]
         velocity = state.statistics["velocity"]
         before = flatten(params)
-        loss = step_optimizer(state, closure, self.prior_precision, self.temperature)
+        loss = step_optimizer(state, closure, self.prior_precision, self._temperature)
         if state.optimizer is not None:
             velocities = dict(zip(params, unflatten(velocity, params), strict=True))
             for group in state.optimizer.param_groups:
                 rescale_velocities([velocities[param] for param in group["params"]], group)
         with torch.no_grad():
             torch._foreach_add_(params, unflatten(velocity, params), alpha=1 - self.friction)
-        add_langevin_noise(state.optimizer, self.temperature, state.num_data, self.friction)
+        add_langevin_noise(state.optimizer, self._temperature, state.num_data, self.friction)
         velocity.copy_(flatten(params).sub_(before))
         return loss
 

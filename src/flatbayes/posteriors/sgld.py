@@ -74,6 +74,8 @@ class SGLD(SnapshotSampler):
         temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
             below 1 a colder one, narrower and closer to the data. With a fixed weight decay in place of
             `prior_precision`, T tempers the prior as well.
+            None: 0.01 where the number of epochs is automatic, since draws of the Bayesian posterior of a network
+            with many more weights than examples hardly fit the data; otherwise 1.
         max_snapshots: Largest number of stored snapshots, each of the size of the network. When more are collected,
             every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
@@ -92,7 +94,7 @@ class SGLD(SnapshotSampler):
     """
 
     prior_precision: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     max_snapshots: int = 30
     storage: Storage = "device"
     scale: AutoFloat | None = None
@@ -119,8 +121,8 @@ class SGLD(SnapshotSampler):
         return Trajectory.of(
             "langevin" if self.noise == "gaussian" else "lattice",
             statistics=[] if self.noise == "gaussian" else ["clipping"],
-            prior_precision=temper_precision(self.prior_precision, self.temperature),
-            temperature=self.temperature,
+            prior_precision=temper_precision(self.prior_precision, self._temperature),
+            temperature=self._temperature,
         )
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
@@ -143,8 +145,8 @@ class SGLD(SnapshotSampler):
         """Do one optimizer step and add noise, which is drawn after the closure. Returns the loss of the batch."""
         if self.noise == "lattice":
             return self._step_on_lattice(state, closure)
-        loss = step_optimizer(state, closure, self.prior_precision, self.temperature)
-        add_langevin_noise(state.optimizer, self.temperature, state.num_data, friction=1.0)
+        loss = step_optimizer(state, closure, self.prior_precision, self._temperature)
+        add_langevin_noise(state.optimizer, self._temperature, state.num_data, friction=1.0)
         return loss
 
     def _step_on_lattice(self, state: State, closure: Closure) -> Tensor:
@@ -155,12 +157,12 @@ class SGLD(SnapshotSampler):
             loss = closure()
             for group in state.optimizer.param_groups if state.optimizer is not None else []:
                 params = [param for param in group["params"] if param.grad is not None]
-                spacing = noise_std(float(group["lr"]), self.temperature, state.num_data, friction=1.0)
+                spacing = noise_std(float(group["lr"]), self._temperature, state.num_data, friction=1.0)
                 if params and spacing > 0:
                     start.append((params, clone_tensors(params), spacing))
             return loss
 
-        loss = step_optimizer(state, record_start, self.prior_precision, self.temperature)
+        loss = step_optimizer(state, record_start, self.prior_precision, self._temperature)
         clipping = state.statistics["clipping"]
         num_clipped, num_weights = clipping.new_zeros(()), 0
         for params, values, spacing in start:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.tensor_lists import unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat
+from flatbayes.posteriors.optimization import AUTOMATIC_TEMPERATURE, resolve_temperature
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.requirements import SnapshotRequirements
 from flatbayes.posteriors.snapshots import Storage, add_snapshot, count_stored_snapshots, draw_snapshot_index
@@ -20,15 +22,24 @@ from flatbayes.posteriors.snapshots import Storage, add_snapshot, count_stored_s
 class SnapshotSampler(Posterior):
     """A sampler whose draws are the snapshots in a storage of `flatbayes.posteriors.snapshots`.
 
-    A subclass is a dataclass with the fields `max_snapshots`, `storage` and `scale`.
+    A subclass is a dataclass with the fields `temperature`, `max_snapshots`, `storage` and `scale`.
     """
 
+    temperature: float | None
     max_snapshots: int
     storage: Storage
     scale: AutoFloat | None
 
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
+
+    @property
+    def _temperature(self) -> float:
+        return resolve_temperature(self.temperature)
+
+    def with_automatic_options(self) -> Posterior:
+        """With a low temperature if none is set."""
+        return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self  # type: ignore[type-var]
 
     @property
     def stochastic(self) -> bool:

@@ -3,7 +3,7 @@
 import math
 
 from flatbayes.posteriors import Ensemble, Posterior
-from flatbayes.posteriors.optimization import find_weight_decay
+from flatbayes.posteriors.optimization import find_weight_decay, resolve_temperature
 from flatbayes.reference.result import Reference
 from flatbayes.training import TrainingConfig
 
@@ -29,7 +29,7 @@ def find_density(posterior: Posterior, config: TrainingConfig, num_data: int) ->
     """
     while isinstance(posterior, Ensemble):
         posterior = posterior.member
-    temperature = float(getattr(posterior, "temperature", 1.0))
+    temperature = resolve_temperature(getattr(posterior, "temperature", None))
     precision = getattr(posterior, "prior_precision", None)
     if isinstance(precision, int | float):
         return float(precision), temperature

@@ -147,6 +147,8 @@ def complete_factory(factory: RunFactory) -> RunFactory:
     Raises:
         ValueError: The strength of the prior is to be chosen, and no pilot is possible.
     """
+    if factory.is_automatic:
+        factory = replace(factory, posterior=factory.posterior.with_automatic_options())
     if factory.posterior.depends_on_model:
         factory = replace(factory, posterior=factory.posterior.adapt_to(factory.init_network(0)))
     return apply_prior_option(apply_default_radius(factory))

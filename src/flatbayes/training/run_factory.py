@@ -15,7 +15,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
-from flatbayes.posteriors.optimization import find_weight_decay
+from flatbayes.posteriors.optimization import find_weight_decay, resolve_temperature
 from flatbayes.posteriors.prior_precision import scale_precision
 from flatbayes.prediction.network_tensors import check_storable
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, VectorizedBatches
@@ -244,6 +244,7 @@ class RunFactory:
         if isinstance(precision, str):  # the scale of the initial weights
             return 0.0
         temperature = getattr(get_option(self.posterior, owner) if owner else self.posterior, "temperature", 1.0)
+        temperature = resolve_temperature(temperature)
         largest = max(precision.values()) if isinstance(precision, Mapping) else precision
         return float(largest * temperature / num_data)
 
