@@ -34,6 +34,7 @@ from flatbayes.posteriors import (
     Posterior,
 )
 from flatbayes.posteriors.draw_options import replace_option
+from flatbayes.posteriors.optimization import resolve_temperature
 from flatbayes.prediction import FittedPosterior
 
 MIN_SPREAD = 0.01
@@ -153,7 +154,7 @@ def _suggest_wider(evidence: Evidence) -> str:
             before = ["initial_std=None, so that every particle starts from new weights"]
         case Laplace():
             after = ["tune='evidence'"]
-    temperature = getattr(posterior, "temperature", 1.0)
+    temperature = resolve_temperature(getattr(posterior, "temperature", None))
     if temperature < 1:
         after.append(f"temperature 1 (now {temperature:g})")
     options = [*before, *_suggest_draw_options(evidence, "larger"), *after]
