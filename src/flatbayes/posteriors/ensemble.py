@@ -57,7 +57,7 @@ class Ensemble(Posterior):
         return replace(self, member=self.member.adapt_to(model))
 
     def with_automatic_options(self) -> Posterior:
-        """Return an ensemble of the member with its options."""
+        """Return an ensemble of the member with these defaults."""
         return replace(self, member=self.member.with_automatic_options())
 
     @property

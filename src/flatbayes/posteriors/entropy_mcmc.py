@@ -98,7 +98,7 @@ class EntropyMCMC(Posterior):
         if not 0 < self.coupling < float("inf"):
             raise ValueError(f"coupling is a variance: it must be positive and finite, got {self.coupling}.")
         check_prior_precision(self.prior_precision)
-        check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
+        check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
 
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
@@ -110,7 +110,7 @@ class EntropyMCMC(Posterior):
         return resolve_temperature(self.temperature)
 
     def with_automatic_options(self) -> Posterior:
-        """With a low temperature if none is set."""
+        """Return this sampler, at a low temperature if none is set."""
         return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self
 
     @property

@@ -151,7 +151,7 @@ def resolve_temperature(temperature: float | None) -> float:
     return 1.0 if temperature is None else temperature
 
 
-def check_temperature(temperature: float | None, hint: str = "") -> None:
+def check_temperature(temperature: float, hint: str = "") -> None:
     """Validate a temperature.
 
     Args:
@@ -161,5 +161,5 @@ def check_temperature(temperature: float | None, hint: str = "") -> None:
     Raises:
         ValueError: The temperature is not positive or not finite.
     """
-    if temperature is not None and not 0 < temperature < math.inf:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}.{hint and ' '}{hint}")

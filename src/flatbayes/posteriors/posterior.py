@@ -84,7 +84,10 @@ class Posterior(ABC):
         return self
 
     def with_automatic_options(self) -> "Posterior":
-        """Return this posterior for an automatic number of epochs, with options that are not set. Default: itself."""
+        """Return this posterior with the defaults that options have where the number of epochs is automatic.
+
+        Default: itself.
+        """
         return self
 
     @property

@@ -95,7 +95,7 @@ class SGHMC(SnapshotSampler):
         if not 0 < self.friction <= 1:
             raise ValueError(f"friction must be above 0 and at most 1 (that is SGLD), got {self.friction}.")
         check_prior_precision(self.prior_precision)
-        check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
+        check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
         check_scale(self.scale)
 

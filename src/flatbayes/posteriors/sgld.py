@@ -104,7 +104,7 @@ class SGLD(SnapshotSampler):
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be {' or '.join(get_args(Noise))}, got {self.noise!r}.")
         check_prior_precision(self.prior_precision)
-        check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
+        check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
         check_scale(self.scale)
 

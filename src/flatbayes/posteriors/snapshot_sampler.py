@@ -38,7 +38,7 @@ class SnapshotSampler(Posterior):
         return resolve_temperature(self.temperature)
 
     def with_automatic_options(self) -> Posterior:
-        """With a low temperature if none is set."""
+        """Return this sampler, at a low temperature if none is set."""
         return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self  # type: ignore[type-var]
 
     @property

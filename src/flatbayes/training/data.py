@@ -32,7 +32,13 @@ MAX_CACHED_ELEMENTS = 2**26
 
 
 class TrainingData(ABC):
-    """Training data and what is derived from them."""
+    """Training data and what is derived from them.
+
+    Attributes:
+        num_held_out: Number of validation examples that were training examples of the user.
+    """
+
+    num_held_out: int = 0
 
     @property
     @abstractmethod

@@ -57,24 +57,21 @@ def choose_draw_options(
     return _choose_on_examples(fitted, options, examples, reason)
 
 
-def explain_validation(
-    training_data: TrainingData, *, stops_early: bool, is_automatic: bool, num_held_out: int = 0
-) -> str | None:
-    """A message where the validation examples of a training are few, held out of its training examples, or missing.
+def explain_validation(training_data: TrainingData, *, stops_early: bool, is_automatic: bool) -> str | None:
+    """A message where the validation examples of a training are few, or held out of its training examples.
 
     Args:
         training_data: Has the validation examples; those of a loader are not counted.
         stops_early: Whether they decide when training stops.
         is_automatic: Whether options that are None are chosen on them.
-        num_held_out: Number of those that `fit` has held out of the training examples.
     """
-    examples = training_data.sample_validation(MIN_EXAMPLES)
-    if num_held_out:
-        counted = format_count(num_held_out, "example is", "examples are")
+    if training_data.num_held_out:
+        counted = format_count(training_data.num_held_out, "example is", "examples are")
         decided, given = ("when training stops and how wide the posterior is", "a number of epochs")
         if not is_automatic:
             decided, given = "on the radius", "the radius"
         return f"{counted} held out for validation, which decides {decided}. Give val, or {given} to train on all."
+    examples = training_data.sample_validation(MIN_EXAMPLES)
     if not isinstance(examples, Split) or len(examples) >= MIN_EXAMPLES or not (stops_early or is_automatic):
         return None
     return (

@@ -218,10 +218,7 @@ def train_setups(
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])
         first = setups[0].factory
         message = explain_validation(
-            first.training_data,
-            stops_early=first.config.stops_early,
-            is_automatic=first.is_automatic,
-            num_held_out=setups[0].info.get("held_out", 0),
+            first.training_data, stops_early=first.config.stops_early, is_automatic=first.is_automatic
         )
         if message is not None:
             callbacks.on_message(message)
