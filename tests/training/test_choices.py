@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from flatbayes.posteriors.draw_options import get_option
 from flatbayes.posteriors.optimization import find_weight_decay
 from flatbayes.prediction import evaluate
 from flatbayes.training import Checkpoints, Interrupted, TrainingConfig, choices, fit, pilot
-from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Score, compute_relative_score
+from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Candidate, Score, compute_relative_score
 from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
@@ -377,3 +378,22 @@ def test_radius_0_is_plain_training_with_its_choice_of_the_prior(noise, monkeypa
     assert flat.info["prior"]["scores"] == plain.info["prior"]["scores"]
     assert len(plain.info["prior"]["scores"]) > 1
     assert torch.equal(weights(plain), weights(flat))
+
+
+@pytest.mark.parametrize(
+    ("num_gradients", "stopped_early", "reserve", "epochs"),
+    [(30.0, True, 95.0, 62), (30.0, False, 0.0, None), (70.0, True, 0.0, 90), (100.0, False, 0.0, 75)],
+)
+def test_radii_are_tried_with_what_stronger_priors_do_not_need(num_gradients, stopped_early, reserve, epochs):
+    plain, config = Candidate(0.0), TrainingConfig(epochs=100, early_stopping=True)
+    pilot = SimpleNamespace(
+        budget=MAX_COST * 200,
+        num_gradients=num_gradients,
+        num_steps=100,
+        outcomes={plain: SimpleNamespace(num_gradients=num_gradients, stopped_early=stopped_early)},
+        setups=[SimpleNamespace(factory=SimpleNamespace(config=config))],
+        count_gradients=lambda num_steps, flatness: num_steps * flatness.gradients_per_step,
+    )
+    assert choices.compute_reserve(pilot, plain) == reserve
+    candidates = choices.list_whole_trainings(pilot, SAM(rho="auto"), plain, reserve)
+    assert [candidate.epochs for candidate in candidates] == [epochs, epochs]

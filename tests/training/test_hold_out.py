@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes import MAP, MLP, SAM, SWAG, Arrays, Plain, evaluate, fit, fit_together
+from flatbayes.data import Split
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.hold_out import MAX_HELD_OUT
+from flatbayes.data.hold_out import HELD_OUT_FRACTION, MAX_HELD_OUT, hold_out_validation
 from flatbayes.training import Callback, TrainingConfig
 from flatbayes.training.cross_conformal import fit_cross_conformal
 from flatbayes.training.preparation import prepare_runs
@@ -78,6 +79,11 @@ def test_every_class_stays_in_the_training_examples():
     splits = factory.training_data.splits
     assert (len(splits.train), len(splits.val)) == (85, 15)
     assert set(splits.train.targets.tolist()) == {0, 1}
+    labels = np.r_[np.arange(40), np.full(60, 40)]  # 40 classes of one example
+    whole = replace(splits, train=Split(inputs=torch.from_numpy(x), targets=torch.from_numpy(labels)))
+    splits = hold_out_validation(whole, HELD_OUT_FRACTION, seed=0)
+    assert len(splits.val) == 15
+    assert set(splits.train.targets.tolist()) == set(range(41))
     many = torch.zeros(20_000, 1), torch.arange(20_000) % 2
     assert len(prepare_runs(MLP, many, MAP(), Plain(), SHORT)[0].training_data.splits.val) == MAX_HELD_OUT
 

@@ -127,7 +127,7 @@ def choose_training(pilot: Pilot, callback: Callback) -> tuple[dict[str, Any], C
 def compute_reserve(pilot: Pilot, plain: Candidate) -> float:
     """Gradients that plain training would have for stronger priors; radii are tried with the others.
 
-    A training with a flatness that ends with radius 0 is then plain training, with the same choice of the prior.
+    With a flatness that ends with radius 0, at least the priors that plain training would try are then tried.
 
     Args:
         pilot: The pilot.
