@@ -15,6 +15,7 @@ from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, MAX_HELD_OUT, hold_out_validation
 from flatbayes.training import Callback, TrainingConfig
 from flatbayes.training.cross_conformal import fit_cross_conformal
+from flatbayes.training.draw_choice import explain_validation
 from flatbayes.training.preparation import prepare_runs
 
 SHORT = TrainingConfig(min_epochs=2, min_steps=8, batch_size=16)
@@ -122,3 +123,11 @@ def test_intervals_without_options_cover():
     y = x[:, :3].sum(1) + 2 * torch.randn(500, generator=generator)
     fitted = fit(MLP, (x[:300], y[:300]), SWAG())
     assert evaluate(fitted, (x[300:], y[300:])).metrics["coverage_95"] > 0.85
+
+
+@pytest.mark.parametrize(("num_val", "is_few"), [(9, True), (10, False), (11, False), (35, False)])
+def test_few_validation_examples_are_counted_exactly(num_val, is_few):
+    x, y = make_numbers(100)
+    factory, _ = prepare_runs(nn.Linear(3, 2), (x, y), MAP(), Plain(), SHORT, val=(x[:num_val], y[:num_val]))
+    message = explain_validation(factory.training_data, stops_early=True, is_automatic=True)
+    assert message is None if not is_few else message.startswith("9 validation examples decide when training stops")

@@ -71,7 +71,7 @@ def explain_validation(training_data: TrainingData, *, stops_early: bool, is_aut
         if not is_automatic:
             decided, given = "on the radius", "the radius"
         return f"{counted} held out for validation, which decides {decided}. Give val, or {given} to train on all."
-    examples = training_data.sample_validation(MIN_EXAMPLES)
+    examples = training_data.sample_validation(MAX_EXAMPLES)
     if not isinstance(examples, Split) or len(examples) >= MIN_EXAMPLES or not (stops_early or is_automatic):
         return None
     return (
