@@ -12,7 +12,7 @@ from typing import Any
 
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
-from studies.fine_tuning.choices import find_gradient_ratio, find_preferred, find_val_nlls
+from studies.fine_tuning.choices import find_gradient_ratio, find_preferred
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS, OTHER_METRICS = ("accuracy", "nll", "ece"), ("nll_calibrated", "aurc")
@@ -39,11 +39,12 @@ def render_setting(setting: Mapping[str, Any]) -> str:
     rows = {(row["posterior"], row["metric"]): row for row in setting["rows"]}
     names = list(dict.fromkeys(name for name, _ in rows))
     seeds = max(row["num_seeds"] for row in setting["rows"])
-    plain_nll, flat_nll = find_val_nlls(setting)
+    plain, flat = (setting["selection"][twin] for twin in ("plain", "flat"))
     lines = [
         f"MiniLM on {setting['size']:,} sentences of SST-2, {SENTENCES[setting['trained']]}, plain → flat, mean over "
-        f"{seeds} seeds. {describe_choices(setting)} Both choices are made on validation sentences, which prefer "
-        f"{find_preferred(setting)} training (NLL {plain_nll:.3f} plain, {flat_nll:.3f} flat). Flat training takes "
+        f"{seeds} seeds. Plain has {plain['epochs']} epochs, flat ρ = {flat['rho']:g} and {flat['epochs']} epochs, "
+        f"the best on validation sentences, which prefer {find_preferred(setting)} training "
+        f"(NLL {plain['nll']:.3f} plain, {flat['nll']:.3f} flat). Flat training takes "
         f"{find_gradient_ratio(setting):.1f} times the gradients.",
         "",
         "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE | NLL after temperature scaling | AURC |",
@@ -69,19 +70,6 @@ def render_setting(setting: Mapping[str, Any]) -> str:
             f"{counts['flat']} and plain in {counts['plain']} (smallest p {min(p_values):.2g})."
         )
     return "\n".join(lines) + render_equal_length(setting)
-
-
-def describe_choices(setting: Mapping[str, Any]) -> str:
-    """Radius and number of epochs of the twins."""
-    epochs, rho = setting["selection_epochs"], setting["selection"]["rho"]
-    if not epochs:
-        return f"Both have {setting['epochs']} epochs; ρ = {rho:g}."
-    texts = {
-        twin: f"{epochs[twin]['epochs'] if twin in epochs else setting['epochs']} epochs"
-        f"{'' if twin in epochs else ' (not chosen yet)'}"
-        for twin in ("plain", "flat")
-    }
-    return f"Plain has {texts['plain']}, flat ρ = {rho:g} and {texts['flat']}."
 
 
 def render_equal_length(setting: Mapping[str, Any]) -> str:

@@ -1,36 +1,20 @@
 """Tables and sentences on the choices: radius and number of epochs, by the NLL on validation examples."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.fine_tuning.labels import Labels
 
-
-def find_val_nlls(setting: Mapping[str, Any]) -> tuple[float, float]:
-    """Validation NLL of the plain and of the flat twin, with the choices of each; mean over posteriors.
-
-    Args:
-        setting: Summary of a setting whose radius is chosen.
-    """
-    selection, epochs = setting["selection"], setting["selection_epochs"] or {}
-    values = {"plain": 0.0, "flat": selection["rho"]}
-    nlls = []
-    for twin, rho in values.items():
-        record, value = (epochs[twin], epochs[twin]["epochs"]) if twin in epochs else (selection, rho)
-        nll = next(nll for candidate, nll, _ in record["val_nll"] if candidate == value)
-        nlls.append(math.inf if nll is None else nll)
-    return nlls[0], nlls[1]
+TWINS = ("plain", "flat")
 
 
 def find_preferred(setting: Mapping[str, Any]) -> str:
     """The twin with the lower validation NLL, `flat` or `plain`.
 
     Args:
-        setting: Summary of a setting whose radius is chosen.
+        setting: Summary of a setting whose twins are chosen.
     """
-    plain, flat = find_val_nlls(setting)
-    return "flat" if flat < plain else "plain"
+    return "flat" if setting["selection"]["is_flat_better"] else "plain"
 
 
 def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
@@ -39,68 +23,43 @@ def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
     Args:
         setting: Summary of a setting.
     """
-    epochs = setting["selection_epochs"] or {}
-    plain, flat = (epochs[twin]["epochs"] if twin in epochs else setting["epochs"] for twin in ("plain", "flat"))
+    plain, flat = (setting["selection"][twin]["epochs"] for twin in TWINS)
     return 2 * float(flat) / float(plain)
 
 
 def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str:
-    """The validation NLL of every radius, and the chosen one."""
+    """The validation NLL of every candidate, that of each twin in bold."""
     chosen = [setting for setting in settings if setting["selection"]]
     if not chosen:
         return ""
-    radii = sorted({rho for setting in chosen for rho, _, _ in setting["selection"]["val_nll"]})
+    radii = sorted({c["rho"] for setting in chosen for c in setting["selection"]["candidates"]})
     lines = [
-        "Validation NLL by radius (mean over posteriors, seeds 0 and 1, all epochs), lowest in bold; the flat twin "
-        "has the best radius above 0:",
+        "Validation NLL by radius and number of epochs (mean over posteriors, seeds 0 and 1). Bold: the twins, which "
+        "are the best plain candidate and the best with a radius above 0.",
         "",
-        "| setting | " + " | ".join(f"ρ {rho:g}" for rho in radii) + " | best for single posteriors |",
-        "|---|" + "---|" * (len(radii) + 1),
+        "| setting | epochs | " + " | ".join(f"ρ {rho:g}" for rho in radii) + " |",
+        "|---|---|" + "---|" * len(radii),
     ]
     for setting in chosen:
         record = setting["selection"]
-        nlls, lowest = {rho: nll for rho, nll, _ in record["val_nll"]}, _find_best(record)
-        cells = [_format_nll(nlls[rho], is_lowest=rho == lowest) if rho in nlls else "–" for rho in radii]
-        best = ", ".join(f"{name} {rho:g}" for name, rho in record["best_by_method"].items())
-        lines.append(f"| {labels.describe(setting)} | " + " | ".join(cells) + f" | {best} |")
-    num_plain = sum(_find_best(setting["selection"]) == 0 for setting in chosen)
-    lines += [
-        "",
-        f"With all epochs, plain training has the lowest validation NLL in {num_plain} of {len(chosen)} settings.",
-    ]
-    return "\n".join(lines + render_choices_of_epochs(chosen, labels))
+        nlls = {(c["rho"], c["epochs"]): c["nll"] for c in record["candidates"]}
+        twins = [(record[twin]["rho"], record[twin]["epochs"]) for twin in TWINS]
+        for epochs in sorted({epochs for _, epochs in nlls}):
+            cells = [_format_nll(nlls, (rho, epochs), is_chosen=(rho, epochs) in twins) for rho in radii]
+            lines.append(f"| {labels.describe(setting)} | {epochs} | {' | '.join(cells)} |")
+    num_plain = sum(not setting["selection"]["is_flat_better"] for setting in chosen)
+    return "\n".join(
+        [*lines, "", f"Plain training has the lowest validation NLL in {num_plain} of {len(chosen)} settings."]
+    )
 
 
-def render_choices_of_epochs(settings: Sequence[Mapping[str, Any]], labels: Labels) -> list[str]:
-    """The validation NLL of every number of epochs of each twin; nothing where none has been chosen."""
-    records = [
-        (
-            f"{labels.describe(setting)}, {twin}"
-            + (f" (ρ {setting['selection']['rho']:g})" if twin == "flat" else ""),
-            record,
-        )
-        for setting in settings
-        if setting["selection_epochs"]
-        for twin, record in setting["selection_epochs"].items()
-    ]
-    if not records:
-        return []
-    lines = ["", "Validation NLL by number of epochs, as above:", "", "| twin | epochs: NLL |", "|---|---|"]
-    for name, record in records:
-        scores = [
-            f"{epochs}: {_format_nll(nll, is_lowest=epochs == _find_best(record))}"
-            for epochs, nll, _ in record["val_nll"]
-        ]
-        lines.append(f"| {name} | {', '.join(scores)} |")
-    return lines
-
-
-def _format_nll(nll: float | None, *, is_lowest: bool = False) -> str:
-    return "diverged" if nll is None else f"**{nll:.3f}**" if is_lowest else f"{nll:.3f}"
-
-
-def _find_best(record: Mapping[str, Any]) -> float:
-    return min((nll, value) for value, nll, _ in record["val_nll"] if nll is not None)[1]  # type: ignore[no-any-return]
+def _format_nll(
+    nlls: Mapping[tuple[float, int], float | None], candidate: tuple[float, int], *, is_chosen: bool
+) -> str:
+    if candidate not in nlls:
+        return "–"
+    nll = nlls[candidate]
+    return "diverged" if nll is None else f"**{nll:.3f}**" if is_chosen else f"{nll:.3f}"
 
 
 def describe_twins(setting: Mapping[str, Any]) -> str:
@@ -109,27 +68,23 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
     Args:
         setting: Summary of a setting.
     """
-    selection, epochs = setting["selection"], setting["selection_epochs"]
-    num_radii = len(selection["val_nll"]) - 1
-    rates = selection.get("rates")
-    rate = f"Learning rate {selection['lr']:.2g} (best of {len(rates)} for plain training). " if rates else ""
-    radius = f"Flat: SAM with ρ = {selection['rho']:g} (best of {num_radii} radii)"
-    if not epochs:
-        text = f"{setting['epochs']} epochs for both. {rate}{radius}."
-    else:
-        counts = {twin: len(epochs[twin]["val_nll"]) if twin in epochs else 1 for twin in ("plain", "flat")}
-        numbers = {
-            twin: f"{epochs[twin]['epochs']} epochs (best of {count} numbers)"
-            if twin in epochs
-            else f"{setting['epochs']} epochs (not chosen yet)"
-            for twin, count in counts.items()
-        }
+    record = setting["selection"]
+    rates = record.get("rates")
+    rate = f"Learning rate {record['lr']:.2g} (best of {len(rates)} for plain training). " if rates else ""
+    counts = [sum((c["rho"] > 0) == is_flat for c in record["candidates"]) for is_flat in (False, True)]
+    epochs = {c["epochs"] for c in record["candidates"]}
+    plain, flat = (record[twin] for twin in TWINS)
+    if len(epochs) == 1:
         text = (
-            f"Plain: {numbers['plain']}. {radius} and {numbers['flat']}; together {counts['plain']} candidates for "
-            f"plain and {num_radii + counts['flat'] - 1} for flat."
+            f"{epochs.pop()} epochs for both. {rate}Flat: SAM with ρ = {flat['rho']:g} (best of {counts[1]} radii)."
         )
-    plain_nll, flat_nll = find_val_nlls(setting)
+    else:
+        text = (
+            f"Plain: {plain['epochs']} epochs (best of {counts[0]} numbers). Flat: SAM with ρ = {flat['rho']:g} and "
+            f"{flat['epochs']} epochs (best of {counts[1]} pairs)."
+        )
     return (
         f"{text} Flat training takes {find_gradient_ratio(setting):.1f} times the gradients. Validation data prefer "
-        f"{find_preferred(setting)} training: NLL, mean over posteriors, {plain_nll:.3f} plain, {flat_nll:.3f} flat."
+        f"{find_preferred(setting)} training: NLL, mean over posteriors, {plain['nll']:.3f} plain, {flat['nll']:.3f} "
+        "flat."
     )

@@ -1,40 +1,47 @@
-"""Choices on validation examples: the radius of flat training, and numbers of epochs."""
+"""Choices on validation examples: the number of epochs of plain training, and radius and epochs of flat training."""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+Candidate = tuple[float, int]
+"""A radius of SAM, 0 for plain training, and a number of epochs."""
 
-def select_value(key: str, trials: Mapping[float, Sequence[Any]]) -> dict[str, Any]:
-    """The value with the lowest validation NLL, averaged over posteriors and seeds; and the scores.
+
+def select_twins(trials: Mapping[Candidate, Sequence[Any]]) -> dict[str, Any]:
+    """The `plain` and the `flat` candidate of the lowest validation NLL, averaged over posteriors and seeds.
+
+    The flat twin has a radius above 0, also where plain training has the lower NLL, which `is_flat_better` says.
+    Without candidates for a twin there is none.
 
     Args:
-        key: What is chosen, the key of the choice in the result.
-        trials: By value, the results of its trainings, one for each seed.
+        trials: By candidate, the results of its trainings, one for each seed.
+
+    Returns:
+        Both candidates, the seeds, and the NLL of every candidate: its mean, and by posterior.
     """
-    first = next(iter(trials.values()))
-    names = list(first[0]["val"])
-    scores = {value: {name: average_nll(results, name) for name in names} for value, results in trials.items()}
-    means = {value: fmean(by_name.values()) for value, by_name in scores.items()}
+    candidates = [describe_candidate(candidate, results) for candidate, results in trials.items()]
+    groups = {"plain": [c for c in candidates if not c["rho"]], "flat": [c for c in candidates if c["rho"]]}
+    best = {name: min(group, key=lambda candidate: candidate["nll"]) for name, group in groups.items() if group}
     return {
-        key: min(means, key=means.__getitem__),
-        "seeds": list(range(len(first))),
-        "val_nll": [[value, means[value], scores[value]] for value in scores],
-        "best_by_method": {name: min(scores, key=lambda value: scores[value][name]) for name in names},
+        **{name: {key: candidate[key] for key in ("rho", "epochs", "nll")} for name, candidate in best.items()},
+        "is_flat_better": len(best) == len(groups) and best["flat"]["nll"] < best["plain"]["nll"],
+        "seeds": list(range(len(next(iter(trials.values()))))),
+        "candidates": candidates,
     }
 
 
-def select_radius(trials: Mapping[float, Sequence[Any]]) -> dict[str, Any]:
-    """The radius above 0 with the lowest validation NLL, whether it is lower than that of radius 0, and the scores.
+def describe_candidate(candidate: Candidate, results: Sequence[Any]) -> dict[str, Any]:
+    """Radius, number of epochs, and validation NLL of a candidate.
 
     Args:
-        trials: By radius, the results of its trainings, one for each seed.
+        candidate: The candidate.
+        results: Results of its trainings.
     """
-    record = select_value("rho", trials)
-    means = {rho: mean for rho, mean, _ in record["val_nll"]}
-    flat = min((rho for rho in means if rho), key=means.__getitem__)
-    return record | {"rho": flat, "is_flat_better": means[flat] < means[0.0]}
+    rho, epochs = candidate
+    nlls = {name: average_nll(results, name) for name in results[0]["val"]}
+    return {"rho": rho, "epochs": epochs, "nll": fmean(nlls.values()), "nll_by_posterior": nlls}
 
 
 def average_nll(results: Sequence[Any], name: str) -> float:

@@ -1,8 +1,8 @@
 """Summary of finished trainings of fine-tuning: paired differences, verdicts, choices, gains in numbers of examples.
 
 A training is a JSON file with `trained`, `size`, `seed`, `rho` and `kind`, metrics by posterior in `val` and `test`,
-what the training shows of itself in `law`, and its `cost`. `selection.json` of a setting has the chosen `rho`. Where
-the number of `epochs` is chosen, `selection-epochs.json` has the choices of the `plain` and the `flat` twin.
+what the training shows of itself in `law`, and its `cost`. `selection.json` of a setting has radius and number of
+epochs of the `plain` and the `flat` twin.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.summary import summarize_runs
 from studies.fine_tuning.worth import Twins, compare_sizes, measure_ensemble_equivalents
 
-RADIUS_FILE, EPOCHS_FILE = "selection.json", "selection-epochs.json"
+SELECTION_FILE = "selection.json"
 MAIN_METRICS = ("accuracy", "nll", "ece")
 EMPTY: Mapping[str, Any] = {"settings": (), "law": (), "trainings": ()}
 """A summary of nothing."""
@@ -136,11 +136,10 @@ def summarize_setting(
         folder: Its folder.
         metrics: Whether higher is better, by name of the metric.
     """
-    record, epochs_record = (
-        read_json(path) if (path := folder / name).is_file() else None for name in (RADIUS_FILE, EPOCHS_FILE)
-    )
-    twins = select_twins(plan, trainings, record, epochs_record)
-    equal_length = select_twins(plan, trainings, record)
+    record: Any = read_json(path) if (path := folder / SELECTION_FILE).is_file() else None
+    twins = find_twins(plan, trainings, record)
+    equal_length = find_twins(plan, trainings, record, with_all_epochs=True)
+    has_choice = record is not None and any(record[twin]["epochs"] != plan.epochs for twin in twins)
     shared = [t["cost"] for t in trainings if t["kind"] == "shared"]
     one_by_one, together = (sum(cost[key] for cost in shared) for key in ("seconds_one_by_one", "seconds_together"))
     return {
@@ -153,9 +152,8 @@ def summarize_setting(
         "cpu_minutes": sum_cpu_minutes(folder),
         "sharing_factor": one_by_one / together if together else None,
         "selection": record,
-        "selection_epochs": epochs_record,
         "rows": compare_twins(twins, metrics),
-        "rows_equal_length": [] if epochs_record is None else compare_twins(equal_length, metrics),
+        "rows_equal_length": compare_twins(equal_length, metrics) if has_choice else [],
         "worth_ensemble": measure_ensemble_equivalents(twins),
     }
 
@@ -170,30 +168,39 @@ def sum_cpu_minutes(folder: Path) -> float:
     return float(sum(result.get("cpu_seconds", 0.0) for result in results)) / 60
 
 
-def select_twins(
+def find_twins(
     plan: SettingPlan,
     trainings: Sequence[dict[str, Any]],
     record: Mapping[str, Any] | None,
-    epochs_record: Mapping[str, Any] | None = None,
+    *,
+    with_all_epochs: bool = False,
 ) -> Twins:
     """Trainings with the radius and the number of epochs of each twin.
 
     Args:
         plan: The setting.
         trainings: Its finished trainings.
-        record: The choice of the radius; without it there is no flat twin.
-        epochs_record: The choices of the numbers of epochs by twin; a twin without one has all epochs.
+        record: The choices; without them there are no twins.
+        with_all_epochs: Take those with all epochs, instead of the chosen number.
     """
-    twins = {}
-    for twin, rho in (("plain", 0.0), ("flat", None if record is None else record["rho"])):
-        epochs = epochs_record[twin]["epochs"] if epochs_record and twin in epochs_record else plan.epochs
-        twins[twin] = [
-            t
-            for t in trainings
-            if t["rho"] == rho
-            and get_epochs(t, plan) in ([plan.epochs] if t["kind"] in plan.fixed_kinds else [epochs])
-        ]
-    return twins
+    return {
+        twin: [] if record is None else [t for t in trainings if is_twin(t, plan, record[twin], with_all_epochs)]
+        for twin in ("plain", "flat")
+    }
+
+
+def is_twin(training: Mapping[str, Any], plan: SettingPlan, choice: Mapping[str, Any], with_all_epochs: bool) -> bool:
+    """Whether a training has the radius and the number of epochs of a twin.
+
+    Args:
+        training: Result of the training.
+        plan: Its setting.
+        choice: `rho` and `epochs` of the twin.
+        with_all_epochs: As for `find_twins`.
+    """
+    is_fixed = with_all_epochs or training["kind"] in plan.fixed_kinds
+    epochs = plan.epochs if is_fixed else choice["epochs"]
+    return training["rho"] == choice["rho"] and get_epochs(training, plan) == epochs
 
 
 def get_epochs(training: Mapping[str, Any], plan: SettingPlan) -> int | None:
@@ -278,7 +285,7 @@ def list_law_records(
     """
     plan = next(plan for plan in trainings if plan.name == setting["name"])
     mine = [training for training in trainings[plan] if get_epochs(training, plan) == plan.epochs]
-    rho = None if setting["selection"] is None else setting["selection"]["rho"]
+    rho = None if setting["selection"] is None else setting["selection"]["flat"]["rho"]
     laws = [t["law"] for t in mine if t["rho"] == 0 and "law" in t and "test" in t]
     if not rho or not laws:
         return []

@@ -28,7 +28,8 @@ from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, 
 from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
 from flatbayes.training.sharing import try_fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
-from studies.fine_tuning.selection import average_nll, select_radius
+from studies.fine_tuning.selection import average_nll, select_twins
+from studies.fine_tuning.summary import SELECTION_FILE
 from studies.images.task import (
     CLASSES,
     CORRUPTIONS,
@@ -232,11 +233,12 @@ def run_setting(setting: Setting, folder: Path) -> None:
     scales = {scale: average_nll(results, f"Laplace {scale:g}") for scale in LAPLACE}
     scale = min(scales, key=scales.__getitem__)
     methods = {name: (posterior, config) for name, posterior in (SHARED | {"Laplace": LAPLACE[scale]}).items()}
-    trials = {rho: try_methods("radius", methods, rho) for rho in (0.0, *RADII)}
-    while (best := select_radius(trials)["rho"]) == max(trials) and best < MAX_RADIUS:
-        trials[2 * best] = try_methods("radius", methods, 2 * best)
+    epochs = setting.num_epochs
+    trials = {(rho, epochs): try_methods("radius", methods, rho) for rho in (0.0, *RADII)}
+    while (best := (choices := select_twins(trials))["flat"]["rho"]) == max(trials)[0] and best < MAX_RADIUS:
+        trials[2 * best, epochs] = try_methods("radius", methods, 2 * best)
     record = {"lr": lr, "laplace_scale": scale, "rates": [*rates.items()], "laplace_scales": [*scales.items()]}
-    record |= select_radius(trials)
+    record |= choices
     kinds = {"shared": methods | {name: (posterior, config) for name, posterior in ENSEMBLE.items()}}
     if setting.trained != "all":
         ivon_rates = try_rates(IVON_RATES, try_ivon)
@@ -246,10 +248,10 @@ def run_setting(setting: Setting, folder: Path) -> None:
         record |= {"ivon_lr": lr, "ivon_rates": [*ivon_rates.items()]}
         record |= {"ivon_temperature": temperature, "ivon_temperatures": [*temperatures.items()]}
         kinds["ivon"] = {"IVON": setting.make_ivon(lr, temperature)}
-    write_json(place / "selection.json", replace_nonfinite(record))
+    write_json(place / SELECTION_FILE, replace_nonfinite(record))
     for kind, kind_methods in kinds.items():
         for seed in range(NUM_SEEDS):
-            for rho in (0.0, record["rho"]):
+            for rho in (0.0, record["flat"]["rho"]):
                 make(seed, rho, f"test-{kind}").run(kind_methods, EVALUATION_SETS)
     print(f"{setting.name}: {(time.process_time() - start) / 60:.1f} CPU minutes in this process", flush=True)
 

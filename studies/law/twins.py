@@ -177,13 +177,12 @@ def read_interpolation(folder: Path) -> Iterable[Twin]:
 def read_fine_tuning(folder: Path, features: Mapping[str, Mapping[str, float]]) -> Iterable[Twin]:
     """Pretrained networks on sentences and on images, over seeds, at the radius that the study chose.
 
-    Twins have the number of epochs of the setting. Settings for which validation examples chose the radius 0 have no
-    flat training on test examples; they are left out.
+    Twins have the number of epochs of the setting; those with a chosen number are left out.
     """
     for study, data in FINE_TUNING.items():
         results = read_file(folder / f"{study}.json") or {"settings": [], "trainings": []}
         for setting in results["settings"]:
-            radius = (setting.get("selection") or {}).get("rho")
+            radius = setting["selection"] and setting["selection"]["flat"]["rho"]
             trainings = [
                 training
                 for training in results["trainings"]

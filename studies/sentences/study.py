@@ -3,23 +3,24 @@
 For every setting (number of sentences, and whether all weights or adapters are trained), on validation sentences of
 seeds 0 and 1, with one training for all posteriors:
 
-1. plain, and SAM with every radius; the radius is that of the lowest NLL, averaged over posteriors and the two seeds
-2. plain, and SAM with this radius, with fewer epochs; each twin has the number of epochs of the lowest NLL
+1. plain with several numbers of epochs, and SAM with every radius and two numbers of epochs; each twin is the
+   candidate of the lowest NLL, averaged over posteriors and the two seeds
 
 and on test sentences of all seeds:
 
-3. each twin with its number of epochs
-4. other posteriors: those that the same training serves with the epochs of 3, variational ones with all epochs
-5. with 200 sentences, both twins with all epochs
+2. each twin with its number of epochs
+3. other posteriors: those that the same training serves with the epochs of 2, variational ones with all epochs
+4. with 200 sentences, both twins with all epochs
 
 A seed is finished before the next one begins, so that an interrupted study has complete seeds.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from flatbayes.posteriors import MAP, SGVB, SWAG, TFB, BLoB, Ensemble, Laplace, 
 from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import try_fit_together
+from studies.fine_tuning.choices import TWINS
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
-from studies.fine_tuning.selection import select_radius, select_value
-from studies.fine_tuning.summary import EPOCHS_FILE, RADIUS_FILE
+from studies.fine_tuning.selection import Candidate, select_twins
+from studies.fine_tuning.summary import SELECTION_FILE
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
@@ -42,7 +44,8 @@ NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 50, 200
 EPOCHS = {100: 10, 200: 8, 500: 5, 2000: 3}
 EQUAL_LENGTH_SIZE = 200
 """Number of sentences with which the twins are compared with all epochs, too."""
-EPOCH_FRACTIONS = (0.25, 0.4, 0.6)
+EPOCH_FRACTIONS = {"plain": (0.25, 0.4, 0.5, 0.6, 0.8, 1.0), "flat": (0.6, 1.0)}
+"""Of the epochs of a setting, the numbers that each twin chooses from: six candidates, and two for each radius."""
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
 SHARED: dict[str, Posterior] = {
     "MAP": MAP(),
@@ -84,19 +87,20 @@ class Setting:
         return f"{self.trained}-{self.size}"
 
     @property
-    def radii(self) -> tuple[float, ...]:
-        """Radii of SAM to choose from; with all weights the largest ends learning (tried with 200 sentences)."""
-        return RADII if self.trained == "lora" or self.has_equal_length else RADII[:-1]
-
-    @property
     def has_equal_length(self) -> bool:
         """Whether both twins are compared with all epochs, too."""
         return self.size == EQUAL_LENGTH_SIZE
 
     @property
-    def short_epochs(self) -> list[int]:
-        """Smaller numbers of epochs that each twin may choose."""
-        return sorted({max(1, round(fraction * EPOCHS[self.size])) for fraction in EPOCH_FRACTIONS})
+    def candidates(self) -> list[Candidate]:
+        """Radii and numbers of epochs to choose from; with all weights the largest radius ends learning."""
+        radii = {"plain": (0.0,), "flat": RADII if self.trained == "lora" else RADII[:-1]}
+        return [
+            (rho, epochs)
+            for twin, fractions in EPOCH_FRACTIONS.items()
+            for rho in radii[twin]
+            for epochs in sorted({max(1, round(fraction * EPOCHS[self.size])) for fraction in fractions})
+        ]
 
     def make_config(self, kind: str = "shared", epochs: int | None = None) -> TrainingConfig:
         """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
@@ -174,33 +178,29 @@ class Training:
 
 
 def count_trainings(setting: Setting) -> int:
-    """Number of files of a setting, if neither twin chooses all epochs.
+    """Number of files of a setting, if neither twin has all epochs.
 
     Args:
         setting: The setting.
     """
-    num_radii = NUM_SELECTION_SEEDS * (len(setting.radii) - 1)
-    num_short = NUM_SELECTION_SEEDS * (len(setting.short_epochs) - 1)
-    num_full = NUM_SEEDS if setting.has_equal_length else NUM_SELECTION_SEEDS
-    return num_radii + 2 * (num_short + num_full + NUM_SEEDS * (1 + len(setting.other_kinds)))
+    num_chosen = NUM_SEEDS * (1 + len(setting.other_kinds)) - NUM_SELECTION_SEEDS  # those of the choice exist
+    num_full = NUM_SEEDS - NUM_SELECTION_SEEDS if setting.has_equal_length else 0
+    return NUM_SELECTION_SEEDS * len(setting.candidates) + 2 * (num_chosen + num_full)
 
 
 def estimate_minutes(setting: Setting) -> float:
-    """CPU minutes of a setting, if each twin chooses the middle one of the smaller numbers of epochs.
+    """CPU minutes of a setting, if each twin has 60 % of the epochs.
 
     Args:
         setting: The setting.
     """
-    num_steps = EPOCHS[setting.size] * math.ceil(setting.size / BATCH_SIZE)
-    plain = num_steps * GRADIENT_SECONDS[setting.trained]  # with all epochs; SAM takes twice as long
+    epoch = math.ceil(setting.size / BATCH_SIZE) * GRADIENT_SECONDS[setting.trained]
     num_tested = NUM_VAL + NUM_TEST + 2 * NUM_OOD
-    shares = sum(EPOCH_FRACTIONS), sorted(EPOCH_FRACTIONS)[len(EPOCH_FRACTIONS) // 2]
-    num_trials = 1 + len(setting.radii) + 2 * len(EPOCH_FRACTIONS)
-    trials = plain * (1 + 2 * len(setting.radii) + 3 * shares[0])
-    trials += num_trials * (NUM_NETWORKS["shared"] * DRAW_SECONDS * NUM_VAL + OVERHEAD_SECONDS)
+    trials = epoch * sum((2 if rho else 1) * epochs for rho, epochs in setting.candidates)  # SAM takes two gradients
+    trials += len(setting.candidates) * (NUM_NETWORKS["shared"] * DRAW_SECONDS * NUM_VAL + OVERHEAD_SECONDS)
     own = len(VARIATIONAL) if setting.trained == "lora" else 0
     full = ("shared",) if setting.has_equal_length else ()
-    tests = 3 * plain * (len(full) + 3 * shares[1] + own)  # all epochs, those of the twins, two more members
+    tests = 3 * epoch * EPOCHS[setting.size] * (len(full) + own + 3 * 0.6)  # three members of the ensemble
     for kind in ("shared", *full, *setting.other_kinds):
         tests += 2 * (NUM_NETWORKS[kind] * DRAW_SECONDS * num_tested + OVERHEAD_SECONDS)
     return (NUM_SELECTION_SEEDS * trials + NUM_SEEDS * tests) / 60
@@ -218,27 +218,27 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
     make = partial(Training, place, setting)
     place.mkdir(parents=True, exist_ok=True)
 
-    def try_training(rho: float, epochs: int | None = None) -> list[Any]:
-        trainings = [make(seed, rho, epochs=epochs) for seed in range(NUM_SELECTION_SEEDS)]
-        return [run_training(task, training, SHARED, with_test=False) for training in trainings]
+    def list_twins(record: Mapping[str, Any]) -> list[Training]:
+        choices = [record[twin] for twin in TWINS if twin in record]
+        return [make(seed, c["rho"], epochs=c["epochs"]) for c in choices for seed in record["seeds"]]
 
-    record = select_radius({rho: try_training(rho) for rho in (0.0, *setting.radii)})
-    write_json(place / RADIUS_FILE, replace_nonfinite(record))
-    radii, candidates = {"plain": 0.0, "flat": record["rho"]}, [*setting.short_epochs, EPOCHS[setting.size]]
-    pairs = [(seed, twin) for seed in range(NUM_SEEDS) for twin in radii]
-    keep_recordings(place, [make(seed, radii[twin], epochs=n) for seed, twin in pairs for n in candidates])
-    records: dict[str, Any] = {}
-    for twin, rho in radii.items():
-        records[twin] = select_value("epochs", {epochs: try_training(rho, epochs) for epochs in candidates})
-        write_json(place / EPOCHS_FILE, replace_nonfinite(records))
-    for seed, twin in pairs:
-        training = make(seed, radii[twin], epochs=records[twin]["epochs"])
-        run_training(task, training, SHARED, with_test=True)
+    record: dict[str, Any] = {}
+    trials: dict[Candidate, list[Any]] = {}
+    for rho, epochs in setting.candidates:
+        trainings = [make(seed, rho, epochs=epochs) for seed in range(NUM_SELECTION_SEEDS)]
+        trials[rho, epochs] = [run_training(task, training, SHARED, with_test=False) for training in trainings]
+        record = select_twins(trials)
+        keep_recordings(place, list_twins(record))
+    write_json(place / SELECTION_FILE, replace_nonfinite(record))
+    for seed, twin in product(range(NUM_SEEDS), TWINS):
+        rho, epochs = record[twin]["rho"], record[twin]["epochs"]
+        run_training(task, make(seed, rho, epochs=epochs), SHARED, with_test=True)
         for kind in setting.other_kinds:
-            epochs = None if kind in VARIATIONAL else training.epochs
-            run_training(task, make(seed, radii[twin], kind, epochs), OTHERS[kind], with_test=True)
+            training = make(seed, rho, kind, None if kind in VARIATIONAL else epochs)
+            run_training(task, training, OTHERS[kind], with_test=True)
         if setting.has_equal_length:
-            run_training(task, make(seed, radii[twin]), SHARED, with_test=True)
+            run_training(task, make(seed, rho), SHARED, with_test=True)
+        keep_recordings(place, list_twins(record))
     keep_recordings(place, [])
 
 

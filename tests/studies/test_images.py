@@ -9,7 +9,7 @@ from torch import nn
 from flatbayes.core.files import read_json, write_json
 from flatbayes.posteriors import IVON
 from studies.fine_tuning.page import END
-from studies.fine_tuning.selection import select_radius
+from studies.fine_tuning.selection import select_twins
 from studies.images import study, summary
 from studies.images.__main__ import main
 from studies.images.study import Setting
@@ -73,11 +73,12 @@ def test_lower_rates_are_tried_while_the_lowest_is_the_best():
 
 
 def test_the_flat_twin_has_the_best_radius_above_zero():
-    nlls = {0.0: 0.5, **dict.fromkeys(study.RADII, 0.7), 0.1: 0.6}
-    record = select_radius({rho: [{"val": {"MAP": {"nll": nll}}}] for rho, nll in nlls.items()})
-    assert (record["rho"], record["is_flat_better"], record["best_by_method"]) == (0.1, False, {"MAP": 0.0})
-    failed = {rho: [{"val": {"MAP": {"nll": None if rho == 0.2 else 0.5}}}] for rho in nlls}
-    assert select_radius(failed)["val_nll"][-1][1] == float("inf")
+    nlls = {(0.0, 9): 0.5, **{(rho, 9): 0.7 for rho in study.RADII}, (0.1, 9): 0.6}
+    record = select_twins({key: [{"val": {"MAP": {"nll": nll}}}] for key, nll in nlls.items()})
+    assert (record["flat"]["rho"], record["is_flat_better"]) == (0.1, False)
+    failed = {key: [{"val": {"MAP": {"nll": None if key[0] == 0.2 else 0.5}}}] for key in nlls}
+    assert select_twins(failed)["candidates"][-1]["nll"] == float("inf")
+    assert set(select_twins({(0.0, 9): failed[0.0, 9]})) == {"plain", "is_flat_better", "seeds", "candidates"}
 
 
 def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, monkeypatch):
@@ -114,9 +115,9 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     assert {name for name, _ in rows} == {"MAP", "SWAG", "Laplace", "Ensemble", "IVON"}
     assert {metric for _, metric in rows} == set(summary.METRICS)
     assert result["sharing_factor"] > 1
-    radii = [rho for rho, _, _ in result["selection"]["val_nll"]]
-    assert radii == ([0, 0.1, 0.2] if result["selection"]["rho"] == 0.2 else [0, 0.1])
-    flat = f"test-shared-0-{result['selection']['rho']:g}.json"
+    radii, chosen = [c["rho"] for c in result["selection"]["candidates"]], result["selection"]["flat"]["rho"]
+    assert radii == ([0, 0.1, 0.2] if chosen == 0.2 else [0, 0.1])
+    flat = f"test-shared-0-{chosen:g}.json"
     training = read_json(tmp_path / "head-4" / flat)
     assert training["cost"]["gradients"] == 12  # of six steps
     assert training["law"]["weights_per_example"] == NUM_CLASSES * 13 / 32
@@ -128,14 +129,15 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     text = page.read_text(encoding="utf-8")
     assert f"{rows['MAP', 'nll']['plain']:.3f} → {rows['MAP', 'nll']['flat']:.3f}" in text
     num_plain = int(not read_json(tmp_path / "head-4" / "selection.json")["is_flat_better"])
-    assert f"plain training has the lowest validation NLL in {num_plain} of 1 settings" in text
+    assert f"Plain training has the lowest validation NLL in {num_plain} of 1 settings" in text
     assert text.endswith("after\n")
 
 
 def test_law_records_have_twins_of_the_same_seed(tmp_path):
     folder = tmp_path / "head-20"
     folder.mkdir()
-    write_json(folder / "selection.json", {"rho": 0.1, "val_nll": [[0.0, 1.0, {}]], "best_by_method": {}})
+    trials = {(rho, 30): [{"val": {"MAP": {"nll": 1.0}}}] for rho in (0.0, 0.1)}
+    write_json(folder / "selection.json", select_twins(trials))
     for seed, rho, nll in ((0, 0.0, 0.7), (0, 0.1, 0.6), (1, 0.0, 0.8)):
         law = {"train_loss": 0.1 * seed, "gap": 1.0, "sharpness": 0.2, "weights_per_example": 3.0}
         entry = {"trained": "head", "size": 160, "seed": seed, "rho": rho, "law": law, "cpu_seconds": 60.0}

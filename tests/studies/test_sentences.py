@@ -8,7 +8,7 @@ from torch import nn
 
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from studies.fine_tuning.page import END, render_tables
-from studies.fine_tuning.selection import select_radius, select_value
+from studies.fine_tuning.selection import select_twins
 from studies.fine_tuning.worth import find_equal_size
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
@@ -107,15 +107,15 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     setting = Setting(32, "lora")
     monkeypatch.setattr(study, "EPOCHS", {32: 4})
     monkeypatch.setattr(study, "EQUAL_LENGTH_SIZE", 32)
-    monkeypatch.setattr(study, "EPOCH_FRACTIONS", (0.5,))
+    monkeypatch.setattr(study, "EPOCH_FRACTIONS", {"plain": (0.5, 1.0), "flat": (0.5, 1.0)})
     monkeypatch.setattr(study, "RADII", (0.1,))
     monkeypatch.setattr(study, "NUM_SEEDS", 1)
     monkeypatch.setattr(study, "NUM_SELECTION_SEEDS", 1)
     monkeypatch.setattr(study, "SHARED", {name: study.SHARED[name] for name in ("MAP", "SWAG")})
     for module in (study, summary):
         monkeypatch.setattr(module, "SETTINGS", (setting,))
-    epochs = iter(3 * (2, 4))  # of plain and flat training, in three runs
-    monkeypatch.setattr(study, "select_value", lambda *args: select_value(*args) | {"epochs": next(epochs)})
+    chosen = {"plain": {"rho": 0.0, "epochs": 2, "nll": 0.7}, "flat": {"rho": 0.1, "epochs": 4, "nll": 0.6}}
+    monkeypatch.setattr(study, "select_twins", lambda trials: select_twins(trials) | chosen)
     study.run_setting(task, setting, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(study, "try_fit_together", None)
@@ -186,12 +186,14 @@ def test_summary_of_known_results(tmp_path):
         for seed in range(2):
             write_training(folder, "shared", seed, rho, nll)
     results = {
-        rho: [read_json(folder / f"shared-{seed}-{rho:g}.json") for seed in range(2)] for rho in (0.0, *study.RADII)
+        (rho, 10): [read_json(folder / f"shared-{seed}-{rho:g}.json") for seed in range(2)]
+        for rho in (0.0, *study.RADII)
     }
-    record = replace_nonfinite(select_radius(results))
-    assert (record["rho"], record["best_by_method"]) == (0.1, {"MAP": 0.1, "SWAG": 0.1})
+    record = replace_nonfinite(select_twins(results))
+    assert record["plain"] == {"rho": 0.0, "epochs": 10, "nll": 0.7}
+    assert record["flat"] == {"rho": 0.1, "epochs": 10, "nll": 0.505}
     assert record["is_flat_better"]
-    assert record["val_nll"][-1][1] is None  # diverged
+    assert record["candidates"][-1]["nll"] is None  # diverged
     write_json(folder / "selection.json", record)
     data = summary.summarize_study(tmp_path)
     (setting,) = data["settings"]
@@ -219,13 +221,10 @@ def test_each_twin_has_its_number_of_epochs(tmp_path):
     for rho, epochs, nll in ((0.0, None, 0.9), (0.0, 4, 0.5), (0.1, None, 0.6), (0.1, 6, 0.55)):
         for seed in range(3):
             write_training(folder, "shared", seed, rho, nll + 0.01 * seed, epochs)
-    write_json(
-        folder / "selection.json", {"rho": 0.1, "val_nll": [[0.0, 0.9, {}], [0.1, 0.6, {}]], "best_by_method": {}}
-    )
-    epochs = {"plain": (4, [[4, 0.5, {}], [10, 0.9, {}]]), "flat": (6, [[6, 0.55, {}], [10, 0.6, {}]])}
-    write_json(
-        folder / "selection-epochs.json", {twin: {"epochs": n, "val_nll": v} for twin, (n, v) in epochs.items()}
-    )
+    trials = {(0.0, 4): 0.5, (0.0, 10): 0.9, (0.1, 6): 0.55, (0.1, 10): 0.6, (0.05, 10): 0.7}
+    record = select_twins({key: [{"val": {"MAP": {"nll": nll}}}] for key, nll in trials.items()})
+    assert not record["is_flat_better"]
+    write_json(folder / "selection.json", record)
     data = summary.summarize_study(tmp_path)
     (setting,) = data["settings"]
     pairs = [
@@ -234,8 +233,10 @@ def test_each_twin_has_its_number_of_epochs(tmp_path):
     ]
     assert pairs == [pytest.approx((0.51, 0.56)), pytest.approx((0.91, 0.61))]
     text = render_tables(data, LABELS)
-    assert "Plain: 4 epochs (best of 2 numbers). Flat: SAM with ρ = 0.1 (best of 1 radii) and 6 epochs" in text
-    assert "2 candidates for plain and 2 for flat. Flat training takes 3.0 times the gradients." in text
+    assert "Plain: 4 epochs (best of 2 numbers). Flat: SAM with ρ = 0.1 and 6 epochs (best of 3 pairs)." in text
+    assert "Flat training takes 3.0 times the gradients." in text
+    assert "| 100 sentences, all weights | 10 | 0.900 | 0.700 | 0.600 |" in text
+    assert "| 100 sentences, all weights | 6 | – | – | **0.550** |" in text
     assert "Validation data prefer plain training: NLL, mean over posteriors, 0.500 plain, 0.550 flat." in text
     assert (
         "| 100 sentences, all weights | 3 | plain | 0.800 → 0.800<br>flat 0, neither 1, plain 0 | 0.510 → 0.560"
