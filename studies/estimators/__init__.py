@@ -1,1 +1,0 @@
-"""The estimators compared with networks and linear models of scikit-learn."""
