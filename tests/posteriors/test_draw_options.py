@@ -9,9 +9,12 @@ from torch import nn
 from flatbayes import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
 from flatbayes.data import DataSplits, Split
 from flatbayes.data.checks import DataWarning
+from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, MARGIN, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import CollectionConfig, TrainingConfig
+from flatbayes.training import CollectionConfig, TrainingConfig, draw_choice
+from flatbayes.training.draw_choice import plan_choice
+from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.sharing import try_fit_together
 
 CONFIG = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(0.0, 3), num_validations=0)
@@ -113,6 +116,37 @@ def test_a_loader_has_validation_batches_too():
     val = list(zip(data.val.inputs.split(10), data.val.targets.split(10), strict=True))
     fitted = fit(make_network, loader, SWAG(scale="auto", rank=2), Plain(), CONFIG, val=val)
     assert fitted.info["training"]["draw_options"]["scale"]["val_nll"]
+
+
+def test_many_validation_batches_are_thinned_evenly():
+    data = make_data()
+    val = [(data.val.inputs[k : k + 4], data.val.targets[k : k + 4]) for k in range(0, 40, 4)]
+    loader = LoaderData(val, val=val)
+    assert loader.has_validation
+    assert loader.count_validation() == 40
+    assert loader.sample_validation(40) is val
+    sampled = list(loader.sample_validation(15))  # of 40: every third batch of 4
+    assert [targets.tolist() for _, targets in sampled] == [val[k][1].tolist() for k in (0, 3, 6, 9)]
+    without = LoaderData(val)
+    assert (without.has_validation, without.count_validation(), without.sample_validation(9)) == (False, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_val", "expected"),
+    [
+        (24, 120, (8, 120)),  # a short fine-tuning on 200 examples: 9 values x 8 networks, not 30
+        (24, 5000, (8, 200)),
+        (100, 120, (27, 120)),
+        (2000, 5000, (30, 2000)),
+        (0, 120, (8, 120)),  # no training at all
+    ],
+)
+def test_the_choice_for_a_large_network_does_not_outlast_its_training(epochs, num_val, expected, monkeypatch):
+    state = MAP().init(nn.Linear(4, 3), None, num_data=200)
+    fitted = FittedPosterior(MAP(), [state], Categorical(3), info={"training": {"epochs": epochs}})
+    assert plan_choice(fitted, num_val) == (30, 2000)
+    monkeypatch.setattr(draw_choice, "LARGE_NETWORK", 15)
+    assert plan_choice(fitted, num_val) == expected
 
 
 def test_values_are_checked():

@@ -23,7 +23,7 @@ from flatbayes import (
 from flatbayes.core.adapters import find_factor_pairs
 from flatbayes.posteriors.tfb import invert_columns
 from flatbayes.training import TrainingConfig
-from flatbayes.training.draw_choice import find_largest
+from flatbayes.training.draw_search import find_largest
 
 CONFIG = TrainingConfig(epochs=10, batch_size=20, num_validations=0)
 

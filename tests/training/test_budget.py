@@ -11,7 +11,7 @@ from flatbayes import MAP, Plain, fit
 from flatbayes.data.checks import DataWarning
 from flatbayes.estimators import FlatBayesRegressor
 from flatbayes.experiments.run import MAX_HISTORY_EPOCHS, thin_records
-from flatbayes.training import FINE_TUNING, CollectionConfig, TrainingConfig
+from flatbayes.training import CollectionConfig, TrainingConfig
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.compatibility import count_snapshots
 from flatbayes.training.distributed.launch import make_fabric
@@ -36,7 +36,7 @@ def test_few_rows_get_more_epochs_and_many_rows_no_fewer(rows, epochs):
 def test_explicit_epochs_are_those():
     config = TrainingConfig(epochs=2)
     assert config.resolve_epochs(1) is config
-    assert resolve_config({"epochs": 3}, FINE_TUNING).resolve_epochs(1).num_epochs == 3
+    assert resolve_config({"epochs": 3}).resolve_epochs(1).num_epochs == 3
     with pytest.raises(ValueError, match="epochs is None"):
         _ = TrainingConfig().num_epochs
 

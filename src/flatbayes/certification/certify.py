@@ -87,7 +87,7 @@ def certify(
         )
     check_split_values(data)
     show = sys.stderr.isatty() if show_progress is None else show_progress
-    flatness, config = resolve_component(flatness, Flatness, "flatness"), resolve_config(config, TrainingConfig())
+    flatness, config = resolve_component(flatness, Flatness, "flatness"), resolve_config(config)
     prior_rows, bound_rows = split_prior_and_bound(len(data.train), certification_config.prior_fraction, seed)
     bound_set = data.train.take(bound_rows)
     prior_network = train_prior_network(model, data, prior_rows, flatness, config, seed=seed, show_progress=show)

@@ -128,7 +128,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     def _resolve_training_config(self) -> TrainingConfig:
         """The parameter `config`, or a configuration made of epochs, batch size and learning rate."""
         if self.config is not None:
-            return resolve_config(self.config, TrainingConfig())
+            return resolve_config(self.config)
         default, rate = self._get_component("posterior").default_optimizer, self.learning_rate
         is_prior_free = self.posterior is None and self.epochs is None
         return TrainingConfig(

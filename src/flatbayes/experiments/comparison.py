@@ -94,7 +94,7 @@ class Comparison:
         ]
         object.__setattr__(self, "posteriors", posteriors)
         object.__setattr__(self, "flatness", resolve_component(self.flatness, Flatness, "flatness"))
-        object.__setattr__(self, "config", resolve_config(self.config, TrainingConfig()))
+        object.__setattr__(self, "config", resolve_config(self.config))
         object.__setattr__(self, "model", resolve_model(self.model))
         build_methods(self.posteriors)
         if self.split not in SPLIT_NAMES:
@@ -297,7 +297,7 @@ def compare(
         model=model,
         posteriors=posteriors,
         flatness=flatness,
-        config=resolve_config(config, fit_options.default_config),
+        config=resolve_config(config, model, fit_options.init),
         num_seeds=num_seeds,
         num_draws=num_draws,
         split=split,

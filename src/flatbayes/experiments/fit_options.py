@@ -15,7 +15,6 @@ from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
 from flatbayes.prediction.labelled import infer_task
 from flatbayes.prediction.metadata import METADATA_FILE, compute_file_checksum, read_metadata
-from flatbayes.training import FINE_TUNING, TrainingConfig
 from flatbayes.training.arguments import NetworkOptions
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.warm_start import PretrainedWeights
@@ -71,11 +70,6 @@ class FitOptions:
             freeze=self.freeze,
             transform=self.transform,
         )
-
-    @property
-    def default_config(self) -> TrainingConfig:
-        """The training configuration of `fit` where none is given."""
-        return TrainingConfig() if self.init is None else FINE_TUNING
 
     def apply_task(self, source: DataSource) -> DataSource:
         """The source with regression targets, if it leaves this open and the likelihood is a Gaussian."""

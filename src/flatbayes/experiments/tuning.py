@@ -213,7 +213,7 @@ def tune(
         model=resolve_model(model),
         posterior=posterior,
         flatness=flatness,
-        config=resolve_config(config, fit_options.default_config),
+        config=resolve_config(config, model, fit_options.init),
         seed=0,
         num_draws=num_draws,
         data_fingerprint=compute_fingerprint(dataset),

@@ -13,6 +13,7 @@ from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
 from flatbayes.prediction.labelled import infer_task
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.network_defaults import choose_config
 from flatbayes.training.warm_start import PretrainedWeights
 
 
@@ -35,23 +36,23 @@ class DataOptions(NetworkOptions, total=False):
     seed: int
 
 
-def resolve_config(config: Any, default: TrainingConfig) -> TrainingConfig:
-    """A training configuration from one, its class, a mapping of options, or None.
+def resolve_config(config: Any, model: Any = None, init: Any = None) -> TrainingConfig:
+    """A training configuration from one, its class, a mapping of options that replace defaults, or None.
 
     Args:
         config: What the user gave.
-        default: The configuration for None, and the one whose options a mapping replaces.
+        model: As for `fit`; None if the defaults are not to depend on it.
+        init: As for `fit`.
 
     Raises:
         TypeError: It is something else.
         ValueError: A mapping has an unknown option or an invalid value.
     """
-    if config is None or config is TrainingConfig:
-        return default
     if isinstance(config, TrainingConfig):
         return config
-    if isinstance(config, Mapping):
-        return default.with_options(**config)
+    if config is None or config is TrainingConfig or isinstance(config, Mapping):
+        default = choose_config(resolve_model(model), init)
+        return default.with_options(**config) if isinstance(config, Mapping) else default
     raise TypeError(
         'config must be a TrainingConfig such as TrainingConfig(epochs=10), or a mapping such as {"epochs": 10}, got '
         f"{config!r}."

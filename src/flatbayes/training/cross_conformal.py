@@ -37,7 +37,7 @@ from flatbayes.prediction.inputs import Inputs
 from flatbayes.prediction.labelled import infer_task
 from flatbayes.training.arguments import resolve_config, resolve_data
 from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
-from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.config import TrainingConfig
 from flatbayes.training.fit import fit
 from flatbayes.training.preparation import needs_validation
 
@@ -230,7 +230,7 @@ def fit_cross_conformal(
     """
     likelihood: Any = options.get("likelihood")
     checkpoints: Checkpoints | None = options.pop("checkpoints", None)
-    config = resolve_config(config, TrainingConfig() if options.get("init") is None else FINE_TUNING)
+    config = resolve_config(config, model, options.get("init"))
     data = resolve_data(data, seed, likelihood)
     holds_out = False
     if not isinstance(data, DataSplits):

@@ -102,7 +102,16 @@ class TrainingData(ABC):
 
     @abstractmethod
     def sample_validation(self, max_examples: int) -> Any:
-        """Labelled validation examples for `evaluate`, at most so many of a split; None if there are none."""
+        """Evenly spaced labelled validation examples for `evaluate`, about so many at most; None without any."""
+
+    @abstractmethod
+    def count_validation(self) -> int:
+        """Number of validation examples; the batches of a loader are read."""
+
+    @property
+    @abstractmethod
+    def has_validation(self) -> bool:
+        """Whether there are validation examples; nothing is read."""
 
     @property
     @abstractmethod
@@ -218,6 +227,15 @@ class InMemoryData(TrainingData):
         count = min(len(inputs) // size, config.collection.num_norm_batches) * size
         generator = make_generator(Stream.NORM_BATCHES, seed)
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
+
+    def count_validation(self) -> int:
+        """Size of the validation split."""
+        return len(self.splits.val)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the validation split has examples."""
+        return len(self.splits.val) > 0
 
     def sample_validation(self, max_examples: int) -> Split | None:
         """The validation split, or evenly spaced examples of it."""

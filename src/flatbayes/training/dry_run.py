@@ -18,7 +18,7 @@ from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.training.arguments import DataOptions, resolve_config, resolve_data, resolve_model
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.compatibility import check_collection
-from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.preparation import prepare_runs
@@ -56,7 +56,7 @@ def dry_run(
         ...     MLP, data, SWAG(rank=2), SAM(rho=0.05), config
         ... )  # a ValueError where `fit` would refuse
     """
-    config = resolve_config(config, TrainingConfig() if options.get("init") is None else FINE_TUNING)
+    config = resolve_config(config, model, options.get("init"))
     posterior = resolve_component(posterior, Posterior, "posterior")
     flatness = resolve_component(flatness, Flatness, "flatness")
     data = resolve_data(data, options.get("seed", 0), options.get("likelihood"))

@@ -21,7 +21,7 @@ from flatbayes.training.callbacks.callback import Callback, CallbackList, Record
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.choices import resolve_choices
-from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.config import TrainingConfig
 from flatbayes.training.cost import CostMeter
 from flatbayes.training.draw_choice import explain_validation
 from flatbayes.training.group import GroupResult
@@ -99,7 +99,8 @@ def fit(
             `val`; otherwise 15 % of it, 10 to 2,000 examples, is held out for validation.
         posterior: The posterior approximation.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
-        config: Training hyperparameters; by default `TrainingConfig()`, with `init` `FINE_TUNING`.
+        config: Training hyperparameters; by default `FINE_TUNING` with `init` or a model with trained weights (its
+            normalization layers have scales that differ), else `TrainingConfig()`.
         init: Trained weights to start from: a state dict, a file with one (safetensors or torch.save), or the folder
             of a fitted posterior, whose mean weights and input transform are used; for an ensemble a list of them.
             Names may have the prefix of a wrapper, such as `module.`.
@@ -138,7 +139,7 @@ def fit(
         >>> fit(nn.Linear(4, 2), (x, y), MAP(), config=config).predict(x).mean.shape
         torch.Size([100, 2])
     """
-    config = resolve_config(config, TrainingConfig() if init is None else FINE_TUNING)
+    config = resolve_config(config, model, init)
     posterior = resolve_component(posterior, Posterior, "posterior")
     flatness = resolve_component(flatness, Flatness, "flatness")
     model, data = resolve_model(model), resolve_data(data, seed, likelihood)

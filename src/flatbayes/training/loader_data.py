@@ -27,6 +27,22 @@ from flatbayes.training.fabric import Fabric, SingleDevice
 from flatbayes.training.loader_pass import LoaderPass, convert_integers, read_pass, select_labelled
 
 
+@dataclass(frozen=True)
+class SpacedBatches:
+    """The first of every few batches.
+
+    Attributes:
+        batches: All batches.
+        spacing: Number of batches of which one is used.
+    """
+
+    batches: Iterable[Any]
+    spacing: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.batches), 0, None, self.spacing)
+
+
 @dataclass(frozen=True, eq=False)
 class LoaderData(TrainingData):
     """A user's loader of ready batches.
@@ -178,9 +194,19 @@ class LoaderData(TrainingData):
         inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
         return [batch for batch in inputs if count_examples(batch) > 1] or inputs
 
+    def count_validation(self) -> int:
+        """Number of examples of the validation batches, in a pass over them."""
+        return sum(count_examples(split_batch(batch)[0]) for batch in self.val or ())
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation batches."""
+        return self.val is not None
+
     def sample_validation(self, max_examples: int) -> Iterable[Any] | None:
-        """All validation batches."""
-        return self.val
+        """The validation batches, or evenly spaced ones."""
+        spacing = math.ceil(self.count_validation() / max_examples)
+        return self.val if self.val is None or spacing <= 1 else SpacedBatches(self.val, spacing)
 
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo

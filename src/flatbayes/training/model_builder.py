@@ -60,6 +60,17 @@ def make_model_builder(
     return build_model
 
 
+def build_without_data(model: nn.Module | ModelFactory) -> nn.Module | None:
+    """The network itself, or that of a function; None where what builds it needs arguments.
+
+    Args:
+        model: A network, or what builds one.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    return None if not callable(model) or _find_missing(model, {}) else make_model_builder(model, {})()
+
+
 def takes_num_outputs(model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]) -> bool:
     """Whether what builds the network is told the number of outputs.
 

@@ -32,6 +32,7 @@ from flatbayes.training.model_builder import (
     make_model_builder,
     takes_num_outputs,
 )
+from flatbayes.training.network_defaults import choose_optimizer, has_trained_weights
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
@@ -79,7 +80,7 @@ def prepare_runs(
     else:
         val = None if val is None else normalize_validation(val, config.batch_size)
         training_data = make_training_data(examples, num_data=num_data, val=val)
-    if config.epochs is None and not isinstance(data, DataSplits) and training_data.sample_validation(1) is None:
+    if config.epochs is None and not isinstance(data, DataSplits) and not training_data.has_validation:
         warnings.warn(NO_VALIDATION, DataWarning, stacklevel=4)
     if not isinstance(likelihood, Likelihood):
         inferred = infer_likelihood(training_data, config, model, output, new_head=new_head)
@@ -149,9 +150,24 @@ def complete_factory(factory: RunFactory) -> RunFactory:
     """
     if factory.is_automatic:
         factory = replace(factory, posterior=factory.posterior.with_automatic_options())
-    if factory.posterior.depends_on_model:
-        factory = replace(factory, posterior=factory.posterior.adapt_to(factory.init_network(0)))
+    if factory.posterior.depends_on_model or factory.is_automatic or factory.config.optimizer is None:
+        factory = adapt_to_network(factory, factory.init_network(0))
     return apply_prior_option(apply_default_radius(factory))
+
+
+def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
+    """The factory with defaults that depend on the network.
+
+    Args:
+        factory: The factory.
+        network: A network with its initial weights.
+    """
+    posterior = factory.posterior
+    is_trained = bool(factory.warm_start.weights) or has_trained_weights(network)
+    default = choose_optimizer(posterior.default_optimizer, network) if factory.config.optimizer is None else None
+    if posterior.depends_on_model:
+        posterior = posterior.adapt_to(network)
+    return replace(factory, posterior=posterior, is_trained=is_trained, default_optimizer=default)
 
 
 def apply_default_radius(factory: RunFactory) -> RunFactory:

@@ -55,6 +55,8 @@ class RunFactory:
         auto_prior: Whether the user asks for a strength of the prior that is chosen on validation data, or it is by
             default; None if it is not chosen.
         weight_decay_factor: Factor on the weight decay of the optimizer.
+        is_trained: Whether the networks have trained weights before training.
+        default_optimizer: Optimizer where the configuration has none; None for that of the posterior.
     """
 
     posterior: Posterior
@@ -69,6 +71,8 @@ class RunFactory:
     is_automatic: bool = False
     auto_prior: Literal["asked", "default"] | None = None
     weight_decay_factor: float = 1.0
+    is_trained: bool = False
+    default_optimizer: OptimizerFactory | None = None
 
     def __post_init__(self) -> None:
         config = self.config.resolve_clip_norm(self.likelihood)
@@ -211,8 +215,8 @@ class RunFactory:
 
         Options that are not set are then chosen on these rows.
         """
-        has_choice = self.is_automatic and self.has_table and not self.warm_start.weights
-        return has_choice and self.training_data.sample_validation(1) is not None
+        has_choice = self.is_automatic and self.has_table and not self.is_trained
+        return has_choice and self.training_data.has_validation
 
     def with_prior_factor(self, factor: float) -> "RunFactory":
         """The factory with a stronger or weaker prior, be it that of the posterior or the weight decay.
@@ -252,8 +256,8 @@ class RunFactory:
         """The optimizer of the configuration, or the default one, whose weight decay is stronger for few examples."""
         make_optimizer = self.config.optimizer
         if make_optimizer is None:
-            make_optimizer = self.posterior.default_optimizer
-            if self.is_automatic and not self.warm_start.weights:
+            make_optimizer = self.default_optimizer or self.posterior.default_optimizer
+            if self.is_automatic and not self.is_trained:
                 make_optimizer = strengthen_prior(make_optimizer, MIN_PRIOR_PRECISION / num_data)
                 if self.has_table:
                     make_optimizer = limit_learning_rate(make_optimizer, MAX_TABLE_LEARNING_RATE)

@@ -86,6 +86,8 @@ class TrainingSetup:
         }
         if factory.auto_flatness is not None:
             identity["flatness"] = describe_object(factory.auto_flatness)
+        if factory.default_optimizer is not None:
+            identity["optimizer"] = info["optimizer"] = describe_object(factory.default_optimizer)
         info |= {"device": describe_device(fabric.device), "precision": config.precision.mode}
         if factory.warm_start.head_outputs is not None:
             info["new_head"] = True

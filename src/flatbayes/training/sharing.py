@@ -27,7 +27,7 @@ from flatbayes.training.arguments import DataOptions, resolve_config, resolve_da
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import SHARED_PREFIX, CheckpointManager, Checkpoints
 from flatbayes.training.compatibility import check_collection
-from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.config import TrainingConfig
 from flatbayes.training.config_groups import CollectionConfig
 from flatbayes.training.fit import FitOutcome, train_setups
 from flatbayes.training.identity import describe_branch, describe_name, describe_object, describe_training
@@ -106,7 +106,7 @@ def fit_together(
     if isinstance(posteriors, Posterior | type | str) or not posteriors:
         raise ValueError(f"posteriors must be a list of at least one, such as [MAP(), SWAG()], got {posteriors!r}.")
     posteriors = [resolve_component(posterior, Posterior, "posterior") for posterior in posteriors]
-    config = resolve_config(config, TrainingConfig() if init is None else FINE_TUNING)
+    config = resolve_config(config, model, init)
     flatness = resolve_component(flatness, Flatness, "flatness")
     methods = [(posterior, config) for posterior in posteriors]
     options = DataOptions(

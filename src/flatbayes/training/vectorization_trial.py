@@ -66,7 +66,7 @@ def find_vectorization_obstacle(factory: RunFactory) -> str | None:
         return f"vectorized networks ignore autocast, and the precision is {config.precision.mode}"
     if config.precision.compile or config.precision.channels_last:
         return "vectorized networks are neither compiled nor stored with channels last"
-    if config.stops_early and factory.training_data.sample_validation(1) is not None:
+    if config.stops_early and factory.training_data.has_validation:
         return "early stopping ends the training of each member at an epoch of its own (early_stopping)"
     if math.prod(get_process_layout(config)) > 1:
         return "several processes train one network at a time"

@@ -1,0 +1,156 @@
+"""Searches for the value of a draw option: that of the lowest validation NLL, or the largest that changes little."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flatbayes.likelihoods import CategoricalPredictive
+from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance
+from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.prediction.evaluation import predict_labelled
+
+NUM_TOLERANCE_DRAWS = 10
+"""Draws of a comparison with the predictions at 0, the published number."""
+NUM_HALVINGS, BRACKET_FACTOR, MAX_BRACKET_STEPS = 6, 4.0, 10
+Measure = Callable[[float | None], float]
+"""Validation NLL of a value of an option."""
+ReplaceValue = Callable[[float], FittedPosterior]
+"""The posterior with a value of the option."""
+
+
+def compare_values(option: DrawOption, measure: Measure) -> dict[str, Any]:
+    """The value with the lowest validation NLL, or a larger one within the margin, as plain data with the NLLs.
+
+    Args:
+        option: Candidates and margin.
+        measure: Validation NLL of a value.
+    """
+    losses: dict[float | None, float] = {}
+
+    def add(value: float | None) -> None:
+        loss = measure(value)
+        losses[value] = math.inf if math.isnan(loss) else loss
+
+    for value in (option.default, *option.candidates):
+        if value not in losses:
+            add(value)
+    tried = sorted(value for value in losses if value is not None)
+    best = select_value(losses, option.margin)
+    if best is not None:
+        position = tried.index(best)
+        for neighbour in (tried[max(0, position - 1)], tried[min(len(tried) - 1, position + 1)]):
+            if neighbour != best:
+                add(math.sqrt(best * neighbour))
+    best = select_value(losses, option.margin)
+    pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
+    record = {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
+    return record | ({"margin": option.margin} if option.margin else {})
+
+
+def select_value(losses: Mapping[float | None, float], margin: float) -> float | None:
+    """The largest value whose NLL is at most `margin` above the lowest one; None if that is the best.
+
+    Args:
+        losses: Validation NLL by value.
+        margin: Nats.
+
+    Examples:
+        >>> select_value({0.1: 0.300, 1.0: 0.301, 10.0: 0.350}, 0.003), select_value({0.1: 0.300, 1.0: 0.301}, 0.0)
+        (1.0, 0.1)
+    """
+    best = min(losses, key=losses.__getitem__)
+    if best is None or losses[best] == math.inf:
+        return best
+    return max(value for value, loss in losses.items() if value is not None and loss <= losses[best] + margin)
+
+
+def find_largest_tolerated(
+    replace_value: ReplaceValue, examples: Any, option: DrawOption, tolerance: Tolerance
+) -> dict[str, Any]:
+    """The largest value that changes predictions by as much as is tolerated, as plain data with the changes.
+
+    Args:
+        replace_value: The posterior with a value.
+        examples: Labelled examples.
+        option: Candidates; the search begins between the first and the last.
+        tolerance: Criterion and largest change.
+    """
+    measure = _make_criterion(replace_value, examples, tolerance.criterion)
+    changes: dict[float, float] = {}
+
+    def is_accepted(value: float) -> bool:
+        try:
+            changes[value] = measure(value)
+        except RuntimeError:  # predictions far from the mean that are not finite
+            changes[value] = math.inf
+        return changes[value] <= tolerance.max_change
+
+    value = find_largest(is_accepted, option.candidates[0], option.candidates[-1])
+    return {
+        "value": value,
+        "criterion": tolerance.criterion,
+        "max_change": tolerance.max_change,
+        "changes": [[v, change if math.isfinite(change) else None] for v, change in sorted(changes.items())],
+    }
+
+
+def find_largest(is_accepted: Callable[[float], bool], low: float, high: float) -> float:
+    """The largest value found to be accepted, by a search for a bracket and bisection of its logarithm; else 0.
+
+    Args:
+        is_accepted: Whether a value is accepted.
+        low: First value; if it is refused, smaller ones follow.
+        high: Tried after an accepted `low`; if it is accepted, larger ones follow.
+    """
+    accepted, refused, value = 0.0, math.inf, low
+    num_steps, num_halvings = MAX_BRACKET_STEPS, NUM_HALVINGS
+    while num_steps >= 0 and num_halvings >= 0:
+        if is_accepted(value):
+            accepted = value
+        else:
+            refused = value
+        if accepted == 0:
+            num_steps, value = num_steps - 1, refused / BRACKET_FACTOR
+        elif refused == math.inf:
+            num_steps, value = num_steps - 1, high if accepted < high else accepted * BRACKET_FACTOR
+        else:
+            num_halvings, value = num_halvings - 1, math.sqrt(accepted * refused)
+    return accepted
+
+
+def _make_criterion(replace_value: ReplaceValue, examples: Any, criterion: Criterion) -> Callable[[float], float]:
+    """A function that measures the change of the predictions at a value from those at 0."""
+    if criterion == "nll":
+
+        def measure_nll(value: float) -> float:
+            return float(evaluate(replace_value(value), examples, num_draws=NUM_TOLERANCE_DRAWS).metrics["nll"])
+
+        return _make_relative(measure_nll)
+
+    def predict(value: float) -> CategoricalPredictive:
+        candidate = replace_value(value)
+        predictive = predict_labelled(candidate, examples, None, NUM_TOLERANCE_DRAWS, batch_size=256)[0]
+        if not isinstance(predictive, CategoricalPredictive):
+            raise TypeError(f"criterion={criterion!r} is about classes, got a {type(predictive).__name__}.")
+        return predictive
+
+    classes = predict(0.0).top_class
+    if criterion == "changed_classes":
+        return lambda value: float((predict(value).top_class != classes).double().mean())
+
+    def measure_loss(value: float) -> float:
+        return -float(predict(value).log_probs.gather(-1, classes[..., None]).mean())
+
+    measure_increase = _make_relative(measure_loss)
+    return lambda value: abs(measure_increase(value))  # noise can make a prediction more certain, too
+
+
+def _make_relative(measure_loss: Callable[[float], float]) -> Callable[[float], float]:
+    """A function that gives the increase of a loss from its value at 0, relative to the size of that."""
+    initial = measure_loss(0.0)
+
+    def measure_increase(value: float) -> float:
+        increase = measure_loss(value) - initial
+        return increase / abs(initial) if initial else math.copysign(math.inf, increase) if increase else 0.0
+
+    return measure_increase

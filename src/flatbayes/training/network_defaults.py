@@ -1,0 +1,89 @@
+"""Defaults that follow from the network: the optimizer of transformers, the configuration of trained networks.
+
+SGD, the default of most posteriors, hardly trains transformers, and the length of a training from scratch is too much
+for pretrained weights. Both are seen from normalization layers: transformers have layer normalization and no batch
+normalization, and the scales of a fresh layer are all equal.
+"""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from flatbayes.core import OptimizerFactory
+from flatbayes.core.randomness import preserve_rng
+from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.model_builder import build_without_data
+
+TRANSFORMER_LEARNING_RATE, TRANSFORMER_WEIGHT_DECAY = 3e-4, 0.01
+ADAPTER_LEARNING_RATE, MAX_ADAPTER_FRACTION = 3e-3, 0.1
+"""Learning rate where at most this fraction of the parameters is trained, as with adapters."""
+LAYER_NORM_NAMES = ("LayerNorm", "RMSNorm")
+"""Ends of the names of classes: libraries have layers of their own beside those of torch."""
+
+
+def choose_optimizer(default: OptimizerFactory, network: nn.Module) -> OptimizerFactory | None:
+    """AdamW for a transformer where the default is SGD with momentum; None where the default is to be used.
+
+    Args:
+        default: The default optimizer of the posterior, whose weight decay is 0 where the posterior has the prior.
+        network: The network with its frozen parameters.
+    """
+    options = default.keywords if isinstance(default, partial) else {}
+    is_sgd = isinstance(default, partial) and default.func is torch.optim.SGD and options.get("momentum")
+    if not is_sgd or not has_layer_norm(network):
+        return None
+    sizes = dict.fromkeys((True, False), 0)
+    for param in network.parameters():
+        sizes[param.requires_grad] += param.numel()
+    has_adapters = sizes[True] <= MAX_ADAPTER_FRACTION * sum(sizes.values())
+    lr = ADAPTER_LEARNING_RATE if has_adapters else TRANSFORMER_LEARNING_RATE
+    return partial(
+        torch.optim.AdamW, lr=lr, weight_decay=TRANSFORMER_WEIGHT_DECAY if options["weight_decay"] else 0.0
+    )
+
+
+def choose_config(model: Any, init: Any) -> TrainingConfig:
+    """The configuration where none is given: `FINE_TUNING` for trained weights.
+
+    Args:
+        model: A network, or a class or function that builds one. A function that needs no arguments is called.
+        init: Trained weights; None if there are none.
+    """
+    if init is not None:
+        return FINE_TUNING
+    if inspect.isclass(model.func if isinstance(model, partial) else model):
+        return TrainingConfig()
+    with preserve_rng(None):
+        network = build_without_data(model)
+    return FINE_TUNING if network is not None and has_trained_weights(network) else TrainingConfig()
+
+
+def has_layer_norm(network: nn.Module) -> bool:
+    """Whether a network has layer or root mean square normalization, and no batch normalization.
+
+    Args:
+        network: The network.
+    """
+    layers = list(network.modules())
+    return any(type(layer).__name__.endswith(LAYER_NORM_NAMES) for layer in layers) and not any(
+        isinstance(layer, _NormBase) for layer in layers
+    )
+
+
+def has_trained_weights(network: nn.Module) -> bool:
+    """Whether the scales of a normalization layer are not all equal, as they are before training.
+
+    Args:
+        network: The network.
+    """
+    for layer in network.modules():
+        scales = getattr(layer, "weight", None) if "Norm" in type(layer).__name__ else None
+        if isinstance(scales, torch.Tensor) and scales.numel() and not scales.is_meta:
+            values = scales.detach().flatten()
+            if (values != values[0]).any():
+                return True
+    return False

@@ -1,0 +1,159 @@
+"""Defaults that follow from the network: AdamW for transformers, `FINE_TUNING` for trained weights."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes import (
+    MAP,
+    MLP,
+    SGLD,
+    SGVB,
+    SWAG,
+    ConvNet,
+    Digits,
+    Ensemble,
+    Plain,
+    PreResNet,
+    TrainingConfig,
+    ViT,
+    evaluate,
+    fit,
+)
+from flatbayes.flatness import SAM
+from flatbayes.training import FINE_TUNING, fit_together
+from flatbayes.training.arguments import resolve_config
+from flatbayes.training.network_defaults import choose_optimizer, has_layer_norm, has_trained_weights
+from flatbayes.training.preparation import prepare_runs
+
+TINY = partial(ViT, patch=2, dim=24, depth=1)
+SHORT = TrainingConfig(epochs=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(train_size=200).load(seed=0)
+
+
+class T5LayerNorm(nn.Module):
+    """A layer of another library."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def build_normalized(*layers, is_trained=False):
+    network = nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(4, 3))
+    if is_trained:
+        with torch.no_grad():
+            network[1].weight[0] = 1.3
+    return network
+
+
+def describe(posterior, network):
+    optimizer = choose_optimizer(posterior.default_optimizer, network)
+    return None if optimizer is None else (optimizer.func.__name__, *optimizer.keywords.values())
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(4), nn.RMSNorm(4), T5LayerNorm()], ids=lambda norm: type(norm).__name__
+)
+def test_layer_normalization_makes_adamw_the_default(norm):
+    network = build_normalized(norm)
+    for posterior in (MAP(), SWAG(), Ensemble(SWAG(), size=2)):
+        assert describe(posterior, network) == ("AdamW", 3e-4, 0.01)
+    assert describe(MAP(prior_precision=2.0), network) == ("AdamW", 3e-4, 0.0)  # the posterior has the prior
+
+
+def test_other_networks_and_methods_keep_their_optimizer():
+    transformer = build_normalized(nn.LayerNorm(4))
+    assert [describe(posterior, transformer) for posterior in (SGLD(), SGVB())] == [None, None]
+    for network in (build_normalized(), build_normalized(nn.BatchNorm1d(4)), build_normalized(nn.GroupNorm(1, 4))):
+        assert describe(MAP(), network) is None
+    assert not has_layer_norm(build_normalized(nn.LayerNorm(4), nn.BatchNorm1d(4)))
+
+
+def test_adapters_have_a_larger_learning_rate():
+    network = nn.Sequential(nn.Linear(4, 40), nn.LayerNorm(40), nn.Linear(40, 40), nn.Linear(40, 3)).requires_grad_(
+        False
+    )
+    network[3].requires_grad_(True)
+    assert describe(MAP(), network) == ("AdamW", 3e-3, 0.01)
+    network[2].requires_grad_(True)
+    assert describe(MAP(), network) == ("AdamW", 3e-4, 0.01)
+
+
+def test_the_artefact_says_which_optimizer_the_network_got(digits):
+    fitted = fit(TINY, digits, MAP(), Plain(), SHORT)
+    assert fitted.info["optimizer"]["class_path"] == "torch.optim.AdamW"
+    given = fit(TINY, digits, MAP(), Plain(), TrainingConfig(epochs=2, optimizer=torch.optim.AdamW))
+    for other in (given, fit(MLP, digits, MAP(), Plain(), SHORT)):
+        assert "optimizer" not in other.info
+    together = fit_together(TINY, digits, [MAP(), SWAG(rank=2)], Plain(), SHORT)
+    assert together[1].info["cost"]["num_posteriors"] == 2
+    for name, weight in fitted.states[0].model.state_dict().items():
+        assert torch.equal(weight, together[0].states[0].model.state_dict()[name])
+
+
+def test_a_transformer_learns_with_the_defaults(digits):
+    model, nlls = partial(ViT, patch=4, dim=192, depth=1), {}
+    for name, optimizer in (("default", None), ("SGD", MAP().default_optimizer)):
+        config = TrainingConfig(epochs=8, batch_size=10, optimizer=optimizer, num_validations=0)
+        nlls[name] = evaluate(fit(model, digits, MAP(), Plain(), config), digits.test).metrics["nll"]
+    assert nlls["default"] < 0.5 * nlls["SGD"]
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(4), nn.LayerNorm(4), nn.GroupNorm(2, 4), T5LayerNorm()], ids=lambda n: type(n).__name__
+)
+def test_scales_that_differ_are_trained_weights(norm):
+    assert not has_trained_weights(build_normalized(norm))
+    assert has_trained_weights(build_normalized(norm, is_trained=True))
+
+
+def test_networks_without_scales_count_as_fresh():
+    assert not has_trained_weights(build_normalized(nn.LayerNorm(4, elementwise_affine=False)))
+    assert not has_trained_weights(PreResNet((3, 8, 8), 4, depth=8))
+    with torch.device("meta"):
+        assert not has_trained_weights(build_normalized(nn.LayerNorm(4)))
+
+
+def test_trained_networks_have_the_configuration_of_fine_tuning():
+    trained = build_normalized(nn.LayerNorm(4), is_trained=True)
+    build_trained = partial(build_normalized, nn.LayerNorm(4), is_trained=True)
+    for model in (trained, lambda: trained, build_trained):
+        assert resolve_config(None, model) == FINE_TUNING
+        assert resolve_config({"batch_size": 8}, model) == FINE_TUNING.with_options(batch_size=8)
+        assert resolve_config(SHORT, model) is SHORT
+    fresh = build_normalized(nn.LayerNorm(4))
+    for model in (None, fresh, lambda: fresh, lambda num_classes: trained, MLP, "MLP", partial(ConvNet, width=4)):
+        assert resolve_config(None, model) == TrainingConfig()
+    assert resolve_config(None, fresh, init={}) == FINE_TUNING
+
+
+def test_looking_at_a_function_leaves_the_random_state_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    resolve_config(None, lambda: build_normalized(nn.LayerNorm(4)))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_options_of_trained_weights_are_not_those_of_a_fresh_table():
+    x = torch.randn(120, 4)
+    data, val = (x[:90], x[:90, 0]), (x[90:], x[90:, 0])
+    for is_trained in (False, True):
+        network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        if is_trained:
+            nn.init.normal_(network[1].weight)
+        config = resolve_config(None, network)
+        factory, _ = prepare_runs(network, data, MAP(), SAM(), config, val=val)
+        assert factory.is_trained == is_trained
+        assert factory.has_default_training == (not is_trained)
+        assert factory.config.schedule == (FINE_TUNING if is_trained else TrainingConfig()).schedule
