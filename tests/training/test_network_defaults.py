@@ -15,6 +15,7 @@ from flatbayes import (
     ConvNet,
     Digits,
     Ensemble,
+    Laplace,
     Plain,
     PreResNet,
     TrainingConfig,
@@ -99,6 +100,16 @@ def test_the_artefact_says_which_optimizer_the_network_got(digits):
     assert together[1].info["cost"]["num_posteriors"] == 2
     for name, weight in fitted.states[0].model.state_dict().items():
         assert torch.equal(weight, together[0].states[0].model.state_dict()[name])
+
+
+def test_laplace_has_a_prior_beside_adamw(digits):
+    for posterior in (Laplace(), Ensemble(Laplace(), size=2)):
+        fitted = fit(TINY, digits, posterior, Plain(), SHORT)
+        member = fitted.posterior.member if isinstance(fitted.posterior, Ensemble) else fitted.posterior
+        assert member.tune == "evidence"
+        assert fitted.predict(digits.test.inputs[:4]).mean.isfinite().all()
+    assert fit(TINY, digits, Laplace(prior_precision=3.0), Plain(), SHORT).posterior.tune == "none"
+    assert fit(MLP, digits, Laplace(), Plain(), SHORT).posterior.tune == "none"
 
 
 def test_a_transformer_learns_with_the_defaults(digits):

@@ -60,6 +60,10 @@ class Ensemble(Posterior):
         """Return an ensemble of the member with these defaults."""
         return replace(self, member=self.member.with_automatic_options())
 
+    def without_weight_decay(self) -> Posterior:
+        """Return an ensemble of the member for such an optimizer."""
+        return replace(self, member=self.member.without_weight_decay())
+
     @property
     def num_members(self) -> int:
         """`size` times the number of runs of the member, which can be an ensemble itself."""

@@ -15,7 +15,7 @@ its minimum and no curvature there.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -259,6 +259,10 @@ class Laplace(Posterior):
         precision, size = state.statistics["prior_precision"], count_weights(curvature.params)
         noise = [torch.randn(size, generator=g, dtype=precision.dtype, device=precision.device) for g in generators]
         return scale_std(torch.stack(noise), self.get_draw_option("scale"))
+
+    def without_weight_decay(self) -> Posterior:
+        """With the prior precision of the highest evidence, unless one is given."""
+        return replace(self, tune="evidence") if self.prior_precision is None else self
 
     def _resolve_prior_precision(self, optimizer: Optimizer | None, num_data: int) -> float:
         """Return the prior precision of training; 0 if it is loaded or tuned later."""

@@ -84,10 +84,11 @@ class Posterior(ABC):
         return self
 
     def with_automatic_options(self) -> "Posterior":
-        """Return this posterior with the defaults that options have where the number of epochs is automatic.
+        """Return this posterior with the defaults for an automatic number of epochs. Default: itself."""
+        return self
 
-        Default: itself.
-        """
+    def without_weight_decay(self) -> "Posterior":
+        """Return this posterior for an optimizer whose weight decay is no prior, such as AdamW. Default: itself."""
         return self
 
     @property

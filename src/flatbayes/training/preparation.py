@@ -167,6 +167,8 @@ def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
     default = choose_optimizer(posterior.default_optimizer, network) if factory.config.optimizer is None else None
     if posterior.depends_on_model:
         posterior = posterior.adapt_to(network)
+    if default is not None:
+        posterior = posterior.without_weight_decay()
     return replace(factory, posterior=posterior, is_trained=is_trained, default_optimizer=default)
 
 
