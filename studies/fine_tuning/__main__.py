@@ -16,7 +16,7 @@ from studies.fine_tuning.choices import find_gradient_ratio, find_preferred
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS, OTHER_METRICS = ("accuracy", "nll", "ece"), ("nll_calibrated", "aurc")
-SENTENCES = {"full": "all weights", "lora": "adapters (LoRA)"}
+SENTENCES = {"default": "every option at its default", "full": "all weights", "lora": "adapters (LoRA)"}
 IMAGES = {"head": "the last layer", "block": "the last block", "all": "all weights"}
 
 

@@ -12,6 +12,8 @@ and on test sentences of all seeds:
 3. other posteriors: those that the same training serves with the epochs of 2, variational ones with all epochs
 4. with 200 sentences, both twins with all epochs
 
+In a setting with default options nothing is chosen but what `fit` chooses itself, on the same validation sentences.
+
 A seed is finished before the next one begins, so that an interrupted study has complete seeds.
 """
 
@@ -30,7 +32,7 @@ from flatbayes import SAM, Plain, TrainingConfig
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import MAP, SGVB, SWAG, TFB, BLoB, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.training import CollectionConfig, OptimizationConfig, SWALinear
+from flatbayes.training import FINE_TUNING, CollectionConfig, OptimizationConfig, SWALinear
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import try_fit_together
 from studies.fine_tuning.choices import TWINS
@@ -55,6 +57,14 @@ SHARED: dict[str, Posterior] = {
     "Laplace": Laplace(tune="evidence"),
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.1."""
+DEFAULTS: dict[str, Posterior] = {
+    "MAP": MAP(),
+    "MC-Dropout": MCDropout(),
+    "SWAG": SWAG(),
+    "Laplace": Laplace(),
+}
+"""Posteriors of one training with the default options of `fit` for a pretrained network."""
+DEFAULT_RADIUS = 0.05
 OTHERS: dict[str, dict[str, Posterior]] = {
     "tfb": {"TFB": TFB()},
     "sgvb": {"SGVB": SGVB(temperature=0.1, prior_mean="initial")},
@@ -76,7 +86,7 @@ NUM_NETWORKS = {"shared": 2 + 3 * NUM_DRAWS, "ensemble": 3} | dict.fromkeys(("tf
 
 @dataclass(frozen=True)
 class Setting:
-    """A number of training sentences, and what is trained: `full` or `lora`."""
+    """A number of training sentences, and what is trained: `full`, `lora`, or `default`, all with default options."""
 
     size: int
     trained: str
@@ -87,19 +97,38 @@ class Setting:
         return f"{self.trained}-{self.size}"
 
     @property
+    def is_default(self) -> bool:
+        """Whether every option is at its default, so that nothing is chosen by the study."""
+        return self.trained == "default"
+
+    @property
     def has_equal_length(self) -> bool:
         """Whether both twins are compared with all epochs, too."""
-        return self.size == EQUAL_LENGTH_SIZE
+        return self.size == EQUAL_LENGTH_SIZE and not self.is_default
+
+    @property
+    def num_epochs(self) -> int:
+        """Largest number of epochs."""
+        if self.is_default:
+            return FINE_TUNING.resolve_epochs(math.ceil(self.size / BATCH_SIZE)).num_epochs
+        return EPOCHS[self.size]
+
+    @property
+    def posteriors(self) -> dict[str, Posterior]:
+        """Posteriors of one training."""
+        return DEFAULTS if self.is_default else SHARED
 
     @property
     def candidates(self) -> list[Candidate]:
         """Radii and numbers of epochs to choose from; with all weights the largest radius ends learning."""
+        if self.is_default:
+            return [(0.0, self.num_epochs), (DEFAULT_RADIUS, self.num_epochs)]
         radii = {"plain": (0.0,), "flat": RADII if self.trained == "lora" else RADII[:-1]}
         return [
             (rho, epochs)
             for twin, fractions in EPOCH_FRACTIONS.items()
             for rho in radii[twin]
-            for epochs in sorted({max(1, round(fraction * EPOCHS[self.size])) for fraction in fractions})
+            for epochs in sorted({max(1, round(fraction * self.num_epochs)) for fraction in fractions})
         ]
 
     def make_config(self, kind: str = "shared", epochs: int | None = None) -> TrainingConfig:
@@ -109,11 +138,13 @@ class Setting:
             kind: Kind of the training; the optimizer of a variational one is Adam, without weight decay.
             epochs: Number of epochs; None for that of the setting.
         """
+        if self.is_default:
+            return FINE_TUNING
         lr = LEARNING_RATES[self.trained]
         adamw = partial(torch.optim.AdamW, lr=lr, weight_decay=0.01, fused=True)
         adam = partial(torch.optim.Adam, lr=lr, fused=True)
         return TrainingConfig(
-            epochs=epochs or EPOCHS[self.size],
+            epochs=epochs or self.num_epochs,
             batch_size=BATCH_SIZE,
             num_validations=0,
             optimizer=adam if kind in VARIATIONAL else adamw,
@@ -125,12 +156,15 @@ class Setting:
     @property
     def other_kinds(self) -> list[str]:
         """Kinds of trainings beside the shared ones, in their order."""
-        return list(OTHERS) if self.trained == "lora" else ["ensemble"]
+        return {"full": ["ensemble"], "lora": list(OTHERS), "default": []}[self.trained]
 
 
 SETTINGS = tuple(
     Setting(*pair)
-    for pair in [(200, "full"), (200, "lora"), *((n, t) for n in (100, 500, 2000) for t in ("full", "lora"))]
+    for pair in [
+        *((n, "default") for n in (200, 100)),
+        *((n, t) for n in (200, 100, 500, 2000) for t in ("full", "lora")),
+    ]
 )
 """In the order of the study."""
 
@@ -158,7 +192,7 @@ class Training:
     @property
     def label(self) -> str:
         """Seed, radius, and number of epochs if it is not that of the setting."""
-        is_short = self.epochs not in (None, EPOCHS[self.setting.size])
+        is_short = self.epochs not in (None, self.setting.num_epochs)
         return f"{self.seed}-{self.rho:g}" + (f"-{self.epochs}e" if is_short else "")
 
     @property
@@ -200,7 +234,7 @@ def estimate_minutes(setting: Setting) -> float:
     trials += len(setting.candidates) * (NUM_NETWORKS["shared"] * DRAW_SECONDS * NUM_VAL + OVERHEAD_SECONDS)
     own = len(VARIATIONAL) if setting.trained == "lora" else 0
     full = ("shared",) if setting.has_equal_length else ()
-    tests = 3 * epoch * EPOCHS[setting.size] * (len(full) + own + 3 * 0.6)  # three members of the ensemble
+    tests = 3 * epoch * setting.num_epochs * (len(full) + own + 3 * 0.6)  # three members of the ensemble
     for kind in ("shared", *full, *setting.other_kinds):
         tests += 2 * (NUM_NETWORKS[kind] * DRAW_SECONDS * num_tested + OVERHEAD_SECONDS)
     return (NUM_SELECTION_SEEDS * trials + NUM_SEEDS * tests) / 60
@@ -226,18 +260,20 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
     trials: dict[Candidate, list[Any]] = {}
     for rho, epochs in setting.candidates:
         trainings = [make(seed, rho, epochs=epochs) for seed in range(NUM_SELECTION_SEEDS)]
-        trials[rho, epochs] = [run_training(task, training, SHARED, with_test=False) for training in trainings]
+        trials[rho, epochs] = [
+            run_training(task, training, setting.posteriors, with_test=setting.is_default) for training in trainings
+        ]
         record = select_twins(trials)
         keep_recordings(place, list_twins(record))
     write_json(place / SELECTION_FILE, replace_nonfinite(record))
     for seed, twin in product(range(NUM_SEEDS), TWINS):
         rho, epochs = record[twin]["rho"], record[twin]["epochs"]
-        run_training(task, make(seed, rho, epochs=epochs), SHARED, with_test=True)
+        run_training(task, make(seed, rho, epochs=epochs), setting.posteriors, with_test=True)
         for kind in setting.other_kinds:
             training = make(seed, rho, kind, None if kind in VARIATIONAL else epochs)
             run_training(task, training, OTHERS[kind], with_test=True)
         if setting.has_equal_length:
-            run_training(task, make(seed, rho), SHARED, with_test=True)
+            run_training(task, make(seed, rho), setting.posteriors, with_test=True)
         keep_recordings(place, list_twins(record))
     keep_recordings(place, [])
 
@@ -259,27 +295,30 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         return result
     start, wall_start = time.process_time(), time.perf_counter()
     recordings = {} if training.kind in VARIATIONAL else read_recordings(training.recording_path)
-    examples = task.draw_training(training.setting.size, training.seed)
-    config = training.setting.make_config(training.kind, training.epochs)
+    setting, val = training.setting, None
+    examples = task.draw_training(setting.size, training.seed)
+    if setting.is_default or training.kind == "tfb":
+        val = task.val if setting.is_default else task.val.select(range(NUM_TFB_EXAMPLES))
+    config = setting.make_config(training.kind, training.epochs)
     outcomes = try_fit_together(
-        task.builders[training.setting.trained],
+        task.builders[setting.trained],
         examples.make_loader(BATCH_SIZE),
         [(posterior, config) for posterior in posteriors.values()],
         training.flatness,
-        val=task.val.select(range(NUM_TFB_EXAMPLES)).sort_into_batches() if training.kind == "tfb" else None,
+        val=None if val is None else val.sort_into_batches(),
         seed=training.seed,
         recordings=recordings,
     )
     fitted = dict(zip(posteriors, outcomes, strict=True))
-    if training.kind == "shared" and not training.recording_path.is_file():
+    if training.kind == "shared" and not setting.is_default and not training.recording_path.is_file():
         torch.save(recordings, training.recording_path)
     seconds = time.perf_counter() - wall_start, time.process_time() - start
     result |= {
-        "trained": training.setting.trained,
-        "size": training.setting.size,
+        "trained": setting.trained,
+        "size": setting.size,
         "seed": training.seed,
         "rho": training.rho,
-        "epochs": config.epochs,
+        "epochs": training.epochs or setting.num_epochs,
         "errors": {name: str(outcome.error) for name, outcome in fitted.items() if outcome.error},
     }
     if "cost" not in result:
@@ -331,4 +370,4 @@ def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
         paths = sorted((folder / setting.name).glob("*-*-*.json"))
         for path in sorted(paths, key=lambda path: not path.name.startswith("shared")):
             result: Any = read_json(path)
-            yield {"epochs": EPOCHS[setting.size]} | result | {"kind": path.stem.split("-")[0]}
+            yield {"epochs": setting.num_epochs} | result | {"kind": path.stem.split("-")[0]}

@@ -29,10 +29,7 @@ def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> d
         folder: Folder of the study.
         earlier: As for `summarize_trainings`.
     """
-    plans = [
-        SettingPlan(s.name, s.trained, s.size, s.make_config().epochs, count_trainings(s), VARIATIONAL)
-        for s in SETTINGS
-    ]
+    plans = [SettingPlan(s.name, s.trained, s.size, s.num_epochs, count_trainings(s), VARIATIONAL) for s in SETTINGS]
     data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES, earlier)
     sizes = {"val": NUM_VAL, "test": NUM_TEST, "shuffled": NUM_OOD, "foreign": NUM_OOD}
     return {**data, "num_sentences": sizes, "num_draws": NUM_DRAWS}

@@ -91,7 +91,7 @@ class Task:
         val: Validation sentences, for the radius.
         test: Test sentences.
         ood: Other sentences by name, without meaningful labels.
-        builders: Function that builds a network by the name of what is trained: `full` or `lora`.
+        builders: Function that builds a network by the name of what is trained.
     """
 
     pool: Examples
@@ -141,7 +141,8 @@ def load_task() -> Task:
         val=encode(val.text, val.label),
         test=encode(test.text, test.label),
         ood={name: encode(texts, [0] * len(texts)) for name, texts in others.items()},
-        builders={"full": partial(build_network, path), "lora": partial(build_adapters, path)},
+        builders=dict.fromkeys(("full", "default"), partial(build_network, path))
+        | {"lora": partial(build_adapters, path)},
     )
 
 

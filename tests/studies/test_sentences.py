@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes import MAP, SWAG
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from studies.fine_tuning.page import END, render_tables
 from studies.fine_tuning.selection import select_twins
@@ -67,7 +68,7 @@ def task():
         make_examples(30, 1),
         make_examples(40, 2),
         {"shuffled": make_examples(10, 3), "foreign": make_examples(10, 4)},
-        {"full": TinyTransformer, "lora": TinyAdapter},
+        {"full": TinyTransformer, "lora": TinyAdapter, "default": TinyTransformer},
     )
 
 
@@ -147,6 +148,33 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     text = page.read_text(encoding="utf-8")
     assert f"{rows['MAP', 'nll']['plain']:.3f} → {rows['MAP', 'nll']['flat']:.3f}" in text
     assert text.endswith("after\n")
+
+
+def test_with_default_options_fit_chooses_on_validation_sentences(task, tmp_path, monkeypatch):
+    setting = Setting(32, "default")
+    for name, value in {
+        "NUM_SEEDS": 1,
+        "NUM_SELECTION_SEEDS": 1,
+        "DEFAULTS": {"MAP": MAP(), "SWAG": SWAG(rank=2)},
+    }.items():
+        monkeypatch.setattr(study, name, value)
+    for module in (study, summary):
+        monkeypatch.setattr(module, "SETTINGS", (setting,))
+    assert setting.num_epochs == 150  # 300 steps of two batches
+    study.run_setting(task, setting, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "default-32").iterdir()) == [
+        "selection.json",
+        "shared-0-0.05.json",
+        "shared-0-0.json",
+    ]
+    data = summary.summarize_study(tmp_path)
+    assert data["finished_trainings"] == data["planned_trainings"] == 2
+    (result,) = data["settings"]
+    assert {row["posterior"] for row in result["rows"]} == {"MAP", "SWAG"}
+    assert not result["rows_equal_length"]
+    text = render_tables(data, LABELS)
+    assert "## 32 sentences, default options" in text
+    assert "SAM with ρ = 0.05" in text
 
 
 def test_one_training_serves_all_posteriors(task, tmp_path, monkeypatch):
