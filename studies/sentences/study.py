@@ -76,7 +76,7 @@ VARIATIONAL = ("sgvb", "blob")
 """Kinds with a training of their own, for which the number of epochs is not chosen."""
 NUM_TFB_EXAMPLES = 24
 """Validation sentences that the noise of TFB is chosen on."""
-GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3}
+GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3, "default": 0.4}
 """CPU seconds of a gradient of a batch with the step of the optimizer; measured on the machine of the results."""
 DRAW_SECONDS, OVERHEAD_SECONDS = 0.0045, 16.0
 """CPU seconds of a prediction of a sentence by one network, and of the checks and copies of a training."""

@@ -52,6 +52,13 @@ def unannotated(width=3):
     return Net(width)
 
 
+def normalized(*, is_trained: bool = False, num_classes: int = 10) -> nn.Module:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.Linear(6, num_classes))
+    if is_trained:
+        nn.init.normal_(network[2].weight)
+    return network
+
+
 class Untyped(Net):
     def __init__(self, width, num_classes, *, norm):
         super().__init__(width, num_classes)
@@ -65,7 +72,7 @@ def untyped_function(width, num_classes):
 @pytest.fixture(autouse=True)
 def _vision(tmp_path, monkeypatch):
     module = ModuleType("some_vision")
-    for thing in (Net, net161, unannotated, Untyped, untyped_function):
+    for thing in (Net, net161, normalized, unannotated, Untyped, untyped_function):
         monkeypatch.setattr(thing, "__module__", "some_vision")
         setattr(module, thing.__name__, thing)
     monkeypatch.setitem(sys.modules, "some_vision", module)
@@ -158,6 +165,16 @@ class TestFromTrainedNetworks:
         assert torch.equal(point.model.layers[1].weight, swag.model.layers[1].weight)
         assert swag.statistics["mean"].numel() == 100
         assert main(["evaluate", "swag", "--num_draws", "2"]) == 0
+
+    def test_functions_with_trained_weights_set_the_defaults_of_init(self, tmp_path):
+        for name, more in (("fresh", []), ("trained", ["--model.is_trained", "true"])):
+            few = ["--min_epochs", "1", "--min_steps", "4", "--posterior", "map", "--out", name]
+            assert main(self.digits("--model", "some_vision.normalized", *more, *few)) == 0
+        fresh, trained = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("fresh", "trained"))
+        assert fresh["config"]["collection"]["start_fraction"] > 0
+        assert trained["config"]["collection"]["start_fraction"] == 0
+        assert trained["config"]["schedule"]["init_args"]["end_factor"] == 0.3
+        assert trained["config"]["min_steps"] == 4  # what is said counts
 
     def test_init_file_with_standardization_and_new_head(self, tmp_path, capsys):
         net = Net(6, 1000)

@@ -161,6 +161,7 @@ def test_with_default_options_fit_chooses_on_validation_sentences(task, tmp_path
     for module in (study, summary):
         monkeypatch.setattr(module, "SETTINGS", (setting,))
     assert setting.num_epochs == 150  # 300 steps of two batches
+    assert study.estimate_minutes(setting) > 0
     study.run_setting(task, setting, tmp_path)
     assert sorted(path.name for path in (tmp_path / "default-32").iterdir()) == [
         "selection.json",

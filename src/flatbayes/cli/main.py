@@ -153,7 +153,7 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     from flatbayes.cli.arguments import normalize_arguments
     from flatbayes.cli.class_signatures import shorten_class_path
     from flatbayes.cli.help_text import print_class_help
-    from flatbayes.cli.models import check_model_path
+    from flatbayes.cli.models import check_model_path, has_trained_model
 
     parser, verb_parser = _get_parsers(verb)
     arguments = [verb, *normalize_arguments(verb, verb_parser, arguments[1:])]
@@ -165,7 +165,9 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
             check_model_path(path)  # gives untyped parameters a type
         print_class_help(parser, resolved, option.removesuffix(".help"), path)
     options = parse_options(parser, resolved)
-    if options[options.subcommand].get("init"):  # known only after parsing, since a file may set it
+    verb_options = options[options.subcommand]
+    # Known only after parsing, since a file may set them.
+    if "init" in verb_options and (verb_options["init"] or has_trained_model(verb_options.get("model"))):
         verb_parser = load_verb(verb).make_parser()
         verb_parser.set_defaults(import_module("flatbayes.cli.options").fine_tuning_defaults())
         parser = build_parser({verb: verb_parser})

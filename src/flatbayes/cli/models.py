@@ -20,6 +20,8 @@ from flatbayes.core.spec import class_path, import_object, instantiate, is_allow
 from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.models.head import replace_head
 from flatbayes.prediction.metadata import read_metadata
+from flatbayes.training.config import FINE_TUNING
+from flatbayes.training.network_defaults import choose_config
 
 MAX_LISTED_NAMES = 12
 """Largest number of names of a module in a message."""
@@ -77,6 +79,18 @@ def annotate_parameters(function: Any) -> None:
     for name, parameter in list(inspect.signature(function).parameters.items()):
         if name != "self" and parameter.kind in kinds and parameter.default is parameter.empty:
             function.__annotations__.setdefault(name, Any)
+
+
+def has_trained_model(spec: Any) -> bool:
+    """Whether the model is a function outside flatbayes that builds a network with trained weights.
+
+    Args:
+        spec: Spec of the model, as the parser returns it; None if there is none.
+    """
+    if spec is None or spec["class_path"].startswith("flatbayes.models."):
+        return False
+    plain = spec.as_dict() if hasattr(spec, "as_dict") else spec
+    return choose_config(instantiate(plain, bind=True), None) == FINE_TUNING
 
 
 def list_module_classes(module: ModuleType) -> list[str]:
