@@ -106,8 +106,8 @@ def format_pair(row: Mapping[str, Any], form: str, factor: float = 1.0) -> str:
 def render_counts(settings: Sequence[Mapping[str, Any]]) -> str:
     """Table of the counts of verdicts on images by what is trained."""
     lines = [
-        "EfficientNet-Lite0 on 8 classes of CIFAR-10, 5 seeds: in how many comparisons of a posterior flat, neither, or "
-        "plain is better (95 % interval of the paired difference).",
+        "EfficientNet-Lite0 on 8 classes of CIFAR-10, 5 seeds: in how many comparisons of a posterior flat, neither, "
+        "or plain is better (95 % interval of the paired difference).",
         "",
         "| Trained | Images | Accuracy, NLL, ECE | NLL, corrupted images | AUROC, other classes |",
         "|---|---|---|---|---|",
