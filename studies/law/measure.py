@@ -23,6 +23,7 @@ from flatbayes.posteriors import MAP
 from flatbayes.training import Callback, TrainingConfig, fit
 from flatbayes.training.callbacks.callback import Record
 from studies.hyperparameters import cifar10
+from studies.law.twins import list_chosen
 from studies.uci import study as uci
 
 UCI_NAMES = ("concrete", "energy", "kin8nm", "power-plant", "wine-quality-red")
@@ -70,7 +71,7 @@ def measure_all(
         trainings[name] = partial(measure_plain, source, model, config)
     for study in ("sentences", "images"):
         path = results / f"{study}.json"
-        for setting in read_json(path)["settings"] if path.is_file() else ():
+        for setting in list_chosen(read_json(path)["settings"] if path.is_file() else ()):
             trainings[f"{study}-{setting['name']}"] = partial(measure_fine_tuning, study, setting, cache)
     for name, measure in trainings.items():
         if name in measured:

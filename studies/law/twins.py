@@ -174,6 +174,15 @@ def read_interpolation(folder: Path) -> Iterable[Twin]:
             yield make_twin("interpolation", name.split("-")[0], name, record)
 
 
+def list_chosen(settings: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Settings of fine-tuning for which the study chose a radius, not those with default options.
+
+    Args:
+        settings: Summaries of settings.
+    """
+    return [setting for setting in settings if setting["trained"] != "default"]
+
+
 def read_fine_tuning(folder: Path, features: Mapping[str, Mapping[str, float]]) -> Iterable[Twin]:
     """Pretrained networks on sentences and on images, over seeds, at the radius that the study chose.
 
@@ -181,7 +190,7 @@ def read_fine_tuning(folder: Path, features: Mapping[str, Mapping[str, float]]) 
     """
     for study, data in FINE_TUNING.items():
         results = read_file(folder / f"{study}.json") or {"settings": [], "trainings": []}
-        for setting in results["settings"]:
+        for setting in list_chosen(results["settings"]):
             radius = setting["selection"] and setting["selection"]["flat"]["rho"]
             trainings = [
                 training

@@ -77,7 +77,9 @@ def test_readers_pair_seeds_and_use_the_chosen_radius(tmp_path):
     short = [{**training, "epochs": 2, "test_nll": {"MAP": 9.0}} for training in trainings]
     setting = {"trained": "full", "size": 8, "name": "full-8", "epochs": 4, "selection": {"flat": {"rho": 0.1}}}
     refused = {**setting, "size": 9, "selection": {"flat": {"rho": 0.0}}}
-    sentences = {"settings": [setting, refused], "trainings": [*trainings, *short]}
+    default = {**setting, "trained": "default", "size": 10}  # the study has chosen nothing
+    stopped = [{**training, "trained": "default", "size": 10} for training in trainings]
+    sentences = {"settings": [setting, refused, default], "trainings": [*trainings, *short, *stopped]}
     (tmp_path / "sentences.json").write_text(json.dumps(sentences))
     swag, map_ = twins.read_all(tmp_path, {"sentences-full-8": {"rise": 0.3}})
     assert (swag.data, swag.setting, swag.num_seeds, swag.outcome) == ("digits", "digits-mlp", 3, "flat")
