@@ -12,7 +12,7 @@ from typing import Any
 
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
-from studies.fine_tuning.choices import find_gradient_ratio, find_preferred
+from studies.fine_tuning.choices import describe_twins
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS, OTHER_METRICS = ("accuracy", "nll", "ece"), ("nll_calibrated", "aurc")
@@ -21,17 +21,61 @@ IMAGES = {"head": "the last layer", "block": "the last block", "all": "all weigh
 
 
 def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> str:
-    """Tables of the settings on sentences, and the counts of those on images.
+    """Table of the first setting on sentences, a row for each of the others, and the counts of those on images.
 
     Args:
         sentences: Summary of `studies.sentences`.
         images: Summary of `studies.images`.
     """
-    settings = [setting for setting in sentences["settings"] if setting["rows"]]
-    texts = [render_setting(setting) for setting in settings]
+    first, *others = [setting for setting in sentences["settings"] if setting["rows"]]
+    texts = [render_setting(first)]
+    if others:
+        texts.append(render_overview(others))
     if any(setting["rows"] for setting in images["settings"]):
         texts.append(render_counts(images["settings"]))
     return "\n\n".join(texts)
+
+
+def render_overview(settings: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each setting: choices, means over posteriors, and counts of verdicts.
+
+    Args:
+        settings: Summaries of settings on sentences.
+    """
+    lines = [
+        "Other settings, mean over posteriors. The last column counts in how many comparisons of a posterior, in "
+        "accuracy, NLL or ECE, flat, neither, or plain is better.",
+        "",
+        "| Sentences | Trained | Plain | Flat | Accuracy, % | NLL | NLL, scaled | Flat, neither, plain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    columns = (("accuracy", 100, 1), ("nll", 1, 3), ("nll_calibrated", 1, 3))
+    for setting in settings:
+        plain, flat = (setting["selection"][twin] for twin in ("plain", "flat"))
+        cells = [
+            f"{setting['size']:,}",
+            SENTENCES[setting["trained"]],
+            f"{plain['epochs']} epochs",
+            f"ρ = {flat['rho']:g}, {flat['epochs']} epochs",
+            *(format_means(setting, *column) for column in columns),
+            count_verdicts([setting], MAIN_METRICS),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_means(setting: Mapping[str, Any], metric: str, factor: float, digits: int) -> str:
+    """Mean over posteriors, plain and flat.
+
+    Args:
+        setting: Summary of a setting.
+        metric: Name of the metric.
+        factor: Factor on it.
+        digits: Digits after the point.
+    """
+    rows = [row for row in setting["rows"] if row["metric"] == metric]
+    plain, flat = (factor * fmean(row[twin] for row in rows) for twin in ("plain", "flat"))
+    return f"{plain:.{digits}f} → {flat:.{digits}f}"
 
 
 def render_setting(setting: Mapping[str, Any]) -> str:
@@ -39,13 +83,9 @@ def render_setting(setting: Mapping[str, Any]) -> str:
     rows = {(row["posterior"], row["metric"]): row for row in setting["rows"]}
     names = list(dict.fromkeys(name for name, _ in rows))
     seeds = max(row["num_seeds"] for row in setting["rows"])
-    plain, flat = (setting["selection"][twin] for twin in ("plain", "flat"))
     lines = [
         f"MiniLM on {setting['size']:,} sentences of SST-2, {SENTENCES[setting['trained']]}, plain → flat, mean over "
-        f"{seeds} seeds. Plain has {plain['epochs']} epochs, flat ρ = {flat['rho']:g} and {flat['epochs']} epochs, "
-        f"the best on validation sentences, which prefer {find_preferred(setting)} training "
-        f"(NLL {plain['nll']:.3f} plain, {flat['nll']:.3f} flat). Flat training takes "
-        f"{find_gradient_ratio(setting):.1f} times the gradients.",
+        f"{seeds} seeds. {describe_twins(setting)}",
         "",
         "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE | NLL after temperature scaling | AURC |",
         "|---|---|---|---|---|---|---|",
