@@ -13,10 +13,10 @@ from typing import Any
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
 from studies.fine_tuning.choices import describe_twins
+from studies.sentences.page import TRAINED
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS, OTHER_METRICS = ("accuracy", "nll", "ece"), ("nll_calibrated", "aurc")
-SENTENCES = {"default": "every option at its default", "full": "all weights", "lora": "adapters (LoRA)"}
 IMAGES = {"head": "the last layer", "block": "the last block", "all": "all weights"}
 
 
@@ -54,7 +54,7 @@ def render_overview(settings: Sequence[Mapping[str, Any]]) -> str:
         plain, flat = (setting["selection"][twin] for twin in ("plain", "flat"))
         cells = [
             f"{setting['size']:,}",
-            SENTENCES[setting["trained"]],
+            TRAINED[setting["trained"]],
             f"{plain['epochs']} epochs",
             f"ρ = {flat['rho']:g}, {flat['epochs']} epochs",
             *(format_means(setting, *column) for column in columns),
@@ -84,7 +84,7 @@ def render_setting(setting: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for name, _ in rows))
     seeds = max(row["num_seeds"] for row in setting["rows"])
     lines = [
-        f"MiniLM on {setting['size']:,} sentences of SST-2, {SENTENCES[setting['trained']]}, plain → flat, mean over "
+        f"MiniLM on {setting['size']:,} sentences of SST-2, {TRAINED[setting['trained']]}, plain → flat, mean over "
         f"{seeds} seeds. {describe_twins(setting)}",
         "",
         "| Posterior | Accuracy, % | NLL | Flat − plain [95 %] | ECE | NLL after temperature scaling | AURC |",

@@ -29,7 +29,9 @@ def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
 
 def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str:
     """The validation NLL of every candidate, that of each twin in bold."""
-    chosen = [setting for setting in settings if setting["selection"] and setting["trained"] != "default"]
+    chosen = [
+        setting for setting in settings if setting["selection"] and not setting["trained"].startswith("default")
+    ]
     if not chosen:
         return ""
     radii = sorted({c["rho"] for setting in chosen for c in setting["selection"]["candidates"]})
@@ -74,7 +76,7 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
     counts = [sum((c["rho"] > 0) == is_flat for c in record["candidates"]) for is_flat in (False, True)]
     epochs = {c["epochs"] for c in record["candidates"]}
     plain, flat = (record[twin] for twin in TWINS)
-    if setting["trained"] == "default":
+    if setting["trained"].startswith("default"):
         text = (
             f"No option is set: both train for at most {plain['epochs']} epochs and stop early, flat is "
             f"SAM with ρ = {flat['rho']:g}."

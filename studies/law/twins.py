@@ -180,7 +180,7 @@ def list_chosen(settings: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]
     Args:
         settings: Summaries of settings.
     """
-    return [setting for setting in settings if setting["trained"] != "default"]
+    return [setting for setting in settings if not setting["trained"].startswith("default")]
 
 
 def read_fine_tuning(folder: Path, features: Mapping[str, Mapping[str, float]]) -> Iterable[Twin]:

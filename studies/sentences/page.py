@@ -3,7 +3,12 @@
 from studies.fine_tuning.labels import Labels
 from studies.sentences.summary import PACKAGES
 
-TRAINED = {"default": "default options", "full": "all weights", "lora": "adapters (LoRA, rank 8)"}
+TRAINED = {
+    "default": "all weights, default options",
+    "default-lora": "adapters, default options",
+    "full": "all weights",
+    "lora": "adapters (LoRA, rank 8)",
+}
 NAMES = {
     "accuracy": "accuracy",
     "nll": "NLL",

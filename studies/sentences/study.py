@@ -76,7 +76,7 @@ VARIATIONAL = ("sgvb", "blob")
 """Kinds with a training of their own, for which the number of epochs is not chosen."""
 NUM_TFB_EXAMPLES = 24
 """Validation sentences that the noise of TFB is chosen on."""
-GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3, "default": 0.4}
+GRADIENT_SECONDS = {"full": 0.4, "lora": 0.3, "default": 0.4, "default-lora": 0.3}
 """CPU seconds of a gradient of a batch with the step of the optimizer; measured on the machine of the results."""
 DRAW_SECONDS, OVERHEAD_SECONDS = 0.0045, 16.0
 """CPU seconds of a prediction of a sentence by one network, and of the checks and copies of a training."""
@@ -86,7 +86,10 @@ NUM_NETWORKS = {"shared": 2 + 3 * NUM_DRAWS, "ensemble": 3} | dict.fromkeys(("tf
 
 @dataclass(frozen=True)
 class Setting:
-    """A number of training sentences, and what is trained: `full`, `lora`, or `default`, all with default options."""
+    """A number of training sentences, and what is trained.
+
+    `full` is all weights, `lora` adapters, `default` and `default-lora` the same with default options.
+    """
 
     size: int
     trained: str
@@ -99,7 +102,7 @@ class Setting:
     @property
     def is_default(self) -> bool:
         """Whether every option is at its default, so that nothing is chosen by the study."""
-        return self.trained == "default"
+        return self.trained.startswith("default")
 
     @property
     def has_equal_length(self) -> bool:
@@ -156,13 +159,13 @@ class Setting:
     @property
     def other_kinds(self) -> list[str]:
         """Kinds of trainings beside the shared ones, in their order."""
-        return {"full": ["ensemble"], "lora": list(OTHERS), "default": []}[self.trained]
+        return {"full": ["ensemble"], "lora": list(OTHERS)}.get(self.trained, [])
 
 
 SETTINGS = tuple(
     Setting(*pair)
     for pair in [
-        *((n, "default") for n in (200, 100)),
+        *[(200, "default"), (200, "default-lora"), (100, "default")],
         *((n, t) for n in (200, 100, 500, 2000) for t in ("full", "lora")),
     ]
 )

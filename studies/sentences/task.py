@@ -142,7 +142,7 @@ def load_task() -> Task:
         test=encode(test.text, test.label),
         ood={name: encode(texts, [0] * len(texts)) for name, texts in others.items()},
         builders=dict.fromkeys(("full", "default"), partial(build_network, path))
-        | {"lora": partial(build_adapters, path)},
+        | dict.fromkeys(("lora", "default-lora"), partial(build_adapters, path)),
     )
 
 

@@ -174,7 +174,7 @@ def test_with_default_options_fit_chooses_on_validation_sentences(task, tmp_path
     assert {row["posterior"] for row in result["rows"]} == {"MAP", "SWAG"}
     assert not result["rows_equal_length"]
     text = render_tables(data, LABELS)
-    assert "## 32 sentences, default options" in text
+    assert "## 32 sentences, all weights, default options" in text
     assert "SAM with ρ = 0.05" in text
 
 
