@@ -128,6 +128,28 @@ def test_scales_that_differ_are_trained_weights(norm):
     assert has_trained_weights(build_normalized(norm, is_trained=True))
 
 
+class NormalizedLinear(nn.Linear):
+    """No normalization layer, although its name begins like one."""
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """A layer of another library, for images."""
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """A layer of another library whose scales are a buffer."""
+
+    def __init__(self, scales):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(scales))
+
+
+def test_layers_of_other_libraries_are_recognised():
+    assert has_layer_norm(nn.Sequential(LayerNorm2d(4)))
+    assert not has_trained_weights(nn.Sequential(NormalizedLinear(4, 4), FrozenBatchNorm2d([1.0, 1.0])))
+    assert has_trained_weights(FrozenBatchNorm2d([1.0, 1.1]))
+
+
 def test_networks_without_scales_count_as_fresh():
     assert not has_trained_weights(build_normalized(nn.LayerNorm(4, elementwise_affine=False)))
     assert not has_trained_weights(PreResNet((3, 8, 8), 4, depth=8))

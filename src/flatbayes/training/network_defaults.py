@@ -6,6 +6,7 @@ normalization, and the scales of a fresh layer are all equal.
 """
 
 import inspect
+import re
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,9 @@ from flatbayes.training.model_builder import build_without_data
 TRANSFORMER_LEARNING_RATE, TRANSFORMER_WEIGHT_DECAY = 3e-4, 0.01
 ADAPTER_LEARNING_RATE, MAX_ADAPTER_FRACTION = 3e-3, 0.1
 """Learning rate where at most this fraction of the parameters is trained, as with adapters."""
-LAYER_NORM_NAMES = ("LayerNorm", "RMSNorm")
-"""Ends of the names of classes: libraries have layers of their own beside those of torch."""
+LAYER_NORMS, OTHER_NORMS = (nn.LayerNorm, nn.RMSNorm), (_NormBase, nn.GroupNorm)
+LAYER_NORM_NAME, NORM_NAME = re.compile("(Layer|RMS)Norm(2d)?$"), re.compile(r"Norm(\dd)?$")
+"""Names of classes: libraries have layers of their own beside those of torch."""
 
 
 def choose_optimizer(default: OptimizerFactory, network: nn.Module) -> OptimizerFactory | None:
@@ -69,9 +71,8 @@ def has_layer_norm(network: nn.Module) -> bool:
         network: The network.
     """
     layers = list(network.modules())
-    return any(type(layer).__name__.endswith(LAYER_NORM_NAMES) for layer in layers) and not any(
-        isinstance(layer, _NormBase) for layer in layers
-    )
+    has_some = any(isinstance(layer, LAYER_NORMS) or LAYER_NORM_NAME.search(type(layer).__name__) for layer in layers)
+    return has_some and not any(isinstance(layer, _NormBase) for layer in layers)
 
 
 def has_trained_weights(network: nn.Module) -> bool:
@@ -81,7 +82,8 @@ def has_trained_weights(network: nn.Module) -> bool:
         network: The network.
     """
     for layer in network.modules():
-        scales = getattr(layer, "weight", None) if "Norm" in type(layer).__name__ else None
+        is_norm = isinstance(layer, LAYER_NORMS + OTHER_NORMS) or NORM_NAME.search(type(layer).__name__)
+        scales = getattr(layer, "weight", None) if is_norm else None
         if isinstance(scales, torch.Tensor) and scales.numel() and not scales.is_meta:
             values = scales.detach().flatten()
             if (values != values[0]).any():
