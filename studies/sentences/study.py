@@ -297,8 +297,10 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
     if "test" in result or (result and not with_test):
         return result
     start, wall_start = time.process_time(), time.perf_counter()
-    recordings = {} if training.kind in VARIATIONAL else read_recordings(training.recording_path)
     setting, val = training.setting, None
+    recordings = (
+        None if setting.is_default or training.kind in VARIATIONAL else read_recordings(training.recording_path)
+    )
     examples = task.draw_training(setting.size, training.seed)
     if setting.is_default or training.kind == "tfb":
         val = task.val if setting.is_default else task.val.select(range(NUM_TFB_EXAMPLES))
@@ -313,7 +315,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         recordings=recordings,
     )
     fitted = dict(zip(posteriors, outcomes, strict=True))
-    if training.kind == "shared" and not setting.is_default and not training.recording_path.is_file():
+    if training.kind == "shared" and recordings is not None and not training.recording_path.is_file():
         torch.save(recordings, training.recording_path)
     seconds = time.perf_counter() - wall_start, time.process_time() - start
     result |= {
