@@ -93,9 +93,11 @@ def test_adapters_have_a_larger_learning_rate():
 def test_the_artefact_says_which_optimizer_the_network_got(digits):
     fitted = fit(TINY, digits, MAP(), Plain(), SHORT)
     assert fitted.info["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert "optimizer   AdamW(lr=0.0003), the default of transformers" in fitted.summary()
     given = fit(TINY, digits, MAP(), Plain(), TrainingConfig(epochs=2, optimizer=torch.optim.AdamW))
     for other in (given, fit(MLP, digits, MAP(), Plain(), SHORT)):
         assert "optimizer" not in other.info
+        assert "optimizer" not in other.summary()
     together = fit_together(TINY, digits, [MAP(), SWAG(rank=2)], Plain(), SHORT)
     assert together[1].info["cost"]["num_posteriors"] == 2
     for name, weight in fitted.states[0].model.state_dict().items():

@@ -37,6 +37,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
             f"{format_number(cost['train_seconds'])} s" if _is_number(cost.get("train_seconds")) else "",
             _count_entry(cost, "gradients", "gradient", spec=",.0f"),
         ),
+        "optimizer": _describe_optimizer(info.get("optimizer")),
         "last epoch": _join(
             *(f"{name} {format_number(value)}" for name, value in _get_mapping(training, "last_epoch").items())
         ),
@@ -49,6 +50,14 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "device": _describe_device(states),
     }
     return {name: text for name, text in entries.items() if text}
+
+
+def _describe_optimizer(spec: Any) -> str:
+    """The optimizer that the network got by default; nothing where it is that of the posterior or was given."""
+    try:
+        return f"{short_name(spec)}, the default of transformers" if isinstance(spec, dict) else ""
+    except (AttributeError, KeyError, TypeError, ValueError):  # a damaged description
+        return ""
 
 
 def _describe_stop(training: Mapping[str, Any]) -> str:
