@@ -21,14 +21,15 @@ IMAGES = {"head": "the last layer", "block": "the last block", "all": "all weigh
 
 
 def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> str:
-    """Table of the first setting on sentences, a row for each of the others, and the counts of those on images.
+    """Tables of the settings with default options, a row for each of the others, and the counts of those on images.
 
     Args:
         sentences: Summary of `studies.sentences`.
         images: Summary of `studies.images`.
     """
-    first, *others = [setting for setting in sentences["settings"] if setting["rows"]]
-    texts = [render_setting(first)]
+    settings = [setting for setting in sentences["settings"] if setting["rows"]]
+    others = [setting for setting in settings if not setting["trained"].startswith("default")]
+    texts = [render_setting(setting) for setting in settings if setting not in others]
     if others:
         texts.append(render_overview(others))
     if any(setting["rows"] for setting in images["settings"]):
@@ -109,21 +110,7 @@ def render_setting(setting: Mapping[str, Any]) -> str:
             f" After Holm's correction over all {len(rows)} comparisons of this table, flat is better in "
             f"{counts['flat']} and plain in {counts['plain']} (smallest p {min(p_values):.2g})."
         )
-    return "\n".join(lines) + render_equal_length(setting)
-
-
-def render_equal_length(setting: Mapping[str, Any]) -> str:
-    """Counts with all epochs for both twins; nothing where that is the table itself."""
-    rows = [row for row in setting["rows_equal_length"] if row["interval"] is not None]
-    if not rows:
-        return ""
-    nlls = [row for row in rows if row["metric"] == "nll"]
-    wins, pairs = (sum(row[key] for row in nlls) for key in ("num_flat_better", "num_seeds"))
-    plain, flat = (fmean(row[twin] for row in nlls) for twin in ("plain", "flat"))
-    return (
-        f"\n\nWith {setting['epochs']} epochs for both, so that plain training does not stop early, flat has the "
-        f"lower NLL in {wins} of {pairs} pairs of seed and posterior (mean {plain:.2f} plain, {flat:.2f} flat)."
-    )
+    return "\n".join(lines)
 
 
 def format_difference(row: Mapping[str, Any]) -> str:
