@@ -71,7 +71,7 @@ def plan_choice(fitted: FittedPosterior, num_examples: int) -> tuple[int, int]:
     if sum(param.numel() for param in state.model.parameters()) < LARGE_NETWORK:
         return NUM_DRAWS, MAX_EXAMPLES
     num_predictions = int(3 * MAX_SHARE / NUM_VALUES * training.get("epochs", 0) * state.num_data)
-    num_examples = min(num_examples, MAX_EXAMPLES, max(MIN_CHOICE_EXAMPLES, num_predictions // MIN_DRAWS))
+    num_examples = max(1, min(num_examples, MAX_EXAMPLES, max(MIN_CHOICE_EXAMPLES, num_predictions // MIN_DRAWS)))
     return min(NUM_DRAWS, max(MIN_DRAWS, num_predictions // num_examples)), num_examples
 
 
