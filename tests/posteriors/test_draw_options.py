@@ -123,12 +123,12 @@ def test_many_validation_batches_are_thinned_evenly():
     val = [(data.val.inputs[k : k + 4], data.val.targets[k : k + 4]) for k in range(0, 40, 4)]
     loader = LoaderData(val, val=val)
     assert loader.has_validation
-    assert loader.count_validation() == 40
+    assert loader.num_validation == 40
     assert loader.sample_validation(40) is val
     sampled = list(loader.sample_validation(15))  # of 40: every third batch of 4
     assert [targets.tolist() for _, targets in sampled] == [val[k][1].tolist() for k in (0, 3, 6, 9)]
     without = LoaderData(val)
-    assert (without.has_validation, without.count_validation(), without.sample_validation(9)) == (False, 0, None)
+    assert (without.has_validation, without.num_validation, without.sample_validation(9)) == (False, 0, None)
 
 
 @pytest.mark.parametrize(

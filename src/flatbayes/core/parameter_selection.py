@@ -21,7 +21,7 @@ ParameterGroup = Literal["weights", "no_biases", "biases", "norms", "last_layer"
 ParameterSelection = ParameterGroup | list[str]
 """A group of parameters, or name patterns."""
 
-_NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_selection(selection: object, option: str) -> None:
@@ -161,7 +161,7 @@ def _select_group_ids(model: nn.Module, group: str) -> set[int]:
             return True
         if group == "last_layer":
             return module is last_owner
-        is_norm = isinstance(module, _NORM_TYPES)
+        is_norm = isinstance(module, NORM_TYPES)
         if is_norm or group == "norms":
             return is_norm and group == "norms"
         return group == "weights" or ("bias" in name) is (group == "biases")

@@ -103,10 +103,7 @@ class Posterior(ABC):
 
     @property
     def needs_norm_reestimation(self) -> bool:
-        """Whether draws have weights that training did not visit, so that BatchNorm statistics must be re-estimated.
-
-        Default: True.
-        """
+        """Whether draws have new weights, so that BatchNorm statistics must be re-estimated. Default: True."""
         return True
 
     @property

@@ -104,9 +104,10 @@ class TrainingData(ABC):
     def sample_validation(self, max_examples: int) -> Any:
         """Evenly spaced labelled validation examples for `evaluate`, about so many at most; None without any."""
 
+    @property
     @abstractmethod
-    def count_validation(self) -> int:
-        """Number of validation examples; the batches of a loader are read."""
+    def num_validation(self) -> int:
+        """Number of validation examples; the batches of a loader are read, once."""
 
     @property
     @abstractmethod
@@ -228,7 +229,8 @@ class InMemoryData(TrainingData):
         generator = make_generator(Stream.NORM_BATCHES, seed)
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
 
-    def count_validation(self) -> int:
+    @property
+    def num_validation(self) -> int:
         """Size of the validation split."""
         return len(self.splits.val)
 

@@ -49,7 +49,7 @@ def choose_draw_options(
     """
     options, examples, num_draws = list_options(fitted, with_none=is_automatic), None, NUM_DRAWS
     if options and can_predict and training_data.has_validation:
-        num_draws, max_examples = plan_choice(fitted, training_data.count_validation())
+        num_draws, max_examples = plan_choice(fitted, training_data.num_validation)
         examples = training_data.sample_validation(max_examples)
     if examples is None:  # options that are not set have their defaults, without a record
         options = list_options(fitted, with_none=False)
@@ -91,7 +91,7 @@ def explain_validation(training_data: TrainingData, *, stops_early: bool, is_aut
         return f"{counted} held out for validation, which decides {decided}. Give val, or {given} to train on all."
     if not isinstance(training_data, InMemoryData) or not (stops_early or is_automatic):
         return None
-    num_examples = training_data.count_validation()
+    num_examples = training_data.num_validation
     if not 0 < num_examples < MIN_EXAMPLES:
         return None
     return (

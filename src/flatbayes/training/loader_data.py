@@ -194,8 +194,9 @@ class LoaderData(TrainingData):
         inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
         return [batch for batch in inputs if count_examples(batch) > 1] or inputs
 
-    def count_validation(self) -> int:
-        """Number of examples of the validation batches, in a pass over them."""
+    @cached_property
+    def num_validation(self) -> int:
+        """Number of examples of the validation batches, counted in one pass over them."""
         return sum(count_examples(split_batch(batch)[0]) for batch in self.val or ())
 
     @property
@@ -205,7 +206,7 @@ class LoaderData(TrainingData):
 
     def sample_validation(self, max_examples: int) -> Iterable[Any] | None:
         """The validation batches, or evenly spaced ones."""
-        spacing = math.ceil(self.count_validation() / max_examples)
+        spacing = math.ceil(self.num_validation / max_examples)
         return self.val if self.val is None or spacing <= 1 else SpacedBatches(self.val, spacing)
 
     def make_validator(

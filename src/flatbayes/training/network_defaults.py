@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from flatbayes.core import OptimizerFactory
+from flatbayes.core.parameter_selection import NORM_TYPES
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.model_builder import build_without_data
@@ -22,7 +23,6 @@ from flatbayes.training.model_builder import build_without_data
 TRANSFORMER_LEARNING_RATE, TRANSFORMER_WEIGHT_DECAY = 3e-4, 0.01
 ADAPTER_LEARNING_RATE, MAX_ADAPTER_FRACTION = 3e-3, 0.1
 """Learning rate where at most this fraction of the parameters is trained, as with adapters."""
-LAYER_NORMS, OTHER_NORMS = (nn.LayerNorm, nn.RMSNorm), (_NormBase, nn.GroupNorm)
 LAYER_NORM_NAME, NORM_NAME = re.compile("(Layer|RMS)Norm(2d)?$"), re.compile(r"Norm(\dd)?$")
 """Names of classes: libraries have layers of their own beside those of torch."""
 
@@ -71,7 +71,10 @@ def has_layer_norm(network: nn.Module) -> bool:
         network: The network.
     """
     layers = list(network.modules())
-    has_some = any(isinstance(layer, LAYER_NORMS) or LAYER_NORM_NAME.search(type(layer).__name__) for layer in layers)
+    has_some = any(
+        isinstance(layer, nn.LayerNorm | nn.RMSNorm) or LAYER_NORM_NAME.search(type(layer).__name__)
+        for layer in layers
+    )
     return has_some and not any(isinstance(layer, _NormBase) for layer in layers)
 
 
@@ -82,7 +85,7 @@ def has_trained_weights(network: nn.Module) -> bool:
         network: The network.
     """
     for layer in network.modules():
-        is_norm = isinstance(layer, LAYER_NORMS + OTHER_NORMS) or NORM_NAME.search(type(layer).__name__)
+        is_norm = isinstance(layer, NORM_TYPES) or NORM_NAME.search(type(layer).__name__)
         scales = getattr(layer, "weight", None) if is_norm else None
         if isinstance(scales, torch.Tensor) and scales.numel() and not scales.is_meta:
             values = scales.detach().flatten()
