@@ -28,6 +28,7 @@ from flatbayes.training import FINE_TUNING, fit_together
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.network_defaults import choose_optimizer, has_layer_norm, has_trained_weights
 from flatbayes.training.preparation import prepare_runs
+from flatbayes.training.setup import TrainingSetup
 
 TINY = partial(ViT, patch=2, dim=24, depth=1)
 SHORT = TrainingConfig(epochs=2)
@@ -112,6 +113,15 @@ def test_laplace_has_a_prior_beside_adamw(digits):
         assert fitted.predict(digits.test.inputs[:4]).mean.isfinite().all()
     assert fit(TINY, digits, Laplace(prior_precision=3.0), Plain(), SHORT).posterior.tune == "none"
     assert fit(MLP, digits, Laplace(), Plain(), SHORT).posterior.tune == "none"
+
+
+def test_checkpoints_of_another_default_optimizer_are_those_of_another_training(digits):
+    optimizers = []
+    for model in (TINY, MLP):
+        factory, spec = prepare_runs(model, digits, MAP(), Plain(), SHORT)
+        optimizers.append(TrainingSetup.create(factory, spec, None).identity["optimizer"])
+    assert optimizers[0]["class_path"] == "torch.optim.AdamW"
+    assert optimizers[1] is None  # that of the posterior
 
 
 def test_a_transformer_learns_with_the_defaults(digits):
