@@ -24,8 +24,8 @@ NUM_DRAWS, MAX_EXAMPLES = 30, 2000
 """Networks and validation examples that a value is tried with, unless that takes long beside the training."""
 MIN_DRAWS, MIN_CHOICE_EXAMPLES = 8, 200
 LARGE_NETWORK, MAX_SHARE, NUM_VALUES = 1_000_000, 0.5, 9
-"""For a network of this many parameters the choice takes about this share of the time of the training, if so many
-values are tried and a gradient takes as long as three predictions."""
+"""From `LARGE_NETWORK` parameters on, the choice takes about `MAX_SHARE` of the time of the training, or that of
+`MIN_DRAWS` draws. It tries about `NUM_VALUES` values, and a gradient takes as long as three predictions."""
 CHOICE_KEY = "draw_options"
 NOISE_FACTOR = "noise_factor"
 NOISE_OPTION = DrawOption(1.0, (0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 4.0, 8.0))

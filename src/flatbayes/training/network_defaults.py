@@ -1,8 +1,8 @@
 """Defaults that follow from the network: the optimizer of transformers, the configuration of trained networks.
 
 SGD, the default of most posteriors, hardly trains transformers, and the length of a training from scratch is too much
-for pretrained weights. Both are seen from normalization layers: transformers have layer normalization and no batch
-normalization, and the scales of a fresh layer are all equal.
+for pretrained weights. Normalization layers tell both kinds of networks from others: transformers have layer
+normalization and no batch normalization, and the scales of a fresh layer are all equal.
 """
 
 import inspect
