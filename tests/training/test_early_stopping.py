@@ -13,6 +13,7 @@ from flatbayes.training import (
     Callback,
     Checkpoints,
     CollectionConfig,
+    ConsoleLogger,
     Constant,
     Cosine,
     Cyclical,
@@ -23,10 +24,13 @@ from flatbayes.training import (
 from flatbayes.training.early_stopping import (
     Shortened,
     count_first_epochs,
+    cut,
+    is_collection_over,
     is_first_part_over,
     list_validation_epochs,
     shorten,
 )
+from flatbayes.training.identity import describe_training
 from flatbayes.training.sharing import try_fit_together
 
 CONFIG = TrainingConfig(min_epochs=40, min_steps=1, batch_size=20, optimizer=partial(torch.optim.SGD, lr=0.5))
@@ -117,6 +121,64 @@ def test_a_training_that_is_best_at_its_end_is_the_whole_training():
     assert torch.equal(stopped.states[0].statistics["mean"], whole.states[0].statistics["mean"])
 
 
+def test_a_training_that_collects_from_its_first_epoch_ends_after_twice_the_best():
+    config = CONFIG.with_options(
+        schedule=Constant(), collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=3), min_epochs=60
+    )
+    data, validations = make_data(), Validations()
+    fitted = fit(make_network, data, SWAG(rank=2, scale=0.5), Plain(), config, callback=validations)
+    training = fitted.info["training"]
+    (best,), (last,) = training["best_epochs"], training["last_epochs"]
+    assert min(validations.losses) == validations.losses[best - 1]
+    assert 60 > last >= max(2 * best, 34)  # 100 steps of 3
+    until_then = fit(
+        make_network, data, SWAG(rank=2, scale=0.5), Plain(), config.with_options(epochs=last, early_stopping=False)
+    )
+    assert int(fitted.states[0].statistics["count"]) == 3 * last
+    assert torch.equal(fitted.states[0].statistics["mean"], until_then.states[0].statistics["mean"])
+    assert f"stopped after {last}" in fitted.summary()
+    alone = fit(make_network, data, MAP(), Plain(), config)
+    until_best = fit(make_network, data, MAP(), Plain(), config.with_options(epochs=best, early_stopping=False))
+    assert torch.equal(next(alone.states[0].model.parameters()), next(until_best.states[0].model.parameters()))
+    outcomes = try_fit_together(make_network, data, [(MAP(), config), (SWAG(rank=2, scale=0.5), config)], Plain())
+    means = [outcome.fitted.predict(data.test.inputs).mean for outcome in outcomes]
+    for mean, other in zip(means, (alone, fitted), strict=True):
+        assert torch.equal(mean, other.predict(data.test.inputs).mean)
+
+
+def test_when_a_training_that_collects_from_its_first_epoch_ends():
+    config = TrainingConfig(
+        epochs=40, early_stopping=True, collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=2)
+    )
+    ends = [epoch for epoch in range(1, 41) if is_collection_over(config, epoch, 7, 100)]
+    assert ends[0] == 14
+    assert 40 not in ends
+    assert not is_collection_over(config, 9, 1, 100)  # a quarter of the training
+    assert is_collection_over(config, 10, 1, 100)
+    assert not is_collection_over(config, 19, 1, 5)  # 100 steps
+    sparse = replace(config, collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=0.5))
+    assert not is_collection_over(sparse, 19, 1, 100)  # 10 snapshots
+    assert not is_collection_over(replace(config, schedule=Cyclical()), 30, 1, 100)
+    assert not is_collection_over(replace(config, collection=CollectionConfig()), 30, 1, 100)
+    automatic = replace(config, collection=CollectionConfig(start_fraction=0.0))
+    assert [cut(automatic, 3).is_collection_step(step, 8) for step in range(24)] == [
+        automatic.is_collection_step(step, 8) for step in range(24)
+    ]
+    shares = [
+        describe_training(posterior, options)
+        for posterior, options in ((MAP(), config), (SWAG(), config), (SWAG(), sparse))
+    ]
+    assert shares[0] == shares[1] != shares[2]
+
+
+def test_the_console_says_that_a_training_ends():
+    lines = []
+    config = CONFIG.with_options(schedule=Constant(), collection=CollectionConfig(start_fraction=0.0))
+    fitted = fit(make_network, make_data(), SWAG(rank=2), Plain(), config, callback=ConsoleLogger(lines.append))
+    (last,) = fitted.info["training"]["last_epochs"]
+    assert f"early stopping: training ends after epoch {last}" in lines[-1]
+
+
 def test_explicit_epochs_and_no_evaluations_turn_it_off():
     assert TrainingConfig().stops_early
     assert TrainingConfig().resolve_epochs(3).stops_early
@@ -142,21 +204,26 @@ class Interrupt(Callback):
             raise OSError("stopped")
 
 
-FLAT = {"posterior": SWAG(rank=2), "flatness": SAM(rho=0.05), "config": CONFIG}
+FROM_THE_START = CONFIG.with_options(schedule=Constant(), collection=CollectionConfig(start_fraction=0.0))
+FLAT = {
+    name: {"posterior": SWAG(rank=2), "flatness": SAM(rho=0.05), "config": config}
+    for name, config in {"late": CONFIG, "from the start": FROM_THE_START}.items()
+}
 
 
-@pytest.fixture(scope="module")
-def reference():
-    return fit(make_network, make_data(), **FLAT)
+@pytest.fixture(scope="module", params=FLAT)
+def reference(request):
+    return request.param, fit(make_network, make_data(), **FLAT[request.param])
 
 
 @pytest.mark.parametrize("step", [7, 45, 70])
 def test_it_continues_from_a_checkpoint(tmp_path, step, reference):
-    data = make_data()
+    data, (name, reference) = make_data(), reference
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0)
     with pytest.raises(OSError, match="stopped"):
-        fit(make_network, data, **FLAT, checkpoints=checkpoints, callback=Interrupt(step))
-    again = fit(make_network, data, **FLAT, checkpoints=checkpoints)
+        fit(make_network, data, **FLAT[name], checkpoints=checkpoints, callback=Interrupt(step))
+    again = fit(make_network, data, **FLAT[name], checkpoints=checkpoints)
+    assert again.info["training"]["last_epochs"] == reference.info["training"]["last_epochs"]
     assert again.info["training"]["best_epochs"] == reference.info["training"]["best_epochs"]
     assert torch.equal(again.states[0].statistics["mean"], reference.states[0].statistics["mean"])
 

@@ -183,13 +183,17 @@ class TrainingConfig:
             else {*range(every, self.num_epochs, every), self.num_epochs}
         )
 
+    @property
+    def snapshots_per_epoch(self) -> float:
+        """Snapshots per epoch after the start of collection, also where the number is automatic."""
+        automatic = get_automatic_snapshots_per_epoch(self.num_epochs, self.collection.start_fraction)
+        return self.collection.snapshots_per_epoch or automatic
+
     def is_collection_step(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a snapshot is collected after this step, counted from 0."""
         total_steps, start = self.num_epochs * steps_per_epoch, self.collection.start_fraction
-        automatic = get_automatic_snapshots_per_epoch(self.num_epochs, start)
-        snapshots_per_epoch = self.collection.snapshots_per_epoch or automatic
         return is_collection_step(
-            step, steps_per_epoch, total_steps, start, snapshots_per_epoch, self.schedule.num_cycles
+            step, steps_per_epoch, total_steps, start, self.snapshots_per_epoch, self.schedule.num_cycles
         )
 
 

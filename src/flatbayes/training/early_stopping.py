@@ -7,6 +7,9 @@
 
 A training whose last evaluation of the first part is the best continues as without early stopping. Networks that
 memorise their training data have vanishing gradients: later iterates would be one network, and overconfident.
+
+A training that collects snapshots from its first epoch on (`FINE_TUNING`) ends soon after the best evaluation:
+averages of snapshots may be better than the best one, and have the overconfidence of the last ones.
 """
 
 import io
@@ -21,7 +24,7 @@ from torch import Tensor
 from flatbayes.core import State
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.schedules import Schedule, select_evenly_spaced_epochs
+from flatbayes.training.schedules import MIN_SNAPSHOTS, Schedule, select_evenly_spaced_epochs
 
 PATIENCE = 4
 """The first part ends after this multiple of the epochs of the best evaluation, and not before `MIN_PATIENCE`."""
@@ -29,6 +32,8 @@ MIN_PATIENCE = 0.25
 """Fraction of the first part that is always trained."""
 MIN_COLLECTION_STEPS = 100
 """Fewest steps of a shortened part with snapshots, unless the whole training would have fewer."""
+COLLECTION_PATIENCE = 2
+"""A training with snapshots from its first epoch on ends after this multiple of the epochs of the best evaluation."""
 
 
 @dataclass
@@ -136,6 +141,33 @@ def is_first_part_over(config: TrainingConfig, epoch: int, best_epoch: int) -> b
     first_epochs = count_first_epochs(config)
     is_late = epoch >= max(PATIENCE * best_epoch, MIN_PATIENCE * first_epochs)
     return best_epoch < epoch <= first_epochs and (is_late or epoch == first_epochs)
+
+
+def is_collection_over(config: TrainingConfig, epoch: int, best_epoch: int, steps_per_epoch: int) -> bool:
+    """Whether a training that collects snapshots from its first epoch on ends after this epoch.
+
+    Args:
+        config: Training hyperparameters.
+        epoch: The epoch, counted from 1.
+        best_epoch: Epoch of the best evaluation so far.
+        steps_per_epoch: Optimizer steps in an epoch.
+    """
+    if config.collection.start_fraction > 0 or config.schedule.num_cycles > 1:
+        return False
+    shortest = max(MIN_COLLECTION_STEPS / steps_per_epoch, MIN_SNAPSHOTS / config.snapshots_per_epoch)
+    earliest = max(COLLECTION_PATIENCE * best_epoch, MIN_PATIENCE * config.num_epochs, shortest)
+    return earliest <= epoch < config.num_epochs
+
+
+def cut(config: TrainingConfig, last_epoch: int) -> TrainingConfig:
+    """The configuration of a training that ends after an epoch, with the same snapshots until then.
+
+    Args:
+        config: Training hyperparameters.
+        last_epoch: The epoch, counted from 1.
+    """
+    collection = replace(config.collection, snapshots_per_epoch=config.snapshots_per_epoch)
+    return replace(config, epochs=last_epoch, collection=collection)
 
 
 def shorten(config: TrainingConfig, best_epoch: int, steps_per_epoch: int) -> TrainingConfig:

@@ -29,10 +29,11 @@ def describe_training(
     """What posterior and configuration contribute to the weights that training visits.
 
     Fits for which this is equal share a training, if network, data, flatness, likelihood and seed are the same too.
-    The collection of snapshots is left out for posteriors that have a trajectory, except for its start where training
-    stops early. For a posterior that has none, with a default optimizer that cannot be written down as data, for an
-    ensemble that is trained in worker processes, and for a flatness that uses the distribution of the posterior, the
-    description is that of the whole fit.
+    The collection of snapshots is left out for posteriors that have a trajectory, except for what early stopping
+    uses: its start, and the number of snapshots of a training that collects them from its first step on. For a
+    posterior that has none, with a default optimizer that cannot be written down as data, for an ensemble that is
+    trained in worker processes, and for a flatness that uses the distribution of the posterior, the description is
+    that of the whole fit.
 
     Args:
         posterior: The posterior.
@@ -53,7 +54,9 @@ def describe_training(
         if config.optimizer is None:  # of which a posterior may make a new one whenever it is asked
             return whole_fit
         optimizer = describe(config.optimizer)
-    collection = CollectionConfig(config.collection.start_fraction) if config.stops_early else CollectionConfig()
+    start, collection = config.collection.start_fraction, CollectionConfig()
+    if config.stops_early:
+        collection = CollectionConfig(start, config.collection.snapshots_per_epoch if start == 0 else None)
     config = replace(config, collection=collection)
     options = {name: optimizer if name == "optimizer" else describe(value) for name, value in vars(config).items()}
     update = {"update": trajectory.update, **dict(trajectory.hyperparameters)}

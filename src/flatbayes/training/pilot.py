@@ -227,7 +227,7 @@ class Pilot:
             checkpoints,
             status.num_gradients - shared[0],
             status.elapsed_seconds() - shared[1],
-            status.best_epoch is not None,
+            status.is_stopped_early,
             is_finished,
             [warning.message for warning in caught],
             failure,

@@ -13,7 +13,7 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.callbacks.callback import Record
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.early_stopping import BestWeights, shorten
+from flatbayes.training.early_stopping import BestWeights, cut, shorten
 
 
 @dataclass
@@ -31,7 +31,8 @@ class RunStatus:
         is_sharded: Whether this process holds only a shard of the state of the posterior that takes the steps.
         previous_seconds: Duration of the run before it was interrupted.
         best: Weights of the best evaluation; None without early stopping.
-        best_epoch: Epoch after which early stopping has shortened the training; None if it has not.
+        best_epoch: Epoch to which early stopping has gone back; None if it has not.
+        last_epoch: Epoch with which early stopping has ended a training without going back; None if it has not.
         shortened: The hyperparameters since then.
     """
 
@@ -45,8 +46,14 @@ class RunStatus:
     previous_seconds: float = 0.0
     best: BestWeights | None = None
     best_epoch: int | None = None
+    last_epoch: int | None = None
     shortened: TrainingConfig | None = None
     _start_time: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether early stopping has shortened the training."""
+        return self.best_epoch is not None or self.last_epoch is not None
 
     def elapsed_seconds(self) -> float:
         """Duration of the run in seconds, without the time between an interruption and its continuation."""
@@ -168,11 +175,11 @@ class TrainingRun:
     def current_config(self) -> TrainingConfig:
         """The hyperparameters, as early stopping has shortened the training."""
         status = self.status
-        if status.best_epoch is None:
-            return self.config
-        if status.shortened is None:
+        if status.shortened is None and status.best_epoch is not None:
             status.shortened = shorten(self.config, status.best_epoch, len(self.batches))
-        return status.shortened
+        if status.shortened is None and status.last_epoch is not None:
+            status.shortened = cut(self.config, status.last_epoch)
+        return status.shortened or self.config
 
     @property
     def leader(self) -> Branch:

@@ -28,6 +28,7 @@ from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.early_stopping import (
     BestWeights,
     count_first_epochs,
+    is_collection_over,
     is_first_part_over,
     pack_checkpoint,
     unpack_checkpoint,
@@ -117,10 +118,10 @@ class Session:
             self.manager.save(self.run_index, step, make_checkpoint(run, engine, self.world))
 
     def stop_early(self, run: TrainingRun, engine: Engine) -> bool:
-        """Compare the last evaluation with the best one, and go back to that if the first part of training is over.
+        """Compare the last evaluation with the best one; go back to that, or end the training, if it is time for it.
 
         Returns:
-            Whether training went back.
+            Whether the length of the training has changed.
         """
         status, config = run.status, run.current_config
         val_nll = status.records[-1].get("val_nll") if status.records else None
@@ -133,6 +134,10 @@ class Session:
             status.best = None  # a checkpoint in a checkpoint
             best.checkpoint = pack_checkpoint(make_checkpoint(run, engine, self.world)) if is_first_part else None
             status.best = best
+        if is_collection_over(config, epoch, best.epoch, len(run.batches)):
+            status.last_epoch = epoch
+            status.progress.total_steps = status.progress.step
+            return True
         if best.checkpoint is None or not is_first_part_over(config, epoch, best.epoch):
             return False
         num_gradients = status.num_gradients
@@ -241,6 +246,7 @@ def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -
         "run_seconds": status.elapsed_seconds(),
         "best": None if status.best is None else status.best.state_dict(),
         "best_epoch": status.best_epoch,
+        "last_epoch": status.last_epoch,
         "branches": {branch.name: _save_branch(branch) for branch in run.branches} if len(run.branches) > 1 else {},
     }
 
@@ -272,7 +278,7 @@ def restore_checkpoint(
     engine.load_scaler_state_dict(checkpoint["scaler"])
     status.completed_epochs, status.num_gradients = checkpoint["completed_epochs"], checkpoint["num_gradients"]
     status.previous_seconds = checkpoint.get("run_seconds", 0.0)
-    best, status.best_epoch = checkpoint.get("best"), checkpoint.get("best_epoch")
+    best, status.best_epoch, status.last_epoch = map(checkpoint.get, ("best", "best_epoch", "last_epoch"))
     status.best = None if best is None else BestWeights(**best)
     loss_sum = checkpoint["loss_sum"]
     status.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.device)

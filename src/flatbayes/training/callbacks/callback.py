@@ -50,11 +50,11 @@ class Callback:
         """The run continues from a checkpoint, or is complete, with the records of these epochs."""
 
     def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
-        """Early stopping went back to an earlier epoch; the later ones do not belong to the training.
+        """Early stopping went back to an earlier epoch, and the later ones do not belong to the training, or ends it.
 
         Args:
             records: Records of the run up to this epoch.
-            total_steps: Number of steps of the run from now on.
+            total_steps: Number of steps of the run from now on; those done if it ends.
         """
 
     def on_message(self, text: str) -> None:

@@ -132,10 +132,14 @@ class ConsoleLogger(MemberCallback):
         """Write a line."""
         self._total_steps, self._first_step = total_steps, records[-1]["step"]
         self._start_time = time.monotonic()
-        self._write(
-            f"early stopping: validation NLL was lowest after epoch {records[-1]['epoch']}; training goes on from "
-            f"there, to step {total_steps}"
-        )
+        epoch = records[-1]["epoch"]
+        if self._first_step == total_steps:
+            self._write(f"early stopping: training ends after epoch {epoch}, as its validation NLL was lower before")
+        else:
+            self._write(
+                f"early stopping: validation NLL was lowest after epoch {epoch}; training goes on from there, to "
+                f"step {total_steps}"
+            )
 
     def on_message(self, text: str) -> None:
         """Write it."""
