@@ -18,11 +18,13 @@ def find_preferred(setting: Mapping[str, Any]) -> str:
 
 
 def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
-    """Gradients of the flat twin divided by those of the plain one; SAM takes two in a step.
+    """Gradients of the flat twin divided by those of the plain one: measured, or from the numbers of epochs.
 
     Args:
         setting: Summary of a setting.
     """
+    if gradients := setting.get("mean_cost", {}).get("gradients"):
+        return float(gradients["flat"]) / float(gradients["plain"])
     plain, flat = (setting["selection"][twin]["epochs"] for twin in TWINS)
     return 2 * float(flat) / float(plain)
 
@@ -77,8 +79,10 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
     epochs = {c["epochs"] for c in record["candidates"]}
     plain, flat = (record[twin] for twin in TWINS)
     if setting["trained"].startswith("default"):
+        ends = setting.get("mean_cost", {}).get("num_epochs")
+        when = f" (plain after {ends['plain']:.1f}, flat after {ends['flat']:.1f}, mean)" if ends else ""
         text = (
-            f"No option is set: both train for at most {plain['epochs']} epochs and stop early, flat is "
+            f"No option is set: both train for at most {plain['epochs']} epochs and stop early{when}, flat is "
             f"SAM with ρ = {flat['rho']:g}."
         )
     elif len(epochs) == 1:

@@ -122,7 +122,7 @@ def measure_law(
     }
 
 
-def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> dict[str, float]:
+def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> dict[str, Any]:
     """Cost of the fits: of the whole call, and of the training together and one by one, in seconds.
 
     Each posterior reports the time of the common steps and of its own snapshots and last pass. The shortest of these
@@ -132,8 +132,12 @@ def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> 
         fitted: The posteriors by name.
         wall: Wall-clock seconds of the call that fitted all, with the checks before training.
         cpu: CPU seconds of this call.
+
+    Returns:
+        Seconds, gradients of a batch, and the epochs after which early stopping has ended the training; NaN without.
     """
-    costs = [outcome.fitted.info["cost"] for outcome in fitted.values() if outcome.fitted]
+    infos = [outcome.fitted.info for outcome in fitted.values() if outcome.fitted]
+    costs = [info["cost"] for info in infos]
     seconds = [cost["train_seconds"] for cost in costs]
     steps = min(seconds, default=0.0)
     return {
@@ -142,4 +146,5 @@ def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> 
         "seconds_together": steps + sum(value - steps for value in seconds),
         "seconds_one_by_one": sum(seconds),
         "gradients": costs[0]["gradients"] if costs else math.nan,
+        "num_epochs": fmean(infos[0]["training"].get("last_epochs", [math.nan])) if infos else math.nan,
     }

@@ -152,10 +152,24 @@ def summarize_setting(
         "cpu_minutes": sum_cpu_minutes(folder),
         "sharing_factor": one_by_one / together if together else None,
         "selection": record,
+        "mean_cost": {key: average_cost(twins, key) for key in ("gradients", "num_epochs")},
         "rows": compare_twins(twins, metrics),
         "rows_equal_length": compare_twins(equal_length, metrics) if has_choice else [],
         "worth_ensemble": measure_ensemble_equivalents(twins),
     }
+
+
+def average_cost(twins: Twins, key: str) -> dict[str, float]:
+    """Mean of a number in `cost` over the shared trainings of each twin; empty unless all have it.
+
+    Args:
+        twins: Trainings of both.
+        key: Name of the number.
+    """
+    values = {t: [x["cost"].get(key) for x in mine if x["kind"] == "shared"] for t, mine in twins.items()}
+    if not all(mine and all(value is not None for value in mine) for mine in values.values()):
+        return {}
+    return {twin: fmean(mine) for twin, mine in values.items()}
 
 
 def sum_cpu_minutes(folder: Path) -> float:

@@ -165,7 +165,7 @@ class Setting:
 SETTINGS = tuple(
     Setting(*pair)
     for pair in [
-        *[(200, "default"), (200, "default-lora"), (100, "default")],
+        *[(200, "default"), (200, "default-lora"), (100, "default"), (500, "default")],
         *((n, t) for n in (200, 100, 500, 2000) for t in ("full", "lora")),
     ]
 )

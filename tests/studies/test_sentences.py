@@ -8,8 +8,10 @@ from torch import nn
 
 from flatbayes import MAP, SWAG
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
+from studies.fine_tuning.choices import describe_twins
 from studies.fine_tuning.page import END, render_tables
 from studies.fine_tuning.selection import select_twins
+from studies.fine_tuning.summary import average_cost
 from studies.fine_tuning.worth import find_equal_size
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
@@ -242,6 +244,32 @@ def test_equal_size_is_interpolated_in_the_logarithm():
     assert find_equal_size(0.3, [100, 400], [0.6, 0.4]) is None
     assert find_equal_size(0.7, [100, 400], [0.6, 0.4]) is None
     assert find_equal_size(0.45, [100, 200, 400], [0.6, 0.4, 0.5]) == pytest.approx(100 * math.sqrt(2) ** 1.5)
+
+
+def test_measured_costs_are_told():
+    selection = {
+        "candidates": [],
+        "plain": {"epochs": 24, "nll": 0.5, "rho": 0.0},
+        "flat": {"epochs": 24, "nll": 0.4, "rho": 0.05},
+        "is_flat_better": True,
+    }
+    setting = {"trained": "default", "selection": selection}
+    assert "stop early, flat is SAM with ρ = 0.05. Flat training takes 2.0 times the gradients." in describe_twins(
+        setting
+    )
+    twins = {
+        "plain": [{"kind": "shared", "cost": {"gradients": 100, "num_epochs": 8}}],
+        "flat": [{"kind": "shared", "cost": {"gradients": g, "num_epochs": 12}} for g in (280, 320)],
+    }
+    costs = {key: average_cost(twins, key) for key in ("gradients", "num_epochs", "seconds")}
+    assert costs == {
+        "gradients": {"plain": 100, "flat": 300},
+        "num_epochs": {"plain": 8, "flat": 12},
+        "seconds": {},
+    }
+    text = describe_twins({**setting, "mean_cost": costs})
+    assert "stop early (plain after 8.0, flat after 12.0, mean)" in text
+    assert "takes 3.0 times the gradients" in text
 
 
 def test_each_twin_has_its_number_of_epochs(tmp_path):
