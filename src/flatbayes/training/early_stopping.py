@@ -32,8 +32,12 @@ MIN_PATIENCE = 0.25
 """Fraction of the first part that is always trained."""
 MIN_COLLECTION_STEPS = 100
 """Fewest steps of a shortened part with snapshots, unless the whole training would have fewer."""
-COLLECTION_PATIENCE = 2
-"""A training with snapshots from its first epoch on ends after this multiple of the epochs of the best evaluation."""
+COLLECTION_PATIENCE = 3
+"""A training with snapshots from its first epoch on ends after this multiple of the epochs of the best evaluation.
+
+Of MiniLM on 200 sentences with 2, 3 and 4, or no end: validation NLL of SWAG .447, .425, .435 and .461, mean of plain
+and flat training of all weights and plain training of adapters.
+"""
 
 
 @dataclass
