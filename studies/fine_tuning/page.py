@@ -132,7 +132,11 @@ def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
             for name, by in setting["worth_ensemble"].items()
             if "flat" in by and "plain" in by
         ]
-        lines += ["", f"Plain ensemble (1 to 3 members) of the same scaled NLL, plain → flat: {', '.join(sizes)}."]
+        lines += [
+            "",
+            "Size of the plain ensemble (1 to 3 members) with the same NLL after temperature scaling, plain → flat: "
+            f"{', '.join(sizes)}.",
+        ]
     if setting["rows_equal_length"]:
         lines += ["", f"With {setting['epochs']} epochs for both twins:"]
         metrics = [name for name in labels.metrics if name in OVERVIEW_METRICS]
