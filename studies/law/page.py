@@ -51,8 +51,8 @@ def describe_law(results: Mapping[str, Any]) -> str:
     text = FEATURE_TEXTS[feature].format(threshold=results["threshold"] or 0.0)
     recovered = results["recovered"]
     sentences = [
-        "**Of networks from scratch, with a radius chosen on validation examples, flat training lowers the test NLL where "
-        f"in plain training {text}.**",
+        "**Of networks from scratch, with a radius chosen on validation examples, flat training lowers the test NLL "
+        f"where in plain training {text}.**",
         "",
         f"* {counts['twins']} pairs of a plain and a flat training on {counts['data_sets']} data sets, the radius "
         "chosen on validation examples from values above 0: by the 95 % interval (or, with one seed, the sign) flat "
