@@ -1,5 +1,6 @@
 """Options that only draws depend on: what they do, and their choice on validation examples after training."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, MARGIN, list_aut
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig, draw_choice
 from flatbayes.training.draw_choice import plan_choice
+from flatbayes.training.draw_search import compare_values
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.sharing import try_fit_together
 
@@ -134,19 +136,42 @@ def test_many_validation_batches_are_thinned_evenly():
 @pytest.mark.parametrize(
     ("epochs", "num_val", "expected"),
     [
-        (24, 120, (8, 120)),  # a short fine-tuning on 200 examples: 9 values x 8 networks, not 30
-        (24, 5000, (8, 200)),
-        (100, 120, (27, 120)),
+        (12, 120, (5, 120)),  # a short fine-tuning on 200 examples: 6 values x 5 networks, not 10 x 30
+        (12, 5000, (5, 200)),
+        (40, 120, (16, 120)),
         (2000, 5000, (30, 2000)),
-        (0, 120, (8, 120)),  # no training at all
+        (0, 120, (5, 120)),  # no training at all
     ],
 )
 def test_the_choice_for_a_large_network_does_not_outlast_its_training(epochs, num_val, expected, monkeypatch):
     state = MAP().init(nn.Linear(4, 3), None, num_data=200)
     fitted = FittedPosterior(MAP(), [state], Categorical(3), info={"training": {"epochs": epochs}})
-    assert plan_choice(fitted, num_val) == (30, 2000)
+    stopped = replace(fitted, info={"training": {"epochs": 4000, "last_epochs": [epochs]}})
+    assert plan_choice(fitted, num_val) == (30, 2000, True)
     monkeypatch.setattr(draw_choice, "LARGE_NETWORK", 15)
-    assert plan_choice(fitted, num_val) == expected
+    assert plan_choice(fitted, num_val) == plan_choice(stopped, num_val) == (*expected, False)
+
+
+@pytest.mark.parametrize(
+    ("option", "best", "num_tried"),
+    [
+        (COVARIANCE_SCALE, 1.0, 5),
+        (COVARIANCE_SCALE, 0.01, 7),
+        (COVARIANCE_SCALE, 300.0, 7),
+        (MCDropout().draw_options["draw_rate"], 0.04, 6),
+        (MCDropout().draw_options["draw_rate"], 0.5, 6),
+    ],
+)
+def test_a_descent_finds_the_value_of_all_candidates(option, best, num_tried):
+    def measure(value):
+        tried.append(value)
+        return 0.1 * abs(math.log10((0.1 if value is None else value) / best))
+
+    tried = []
+    everywhere = compare_values(option, measure)["value"]
+    tried.clear()
+    assert compare_values(option, measure, with_all=False)["value"] == everywhere
+    assert len(tried) == len(set(tried)) == num_tried
 
 
 def test_values_are_checked():

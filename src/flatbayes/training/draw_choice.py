@@ -7,7 +7,7 @@ that overfits learns too small. The factor is chosen first, since the options ar
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.names import format_count
@@ -22,8 +22,8 @@ from flatbayes.training.draw_search import Measure, compare_values, find_largest
 
 NUM_DRAWS, MAX_EXAMPLES = 30, 2000
 """Networks and validation examples that a value is tried with, unless that takes long beside the training."""
-MIN_DRAWS, MIN_CHOICE_EXAMPLES = 8, 200
-LARGE_NETWORK, MAX_SHARE, NUM_VALUES = 1_000_000, 0.5, 9
+MIN_DRAWS, MIN_CHOICE_EXAMPLES = 5, 200
+LARGE_NETWORK, MAX_SHARE, NUM_VALUES = 1_000_000, 0.5, 6
 """From `LARGE_NETWORK` parameters on, the choice takes about `MAX_SHARE` of the time of the training, or that of
 `MIN_DRAWS` draws. It tries about `NUM_VALUES` values, and a gradient takes as long as three predictions."""
 CHOICE_KEY = "draw_options"
@@ -47,32 +47,44 @@ def choose_draw_options(
         compared and the `margin`, or the pairs of value and change; without any the `reason` why the value is the
         default.
     """
-    options, examples, num_draws = list_options(fitted, with_none=is_automatic), None, NUM_DRAWS
+    options, examples, plan = list_options(fitted, with_none=is_automatic), None, ChoicePlan()
     if options and can_predict and training_data.has_validation:
-        num_draws, max_examples = plan_choice(fitted, training_data.num_validation)
-        examples = training_data.sample_validation(max_examples)
+        plan = plan_choice(fitted, training_data.num_validation)
+        examples = training_data.sample_validation(plan.max_examples)
     if examples is None:  # options that are not set have their defaults, without a record
         options = list_options(fitted, with_none=False)
     reason = "no validation examples" if can_predict else "no predictive distribution"
-    return _choose_on_examples(fitted, options, examples, reason, num_draws)
+    return _choose_on_examples(fitted, options, examples, reason, plan)
 
 
-def plan_choice(fitted: FittedPosterior, num_examples: int) -> tuple[int, int]:
-    """Numbers of networks and of validation examples that each value is tried with.
+class ChoicePlan(NamedTuple):
+    """What each value is tried with, and which values are.
+
+    Attributes:
+        num_draws: Number of networks.
+        max_examples: Number of validation examples.
+        with_all: Whether all candidates are tried.
+    """
+
+    num_draws: int = NUM_DRAWS
+    max_examples: int = MAX_EXAMPLES
+    with_all: bool = True
+
+
+def plan_choice(fitted: FittedPosterior, num_examples: int) -> ChoicePlan:
+    """The plan of a choice: a cheaper one for a large network, above all if its training was short.
 
     Args:
         fitted: The posterior, with the metadata of its training.
         num_examples: Number of validation examples.
-
-    Returns:
-        `NUM_DRAWS` and `MAX_EXAMPLES` at most; fewer for a large network whose training was short.
     """
     state, training = fitted.states[0], fitted.info.get("training", {})
     if sum(param.numel() for param in state.model.parameters()) < LARGE_NETWORK:
-        return NUM_DRAWS, MAX_EXAMPLES
-    num_predictions = int(3 * MAX_SHARE / NUM_VALUES * training.get("epochs", 0) * state.num_data)
+        return ChoicePlan()
+    epochs = max(training.get("last_epochs") or [training.get("epochs", 0)])
+    num_predictions = int(3 * MAX_SHARE / NUM_VALUES * epochs * state.num_data)
     num_examples = max(1, min(num_examples, MAX_EXAMPLES, max(MIN_CHOICE_EXAMPLES, num_predictions // MIN_DRAWS)))
-    return min(NUM_DRAWS, max(MIN_DRAWS, num_predictions // num_examples)), num_examples
+    return ChoicePlan(min(NUM_DRAWS, max(MIN_DRAWS, num_predictions // num_examples)), num_examples, with_all=False)
 
 
 def explain_validation(training_data: TrainingData, *, stops_early: bool, is_automatic: bool) -> str | None:
@@ -189,7 +201,11 @@ def list_options(fitted: FittedPosterior, *, with_none: bool) -> dict[str, DrawO
 
 
 def _choose_on_examples(
-    fitted: FittedPosterior, options: dict[str, DrawOption], examples: Any, reason: str, num_draws: int = NUM_DRAWS
+    fitted: FittedPosterior,
+    options: dict[str, DrawOption],
+    examples: Any,
+    reason: str,
+    plan: ChoicePlan = ChoicePlan(),
 ) -> dict[str, Any]:
     choices: dict[str, Any] = {}
     names = [*options, NOISE_FACTOR] if NOISE_FACTOR in options and examples is not None else [*options]
@@ -200,7 +216,8 @@ def _choose_on_examples(
             choices[name] = {"value": option.default, "reason": reason}
         elif option.tolerance is None:
             make_measure = _measure_noise if name == NOISE_FACTOR else _measure_draws
-            choices[name] = compare_values(option, make_measure(current, examples, name, num_draws))
+            measure = make_measure(current, examples, name, plan.num_draws)
+            choices[name] = compare_values(option, measure, with_all=plan.with_all)
         else:
             replace_value = partial(_replace_value, current, name)
             choices[name] = find_largest_tolerated(replace_value, examples, option, option.tolerance)

@@ -18,12 +18,13 @@ ReplaceValue = Callable[[float], FittedPosterior]
 """The posterior with a value of the option."""
 
 
-def compare_values(option: DrawOption, measure: Measure) -> dict[str, Any]:
+def compare_values(option: DrawOption, measure: Measure, *, with_all: bool = True) -> dict[str, Any]:
     """The value with the lowest validation NLL, or a larger one within the margin, as plain data with the NLLs.
 
     Args:
         option: Candidates and margin.
         measure: Validation NLL of a value.
+        with_all: Try all candidates; otherwise from the default on in both directions, as long as they are better.
     """
     losses: dict[float | None, float] = {}
 
@@ -31,9 +32,11 @@ def compare_values(option: DrawOption, measure: Measure) -> dict[str, Any]:
         loss = measure(value)
         losses[value] = math.inf if math.isnan(loss) else loss
 
-    for value in (option.default, *option.candidates):
-        if value not in losses:
+    if with_all:
+        for value in dict.fromkeys((option.default, *option.candidates)):
             add(value)
+    else:
+        _descend(option, add, losses)
     tried = sorted(value for value in losses if value is not None)
     best = select_value(losses, option.margin)
     if best is not None:
@@ -45,6 +48,20 @@ def compare_values(option: DrawOption, measure: Measure) -> dict[str, Any]:
     pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
     record = {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
     return record | ({"margin": option.margin} if option.margin else {})
+
+
+def _descend(option: DrawOption, add: Callable[[float | None], None], losses: Mapping[float | None, float]) -> None:
+    """Try values from the default on, or the middle if that is None, down and then up, each until one is worse."""
+    values = sorted({*option.candidates, *(() if option.default is None else (option.default,))})
+    start = (len(values) - 1) // 2 if option.default is None else values.index(option.default)
+    for value in dict.fromkeys((option.default, values[start])):
+        add(value)
+    for direction in (values[:start][::-1], values[start + 1 :]):
+        for value in direction:
+            lowest = min(losses.values())
+            add(value)
+            if losses[value] > lowest:
+                break
 
 
 def select_value(losses: Mapping[float | None, float], margin: float) -> float | None:
