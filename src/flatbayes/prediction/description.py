@@ -129,8 +129,20 @@ def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
         format_count(states[0].num_data, "training example", spec=","),
         f"{info['held_out']:,} held out for validation" if _is_number(info.get("held_out")) else "",
         f"inputs of shape {tuple(shape)}" if isinstance(shape, list) else "",
+        _describe_scale(info.get("scale_nlls")),
         format_count(len(classes), "class", "classes", spec=",") if isinstance(classes, list) and classes else "",
         format_count(len(targets), "target", spec=",") if isinstance(targets, list) and targets else "",
+    )
+
+
+def _describe_scale(nlls: Any) -> str:
+    """Why the inputs of a trained network are not standardized; nothing where they are."""
+    if not isinstance(nlls, list) or len(nlls) != 2 or not all(map(_is_number, nlls)):
+        return ""
+    as_given, standardized = map(format_number, nlls)
+    return (
+        f"used as given, since the initial network has a training NLL of {as_given} on them and of {standardized} on "
+        "standardized ones"
     )
 
 

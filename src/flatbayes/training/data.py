@@ -128,12 +128,15 @@ class InMemoryData(TrainingData):
         splits: The splits.
         transform_override: Standardization of the inputs; by default that of the training split.
         num_held_out: Number of validation examples that were training examples of the user.
+        scale_nlls: Training NLL of a trained network with its inputs as given and with standardized ones, if they are
+            used as given.
         standardize: The standardization that is used.
     """
 
     splits: DataSplits
     transform_override: Standardize | None = None
     num_held_out: int = 0
+    scale_nlls: tuple[float, float] | None = None
     standardize: Standardize = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +158,7 @@ class InMemoryData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Names of classes, targets and features, shape of an input, and number of held-out examples."""
+        """Names of classes, targets and features, shape of an input, held-out examples, losses by input scale."""
         data = self.splits
         return {
             "class_names": list(data.class_names),
@@ -163,6 +166,7 @@ class InMemoryData(TrainingData):
             "feature_names": list(data.feature_names),
             "input_shape": list(data.input_shape),
             **({"held_out": self.num_held_out} if self.num_held_out else {}),
+            **({} if self.scale_nlls is None else {"scale_nlls": list(self.scale_nlls)}),
             **({} if data.csv_format is None else {"csv_format": data.csv_format.to_dict()}),
         }
 

@@ -20,6 +20,7 @@ from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
+from flatbayes.training.input_scale import match_input_scale
 from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
@@ -100,6 +101,10 @@ def prepare_runs(
     factory = RunFactory(
         posterior, usual, likelihood, training_data, config, build_model, seed, warm_start, auto_flatness
     )
+    may_be_trained = bool(warm_start.weights) or isinstance(model, nn.Module) or config.epochs is None
+    if isinstance(training_data, InMemoryData) and training_data.transform_override is None and may_be_trained:
+        training_data = match_input_scale(training_data, factory.init_network(0), likelihood)
+        factory = replace(factory, training_data=training_data)
     if isinstance(training_data, LoaderData):
         factory = check_loader_inputs(factory, training_data)
     elif isinstance(training_data, InMemoryData) and factory.config.epochs:

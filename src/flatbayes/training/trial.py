@@ -168,7 +168,7 @@ def describe_tokens(network: nn.Module | None, training_data: TrainingData) -> s
         return ""
     return (
         ". Inputs of arrays, data sets and splits are standardized, and an embedding takes token ids as they are: "
-        "give batches, DataLoader(TensorDataset(ids, targets), batch_size=32, shuffle=True)."
+        "give `fit` batches, DataLoader(TensorDataset(ids, targets), batch_size=32, shuffle=True)."
     )
 
 

@@ -1,0 +1,88 @@
+"""Inputs of trained networks: as given where the network was trained on them as they are, standardized elsewhere."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes import MAP, SAM, SWAG, FittedPosterior, Laplace, Plain, TrainingConfig, evaluate, fit
+from flatbayes.data import Standardize
+from flatbayes.training import fit_together
+
+AS_TRAINED, ADAM = TrainingConfig(epochs=0), partial(torch.optim.Adam, lr=0.01)
+
+
+def make_data(seed=0):
+    """Three classes by the largest of three features, whose offsets and scales are far from standard."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(300, 6, generator=generator)
+    offsets = torch.tensor([5.0, -3.0, 0.0, 100.0, 0.0, 2.0])
+    return inputs * torch.tensor([3.0, 1.0, 1.0, 10.0, 1.0, 0.1]) + offsets, inputs[:, :3].argmax(1)
+
+
+def make_network():
+    return nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3))
+
+
+def train(inputs, targets):
+    """A network that is trained in a loop of its own."""
+    torch.manual_seed(0)
+    network = make_network()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(inputs), targets).backward()
+        optimizer.step()
+    return network
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def network(data):
+    return train(*data)
+
+
+@pytest.mark.parametrize("posterior", [MAP(), Laplace(temperature=0.01)], ids=["MAP", "Laplace"])
+def test_a_network_that_was_trained_on_inputs_as_they_are_gets_them(data, network, posterior, tmp_path):
+    fitted = fit(network, data, posterior, Plain(), AS_TRAINED)
+    expected = nn.functional.cross_entropy(network(data[0]), data[1]).item()
+    assert evaluate(fitted, data).metrics["nll"] == pytest.approx(expected, rel=0.05)
+    assert "used as given, since the initial network has a training NLL of" in fitted.summary()
+    fitted.save(tmp_path / "fitted")
+    loaded = FittedPosterior.load(tmp_path / "fitted", make_network())
+    assert torch.equal(loaded.predict(data[0]).mean, fitted.predict(data[0]).mean)
+    assert "used as given" in loaded.summary()
+
+
+def test_so_do_its_weights_further_training_and_shared_trainings(data, network):
+    weights, config = network.state_dict(), TrainingConfig(epochs=1, optimizer=ADAM)
+    fits = [
+        fit(make_network, data, MAP(), Plain(), AS_TRAINED, init=weights),
+        fit(make_network, data, SWAG(rank=2), SAM(), config, init=weights),
+        fit(lambda: network, data, MAP(), Plain(), TrainingConfig(min_epochs=1, min_steps=1), val=data),
+        *fit_together(network, data, [MAP(), MAP()], Plain(), AS_TRAINED),
+    ]
+    for fitted in fits:
+        assert torch.equal(fitted.transform.mean, torch.zeros(6))
+        assert fitted.info["scale_nlls"][0] < 0.5 < fitted.info["scale_nlls"][1]
+
+
+def test_others_get_standardized_inputs(data, network):
+    inputs, targets = data
+    standardize = Standardize.fit(inputs)
+    elsewhere = train(standardize(inputs), targets)
+    fits = [
+        fit(elsewhere, data, MAP(), Plain(), AS_TRAINED),  # trained on standardized ones
+        fit(make_network(), data, MAP(), Plain(), AS_TRAINED),  # not trained
+        fit(network, data, MAP(), Plain(), AS_TRAINED, transform=standardize),  # given
+        fit(make_network, data, MAP(), Plain(), TrainingConfig(epochs=1, optimizer=ADAM)),  # fresh weights
+    ]
+    for fitted in fits:
+        assert torch.allclose(fitted.transform.mean, standardize.mean)
+        assert "scale_nlls" not in fitted.info
+        assert "used as given" not in fitted.summary()
