@@ -101,7 +101,9 @@ TOKENS, LABELS = torch.arange(40).reshape(20, 2) % 9, torch.arange(20) % 2
 
 def test_token_ids_of_an_array_are_refused_with_what_to_write():
     for data in ((TOKENS, LABELS), TensorDataset(TOKENS, LABELS), Arrays(TOKENS, LABELS)):
-        with pytest.raises(ValueError, match=r"takes token ids as they are: give `fit` batches, DataLoader\(TensorDataset"):
+        with pytest.raises(
+            ValueError, match=r"takes token ids as they are: give `fit` batches, DataLoader\(TensorDataset"
+        ):
             fit(TokenNetwork(), data, MAP(), Plain(), CONFIG)
     with pytest.raises(ValueError) as caught:  # no token ids
         fit(TokenNetwork(), (TOKENS + 0.5, LABELS), MAP(), Plain(), CONFIG)

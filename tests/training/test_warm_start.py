@@ -1,6 +1,8 @@
 """From a network that is trained already."""
 
 import math
+import warnings
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -18,12 +20,13 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import IVON, LRT, MAP, SGVB, SVGD, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.posteriors.presets import LAPLACE_LAST_LAYER
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import FINE_TUNING, Checkpoints, CollectionConfig, TrainingConfig, fit
+from flatbayes.training import FINE_TUNING, Checkpoints, CollectionConfig, TrainingConfig, fit, fit_together
 from flatbayes.training.warm_start import extract_mean_weights, match_weights
 from support import batch, train
 from support import network as with_norms
 
 AS_IT_IS = TrainingConfig(epochs=0)
+ONE_EPOCH = TrainingConfig(epochs=1, batch_size=20)
 SHORT = replace(FINE_TUNING, epochs=2, batch_size=20)
 build = partial(MLP, hidden=(16,))
 
@@ -307,3 +310,34 @@ def test_checkpoints_of_another_start_are_not_gone_on_from(trained, data, tmp_pa
     for changes in ({"init": other}, {"init": weights(trained), "freeze": ["layers.1.*"]}, {"init": None}):
         with pytest.raises(ValueError, match=r"checkpoints of another training: start"):
             fit(build, data, MAP(), Plain(), SHORT, checkpoints=places, **changes)
+
+
+def make_pair():
+    return torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+
+
+def test_a_builder_that_sets_the_seed_does_not_make_new_heads_equal():
+    def build_seeded():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 7))
+
+    fit_head = partial(fit, build_seeded, make_pair(), flatness=Plain(), config=ONE_EPOCH, new_head=True)
+    members = fit_head(Ensemble(MAP(), size=2)).states
+    seeds = [fit_head(MAP(), seed=seed).states[0] for seed in range(2)]
+    for first, second in (members, seeds):
+        assert (first.model[2].weight - second.model[2].weight).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_members_with_equal_initial_weights_are_warned_of(together):
+    def fit_ensemble(model):
+        ensemble = Ensemble(MAP(), size=2)
+        if together:
+            return fit_together(model, make_pair(), [MAP(), ensemble], Plain(), ONE_EPOCH)
+        return fit(model, make_pair(), ensemble, Plain(), ONE_EPOCH)
+
+    network = nn.Linear(4, 3)
+    with pytest.warns(UserWarning, match="start from the same weights"):
+        fit_ensemble(lambda: deepcopy(network))
+    with warnings.catch_warnings(action="error"):
+        fit_ensemble(lambda: nn.Linear(4, 3))

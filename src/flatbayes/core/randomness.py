@@ -26,6 +26,7 @@ class Stream(StrEnum):
     """
 
     INITIAL_WEIGHTS = "initial weights"  # seed of the run, member
+    INITIAL_HEAD = "initial weights of a new last layer"  # seed of the run, member
     INITIAL_STATE = "initial state of a posterior"  # seed of the training noise: particles
     BATCHES = "batches"  # seed of the run, member: the seed of the next two
     DATA_ORDER = "order of the examples"  # seed of the batches, epoch

@@ -84,7 +84,9 @@ class RunFactory:
     def init_network(self, member: int) -> nn.Module:
         """A network with the initial weights of a member."""
         with seeded_rng(spawn_seed(Stream.INITIAL_WEIGHTS, self.seed, member), None):
-            network = self.warm_start.apply_to(self.build_model(), member)
+            network = self.build_model()
+        with seeded_rng(spawn_seed(Stream.INITIAL_HEAD, self.seed, member), None):  # the builder may set the seed
+            network = self.warm_start.apply_to(network, member)
         check_storable(network)
         return network
 

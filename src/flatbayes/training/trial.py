@@ -6,6 +6,7 @@ it is in the last pass over the data, in a draw or in a prediction.
 
 import dis
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -110,6 +111,26 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
         ) from error
     if logits:
         warn_of_probabilities(logits[0])
+    if factory.posterior.num_members > 1:
+        warn_of_equal_members([factory.init_network(member) for member in range(2)])
+
+
+def warn_of_equal_members(networks: Sequence[nn.Module]) -> None:
+    """Warn of networks of an ensemble that start from the same weights.
+
+    Args:
+        networks: Two networks with their initial weights.
+    """
+    first, second = (
+        [param.detach() for param in network.parameters() if param.requires_grad] for network in networks
+    )
+    if first and all(map(torch.equal, first, second)):
+        warnings.warn(
+            "The networks of the ensemble start from the same weights, since the function that builds them sets the "
+            "seed itself or returns copies of one network; such networks end up alike. Leave the seed to fit, or "
+            "give new_head=True, so that each has a last layer of its own.",
+            stacklevel=2,
+        )
 
 
 def warn_of_probabilities(outputs: object) -> None:
