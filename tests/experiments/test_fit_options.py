@@ -193,3 +193,9 @@ def test_folds_have_checkpoints_of_their_own(tmp_path):
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"fold-0", "fold-1"}
     checkpoints.remove()
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("function", [compare, tune])
+def test_an_unknown_argument_is_refused_with_the_name_that_was_meant(function):
+    with pytest.raises(TypeError, match=r"\(\) got an unexpected keyword argument 'num_seed'.*num_seeds"):
+        function(SMALL, WHOLE, num_seed=2)

@@ -286,7 +286,7 @@ def compare(
         (4, ())
         >>> axes = results.plot("nll")
     """
-    fit_options = FitOptions(**options)
+    fit_options = FitOptions.from_keywords(options, compare)
     source = fit_options.apply_task(make_source(data))
     if posteriors is None:
         is_one_start = isinstance(model, nn.Module) or (fit_options.init is not None and not fit_options.new_head)

@@ -1,13 +1,15 @@
 """Arguments of `fit` on network, targets and initial weights that all runs of an experiment have in common."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_suggestion
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import fingerprint_weights, hash_tensors
 from flatbayes.data import DataSource, Standardize
@@ -48,6 +50,24 @@ class FitOptions:
     new_head: bool = False
     freeze: Sequence[str] = ()
     transform: Standardize | None = None
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any], function: Callable[..., Any]) -> Self:
+        """The options from further keyword arguments of a function.
+
+        Args:
+            keywords: Options by name.
+            function: The function, whose own arguments are suggested for an unknown name.
+
+        Raises:
+            TypeError: There is no option of a name.
+        """
+        names = {field.name for field in fields(cls)}
+        for name in keywords.keys() - names:
+            suggestion = format_suggestion(name, sorted({*names, *signature(function).parameters} - {"options"}))
+            text = f"{function.__name__}() got an unexpected keyword argument {name!r}. {suggestion}"
+            raise TypeError(text.rstrip())
+        return cls(**keywords)
 
     def __repr__(self) -> str:
         return format_fields(self)  # cut within that of a run

@@ -205,7 +205,7 @@ def tune(
         (['flatness.rho'], 2)
     """
     check_counts(num_trials, num_seeds)
-    fit_options = FitOptions(**options)
+    fit_options = FitOptions.from_keywords(options, tune)
     source = fit_options.apply_task(make_source(data))
     dataset = source.load(0)
     run = ExperimentRun(
