@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes import MAP, SAM, SWAG, FittedPosterior, Laplace, Plain, TrainingConfig, evaluate, fit
-from flatbayes.data import Standardize
+from flatbayes import MAP, SAM, SWAG, FittedPosterior, Laplace, Plain, TrainingConfig, compare, evaluate, fit
+from flatbayes.data import Arrays, Standardize
 from flatbayes.training import fit_together
 
 AS_TRAINED, ADAM = TrainingConfig(epochs=0), partial(torch.optim.Adam, lr=0.01)
@@ -86,3 +87,47 @@ def test_others_get_standardized_inputs(data, network):
         assert torch.allclose(fitted.transform.mean, standardize.mean)
         assert "scale_nlls" not in fitted.info
         assert "used as given" not in fitted.summary()
+
+
+class TokenNetwork(nn.Module):
+    """The mean of the embeddings of all tokens, which must be integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, input_ids):
+        return {"logits": self.layer(self.embedding(input_ids).mean(1))}
+
+
+TOKENS, LABELS = torch.arange(60).reshape(30, 2) % 9, torch.arange(30) % 2
+SHORT = TrainingConfig(epochs=2, batch_size=10)
+
+
+@pytest.mark.parametrize(
+    "make_data", [lambda x, y: (x, y), TensorDataset, lambda x, y: (x.numpy(), y.numpy()), Arrays], ids=str
+)
+def test_token_ids_of_arrays_and_data_sets_stay_as_they_are(make_data, tmp_path):
+    fitted = fit(TokenNetwork, make_data(TOKENS, LABELS), SWAG(rank=2), SAM(), SHORT)
+    batches = DataLoader(TensorDataset(TOKENS, LABELS), 10)
+    mean = fitted.predict(TOKENS).mean
+    network = fit(TokenNetwork, batches, SWAG(rank=2), SAM(), SHORT).predict(TOKENS)
+    assert mean.shape == network.mean.shape == (30, 2)
+    assert evaluate(fitted, (TOKENS, LABELS)).metrics["nll"] < 1
+    fitted.save(tmp_path / "fitted")
+    loaded = FittedPosterior.load(tmp_path / "fitted", TokenNetwork())
+    assert torch.equal(loaded.predict(TOKENS.numpy()).mean, mean)
+    assert torch.allclose(fitted.compile(30)(TOKENS)["mean"].double(), mean)
+
+
+def test_methods_are_compared_on_token_ids():
+    result = compare(TokenNetwork, Arrays(TOKENS, LABELS), [MAP()], SAM(), SHORT, num_seeds=2, num_jobs=1)
+    assert {run.flatness for run in result.runs} == {"Plain", "SAM"}
+    assert not result.failures
+
+
+def test_what_is_no_token_id_is_refused_or_standardized():
+    with pytest.raises(ValueError, match="Expected tensor for argument"):
+        fit(TokenNetwork(), (TOKENS + 0.5, LABELS), MAP(), Plain(), SHORT)
+    whole = fit(nn.Linear(2, 2), (TOKENS, LABELS), MAP(), Plain(), SHORT)
+    assert whole.transform.mean.is_floating_point()

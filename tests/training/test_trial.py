@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes.data import Arrays
 from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import MAP, SWAG, Laplace, MCDropout
@@ -85,30 +84,6 @@ def test_a_backward_pass_that_fails_is_reported():
 
 class OwnError(Exception):
     pass
-
-
-class TokenNetwork(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.layer = nn.Embedding(9, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.layer(self.embedding(x).mean(1))
-
-
-TOKENS, LABELS = torch.arange(40).reshape(20, 2) % 9, torch.arange(20) % 2
-
-
-def test_token_ids_of_an_array_are_refused_with_what_to_write():
-    for data in ((TOKENS, LABELS), TensorDataset(TOKENS, LABELS), Arrays(TOKENS, LABELS)):
-        with pytest.raises(
-            ValueError, match=r"takes token ids as they are: give `fit` batches, DataLoader\(TensorDataset"
-        ):
-            fit(TokenNetwork(), data, MAP(), Plain(), CONFIG)
-    with pytest.raises(ValueError) as caught:  # no token ids
-        fit(TokenNetwork(), (TOKENS + 0.5, LABELS), MAP(), Plain(), CONFIG)
-    assert "token ids" not in str(caught.value)
-    fit(TokenNetwork(), DataLoader(TensorDataset(TOKENS, LABELS), 8), MAP(), Plain(), CONFIG)
 
 
 @pytest.mark.parametrize("error", [OwnError("ours"), torch.OutOfMemoryError("full"), OSError("no space")], ids=repr)

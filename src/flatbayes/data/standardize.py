@@ -14,10 +14,10 @@ EXAMPLES_PER_CHUNK = 1024  # bounds the memory of the float64 copies
 
 @dataclass(frozen=True, kw_only=True)
 class Standardize:
-    """Subtract a mean and divide by a standard deviation.
+    """Subtract a mean and divide by a standard deviation, or keep token ids as they are.
 
     Attributes:
-        mean: Per channel, [channels, 1, 1], or per feature, [features].
+        mean: Per channel, [channels, 1, 1], or per feature, [features]; integers for inputs that are token ids.
         std: Same shape as `mean`; positive.
 
     Examples:
@@ -60,7 +60,7 @@ class Standardize:
         """Compute (inputs - mean) / std, on the device of the inputs.
 
         Returns:
-            Float32. It is computed in float64 if the inputs or the statistics are float64.
+            Float32, computed in float64 if the inputs or the statistics are float64; int64 for token ids.
 
         Raises:
             ValueError: The inputs have other channels or features than those of the fit.
@@ -84,10 +84,10 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Args:
         inputs: [n, ...].
         mean: Per channel, [channels, 1, 1], or per feature, [features].
-        std: Same shape as `mean`.
+        std: Same shape as `mean`. If both are integers, the inputs are token ids and stay as they are.
 
     Returns:
-        Float32. It is computed in float64 if the inputs or the statistics are float64.
+        Float32, computed in float64 if the inputs or the statistics are float64; int64 for token ids.
 
     Raises:
         ValueError: The inputs have other channels or features than the mean.
@@ -98,6 +98,8 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
             f"Expected inputs of {format_count(len(mean), noun)}, {shape}, got the shape {tuple(inputs.shape)}. Give "
             "inputs like those of the training."
         )
+    if not mean.is_floating_point():
+        return inputs.long()
     dtype = torch.float64 if torch.float64 in (inputs.dtype, mean.dtype) else torch.float32
     device = inputs.device if dtype == torch.float32 or has_float64(inputs.device) else torch.device("cpu")
     centred = inputs.to(device, dtype) - mean.to(device, dtype)

@@ -20,7 +20,7 @@ from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
-from flatbayes.training.input_scale import match_input_scale
+from flatbayes.training.input_scale import keep_token_ids, match_input_scale
 from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
@@ -92,6 +92,8 @@ def prepare_runs(
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
+    if isinstance(training_data, InMemoryData) and transform is None:
+        training_data = keep_token_ids(training_data, build_model)
     build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
     head_outputs = likelihood.num_outputs if new_head and not takes_num_outputs(model, model_arguments) else None
     warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze, head_outputs=head_outputs)

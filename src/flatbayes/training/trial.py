@@ -21,7 +21,6 @@ from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
-from flatbayes.training.data import TrainingData
 from flatbayes.training.engine import Engine, place_module
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.loop import convert_inputs
@@ -107,7 +106,6 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             f"{type(factory.flatness).__name__}. A trial on a few examples{shapes} before training shows that "
             f"{stage} ends in {type(error).__name__}: {error}"
             f"{describe_dtypes(network, example, factory.config.precision.mode)}"
-            f"{describe_tokens(network, factory.training_data)}"
         ) from error
     if logits:
         warn_of_probabilities(logits[0])
@@ -171,25 +169,6 @@ def describe_dtypes(network: nn.Module | None, inputs: ModelInputs, mode: str) -
     return (
         f". The weights are {weights}, and the inputs stay {' and '.join(sorted(data))} for such a network: convert "
         "them to the dtype of its first layer, in the data or in forward."
-    )
-
-
-def describe_tokens(network: nn.Module | None, training_data: TrainingData) -> str:
-    """A sentence on token ids that are given as an array, whose inputs are standardized.
-
-    Args:
-        network: The network.
-        training_data: The training data.
-    """
-    inputs = training_data.raw_inputs
-    has_embedding = network is not None and any(
-        isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in network.modules()
-    )
-    if not has_embedding or not isinstance(inputs, Tensor) or not torch.equal(inputs, inputs.floor()):
-        return ""
-    return (
-        ". Inputs of arrays, data sets and splits are standardized, and an embedding takes token ids as they are: "
-        "give `fit` batches, DataLoader(TensorDataset(ids, targets), batch_size=32, shuffle=True)."
     )
 
 
