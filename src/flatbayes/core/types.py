@@ -16,7 +16,8 @@ Closure = Callable[[], Tensor]
 batch, backpropagates it into `.grad`, and returns the detached loss. It may loop over micro-batches."""
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-"""Builds an optimiser over the parameters it is given."""
+"""Builds an optimiser over the parameters it is given, or over some. They are the trainable ones of a network, in the
+order of `named_parameters()`, and after them what the posterior trains beside them, such as standard deviations."""
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> the mean negative log likelihood of a batch, a differentiable scalar."""

@@ -7,7 +7,7 @@ precision or as the optimizer's weight decay.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.adapters import check_unmerged
 from flatbayes.core.gradients import densify_gradients
+from flatbayes.core.names import format_count
 from flatbayes.core.networks import check_one_device
 from flatbayes.core.weights import trainable_parameters
 
@@ -46,7 +47,7 @@ def init_state(
 
     Raises:
         ValueError: The model is on several devices or has a merged adapter, no parameter is trainable, `num_data` is
-            not positive, or the prior is given twice.
+            not positive, the optimizer has parameters of another network, or the prior is given twice.
     """
     check_one_device(model)
     check_unmerged(model, "so training would not change it and draws would not differ")
@@ -55,7 +56,7 @@ def init_state(
         raise ValueError("The model has no trainable parameters; set requires_grad on those to be learnt.")
     if num_data < 1:
         raise ValueError(f"num_data is the number of training examples: it must be at least 1, got {num_data}.")
-    optimizer = None if make_optimizer is None else make_optimizer(params)
+    optimizer = None if make_optimizer is None else build_optimizer(make_optimizer, params)
     decay = 0.0 if optimizer is None else max_weight_decay(optimizer)
     if decay > 0 and prior_precision is not None:
         raise ValueError(
@@ -64,6 +65,32 @@ def init_state(
             f"prior precision of {decay * num_data:g} here, at temperature 1."
         )
     return State(model, optimizer, num_data)
+
+
+def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parameter]) -> Optimizer:
+    """Build the optimizer over parameters, or over some of them, and check that it has no others.
+
+    Args:
+        make_optimizer: Builds the optimizer.
+        params: The parameters that are trained.
+
+    Raises:
+        ValueError: It has other trainable parameters, such as those of the network that was copied.
+    """
+    params = list(params)
+    optimizer = make_optimizer(params)
+    own_ids = {id(param) for param in params}
+    optimized = [param for group in optimizer.param_groups for param in group["params"]]
+    num_others = sum(param.requires_grad and id(param) not in own_ids for param in optimized)
+    if num_others:
+        raise ValueError(
+            f"The optimizer has {format_count(num_others, 'trainable parameter')} that the function for it was not "
+            "given, so the network would not be trained as written: fit trains a copy of the network that it gets. "
+            "Build the optimizer from the given parameters, which are in the order of named_parameters(), such as "
+            "lambda params: torch.optim.AdamW([{'params': params[:2], 'lr': 1e-4}, {'params': params[2:]}]); "
+            "docs/fine-tuning.md has groups by name."
+        )
+    return optimizer
 
 
 def step_optimizer(state: State, closure: Closure, prior_precision: float | None, temperature: float = 1.0) -> Tensor:

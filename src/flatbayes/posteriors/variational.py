@@ -19,7 +19,7 @@ from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.tensor_lists import clone_tensors, copy_values, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
-from flatbayes.posteriors.optimization import check_temperature, max_weight_decay
+from flatbayes.posteriors.optimization import build_optimizer, check_temperature, max_weight_decay
 from flatbayes.posteriors.prior_precision import PriorPrecision, check_prior_precision_spec
 
 WeightPrecision = float | Float[Tensor, " params"]
@@ -212,11 +212,12 @@ def init_variational_optimizer(
         noun: What they are, for the error message.
 
     Raises:
-        ValueError: The optimizer has a weight decay, which would be a second prior, or omits the standard deviations.
+        ValueError: The optimizer has a weight decay, which would be a second prior, omits the standard deviations, or
+            has parameters of another network.
     """
     if make_optimizer is None:
         return None
-    optimizer = make_optimizer([*trainable_parameters(model), *raw_scales])
+    optimizer = build_optimizer(make_optimizer, [*trainable_parameters(model), *raw_scales])
     decay = max_weight_decay(optimizer)
     if decay > 0:
         raise ValueError(

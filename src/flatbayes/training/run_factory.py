@@ -15,7 +15,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
-from flatbayes.posteriors.optimization import find_weight_decay, resolve_temperature
+from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
 from flatbayes.posteriors.prior_precision import scale_precision
 from flatbayes.prediction.network_tensors import check_storable
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, VectorizedBatches
@@ -166,7 +166,7 @@ class RunFactory:
             num_data: Number of training examples.
             stack: The vectorized networks of the run, if it has several.
         """
-        make_optimizer = self._get_optimizer_factory(num_data)
+        make_optimizer = partial(build_optimizer, self._get_optimizer_factory(num_data))
 
         def init_state(network: nn.Module) -> State:
             return self.posterior.init(network, make_optimizer, num_data)

@@ -1,0 +1,93 @@
+"""Optimizers that users write for parts of a network: which parameters they may have, and which they may omit."""
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.flatness import SAM
+from flatbayes.integrations.posterior_steps import PosteriorSteps
+from flatbayes.posteriors import MAP, SGVB, SWAG, Ensemble
+from flatbayes.posteriors.optimization import build_optimizer
+from flatbayes.training import TrainingConfig, fit, fit_together
+from tests.posteriors.test_interface import Minimal
+from tests.support import POSTERIORS, network
+
+ONE_OF_EACH_CLASS = list({type(posterior): posterior for posterior in POSTERIORS}.values())
+CONFIG = TrainingConfig(epochs=1, batch_size=12)
+
+
+def by_name(posterior):
+    return type(posterior).__name__
+
+
+def two_rates(net):
+    """A factory that has the parameters of a network that the user has, in groups."""
+    layers = [layer for layer in net.modules() if [*layer.parameters(recurse=False)]]
+    groups = [{"params": [*layer.parameters(recurse=False)], "lr": 0.1 / (k + 1)} for k, layer in enumerate(layers)]
+    return lambda params: torch.optim.SGD(groups, lr=0.1)
+
+
+@pytest.mark.parametrize("posterior", ONE_OF_EACH_CLASS, ids=by_name)
+def test_an_optimizer_of_another_network_is_refused(posterior):
+    with pytest.raises(ValueError, match=r"parameters that the function for it was not given.*trains a copy"):
+        posterior.init(network(), two_rates(network()), 12)
+
+
+@pytest.mark.parametrize("posterior", [MAP(), Ensemble(size=2), Minimal()], ids=by_name)
+def test_a_fit_refuses_an_optimizer_of_the_network_that_it_copies(posterior):
+    net = nn.Linear(4, 2)
+    model = (lambda: nn.Linear(4, 2)) if posterior.num_members > 1 else net
+    x = torch.randn(24, 4)
+    with pytest.raises(ValueError, match="2 trainable parameters that the function for it was not given"):
+        fit(model, (x, x[:, 0] > 0), posterior, SAM(), CONFIG.with_options(optimizer=two_rates(net)))
+
+
+def test_posteriors_of_one_training_refuse_it_too():
+    net, x = nn.Linear(4, 2), torch.randn(24, 4)
+    config = CONFIG.with_options(optimizer=two_rates(net))
+    with pytest.raises(ValueError, match="that the function for it was not given"):
+        fit_together(net, (x, x[:, 0] > 0), [MAP(), SWAG()], SAM(), config)
+
+
+def test_one_group_of_another_network_is_refused():
+    """The network would be trained, and the learning rate of the group would have no effect."""
+    other = nn.Linear(4, 2)
+    with pytest.raises(ValueError, match="1 trainable parameter that"):
+        build_optimizer(
+            lambda params: torch.optim.SGD([{"params": params}, {"params": [other.bias]}]), network().parameters()
+        )
+
+
+def test_frozen_parameters_and_omitted_ones_are_allowed():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    state = MAP().init(net, lambda _: torch.optim.SGD(net.parameters()), 12)
+    assert len(state.optimizer.param_groups[0]["params"]) == 4
+    MAP().init(net, lambda params: torch.optim.SGD(params[1:]), 12)
+
+
+def test_groups_by_name_are_those_of_the_trained_copy():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    names = [name for name, _ in net.named_parameters()]
+    groups = []
+
+    def make_optimizer(params):
+        parts = {"0.": [], "1.": []}
+        for name, param in zip(names, params, strict=True):
+            parts[name[:2]].append(param)
+        groups.append(torch.optim.SGD([{"params": parts["0."], "lr": 0.0}, {"params": parts["1."], "lr": 0.5}]))
+        return groups[-1]
+
+    x = torch.randn(24, 4)
+    trained = fit(net, (x, (x[:, 0] > 0).long()), MAP(), SAM(), CONFIG.with_options(optimizer=make_optimizer))
+    weights = trained.states[0].model.state_dict()
+    is_kept = {name: torch.equal(weights[name], param) for name, param in net.named_parameters()}
+    assert is_kept == {"0.weight": True, "0.bias": True, "1.weight": False, "1.bias": False}
+
+
+def test_the_optimizer_of_another_loop_may_train_other_networks_too():
+    net, other = network(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*net.parameters(), *other.parameters()], lr=0.1)
+    PosteriorSteps.init(SGVB(), net, optimizer, 12)
+    assert all(param.requires_grad for param in other.parameters())
+    assert len(optimizer.param_groups[0]["params"]) == len([*net.parameters(), *other.parameters()])
