@@ -9,6 +9,17 @@ from flatbayes.flatness import Plain
 from flatbayes.training import TrainingConfig
 
 
+@pytest.mark.filterwarnings("ignore:Weights that are trained")
+def test_the_message_names_float16_weights_and_nothing_that_is_in_force():
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    config = TrainingConfig(epochs=2, batch_size=4, optimizer=lambda params: torch.optim.AdamW(params, eps=1e-12))
+    with pytest.raises(RuntimeError, match="weights of float32, model.float.*some are float16") as caught:
+        fit(make_network().half(), (x, torch.arange(16) % 2), posteriors.MAP(), Plain(), config)
+    assert "clipping (--optimization.clip_norm 1)" in str(caught.value)
+    assert "32-true" not in str(caught.value)
+    assert "radius" not in str(caught.value)
+
+
 class Diverging(torch.optim.SGD):
     """Scales all weights in its last step, whose loss was finite."""
 

@@ -180,7 +180,7 @@ def test_a_loader_of_the_users():
 def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_try():
     config = replace(SHORT, optimizer=partial(torch.optim.SGD, lr=1e12))
     with pytest.raises(
-        RuntimeError, match=r"(?s)The loss is nan in epoch \d of 4.*lower learning rate.*SAM\(rho=0.3,"
+        RuntimeError, match=r"(?s)The loss is nan in epoch \d of 4.*lower learning rate.*SAM\(rho=0.3\)"
     ):
         fit(MLP, blobs(), MAP(), SAM(rho=0.3), config)
 

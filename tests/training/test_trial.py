@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from flatbayes import compare, fit_together
+from flatbayes.data import Arrays
 from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import MAP, SWAG, Laplace, MCDropout
@@ -103,6 +105,53 @@ def test_probabilities_instead_of_logits_give_a_warning(last, warns):
     with pytest.warns(UserWarning, match="probabilities") if warns else nullcontext():
         fit(network, (x, y), MAP(), config={"epochs": 1})
     fit(network, (x, torch.rand(40, 1)), MAP(), config={"epochs": 1})  # mean and scale of a number
+
+
+def make_low_precision(dtype=torch.bfloat16, *, is_frozen=False):
+    base = nn.Linear(3, 8).to(dtype).requires_grad_(not is_frozen)
+    return nn.Sequential(base, Float() if is_frozen else nn.ReLU(), nn.Linear(8, 2).to(None if is_frozen else dtype))
+
+
+class Float(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x.bfloat16()
+
+
+PAIR = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+TWO_EPOCHS = {"epochs": 2, "collection": {"start_fraction": 0.0}}
+ENTRIES = {
+    "fit": lambda model: fit(model, PAIR, MAP(), Plain(), TWO_EPOCHS),
+    "fit_together": lambda model: fit_together(model, PAIR, [MAP(), SWAG(rank=2)], Plain(), TWO_EPOCHS),
+    "compare": lambda model: compare(
+        model,
+        Arrays(*PAIR),
+        [MAP(), SWAG(rank=2)],
+        config=TWO_EPOCHS,
+        num_seeds=2,
+        num_draws=2,
+        num_jobs=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_trained_weights_of_low_precision_give_one_warning(entry, recwarn):
+    ENTRIES[entry](make_low_precision())
+    (warning,) = [w for w in recwarn if "lost to rounding" in str(w.message)]
+    assert "Weights that are trained are bfloat16" in str(warning.message)
+    assert "model.float(), and use precision.mode='bf16-mixed'" in str(warning.message)
+
+
+def test_frozen_weights_of_low_precision_are_fine(recwarn):
+    fit(nn.Sequential(Half(), *make_low_precision(is_frozen=True)), PAIR, MAP(), Plain(), {"epochs": 1})
+    fit(make_low_precision(), PAIR, MAP(), Plain(), {"epochs": 0})
+    fit(make_low_precision(), PAIR, MAP(), Plain(), {"epochs": 1, "precision": {"mode": "64-true"}})
+    assert not any("lost to rounding" in str(warning.message) for warning in recwarn)
 
 
 @pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])

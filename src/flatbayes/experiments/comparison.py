@@ -1,5 +1,6 @@
 """Comparison of flat with plain training: every posterior in both variants over seeds, in parallel and resumable."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from flatbayes.prediction import check_num_draws
 from flatbayes.training import TrainingConfig, dry_run
 from flatbayes.training.arguments import NetworkOptions, resolve_config, resolve_model
 from flatbayes.training.distributed.workers import ParallelBackend
+from flatbayes.training.trial import NetworkWarning
 
 SPLIT_NAMES = ("test", "val", "train")
 DEFAULT_POSTERIORS: tuple[Posterior, ...] = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
@@ -163,8 +165,10 @@ class Comparison:
         dataset = self.source.load(0) if dataset is None else dataset
         if self.references:
             check_references(self.references, self.list_runs())
-        for run in self.list_runs()[: 2 * len(self.posteriors)]:
-            dry_run(run.model, dataset, run.posterior, run.flatness, run.config, **run.options.to_arguments())
+        with warnings.catch_warnings():
+            for run in self.list_runs()[: 2 * len(self.posteriors)]:
+                dry_run(run.model, dataset, run.posterior, run.flatness, run.config, **run.options.to_arguments())
+                warnings.simplefilter("ignore", NetworkWarning)  # shown once
 
     def claim_folder(self, folder: Path, *, overwrite: bool) -> None:
         """Reserve the folder for this comparison, new or continued, until `run` or this process ends.

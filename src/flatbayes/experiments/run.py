@@ -37,6 +37,7 @@ from flatbayes.training.fit import FitOutcome
 from flatbayes.training.identity import describe_exactly, describe_training
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import try_fit_together
+from flatbayes.training.trial import NetworkWarning
 
 CHECKPOINT_INTERVAL_SECONDS = 60.0
 """Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
@@ -270,16 +271,18 @@ def execute_together(
     try:
         data = first.load_data()
         methods = [(run.posterior, run.config) for run in runs]
-        outcomes = try_fit_together(
-            first.model,
-            data,
-            methods,
-            first.flatness,
-            seed=first.seed,
-            checkpoints=checkpoints,
-            recordings=recordings,
-            **first.options.to_arguments(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NetworkWarning)  # shown by the check before the runs
+            outcomes = try_fit_together(
+                first.model,
+                data,
+                methods,
+                first.flatness,
+                seed=first.seed,
+                checkpoints=checkpoints,
+                recordings=recordings,
+                **first.options.to_arguments(),
+            )
         for run in runs:
             results.append(_try_evaluate(run, outcomes.pop(0), data))
             if folder is not None and isinstance(results[-1], RunResult):

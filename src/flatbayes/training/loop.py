@@ -28,6 +28,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.early_stopping import list_validation_epochs
 from flatbayes.training.engine import Engine
 from flatbayes.training.graph_capture import GraphedFlatness, record_cuda_graph
+from flatbayes.training.identity import describe_name
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session
 
@@ -179,15 +180,28 @@ def _format_huge_loss(run: TrainingRun, engine: Engine, value: float, member: in
     owner = "" if run.num_networks == 1 else f" of member {member + 1}"
     return (
         f"The training{owner} has probably diverged: its mean negative log likelihood is {value:.3g} at the end, so "
-        f"the predictions are worthless. Try a lower learning rate (now {engine.base_lrs[0]:g}), a smaller rho (now "
-        f"{run.flatness}), or clipping (--optimization.clip_norm 1)."
+        f"the predictions are worthless. Try {_list_remedies(run, engine)}."
     )
 
 
 def _format_divergence(run: TrainingRun, engine: Engine, quantity: str, value: float, member: int, epoch: int) -> str:
     owner = "" if run.num_networks == 1 else f" of member {member + 1}"
-    return (
-        f"The {quantity}{owner} is {value} in epoch {epoch} of {run.config.epochs}. Try a lower learning rate (now "
-        f"{engine.base_lrs[0]:g}), a smaller rho (now {run.flatness}), clipping (--optimization.clip_norm 1), or "
-        f"--precision.mode 32-true (now {run.config.precision.mode})."
-    )
+    epochs = run.config.epochs
+    return f"The {quantity}{owner} is {value} in epoch {epoch} of {epochs}. Try {_list_remedies(run, engine)}."
+
+
+def _list_remedies(run: TrainingRun, engine: Engine) -> str:
+    """What may end a divergence and is not in force, with the present values."""
+    radius, clip_norm, mode = run.flatness.radius, run.config.optimization.clip_norm, run.config.precision.mode
+    remedies = [f"a lower learning rate (now {engine.base_lrs[0]:g})"]
+    if any(param.dtype == torch.float16 for param in engine.module.parameters()):
+        remedies.insert(0, "weights of float32, model.float() (some are float16, which overflows above 65504)")
+    if radius:
+        remedies.append(f"a smaller radius (now {describe_name(run.flatness.with_radius(radius))})")
+    if clip_norm is None:
+        remedies.append("clipping (--optimization.clip_norm 1)")
+    elif clip_norm != "auto":
+        remedies.append(f"a smaller --optimization.clip_norm (now {clip_norm:g})")
+    if mode.endswith("mixed"):
+        remedies.append(f"--precision.mode 32-true (now {mode})")
+    return ", ".join(remedies[:-1]) + f" or {remedies[-1]}"

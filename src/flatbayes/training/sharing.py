@@ -9,6 +9,7 @@ Every posterior ends in the same numbers as with a training of its own. Memory i
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -35,7 +36,7 @@ from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.preparation import check_method, complete_factory, prepare_runs
 from flatbayes.training.recording import Recordings
 from flatbayes.training.setup import TrainingSetup
-from flatbayes.training.trial import run_trial
+from flatbayes.training.trial import NetworkWarning, run_trial
 from flatbayes.training.warm_start import PretrainedWeights
 
 Training = dict[str, TrainingSetup]
@@ -264,7 +265,10 @@ def prepare_setup(
             f"Several posteriors are fitted together on one device, and there are {setup.world.size} processes. Call "
             "fit for each of them."
         )
-    run_trial(factory, setup.fabric)
+    with warnings.catch_warnings():
+        if first is not None:  # whose trial has shown them
+            warnings.simplefilter("ignore", NetworkWarning)
+        run_trial(factory, setup.fabric)
     batches = factory.training_data.make_batches(factory.config, factory.seed, setup.fabric)
     check_collection(posterior, factory.config, len(batches))
     return setup

@@ -35,6 +35,10 @@ PASSED_ON = (OSError, MemoryError, torch.OutOfMemoryError)
 """Errors that say nothing about the network."""
 
 
+class NetworkWarning(UserWarning):
+    """The network can be trained, and will hardly give what the user wants."""
+
+
 def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     """Take a step on a few examples, collect snapshots, finalize, draw and predict, and discard the network.
 
@@ -49,7 +53,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     """
     if fabric.world_size > 1:
         return
-    stage, network, logits = "the first step", None, list[object]()
+    stage, network, logits, low_precisions = "the first step", None, list[object](), set[torch.dtype]()
     try:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
@@ -58,6 +62,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             inputs = map_tensors(lambda tensor: move_tensor(tensor, fabric.device), inputs)
             targets = move_tensor(targets, fabric.device)
             network = place_module(factory.init_network(0), fabric, config)
+            low_precisions = find_low_precisions(network) if config.epochs else set()
             inputs = convert_inputs(inputs, shared_dtype(network.parameters()), config)
             posterior, loss_fn = factory.posterior, make_training_loss(factory.likelihood, config)
             state = posterior.init(network, config.optimizer or posterior.default_optimizer, len(targets))
@@ -109,6 +114,15 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
         ) from error
     if logits:
         warn_of_probabilities(logits[0])
+    if low_precisions:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low_precisions))
+        warnings.warn(
+            f"Weights that are trained are {names}, in which small updates are lost to rounding. Convert them to "
+            "float32, model.float(), and use precision.mode='bf16-mixed' where that is too slow. Frozen weights may "
+            "stay as they are.",
+            NetworkWarning,
+            stacklevel=2,
+        )
     if factory.posterior.num_members > 1:
         warn_of_equal_members([factory.init_network(member) for member in range(2)])
 
@@ -127,6 +141,7 @@ def warn_of_equal_members(networks: Sequence[nn.Module]) -> None:
             "The networks of the ensemble start from the same weights, since the function that builds them sets the "
             "seed itself or returns copies of one network; such networks end up alike. Leave the seed to fit, or "
             "give new_head=True, so that each has a last layer of its own.",
+            NetworkWarning,
             stacklevel=2,
         )
 
@@ -150,8 +165,19 @@ def warn_of_probabilities(outputs: object) -> None:
         warnings.warn(
             "The outputs of the network are probabilities: they are positive and sum to 1. The loss applies a softmax"
             " to them once more, so that no prediction is certain. Leave out the softmax at the end of the network.",
+            NetworkWarning,
             stacklevel=2,
         )
+
+
+def find_low_precisions(network: nn.Module) -> set[torch.dtype]:
+    """Floating-point types of fewer than 32 bits among those of the parameters that are trained.
+
+    Args:
+        network: The network.
+    """
+    dtypes = {param.dtype for param in network.parameters() if param.requires_grad}
+    return {dtype for dtype in dtypes if dtype.is_floating_point and torch.finfo(dtype).bits < 32}
 
 
 def describe_dtypes(network: nn.Module | None, inputs: ModelInputs, mode: str) -> str:
