@@ -134,7 +134,7 @@ BAD = [
     (["--model", "some_vision.net161"], "outputs of shape (4, 1000), but there are 10 classes"),
     (["--model", "mlp", "--new_head"], "--new_head is for models outside flatbayes"),
     (["--new_head"], "--new_head is for models outside flatbayes"),
-    (["--model", "some_vision.unannotated"], "outputs of shape (4, 1000)"),
+    (["--model", "some_vision.unannotated"], "--new_head, makes a fresh one"),
     (["--model", "torch.nn.Identity", "--new_head"], "Identity has no torch.nn.Linear to replace"),
 ]
 

@@ -199,6 +199,16 @@ def test_a_pretrained_network_gets_a_new_head_for_every_kind_of_data(kind, targe
     assert Pretrained().state_dict().keys() == trained.keys()
 
 
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [(kind, targets) for kind in KINDS for targets in (torch.arange(24) % 6, NUMBERS)]
+    + [(kind, CLASSES) for kind in KINDS if kind not in ("loader", "batches")],  # which may lack classes
+)
+def test_a_wrong_number_of_outputs_mentions_the_new_head(kind, targets):
+    with pytest.raises(ValueError, match="new_head=True of fit, --new_head"):
+        fit(Pretrained(), KINDS[kind](targets), MAP(), Plain(), AS_IT_IS)
+
+
 def test_a_head_of_the_right_size_is_kept_and_no_start_of_an_ensemble(tmp_path):
     data, labels = (X, torch.arange(24) % 5), Pretrained().state_dict()
     fitted = fit(Pretrained(), data, MAP(), Plain(), AS_IT_IS, new_head=True)

@@ -16,7 +16,7 @@ from flatbayes.core.devices import is_accelerator, to_double
 from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
 from flatbayes.likelihoods.categorical_sums import CategoricalSums
 from flatbayes.likelihoods.labels import IGNORE_INDEX, to_class_indices
-from flatbayes.likelihoods.likelihood import Likelihood
+from flatbayes.likelihoods.likelihood import Likelihood, format_wrong_outputs
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,4 @@ class Categorical(Likelihood):
 
     def _check_outputs(self, outputs: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
-            raise ValueError(
-                f"The model gives outputs of shape {tuple(outputs.shape)}, but there are {self.num_classes} classes: "
-                f"expected (batch, {self.num_classes}). Change the size of its last layer, or the data."
-            )
+            raise ValueError(format_wrong_outputs(outputs, f"there are {self.num_classes} classes", self.num_classes))

@@ -21,7 +21,7 @@ from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
-from flatbayes.likelihoods.likelihood import Likelihood
+from flatbayes.likelihoods.likelihood import Likelihood, format_wrong_outputs
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,8 @@ class Gaussian(Likelihood):
             ValueError: The outputs are not a mean and a raw scale for each target.
         """
         if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
-            count = format_count(self.num_targets, "target")
-            raise ValueError(
-                f"The model gives outputs of shape {tuple(outputs.shape)}, but there is a mean and a raw scale to "
-                f"predict for {count}: expected (batch, {self.num_outputs}). Change the size of its last layer, or "
-                "the data."
-            )
+            need = f"there is a mean and a raw scale to predict for {format_count(self.num_targets, 'target')}"
+            raise ValueError(format_wrong_outputs(outputs, need, self.num_outputs))
         mean, raw = outputs.chunk(2, dim=1)
         if self.initial_std:
             raw = raw + raw.new_tensor([invert_softplus(std - self.floor) for std in self.initial_std])

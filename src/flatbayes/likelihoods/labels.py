@@ -10,6 +10,7 @@ from flatbayes.core.names import format_count
 
 IGNORE_INDEX = -100
 """Label of an example without a label, as in torch."""
+NEW_HEAD_ADVICE = "new_head=True of fit, --new_head, makes a fresh one of the right size"
 SUM_TOLERANCE = 1e-3
 """The sum of the class probabilities of an example may differ from 1 by this much."""
 
@@ -79,9 +80,10 @@ def check_class_indices(indices: Tensor, num_classes: int, ignore_index: int | N
     low, high, advice = int(indices.min()), int(indices.max()), "Leave unlabelled examples out"
     if ignore_index is not None:
         advice = f"Mark unlabelled examples by {ignore_index}, or set Categorical.ignore_index to their label"
+    more = "" if high < num_classes else f" For more classes, change the last layer ({NEW_HEAD_ADVICE})."
     raise ValueError(
         f"Labels must lie between 0 and {num_classes - 1} for {num_classes} classes, got {low} to {high}, and "
-        f"{int(is_wrong.sum())} that are wrong. {advice}, and number the classes from 0."
+        f"{int(is_wrong.sum())} that are wrong. {advice}, and number the classes from 0.{more}"
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.display import format_entries, format_html_table, make_data_frame
+from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 
 if TYPE_CHECKING:
     import pandas as pd  # an optional package
@@ -207,3 +208,18 @@ class Likelihood(ABC):
             num_networks: Number of networks.
         """
         return 32 * self.num_outputs * num_networks
+
+
+def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int) -> str:
+    """Message for outputs of a network that have another shape than a likelihood takes.
+
+    Args:
+        outputs: The outputs.
+        need: What is to be predicted.
+        num_outputs: Number of outputs that this takes for each example.
+    """
+    head = f" ({NEW_HEAD_ADVICE})" if outputs.ndim == 2 else ""
+    return (
+        f"The model gives outputs of shape {tuple(outputs.shape)}, but {need}: expected (batch, {num_outputs}). "
+        f"Change the size of its last layer{head}, or the data."
+    )

@@ -11,6 +11,7 @@ from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
@@ -89,9 +90,11 @@ def infer_loader_likelihood(
             return Categorical(num_outputs)
         if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
             return Gaussian.fit(torch.cat([targets, *(split_batch(batch)[1] for batch in batches)]))
+    fits_new_head = is_class_index(targets) or holds_fractions(targets)
+    head = f"Or change its last layer ({NEW_HEAD_ADVICE})." if fits_new_head else ""
     raise ValueError(
         f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
-        f"with {format_count(num_outputs, 'output')} for each example. {ADVICE}"
+        f"with {format_count(num_outputs, 'output')} for each example. {ADVICE} {head}".rstrip()
     )
 
 
