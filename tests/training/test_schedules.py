@@ -106,6 +106,13 @@ def test_snapshots_at_the_end_of_epochs_of_the_last_part():
     assert when(4) == [22, 24, 27, 29, 32, 34, 37, 39]
 
 
+def test_the_start_of_collection_is_not_rounded_down():
+    for steps in range(1, 101):
+        for start in range(steps):  # in floating point 0.29 * 100 < 29
+            first = next(step for step in range(steps) if is_collection_step(step, 1, steps, start / steps, 1))
+            assert first == start
+
+
 def test_no_more_snapshots_than_steps():
     assert when(7, steps=3, epochs=1, collect_from=0.0) == [0, 1, 2]
 

@@ -131,7 +131,7 @@ def count_first_epochs(config: TrainingConfig) -> int:
     """Number of epochs before snapshots are collected; 0 for a schedule with cycles, which each have such a part."""
     if config.schedule.num_cycles > 1 or isinstance(config.schedule, Shortened):
         return 0
-    return int(config.collection.start_fraction * config.num_epochs)
+    return int(round(config.collection.start_fraction * config.num_epochs, 6))
 
 
 def is_first_part_over(config: TrainingConfig, epoch: int, best_epoch: int) -> bool:

@@ -211,7 +211,7 @@ def is_collection_step(
     """
     if num_cycles > 1 and step * num_cycles % total_steps + num_cycles >= total_steps:
         return True
-    if step * num_cycles % total_steps + num_cycles <= start_fraction * total_steps:
+    if step * num_cycles % total_steps + num_cycles <= round(start_fraction * total_steps, 6):
         return False
     snapshots, epochs = _to_ratio(snapshots_per_epoch)
     remaining = -(-total_steps // steps_per_epoch) * steps_per_epoch - step - 1  # to the end of the last epoch
