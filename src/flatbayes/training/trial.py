@@ -141,7 +141,6 @@ def warn_of_equal_members(networks: Sequence[nn.Module]) -> None:
             "The networks of the ensemble start from the same weights, since the function that builds them sets the "
             "seed itself or returns copies of one network; such networks end up alike. Leave the seed to fit, or "
             "give new_head=True, so that each has a last layer of its own.",
-            NetworkWarning,
             stacklevel=2,
         )
 
