@@ -9,7 +9,7 @@ from flatbayes.core import TrainingProgress
 
 
 def test_loading_goes_back_to_the_saved_step_and_state():
-    progress = TrainingProgress(total_steps=10, seed=3, members=(2, 5))
+    progress = TrainingProgress(total_steps=10, seed=3, members=(2, 5), restart=(1, 0.7))
     progress.store_state("sum", {"a": torch.ones(2)})
     progress.advance()
     saved = copy.deepcopy(progress.state_dict())
@@ -18,10 +18,17 @@ def test_loading_goes_back_to_the_saved_step_and_state():
     for target in (progress, TrainingProgress()):
         target.load_state_dict(saved)
         assert (target.step, target.total_steps, target.seed, target.members) == (1, 10, 3, (2, 5))
+        assert target.restart == (1, 0.7)
         assert set(target.flatness_state) == {"sum/a"}
         assert target.flatness_state["sum/a"].tolist() == [1, 1]
         target.flatness_state["sum/a"].add_(1)  # a copy of what was saved
         assert saved["flatness_state"]["sum/a"].tolist() == [1, 1]
+
+
+def test_the_fraction_after_a_restart_is_that_of_the_whole_training():
+    assert TrainingProgress(step=7, total_steps=10).fraction == 0.7
+    assert [TrainingProgress(step=k, total_steps=11, restart=(6, 0.7)).fraction for k in (6, 11)] == [0.7, 1.0]
+    assert TrainingProgress(total_steps=0).fraction == 1.0
 
 
 def test_a_saved_state_does_not_change_afterwards():

@@ -2,12 +2,28 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from flatbayes import IVON, LRT, MAP, SAM, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
+from flatbayes import (
+    IVON,
+    LRT,
+    MAP,
+    SAM,
+    SGLD,
+    SGVB,
+    SWAG,
+    Delayed,
+    Ensemble,
+    Laplace,
+    MCDropout,
+    Plain,
+    evaluate,
+    fit,
+)
 from flatbayes.data import DataSplits, Split
 from flatbayes.training import (
     Callback,
@@ -206,8 +222,8 @@ class Interrupt(Callback):
 
 FROM_THE_START = CONFIG.with_options(schedule=Constant(), collection=CollectionConfig(start_fraction=0.0))
 FLAT = {
-    name: {"posterior": SWAG(rank=2), "flatness": SAM(rho=0.05), "config": config}
-    for name, config in {"late": CONFIG, "from the start": FROM_THE_START}.items()
+    "late": {"posterior": SWAG(rank=2), "flatness": Delayed(SAM(rho=0.05), start=0.7), "config": CONFIG},
+    "from the start": {"posterior": SWAG(rank=2), "flatness": SAM(rho=0.05), "config": FROM_THE_START},
 }
 
 
@@ -228,6 +244,31 @@ def test_it_continues_from_a_checkpoint(tmp_path, step, reference):
     assert torch.equal(again.states[0].statistics["mean"], reference.states[0].statistics["mean"])
 
 
+class RecordedSAM(SAM):
+    """Keeps the steps at which it runs."""
+
+    steps: ClassVar = []
+
+    def __call__(self, closure, model, progress=None):
+        self.steps.append(progress.step)
+        return super().__call__(closure, model, progress)
+
+
+class Rollback(Callback):
+    """Keeps the step to which early stopping goes back, and the number of steps from then on."""
+
+    def on_rollback(self, records, total_steps):
+        self.step, self.total_steps = records[-1]["step"], total_steps
+
+
+def test_all_snapshots_are_those_of_a_late_flatness():
+    flat, RecordedSAM.steps, rollback = Delayed(RecordedSAM(rho=0.01), start=0.7), [], Rollback()
+    config = CONFIG.with_options(schedule=Constant())
+    fit(make_network, make_data(), SGLD(temperature=0.001), flat, config, callback=rollback)
+    assert rollback.step < 0.7 * rollback.total_steps
+    assert RecordedSAM.steps[1:] == list(range(rollback.step, rollback.total_steps))  # after that of the trial
+
+
 def test_posteriors_share_it():
     data, recordings = make_data(), {}
     methods = [(MAP(), CONFIG), (SWAG(rank=2), CONFIG), (Laplace(tune="evidence"), CONFIG)]
@@ -245,6 +286,18 @@ def test_the_history_has_every_epoch_once():
     fit(make_network, make_data(), SWAG(rank=2), Plain(), CONFIG, callback=history)
     epochs = [record["epoch"] for record in history.records]
     assert epochs == sorted(set(epochs)) == list(range(1, len(epochs) + 1))
+
+
+def test_a_shortened_training_collects_after_the_best_epoch_only():
+    for epochs in (10, 40, 100):
+        config = TrainingConfig(epochs=epochs, early_stopping=True)
+        for best in range(1, count_first_epochs(config) + 1):
+            for steps in (1, 7, 20):
+                short = shorten(config, best, steps)
+                ends = [short.is_collection_step(best * steps - 1, steps)]
+                ends += [short.is_collection_step(short.num_epochs * steps - 1, steps)]
+                assert ends == [False, True], (epochs, best, steps)
+    assert count_first_epochs(replace(config, collection=CollectionConfig(start_fraction=0.29))) == 29
 
 
 def test_the_shortened_training():

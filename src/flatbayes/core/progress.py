@@ -23,6 +23,7 @@ class TrainingProgress:
         members: Number of each network that is trained, such as its place in an ensemble: one, or one for each
             vectorized network.
         flatness_state: Tensors that are kept between steps, by namespace and name.
+        restart: Step to which early stopping has gone back, and the fraction of training that it stands for.
         namespace: Prefix of the names in `flatness_state`; see `scope`.
         memory: Memory for perturbed weights, which is no state: it is not saved.
 
@@ -44,6 +45,7 @@ class TrainingProgress:
     seed: int = field(default_factory=torch.initial_seed)
     members: tuple[int, ...] = (0,)
     flatness_state: dict[str, Tensor] = field(default_factory=dict)
+    restart: tuple[int, float] = (0, 0.0)
     namespace: str = ""
     memory: ReusableMemory = field(default_factory=ReusableMemory, repr=False, compare=False)
 
@@ -52,6 +54,13 @@ class TrainingProgress:
     def advance(self) -> None:
         """Count one more step. Call it after the step of the optimiser."""
         self.step += 1
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of the whole training that is done: after a restart, that of the rest; 1 if there are no steps."""
+        first_step, fraction = self.restart
+        num_steps = (self.total_steps or 0) - first_step
+        return fraction + (1 - fraction) * (self.step - first_step) / num_steps if num_steps > 0 else 1.0
 
     def scope(self, name: str) -> "TrainingProgress":
         """The same progress for an inner flatness, whose state is stored under a namespace of its own.
@@ -95,6 +104,7 @@ class TrainingProgress:
             "total_steps": self.total_steps,
             "seed": self.seed,
             "members": list(self.members),
+            "restart": list(self.restart),
             "flatness_state": dict(self.flatness_state),
         }
 
@@ -103,6 +113,7 @@ class TrainingProgress:
         self.step, self.total_steps = state_dict["step"], state_dict["total_steps"]
         self.seed = state_dict.get("seed", self.seed)
         self.members = tuple(state_dict.get("members", self.members))
+        self.restart = tuple(state_dict.get("restart", (0, 0.0)))
         kept = state_dict["flatness_state"] if "flatness_state" in state_dict else state_dict["kept"]
         with torch.no_grad():
             self.flatness_state = {name: tensor.clone() for name, tensor in kept.items()}

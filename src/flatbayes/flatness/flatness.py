@@ -227,4 +227,4 @@ def require_training_fraction(progress: TrainingProgress | None, flatness: Flatn
             f"{type(flatness).__name__} needs the number of steps of the whole training: write "
             "`progress = TrainingProgress(total_steps=...)`."
         )
-    return progress.step / progress.total_steps if progress.total_steps > 0 else 1.0
+    return progress.fraction

@@ -78,5 +78,5 @@ class PilotCheckpoints(CheckpointManager):
 
     def _is_kept(self, step: int) -> bool:
         total_steps = self.progress.total_steps or 0
-        is_branch = self.branch_progress[1] != total_steps and step >= self.start * total_steps
+        is_branch = self.branch_progress[1] != total_steps and self.progress.fraction >= self.start
         return step == total_steps or is_branch

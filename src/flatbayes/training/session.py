@@ -145,6 +145,7 @@ class Session:
         best.checkpoint, status.best, status.best_epoch = None, best, best.epoch
         status.num_gradients = num_gradients  # those of the epochs that are given up count
         status.progress.total_steps = run.current_config.num_epochs * len(run.batches)
+        status.progress.restart = status.progress.step, config.collection.start_fraction
         return True
 
     def gather(self, run: TrainingRun, state: State) -> None:
