@@ -4,16 +4,23 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes.core import State
 from flatbayes.flatness import SAM
 from flatbayes.integrations.posterior_steps import PosteriorSteps
 from flatbayes.posteriors import MAP, SGVB, SWAG, Ensemble
 from flatbayes.posteriors.optimization import build_optimizer
 from flatbayes.training import TrainingConfig, fit, fit_together
-from tests.posteriors.test_interface import Minimal
-from tests.support import POSTERIORS, network
+from support import POSTERIORS, network
 
 ONE_OF_EACH_CLASS = list({type(posterior): posterior for posterior in POSTERIORS}.values())
 CONFIG = TrainingConfig(epochs=1, batch_size=12)
+
+
+class OfAUser(MAP):
+    """A posterior that calls the factory itself."""
+
+    def init(self, model, make_optimizer, num_data):
+        return State(model, make_optimizer and make_optimizer(model.parameters()), num_data)
 
 
 def by_name(posterior):
@@ -33,7 +40,7 @@ def test_an_optimizer_of_another_network_is_refused(posterior):
         posterior.init(network(), two_rates(network()), 12)
 
 
-@pytest.mark.parametrize("posterior", [MAP(), Ensemble(size=2), Minimal()], ids=by_name)
+@pytest.mark.parametrize("posterior", [MAP(), Ensemble(size=2), OfAUser()], ids=by_name)
 def test_a_fit_refuses_an_optimizer_of_the_network_that_it_copies(posterior):
     net = nn.Linear(4, 2)
     model = (lambda: nn.Linear(4, 2)) if posterior.num_members > 1 else net
@@ -83,6 +90,16 @@ def test_groups_by_name_are_those_of_the_trained_copy():
     weights = trained.states[0].model.state_dict()
     is_kept = {name: torch.equal(weights[name], param) for name, param in net.named_parameters()}
     assert is_kept == {"0.weight": True, "0.bias": True, "1.weight": False, "1.bias": False}
+
+
+@pytest.mark.parametrize(("rho", "factor"), [(0.05, 2.0), ("auto", None)])
+def test_the_weight_decay_is_that_of_an_optimizer_over_the_head(rho, factor):
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(24, 4)
+    data = (x, (x[:, 0] > 0).long())
+    config = CONFIG.with_options(optimizer=lambda params: torch.optim.SGD(params[2:], lr=0.1, weight_decay=0.01))
+    config = config.with_options(optimization={"prior_factor": factor})
+    fitted = fit(net, data, MAP(), SAM(rho), config, val=data)
+    assert torch.equal(fitted.states[0].model[0].weight, net[0].weight)
 
 
 def test_the_optimizer_of_another_loop_may_train_other_networks_too():

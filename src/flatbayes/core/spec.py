@@ -138,7 +138,7 @@ def class_path(obj: Any) -> str:
         TypeError: It has no name that could be imported.
     """
     name, module = getattr(obj, "__qualname__", "<instance>"), getattr(obj, "__module__", "")
-    if "<" in name:
+    if "<" in name or not module:  # a function that `exec` has made has none
         raise TypeError(
             f"{obj!r} cannot be written down as data. Define it at the top level of a module and, if it needs "
             "arguments, bind them with functools.partial."

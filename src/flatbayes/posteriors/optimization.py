@@ -136,9 +136,14 @@ def max_weight_decay(optimizer: Optimizer) -> float:
     return max(float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups)
 
 
-def find_weight_decay(make_optimizer: OptimizerFactory) -> float:
-    """Return the largest weight decay of the optimizer that a factory builds."""
-    return max_weight_decay(make_optimizer([nn.Parameter(torch.zeros(1, 1))]))  # a matrix, as Muon requires
+def find_weight_decay(make_optimizer: OptimizerFactory, params: Sequence[nn.Parameter] = ()) -> float:
+    """Return the largest weight decay of the optimizer that a factory builds.
+
+    Args:
+        make_optimizer: Builds the optimizer.
+        params: Parameters of the network, of which the optimizer may have some only; a single weight without them.
+    """
+    return max_weight_decay(make_optimizer(params or [nn.Parameter(torch.zeros(1, 1))]))  # a matrix, as for Muon
 
 
 def resolve_weight_decay(state: State, prior_precision: float | None, temperature: float, method: str) -> float:

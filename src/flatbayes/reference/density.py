@@ -35,7 +35,10 @@ def find_density(posterior: Posterior, config: TrainingConfig, num_data: int) ->
         return float(precision), temperature
     if precision is not None:
         return None, temperature
-    weight_decay = find_weight_decay(config.optimizer or posterior.default_optimizer)
+    try:
+        weight_decay = find_weight_decay(config.optimizer or posterior.default_optimizer)
+    except Exception:  # of the user's function, which takes the parameters apart
+        return None, temperature
     return weight_decay * num_data / temperature, temperature
 
 

@@ -11,6 +11,7 @@ from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
 from flatbayes.core.networks import copy_network
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import Ensemble, Posterior
@@ -245,7 +246,8 @@ class RunFactory:
         """
         path = find_prior_precision(self.posterior)
         if path is None:
-            return find_weight_decay(self._get_optimizer_factory(num_data))
+            params = trainable_parameters(self.init_network(0))
+            return find_weight_decay(self._get_optimizer_factory(num_data), params)
         precision, owner = get_option(self.posterior, path), path.rpartition(".")[0]
         if isinstance(precision, str):  # the scale of the initial weights
             return 0.0
