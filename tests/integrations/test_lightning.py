@@ -385,6 +385,23 @@ def test_the_module_is_given_back():
     copy.deepcopy(module)
 
 
+class Unfreezing(lightning.Callback):
+    """Gradual unfreezing."""
+
+    def on_fit_start(self, trainer, module):
+        module.net[0].requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1:
+            module.net[0].requires_grad_(True)
+
+
+def test_parameters_that_are_unfrozen_in_training_are_refused():
+    flat = FlatCallback(SAM(), SWAG(rank=2))
+    with pytest.raises(ValueError, match=r"unfrozen after the start.*\['net.0.bias', 'net.0.weight'\]"):
+        trainer(Unfreezing(), flat).fit(Module(), loader())
+
+
 class Failing(Module):
     def training_step(self, batch, batch_idx):
         output = super().training_step(batch, batch_idx)

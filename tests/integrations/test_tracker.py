@@ -1,5 +1,6 @@
 """The tracker records which buffers training updates, so that draws leave frozen normalization layers alone."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -9,7 +10,7 @@ from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.tracker import TrainingTracker
 from flatbayes.integrations.tracker_config import TrackerConfig
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import SWAG
+from flatbayes.posteriors import MAP, SGVB, SWAG
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig
 
@@ -28,8 +29,9 @@ def make_network():
     return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5), nn.Linear(5, 3))
 
 
-def start_tracking(network):
-    config = TrackerConfig(SWAG(rank=2), CollectionConfig(start_fraction=0.0, snapshots_per_epoch=3), num_data=9)
+def start_tracking(network, posterior=SWAG(rank=2), **options):
+    collection = CollectionConfig(start_fraction=0.0, snapshots_per_epoch=3)
+    config = TrackerConfig(posterior, collection, num_data=9, **options)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     return TrainingTracker.start_tracking(config, network, optimizer, TrainingProgress(total_steps=6), 3, 9)
 
@@ -61,3 +63,23 @@ def test_frozen_norms_keep_their_statistics_also_in_a_wrapper_and_after_a_resume
                 assert torch.equal(draw.model[1].running_mean, torch.zeros(5))
                 hidden = draw.model[1](draw.model[0](x))
                 torch.testing.assert_close(draw.model[2].running_mean, hidden.mean(0))
+
+
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), SGVB()], ids=["SWAG", "SGVB"])
+def test_parameters_that_are_unfrozen_in_training_are_refused(posterior):
+    network = make_network()
+    network[0].requires_grad_(False)
+    tracker = start_tracking(network, posterior)
+    tracker.check_parameters()
+    network[0].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"unfrozen after the start.*\['0.bias', '0.weight'\]\. \w+ has"):
+        tracker.check_parameters()
+
+
+def test_parameters_that_the_posterior_is_not_over_may_be_unfrozen_in_training():
+    for posterior, options in ((MAP(), {}), (SWAG(rank=2), {"params": ["3.*"]})):
+        network = make_network()
+        network[0].requires_grad_(False)
+        tracker = start_tracking(network, posterior, **options)
+        network[0].requires_grad_(True)
+        tracker.check_parameters()

@@ -286,6 +286,7 @@ class FlatCallback(Callback):
             tracker = self._tracker
             if tracker is None:  # a Trainer that starts no training takes no steps either
                 raise RuntimeError("A step before the start of training: call trainer.fit with this callback.")
+            tracker.check_parameters()
             zero_grad = partial(module.optimizer_zero_grad, epoch, batch_idx, optimizer)
             step = StepClosure(trainer, module, training_step, zero_grad, optimizer_closure, self._record)
             closure = self.flatness(step, module, tracker.progress)

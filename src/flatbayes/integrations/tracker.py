@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves
 from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.core.context import offer_distribution
-from flatbayes.core.names import format_count
+from flatbayes.core.names import format_count, format_names
 from flatbayes.core.parameter_selection import (
     only_requires_grad,
     select_parameters,
 )
+from flatbayes.core.traversal import trainable_by_name
 from flatbayes.integrations.posterior_steps import PosteriorSteps
 from flatbayes.integrations.tracker_config import TrackerConfig
 from flatbayes.integrations.tracker_file import TrackerState
@@ -40,6 +41,7 @@ class TrainingTracker:
         loader: The training data loader.
         epoch_buffers: Buffers of the network at the start of the epoch.
         has_ended: Whether training has ended.
+        param_names: Names of the parameters that the posterior is over.
     """
 
     config: TrackerConfig
@@ -49,6 +51,7 @@ class TrainingTracker:
     loader: Any = field(default=None, repr=False)
     epoch_buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
     has_ended: bool = False
+    param_names: frozenset[str] = frozenset()
 
     @staticmethod
     def start_tracking(
@@ -80,14 +83,37 @@ class TrainingTracker:
                 f"{type(config.posterior).__name__} collects snapshots late in training, and the number of steps is "
                 "unknown: set max_steps."
             )
-        with only_requires_grad(network, select_parameters(network, config.params, "params")):
+        params = select_parameters(network, config.params, "params")
+        with only_requires_grad(network, params):
             steps = PosteriorSteps.init(config.posterior, network, optimizer, num_data)
         steps_per_epoch = steps_per_epoch or progress.total_steps or 1
-        return TrainingTracker(config, steps, progress, steps_per_epoch, loader, clone_buffers(network))
+        buffers = clone_buffers(network)
+        return TrainingTracker(
+            config, steps, progress, steps_per_epoch, loader, buffers, param_names=frozenset(params)
+        )
 
     def offer_distribution(self) -> AbstractContextManager[None]:
         """Context for gradients that are computed before the step, in which the weights have their distribution."""
         return offer_distribution(self.config.posterior.make_weight_distribution(self.steps.state))
+
+    def check_parameters(self) -> None:
+        """Check before a step that the parameters that the posterior is over are those of the start.
+
+        Raises:
+            ValueError: A callback has frozen or unfrozen some, and the posterior has statistics of each.
+        """
+        if not self.steps.state.statistics:
+            return
+        is_whole = self.config.params == "all"
+        names = (trainable_by_name(self.steps.state.model) if is_whole else self.select_posterior_params()).keys()
+        changed = names ^ self.param_names
+        if changed:
+            name = type(self.config.posterior).__name__
+            raise ValueError(
+                f"Parameters were frozen or unfrozen after the start of training: {format_names(sorted(changed))}. "
+                f"{name} has statistics of the {len(self.param_names)} that were trained then. Freeze and unfreeze "
+                "before, such as in a first training without flatbayes, or use MAP()."
+            )
 
     def advance(self) -> None:
         """Count an optimizer step, and collect a snapshot if one is due."""

@@ -173,6 +173,8 @@ class FlatTrainerMixin(_TrainerBase):
             return total
 
         tracker = self._tracker
+        if tracker is not None:
+            tracker.check_parameters()
         with self._freeze_norm_statistics(model):
             if tracker is None or tracker.config.posterior.uses_gradient_only:
                 loss = self._compute_gradients(model, closure)
