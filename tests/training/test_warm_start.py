@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.spec import short_name
-from flatbayes.data import Arrays, DataSplits, Digits, Split, Standardize
+from flatbayes.data import Arrays, DataSplits, DataWarning, Digits, Split, Standardize
 from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
@@ -131,6 +131,7 @@ class TestEnsembles:
         again = fit(build, data, Ensemble(SWAG(rank=2), size=2), Plain(), SHORT, init=tmp_path)
         assert len(again.states) == 2
 
+    @pytest.mark.filterwarnings("ignore:The last layer is a new one")
     def test_a_fresh_head_each(self, trained, data):
         fewer = of_classes(data, 3)
         found = fit(build, fewer, Ensemble(size=2), Plain(), AS_IT_IS, init=weights(trained), new_head=True)
@@ -148,6 +149,7 @@ def of_classes(data: DataSplits, count: int) -> DataSplits:
                    class_names=data.class_names[:count])  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The last layer is a new one")
 def test_another_number_of_classes_takes_a_new_head(trained, data):
     fewer = of_classes(data, 3)
     with pytest.raises(
@@ -182,6 +184,18 @@ class Pretrained(nn.Sequential):
             super().__init__(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5))
 
 
+def test_an_untrained_new_head_is_warned_of():
+    with pytest.warns(DataWarning, match=r"random weights, and without training \(epochs=0\)"):
+        fit(Pretrained(), (X, CLASSES), Laplace(), Plain(), AS_IT_IS, new_head=True)
+    fit(Pretrained(), (X, torch.arange(24) % 5), MAP(), Plain(), AS_IT_IS, new_head=True)  # the head is kept
+
+
+def test_frozen_names_are_a_list():
+    with pytest.raises(ValueError, match=r"list of name patterns, got a text: write freeze=\['0\.\*'\]"):
+        fit(Pretrained(), (X, CLASSES), MAP(), Plain(), AS_IT_IS, freeze="0.*")
+
+
+@pytest.mark.filterwarnings("ignore:The last layer is a new one")
 @pytest.mark.parametrize("model", [Pretrained(), Pretrained], ids=["network", "class"])
 @pytest.mark.parametrize(("targets", "num_outputs"), [(CLASSES, 3), (NUMBERS, 2)], ids=["classes", "numbers"])
 @pytest.mark.parametrize("kind", KINDS)

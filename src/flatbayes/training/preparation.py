@@ -42,6 +42,10 @@ NO_VALIDATION = (
     "There are no validation examples: training takes its whole budget, and nothing says how wide the posterior is "
     "to be, so that predictions may be far too certain. Give val, or a number of epochs."
 )
+UNTRAINED_HEAD = (
+    "The last layer is a new one with random weights, and without training (epochs=0) it keeps them. Set epochs to 1 "
+    "or more, or leave out new_head if the trained last layer is the one to be used."
+)
 
 
 def prepare_runs(
@@ -97,6 +101,8 @@ def prepare_runs(
     build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
     head_outputs = likelihood.num_outputs if new_head and not takes_num_outputs(model, model_arguments) else None
     warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze, head_outputs=head_outputs)
+    if config.epochs == 0 and warm_start.has_fresh_head:
+        warnings.warn(UNTRAINED_HEAD, DataWarning, stacklevel=4)
     warm_start.check_members(posterior, is_network=isinstance(model, nn.Module))
     if isinstance(training_data, InMemoryData) and transform is None and warm_start.transform is not None:
         training_data = replace(training_data, transform_override=warm_start.transform)

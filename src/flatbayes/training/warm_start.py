@@ -69,8 +69,11 @@ class WarmStart:
             head_outputs: See the attribute.
 
         Raises:
-            ValueError: The weights are not those of this network, or a pattern of `freeze` matches nothing.
+            ValueError: The weights are not those of this network, or `freeze` is no list or has a pattern that
+                matches nothing.
         """
+        if isinstance(freeze, str):
+            raise ValueError(f"freeze must be a list of name patterns, got a text: write freeze=[{freeze!r}].")
         if init is None and new_head and head_outputs is None:
             raise ValueError(
                 "new_head needs trained weights to start from: give init, or a network with them as the model."
