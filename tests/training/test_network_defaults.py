@@ -95,6 +95,9 @@ def test_the_artefact_says_which_optimizer_the_network_got(digits):
     fitted = fit(TINY, digits, MAP(), Plain(), SHORT)
     assert fitted.info["optimizer"]["class_path"] == "torch.optim.AdamW"
     assert "optimizer   AdamW(lr=0.0003), the default of transformers" in fitted.summary()
+    tuned = fit(TINY, digits, MAP(), Plain(), FINE_TUNING.with_options(epochs=1, early_stopping=False))
+    used = "AdamW(lr=0.0003) at a constant 0.3 of this learning rate, 9e-05, the default of transformers"
+    assert used in " ".join(tuned.summary().split())
     given = fit(TINY, digits, MAP(), Plain(), TrainingConfig(epochs=2, optimizer=torch.optim.AdamW))
     for other in (given, fit(MLP, digits, MAP(), Plain(), SHORT)):
         assert "optimizer" not in other.info

@@ -37,7 +37,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
             f"{format_number(cost['train_seconds'])} s" if _is_number(cost.get("train_seconds")) else "",
             _count_entry(cost, "gradients", "gradient", spec=",.0f"),
         ),
-        "optimizer": _describe_optimizer(info.get("optimizer")),
+        "optimizer": _describe_optimizer(info.get("optimizer"), training.get("learning_rate_factor")),
         "last epoch": _join(
             *(f"{name} {format_number(value)}" for name, value in _get_mapping(training, "last_epoch").items())
         ),
@@ -52,10 +52,14 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
     return {name: text for name, text in entries.items() if text}
 
 
-def _describe_optimizer(spec: Any) -> str:
+def _describe_optimizer(spec: Any, factor: Any) -> str:
     """The optimizer that the network got by default; nothing where it is that of the posterior or was given."""
+    if not isinstance(spec, dict):
+        return ""
     try:
-        return f"{short_name(spec)}, the default of transformers" if isinstance(spec, dict) else ""
+        lr = spec["init_args"]["lr"] * factor if _is_number(factor) and factor != 1 else None
+        used = "" if lr is None else f" at a constant {factor:g} of this learning rate, {lr:g}"
+        return f"{short_name(spec)}{used}, the default of transformers"
     except (AttributeError, KeyError, TypeError, ValueError):  # a damaged description
         return ""
 

@@ -267,14 +267,19 @@ def describe_stop(results: Sequence[GroupResult]) -> dict[str, Any]:
 
 
 def describe_results(setup: TrainingSetup, results: Sequence[GroupResult]) -> dict[str, Any]:
-    """Flatness, epochs, seed, the metrics of the last epoch, and the losses by epoch, as plain data."""
+    """Flatness, epochs, seed, the metrics of the last epoch, and the losses by epoch, as plain data.
+
+    Also the factor on the learning rate of the optimizer, where the schedule has a constant one.
+    """
     factory = setup.factory
+    factors = {factory.config.schedule.factor(step, 100) for step in range(100)}
     last = results[-1].records[-1] if results[-1].records else {}
     return {
         "flatness": describe_name(factory.flatness),
         "epochs": factory.config.epochs,
         **describe_stop(results),
         "seed": factory.seed,
+        **({"learning_rate_factor": factors.pop()} if len(factors) == 1 else {}),
         "last_epoch": {name: value for name, value in last.items() if name.startswith(("loss", "val_"))},
         "history": summarize_history([result.records for result in results]),
     }
