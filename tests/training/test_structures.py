@@ -1,5 +1,6 @@
 """Networks that take several inputs or return several outputs: training, saving, loading and prediction."""
 
+import warnings
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from transformers.utils import ModelOutput
 
-from flatbayes import MAP, SAM, SWAG, FittedPosterior, Laplace, TrainingConfig, distill, evaluate, fit
+from flatbayes import (
+    MAP,
+    SAM,
+    SWAG,
+    FittedPosterior,
+    Laplace,
+    TrainingConfig,
+    calibrate,
+    conformalize,
+    distill,
+    evaluate,
+    fit,
+)
 from flatbayes.core.network_interface import adapt_network
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import IVON, LRT, SGHMC, SGLD, SGVB, Ensemble, MCDropout, Posterior
@@ -250,6 +263,57 @@ def test_other_inputs_at_prediction_are_refused(change: Any, words: str) -> None
         fitted.predict(change(items.named_inputs))
     with_labels = UserDict(items.named_inputs | {"labels": items.y})
     assert torch.equal(fitted.predict(with_labels).mean, fitted.predict(items.named_inputs).mean)
+
+
+WITH_LABELS = Items(INPUTS["dictionary with labels"][1])
+PAIRS = Items(INPUTS["tuple"][1])
+STRUCTURED: dict[str, tuple[type[nn.Module], Any, Any]] = {
+    "dataset of dictionaries": (ByName, WITH_LABELS, WITH_LABELS.named_inputs),
+    "pair with a dictionary": (ByName, (UserDict(PAIRS.named_inputs), PAIRS.y), PAIRS.named_inputs),
+    "pair with arrays": (ByName, (PAIRS.named_inputs, PAIRS.y.numpy()), PAIRS.named_inputs),
+    "pair with a tuple": (TwoInputs, (PAIRS.tuple_inputs, PAIRS.y.tolist()), PAIRS.tuple_inputs),
+    "dataset of tuples": (TwoInputs, PAIRS, PAIRS.tuple_inputs),
+}
+
+
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_examples_of_several_inputs_are_joined_to_batches(kind: str) -> None:
+    network, data, inputs = STRUCTURED[kind]
+    first, second = (fit(network, data, MAP(), SAM(), CONFIG, likelihood=Categorical(3), val=data) for _ in range(2))
+    expected = first.predict(inputs, 2)
+    assert torch.equal(second.predict(inputs, 2).mean, expected.mean)
+    assert evaluate(first, data).metrics == evaluate(first, inputs, PAIRS.y).metrics
+    assert first.check(data).findings
+    with warnings.catch_warnings(action="ignore"):  # few examples
+        assert calibrate(first, data).calibration is not None
+        assert conformalize(first, data) is not None
+    if isinstance(data, Dataset):
+        assert torch.equal(second.predict(data, 2, batch_size=7).mean, expected.mean)
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_a_dataset_is_predicted_in_order(is_raw: bool) -> None:
+    dataset = TensorDataset(PAIRS.x, PAIRS.y)
+    fitted = fit(nn.Linear(6, 3), dataset if is_raw else DataLoader(dataset, 8), MAP(), SAM(), CONFIG)
+    expected = fitted.predict(PAIRS.x).mean
+    for data in (dataset, TensorDataset(PAIRS.x)):
+        torch.testing.assert_close(fitted.predict(data, batch_size=5).mean, expected)
+
+
+def test_one_example_in_place_of_a_batch_is_explained() -> None:
+    fitted = fit(ByName, WITH_LABELS, MAP(), SAM(), CONFIG, likelihood=Categorical(3))
+    with pytest.raises(ValueError, match="one axis.*pass tensor\\[None\\]"):
+        fitted.predict({name: tensor[0, :2] for name, tensor in WITH_LABELS.named_inputs.items()})
+    items = [WITH_LABELS[k] for k in range(4)]
+    for examples in (items, [{**item, "labels": int(item["labels"])} for item in items]):
+        with pytest.raises(ValueError, match="one example.*pass DataLoader\\(examples, batch_size=32\\)"):
+            evaluate(fitted, examples)
+
+
+def test_examples_that_cannot_be_joined_ask_for_a_collate_function() -> None:
+    ragged = Items(lambda a, b, y: {"a": a[: 2 + int(y)], "b": b, "labels": y})
+    with pytest.raises(ValueError, match=r"cannot be joined.*collate_fn"):
+        fit(ByName, ragged, MAP(), SAM(), CONFIG, likelihood=Categorical(3))
 
 
 def test_several_inputs_are_neither_compiled_nor_distilled() -> None:

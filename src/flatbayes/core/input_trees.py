@@ -77,6 +77,11 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
             f"A batch of the loader must be a pair (inputs, targets), got a {kind}. Return such pairs from the "
             "dataset or collate_fn; several inputs may be a tuple or dictionary, ((first, second), targets)."
         )
+    if isinstance(batch[1], int | float | np.generic) or (isinstance(batch[1], Tensor) and not batch[1].ndim):
+        raise ValueError(
+            "This is one example, with a single number as its target, and a batch of examples is needed: pass "
+            "DataLoader(examples, batch_size=32), which joins them to batches."
+        )
     inputs, targets = make_inputs(batch[0]), batch[1]
     targets = torch.as_tensor(targets) if isinstance(targets, np.ndarray | list | tuple) else targets
     if not isinstance(targets, Tensor):
@@ -114,7 +119,7 @@ def count_examples(inputs: ModelInputs) -> int:
     return len(first_tensor(inputs))
 
 
-def slice_examples(inputs: ModelInputs, rows: slice | Tensor) -> Any:
+def slice_examples(inputs: ModelInputs, rows: int | slice | Tensor) -> Any:
     """The examples of some rows."""
     return inputs[rows] if isinstance(inputs, Tensor) else map_tensors(lambda tensor: tensor[rows], inputs)
 

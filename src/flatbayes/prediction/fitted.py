@@ -23,6 +23,7 @@ from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
+from flatbayes.prediction.example_batches import convert_dataset
 from flatbayes.prediction.inputs import (
     Inputs,
     check_batch_axis,
@@ -203,6 +204,7 @@ class FittedPosterior(NetworkSampler):
         dtype = resolve_autocast_dtype(precision, self.info, self.dtype)
         device: torch.device | None = None
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
+        inputs = convert_dataset(inputs, batch_size, is_raw=self.transform is not None)
         inputs = match_image_layout(
             convert_data_frame(inputs, self.info.get("feature_names")), self.info.get("input_shape")
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from flatbayes.core.input_trees import (
     LABEL_KEYS,
@@ -32,8 +33,9 @@ MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES = 2**16, 2**28
 """Largest chunk of examples that is in memory at once, with its predictions (256 MiB); all networks are drawn again
 for every chunk."""
 
-Inputs = Tensor | LazyImages | NDArray[np.generic] | Iterable[Any]
-"""One tensor, array or LazyImages of all examples, or an iterable of batches: `inputs` or `(inputs, ...)`."""
+Inputs = Tensor | LazyImages | NDArray[np.generic] | Dataset[Any] | Iterable[Any]
+"""One tensor, array or LazyImages of all examples, a dataset of them, or an iterable of batches: `inputs` or
+`(inputs, ...)`."""
 
 
 def count_chunk_examples(bytes_per_example: int) -> int:
@@ -70,7 +72,7 @@ def iter_chunks(
             yield split_examples(examples, batch_size)
         return
     chunk, num_examples = list[Any](), 0
-    for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs:
+    for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else cast(Iterable[Any], inputs):
         chunk.append(to_inputs(batch, structure))
         size = count_examples(chunk[-1])
         num_examples += size
@@ -186,6 +188,11 @@ def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Ite
     Raises:
         ValueError: The inputs have no batch axis, or the prediction failed on inputs of another shape.
     """
+    single = [
+        batch
+        for batch in batches
+        if not isinstance(batch, Tensor) and all(leaf.ndim == 1 for leaf in flatten_tree(batch, "inputs").values())
+    ]
     differing = [
         tuple(batch.shape)
         for batch in batches
@@ -194,6 +201,11 @@ def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Ite
     try:
         yield
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if single:
+            raise ValueError(
+                f"Every tensor of the inputs has one axis, as those of one example have, and the network fails on "
+                f"them: {error}. Inputs need a batch axis: pass tensor[None] for each tensor of one example."
+            ) from error
         if not differing:
             raise
         expected = ", ".join(map(str, ("n", *cast(list[int], example_shape))))

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.input_trees import split_batch
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.checks import TaskType
 from flatbayes.likelihoods import Custom, Gaussian
+from flatbayes.prediction.example_batches import batch_examples, is_tree_pair
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs
 
@@ -58,7 +59,7 @@ def select_examples(
         return data, targets
     if isinstance(data, Split):
         return data.inputs, data.targets
-    if is_array_pair(data):
+    if is_array_pair(data) or is_tree_pair(data):
         return data[0], data[1]
     if isinstance(data, DataSplits | DataSource):
         raise TypeError(
@@ -69,7 +70,7 @@ def select_examples(
         split = load_training_splits(data, task=infer_task(fitted.likelihood)).train  # converted as for the training
         return split.inputs, split.targets
     if isinstance(data, Dataset):
-        return LabelledBatches(DataLoader(data, batch_size)), None
+        return LabelledBatches(batch_examples(data, batch_size)), None
     if isinstance(data, Tensor | np.ndarray | Mapping | str) or not isinstance(data, Iterable):
         raise TypeError(
             f"A {type(data).__name__} holds no targets: evaluate(fitted, inputs, targets), or pass a pair (inputs, "

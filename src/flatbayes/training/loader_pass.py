@@ -11,9 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flatbayes.core.input_trees import count_examples, split_batch
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSource, DataSplits, is_array_pair, load_training_splits
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction.example_batches import batch_examples, has_tree_items, is_tree_pair
 from flatbayes.prediction.labelled import infer_task
 
 DATA_ADVICE = (
@@ -39,17 +41,19 @@ class LoaderPass:
     smallest_inputs: Any
 
 
-def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: Any = None) -> Any:
+def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: Any = None, seed: int = 0) -> Any:
     """Data of `fit` as splits, or as an iterable of batches with a length.
 
-    Pairs of arrays and map-style datasets are read into memory. A loader of an iterable-style dataset needs no
+    Pairs of arrays and map-style datasets are read into memory; where inputs are dictionaries or tuples of tensors,
+    batches are made of them as they are. A loader of an iterable-style dataset needs no
     length.
 
     Args:
         data: What the user gave.
         val: Validation data that the user gave beside it.
-        batch_size: Batch size for an iterable-style dataset.
+        batch_size: Batch size for an iterable-style dataset, and for inputs that are dictionaries or tuples.
         likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
+        seed: Seed of the order of batches that are made here.
 
     Raises:
         TypeError: They are none of these, or data and validation data are of different kinds.
@@ -57,6 +61,9 @@ def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: 
     """
     if isinstance(data, IterableDataset):
         data = _batch_stream(data, batch_size)
+    if is_tree_pair(data) or has_tree_items(data):
+        generator = make_generator(Stream.BATCHES, seed)
+        data = batch_examples(data, batch_size, shuffle=True, generator=generator)
     if isinstance(data, DataSplits):
         if val is not None:
             raise TypeError("The splits have a validation split: leave out val, or replace it in the splits.")
@@ -84,8 +91,8 @@ def normalize_validation(val: Any, batch_size: int) -> Iterable[Any]:
     """
     if isinstance(val, IterableDataset):
         return _batch_stream(val, batch_size)
-    if isinstance(val, Dataset):
-        return DataLoader(val, batch_size)
+    if isinstance(val, Dataset) or is_tree_pair(val):
+        return batch_examples(val, batch_size)
     if isinstance(val, DataSplits | Tensor | np.ndarray | Iterator | str) or is_array_pair(val):
         raise TypeError(
             "Beside a loader, val is a loader too, or a list of batches or a dataset that are ready for the model; "

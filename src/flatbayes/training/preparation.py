@@ -74,7 +74,7 @@ def prepare_runs(
         ValueError: The arguments do not go together.
     """
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
-    examples: Any = normalize_data(data, val, config.batch_size, likelihood)
+    examples: Any = normalize_data(data, val, config.batch_size, likelihood, seed)
     if isinstance(examples, DataSplits):
         is_given = isinstance(data, DataSplits) or val is not None
         if not is_given and needs_validation(config, flatness):

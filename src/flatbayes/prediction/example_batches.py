@@ -1,0 +1,95 @@
+"""Batches of examples whose inputs are dictionaries or tuples of tensors, such as those of a tokenizer."""
+
+from collections.abc import Mapping
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from flatbayes.core.input_trees import count_examples, slice_examples, split_batch
+from flatbayes.data.arrays import to_inputs
+from flatbayes.data.torch_dataset import read_examples
+
+
+def is_tree_pair(data: object) -> bool:
+    """Whether this is a pair of inputs that are a dictionary or tuple of tensors, and the targets of all examples.
+
+    Examples:
+        >>> ids = torch.zeros(3, 2, dtype=torch.long)
+        >>> is_tree_pair(({"ids": ids}, torch.zeros(3))), is_tree_pair([{"ids": ids}, {"ids": ids}])
+        (True, False)
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2 or not _is_tree(data[0]):
+        return False
+    if isinstance(data[1], tuple | list):
+        return bool(data[1]) and all(isinstance(value, Number) for value in data[1])
+    return isinstance(data[1], Tensor) or hasattr(data[1], "__array__")
+
+
+def has_tree_items(data: object) -> bool:
+    """Whether this is a map-style dataset whose items are dictionaries, or pairs of several inputs and a target."""
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset) or not len(data):  # type: ignore[arg-type]
+        return False
+    item = data[0]
+    return isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2 and _is_tree(item[0]))
+
+
+def _is_tree(inputs: object) -> bool:
+    if isinstance(inputs, tuple | list):
+        return len(inputs) > 0 and all(isinstance(entry, Tensor | np.ndarray | Mapping) for entry in inputs)
+    return isinstance(inputs, Mapping)
+
+
+def batch_examples(
+    data: Any, batch_size: int, *, shuffle: bool = False, generator: torch.Generator | None = None
+) -> DataLoader[Any]:
+    """A loader of a dataset, or of a pair for which `is_tree_pair` holds.
+
+    Args:
+        data: The examples.
+        batch_size: Number of examples of a batch.
+        shuffle: Whether the order is random.
+        generator: Source of the order.
+
+    Raises:
+        ValueError: Inputs and targets of a pair differ in length.
+    """
+    if is_tree_pair(data):
+        inputs, targets = split_batch(data)
+        data = [(slice_examples(inputs, k), targets[k]) for k in range(count_examples(inputs))]
+    return DataLoader(data, batch_size, shuffle=shuffle, generator=generator, collate_fn=collate_examples)
+
+
+def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
+    """The inputs of a dataset, in order; other inputs are unchanged.
+
+    Args:
+        inputs: Inputs of a prediction; of items that are pairs, the first entry is used.
+        batch_size: Number of examples of a batch.
+        is_raw: Whether inputs are converted as `fit` converts those of a dataset of pairs.
+    """
+    if not isinstance(inputs, Dataset):
+        return inputs
+    is_indexed = not isinstance(inputs, IterableDataset) and len(inputs) > 0  # type: ignore[arg-type]
+    if is_raw and is_indexed and isinstance(inputs[0], tuple | list) and len(inputs[0]) == 2:
+        examples = read_examples(inputs, type(inputs).__name__)
+        return to_inputs(examples.inputs, examples.inputs_description)
+    return batch_examples(inputs, batch_size)
+
+
+def collate_examples(examples: list[Any]) -> Any:
+    """A batch of examples, as torch makes it.
+
+    Raises:
+        ValueError: They cannot be joined.
+    """
+    try:
+        return default_collate(examples)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"The examples of the dataset cannot be joined to a batch: {error}. Pass DataLoader(dataset, "
+            "batch_size=..., collate_fn=...) with a function that joins them, such as one that pads texts."
+        ) from error
