@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from flatbayes.data import Augment, Digits
 from flatbayes.flatness import SAM, LookSAM, Plain
@@ -28,6 +29,8 @@ from flatbayes.training import Callback, Checkpoints, CollectionConfig, History,
 from flatbayes.training.batches import LoaderBatches
 from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import CheckpointManager
+from flatbayes.training.fabric import SingleDevice
+from flatbayes.training.loader_data import LoaderData
 from support import FLATNESSES, POSTERIORS, explain_refusal, network, pair_params
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -148,6 +151,29 @@ def test_a_loader_of_the_users_own_goes_on_at_an_epoch(own, tmp_path):
     stopped(train, 6, checkpoints)
     assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == ["0000-0000000004.pt"]
     assert_same(train(checkpoints=checkpoints), train())
+
+
+class WrappingFabric:
+    """One of two processes, without the other, whose loaders have the wrapper of Fabric."""
+
+    global_rank, world_size = 0, 2
+
+    def setup_dataloaders(self, loader, **options):
+        return Fabric(accelerator="cpu").setup_dataloaders(loader, **options)
+
+
+@pytest.mark.parametrize("fabric", [SingleDevice(torch.device("cpu")), WrappingFabric()], ids=["one", "several"])
+def test_a_distributed_sampler_goes_on_at_an_epoch(fabric):
+    def make_batches():
+        loader = DataLoader(Shaken(), 16, sampler=DistributedSampler(Shaken(), num_replicas=2, rank=0))
+        data = LoaderData(loader, given_num_data=64, likelihood=Categorical(3))
+        return data.make_batches(CONFIG, 0, fabric)
+
+    batches, resumed = make_batches(), make_batches()
+    orders = [torch.cat([targets for _, targets in batches.iter_epoch(epoch)]).tolist() for epoch in range(3)]
+    resumed.load_state_dict(batches.state_dict())
+    assert torch.cat([targets for _, targets in resumed.iter_epoch(2)]).tolist() == orders[2]
+    assert orders[0] != orders[1] != orders[2]
 
 
 def test_the_randomness_of_python_is_kept_too():

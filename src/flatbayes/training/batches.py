@@ -198,8 +198,8 @@ class VectorizedBatches(StatelessBatches):
 class LoaderBatches:
     """The batches of a user's loader, with its own order, workers and augmentation.
 
-    Their randomness is that of torch, NumPy and Python in this process, or of the loader's generators. The state of
-    workers that outlive an epoch is not accessible.
+    Their randomness is that of torch, NumPy and Python in this process, or of the loader's generators, and of the
+    number of the epoch where a sampler takes it. The state of workers that outlive an epoch is not accessible.
 
     Attributes:
         loader: Iterable of `(inputs, targets)` that can be read once per epoch.
@@ -247,6 +247,7 @@ class LoaderBatches:
             ValueError: A batch is not a pair of inputs and targets of the likelihood.
         """
         count = 0
+        set_epoch(self.loader, epoch)
         for batch in self.loader:
             if count == self.num_batches:
                 break
@@ -262,11 +263,21 @@ class LoaderBatches:
             )
 
     def _find_generators(self) -> list[torch.Generator]:
-        loader: Any = self.loader
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+        owners = (self.loader, *_list_samplers(self.loader))
         generators = [getattr(owner, "generator", None) for owner in owners]
         return list({id(generator): generator for generator in generators if generator is not None}.values())
+
+
+def _list_samplers(loader: Iterable[Any]) -> list[Any]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+
+
+def set_epoch(loader: Iterable[Any], epoch: int) -> None:
+    """Tell samplers of a loader whose order depends on the epoch, such as a `DistributedSampler`, which it is."""
+    for sampler in _list_samplers(loader):
+        if callable(getattr(sampler, "set_epoch", None)):
+            sampler.set_epoch(epoch)
 
 
 @contextmanager

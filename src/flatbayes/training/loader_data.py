@@ -19,7 +19,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Categorical, Likelihood
-from flatbayes.training.batches import LoaderBatches, TrainingBatches, preserve_loader
+from flatbayes.training.batches import LoaderBatches, TrainingBatches, preserve_loader, set_epoch
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group, get_process_layout
@@ -156,7 +156,9 @@ class LoaderData(TrainingData):
         loader: Any = self.loader
         num_data = self.count_data(get_fabric_process_group(fabric))
         if not isinstance(fabric, SingleDevice) and fabric.world_size > 1:
-            loader = fabric.setup_dataloaders(loader, move_to_device=False)
+            # Without the wrapper of Fabric, which counts epochs by passes, so that a resumed training would restart.
+            wrapper: Any = fabric.setup_dataloaders(loader, move_to_device=False)
+            loader = wrapper._dataloader
         return LoaderBatches(loader, num_data, self._count_batches(loader), self.likelihood, self.converts_integers)
 
     def _count_batches(self, loader: Any) -> int:
@@ -169,6 +171,7 @@ class LoaderData(TrainingData):
 
     def iter_examples(self, device: torch.device) -> Examples:
         """The labelled examples of one pass over the loader."""
+        set_epoch(self.loader, 0)  # whatever was trained before
         for batch in self.loader:
             inputs, targets = self._prepare_batch(batch)
             if len(targets):
@@ -189,6 +192,7 @@ class LoaderData(TrainingData):
 
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
         """The inputs of its first `num_norm_batches` batches; batches of one example have no variance to estimate."""
+        set_epoch(self.loader, 0)
         batches = islice(iter(self.loader), config.collection.num_norm_batches)
         inputs = [split_batch(batch)[0] for batch in batches]
         inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
