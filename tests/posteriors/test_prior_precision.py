@@ -62,8 +62,11 @@ def test_zero_tensors_have_the_scale_of_their_layer():
     assert initial_scale("a.bias", torch.tensor([3.0, -4.0]), others) == pytest.approx(math.sqrt(12.5))
 
 
-def test_the_vector_has_one_precision_per_weight():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_vector_has_one_precision_per_weight(transposed):
     model = nn.Linear(2, 3).double()
+    if transposed:
+        model.weight = nn.Parameter(torch.zeros(2, 3).double().T)
     vector = expand_precisions({"weight": 2.0, "bias": 5.0}, dict(model.named_parameters()))
     assert vector.tolist() == [2.0] * 6 + [5.0] * 3
     assert vector.dtype == torch.float64
