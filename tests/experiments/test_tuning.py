@@ -10,10 +10,10 @@ import torch
 from flatbayes.data import Digits
 from flatbayes.experiments import ExperimentRun, default_ranges, tune_hyperparameters
 from flatbayes.experiments import run as run_module
-from flatbayes.experiments.ranges import extend_ranges, replace_hyperparameters
+from flatbayes.experiments.ranges import extend_ranges, is_whole_number, replace_hyperparameters
 from flatbayes.flatness import LESAM, SAM, Delayed, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import MAP, SGHMC, SGVB, SWAG, Ensemble, Laplace
+from flatbayes.posteriors import MAP, SGHMC, SGVB, SWAG, BLoB, Ensemble, Laplace
 from flatbayes.training import Constant, TrainingConfig, recording
 from flatbayes.training.loop import train
 
@@ -102,6 +102,18 @@ def test_a_diverging_trial_has_no_score(tmp_path):
         tune_hyperparameters(
             diverging, {"flatness.rho": (0.1, 1.0)}, num_trials=2, num_seeds=1, folder=tmp_path, show_progress=False
         )
+
+
+def test_the_annotation_says_which_hyperparameters_are_whole_numbers():
+    for flat, name in (
+        (SAM(rho=1), "rho"),
+        (LESAM(loss_budget=1), "loss_budget"),
+        (Delayed(SAM(rho=1)), "flatness.rho"),
+    ):
+        assert not is_whole_number(replace(RUN, flatness=flat), f"flatness.{name}")
+    for posterior, name in ((SWAG(), "rank"), (BLoB(), "kl_cycle"), (Ensemble(SWAG()), "member.rank")):
+        assert is_whole_number(replace(RUN, posterior=posterior), f"posterior.{name}")
+    assert not is_whole_number(replace(RUN, posterior=SWAG(scale=1)), "posterior.scale")
 
 
 def test_hyperparameters_of_posterior_and_flatness_can_be_replaced():

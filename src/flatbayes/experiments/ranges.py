@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import reduce
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.spec import short_name
@@ -137,6 +137,14 @@ def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
 def get_hyperparameter(run: ExperimentRun, name: str) -> Any:
     """The value of a hyperparameter, by a name such as `flatness.rho`."""
     return reduce(getattr, name.split("."), run)
+
+
+def is_whole_number(run: ExperimentRun, name: str) -> bool:
+    """Whether a hyperparameter is a whole number, by the annotation of its field: a radius of 1 is none."""
+    owner, _, field = name.rpartition(".")
+    kind = get_type_hints(type(get_hyperparameter(run, owner)))[field]
+    kinds = get_args(kind) or (kind,)
+    return int in kinds and float not in kinds
 
 
 def replace_hyperparameters(run: ExperimentRun, values: Mapping[str, float]) -> ExperimentRun:

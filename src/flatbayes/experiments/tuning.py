@@ -33,8 +33,8 @@ from flatbayes.experiments.ranges import (
     extend_ranges,
     find_edges,
     find_radius_name,
-    get_hyperparameter,
     is_training_fixed,
+    is_whole_number,
     replace_hyperparameters,
 )
 from flatbayes.experiments.run import ExperimentRun, try_execute_together
@@ -283,7 +283,7 @@ def _score_trial(
 
     values: dict[str, float] = {}
     for name, (low, high) in ranges.items():
-        if isinstance(get_hyperparameter(run, name), int):
+        if is_whole_number(run, name):
             values[name] = trial.suggest_int(name, int(low), int(high), log=True)
         else:
             values[name] = trial.suggest_float(name, low, high, log=True)
