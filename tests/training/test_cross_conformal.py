@@ -63,6 +63,17 @@ def test_sets_of_classes_cover():
     assert "the set of a new example" in cross.guarantee()
 
 
+def test_it_takes_names_and_classes(patients):
+    def predict(*method):
+        cross = fit_cross_conformal(
+            MLP, (patients.train.inputs[:30], patients.train.targets[:30]), *method, num_folds=2
+        )
+        return cross.predict(patients.test.inputs[:3]).lower
+
+    config = CONFIG.with_options(epochs=1, collection={"start_fraction": 0.0})
+    assert torch.equal(predict("map", "plain", config), predict(MAP(), Plain, config))
+
+
 @pytest.mark.parametrize("num_folds", [1, 284])
 def test_wrong_numbers_of_folds_are_refused(patients, num_folds):
     with pytest.raises(ValueError, match="num_folds lies between 2 and the 283 training examples"):

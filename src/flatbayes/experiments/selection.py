@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_fields
 from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
@@ -184,6 +185,7 @@ def select_methods(
         (0.05, 3)
     """
     higher_is_better = is_higher_better(metric)
+    flatnesses = [resolve_component(flatness, Flatness, "flatness") for flatness in flatnesses]
     base = replace(comparison.with_fingerprints(), split="val", evaluations=EvaluationConfig())
     seeds = tuple(range(comparison.num_seeds) if seeds is None else seeds)
 

@@ -24,6 +24,7 @@ from flatbayes.calibration.scores import (
     make_score,
 )
 from flatbayes.calibration.targets import check_targets, warn_if_few
+from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_entries
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.randomness import Stream, make_generator
@@ -231,6 +232,8 @@ def fit_cross_conformal(
     likelihood: Any = options.get("likelihood")
     checkpoints: Checkpoints | None = options.pop("checkpoints", None)
     config = resolve_config(config, model, options.get("init"))
+    posterior = resolve_component(posterior, Posterior, "posterior")
+    flatness = resolve_component(flatness, Flatness, "flatness")
     data = resolve_data(data, seed, likelihood)
     holds_out = False
     if not isinstance(data, DataSplits):
