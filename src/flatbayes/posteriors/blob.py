@@ -103,6 +103,11 @@ class BLoB(Posterior):
     has_weight_distribution = True  # a Gaussian over each inner factor
 
     @property
+    def tolerates_skipped_steps(self) -> bool:
+        """Only without `kl_lr`, whose steps on the KL divergence the optimizer does not take."""
+        return self.kl_lr is None
+
+    @property
     def default_optimizer(self) -> OptimizerFactory:
         """Adam without weight decay."""
         return DEFAULT_ADAM
