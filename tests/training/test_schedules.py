@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 
@@ -68,10 +69,10 @@ def test_snapshots_late_in_every_cycle():
     assert when(1) == [step for step in range(40) if is_collection_step(step, 10, 40, 0.5, 1, num_cycles=1)]
 
 
-@pytest.mark.parametrize("make", [Constant, Cosine, SWALinear])
+@pytest.mark.parametrize("make", [Constant, Cosine, SWALinear, partial(SWALinear, 0.0, 0.0)])
 def test_warmup_rises_from_zero(make):
     factors = curve(make(warmup=0.1))
-    assert factors[0] == pytest.approx(0.1)
+    assert factors[0] == pytest.approx(0.1 * curve(make())[0])
     assert factors[:10] == sorted(factors[:10])
     assert factors[10] == pytest.approx(curve(make())[10])
 

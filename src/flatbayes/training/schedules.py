@@ -120,12 +120,12 @@ class SWALinear(Schedule):
 
     def factor(self, step: int, total_steps: int) -> float:
         """1 until `decay_start`, `end_factor` from `decay_end`, linear in between."""
-        done = step / total_steps
-        if done < self.decay_start:
-            return _warmup_factor(step, total_steps, self.warmup)
+        done, factor = step / total_steps, 1.0
         if done >= self.decay_end:
-            return self.end_factor
-        return 1 - (1 - self.end_factor) * (done - self.decay_start) / (self.decay_end - self.decay_start)
+            factor = self.end_factor
+        elif done >= self.decay_start:
+            factor -= (1 - self.end_factor) * (done - self.decay_start) / (self.decay_end - self.decay_start)
+        return factor * _warmup_factor(step, total_steps, self.warmup)
 
 
 @dataclass(frozen=True)
