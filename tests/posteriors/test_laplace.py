@@ -543,6 +543,13 @@ class Unused(nn.Sequential):
         return self[0](x)
 
 
+@pytest.mark.parametrize("structure", ["last_layer", "last_layer_kron", "diag", "kron"])
+def test_no_examples_are_refused(structure):
+    posterior = Laplace(structure, prior_precision=1.0)
+    with pytest.raises(ValueError, match="on the training examples, and got none"):
+        posterior.finalize(posterior.init(network(), None, 6), [], F.cross_entropy)
+
+
 def test_a_last_layer_that_is_not_used_is_refused_by_name():
     posterior, model = Laplace("last_layer", prior_precision=1.0), Unused(nn.Linear(3, 3), nn.Linear(3, 3))
     batch = torch.randn(6, 3), torch.arange(6) % 3

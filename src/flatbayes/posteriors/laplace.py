@@ -189,8 +189,6 @@ class Laplace(Posterior):
         batch_sizes: list[int] = []
         with eval_mode(state.model), differentiable_recurrence(state.model):
             summed = curvature.compute_curvature(_count_examples(examples, state.model, batch_sizes), loss_fn)
-        if sum(batch_sizes) == 0:
-            raise ValueError("Laplace computes the curvature on the training examples, and got none.")
         factor, precision = state.num_data / sum(batch_sizes), statistics["prior_precision"]
         if self.tune == "evidence":
             eigenvalues = curvature.compute_eigenvalues(summed) * factor / self.temperature
@@ -318,7 +316,13 @@ def _check_independence(model: nn.Module, inputs: ModelInputs) -> None:
 
 
 def _count_examples(examples: Examples, model: nn.Module, batch_sizes: list[int]) -> Examples:
-    """Yield the examples in the dtype of the network, and append batch sizes to `batch_sizes`."""
+    """Yield the examples in the dtype of the network, and append batch sizes to `batch_sizes`.
+
+    Raises:
+        ValueError: There are none.
+    """
     for inputs, targets in examples:
         batch_sizes.append(len(targets))
         yield cast_inputs(model, inputs), targets
+    if sum(batch_sizes) == 0:
+        raise ValueError("Laplace computes the curvature on the training examples, and got none.")
