@@ -186,7 +186,7 @@ def test_the_error_names_the_posteriors_with_weight_distributions():
     model = Weights([1.0])
     flat = PosteriorSAM()(model.closure(vector(2.0)), model)
     with pytest.raises(
-        ValueError, match=r"Use it with SGVB, LRT, IVON, SWAG, or an Ensemble .* SAM, ASAM or FisherSAM"
+        ValueError, match=r"Use it with SGVB, LRT, IVON, SWAG, BLoB, or an Ensemble .* SAM, ASAM or FisherSAM"
     ):
         flat()
     state = MAP().init(model, lambda p: torch.optim.SGD(p, lr=0.1), 10)

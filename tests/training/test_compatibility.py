@@ -19,7 +19,7 @@ from flatbayes.flatness import (
     StableSAM,
     VaSSO,
 )
-from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, BLoB, Ensemble, Laplace, MCDropout
 from flatbayes.training import CollectionConfig, Cyclical, TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 
@@ -72,18 +72,20 @@ def test_a_late_loss_is_one_for_snapshots_collected_later():
 )
 def test_the_geometry_of_a_posterior_needs_a_variational_one(flat):
     for posterior in (MAP(), MCDropout(), Laplace(), SGLD(), Ensemble()):
-        with pytest.raises(ValueError, match=r"does not go with .*PosteriorSAM.*Gaussian.*Use SGVB, LRT, IVON, SWAG"):
+        with pytest.raises(
+            ValueError, match=r"does not go with .*PosteriorSAM.*Gaussian.*Use SGVB, LRT, IVON, SWAG, BLoB"
+        ):
             check_compatibility(posterior, flat, CONFIG)
-    for posterior in (SGVB(), LRT(), IVON(), SWAG(), Ensemble(LRT())):
+    for posterior in (SGVB(), LRT(), IVON(), SWAG(), BLoB(), Ensemble(LRT())):
         check_compatibility(posterior, flat, CONFIG)
 
 
 def test_a_loss_scaler_and_noise_in_every_step_do_not_go_together():
     scaled = CONFIG.with_options(**{"precision.mode": "16-mixed"})
-    for posterior in (SGLD(), SGHMC(), IVON(), Ensemble(SGLD())):
+    for posterior in (SGLD(), SGHMC(), IVON(), BLoB(kl_lr=0.01), Ensemble(SGLD()), Ensemble(BLoB(kl_lr=0.01))):
         with pytest.raises(ValueError, match=r"loss scaler .* leaves out steps .* Use bf16-mixed"):
             check_compatibility(posterior, SAM(), scaled)
-    for posterior in (MAP(), SWAG(), SGVB(), Laplace()):
+    for posterior in (MAP(), SWAG(), SGVB(), BLoB(), Laplace()):
         check_compatibility(posterior, SAM(), scaled)
 
 

@@ -4,14 +4,14 @@ This is the only implicit channel between the two axes. A closure takes no argum
 training loop do not refer to each other, so values that one of them sets and another reads are in one frozen
 `ClosureContext`, for the duration of a `with` block:
 
-=====================  ======================  ============================================  ===============
-field                  set by                  read by                                       default
-=====================  ======================  ============================================  ===============
-`batch_fraction`       the ascent loop         closures, through `subset_batch`              1: whole batch
-`sub_batch`            MSharpness              closures, through `subset_batch`              none: whole batch
-`weight_distribution`  SGVB, LRT, IVON, SWAG   PosteriorSAM                                  none
-`num_vectorized`       the training loop       norms, perturbations and clipping             0: one network
-=====================  ======================  ============================================  ===============
+=====================  ============================  ======================================  ===============
+field                  set by                        read by                                 default
+=====================  ============================  ======================================  ===============
+`batch_fraction`       the ascent loop               closures, through `subset_batch`        1: whole batch
+`sub_batch`            MSharpness, BSAM              closures, through `subset_batch`        none: whole batch
+`weight_distribution`  SGVB, LRT, IVON, SWAG, BLoB   PosteriorSAM                            none
+`num_vectorized`       the training loop             norms, perturbations and clipping       0: one network
+=====================  ============================  ======================================  ===============
 
 The context belongs to the thread (a `contextvars.ContextVar`), and an exception restores the outer one.
 """

@@ -26,7 +26,7 @@ class Flatness(ABC):
 
     A call of the new closure returns a loss and leaves the sharpness-aware gradient in `.grad`. Weights, training
     flags and the random state are then as one call of the given closure would leave them. Buffers advance once, in
-    the first pass, and the loss is that of the first pass.
+    the first pass (with `MSharpness` once for each sub-batch), and the loss is that of the first pass.
 
     Examples:
         >>> from flatbayes.core.weights import perturb

@@ -46,10 +46,10 @@ class PosteriorSAM(Flatness):
 
     Use it with a Gaussian posterior whose covariance should set the ball.
 
-    For posteriors with a Gaussian during training: `SGVB`, `LRT`, `IVON`, `SWAG`, and ensembles of them. The second
-    gradient treats the ball as fixed, so standard deviations are not rewarded for making it small. `SWAG` has a
-    covariance from its second snapshot on, that of its snapshots so far; before, the gradient is that of `SAM` with
-    radius `initial_rho`.
+    For posteriors with a Gaussian during training: `SGVB`, `LRT`, `IVON`, `SWAG`, `BLoB`, and ensembles of them. The
+    second gradient treats the ball as fixed, so standard deviations are not rewarded for making it small. `SWAG` has
+    a covariance from its second snapshot on, that of its snapshots so far; before, the gradient is that of `SAM`
+    with radius `initial_rho`.
 
     Attributes:
         rho: Radius. With `std` it has no unit: a shift by one standard deviation of one weight has length 1, and if
@@ -58,8 +58,8 @@ class PosteriorSAM(Flatness):
             -5 in place of 0.007, so its rho (0.0005) does not carry over.
         geometry: `std`: the norm is sqrt(eᵀ Σ⁻¹ e) with the covariance Σ of the posterior, ||e / std|| for
             independent weights; weights without a distribution are not perturbed.
-            `mean_over_std`: the norm is ||e / T|| with T = |mean| / std, and T = |w| for weights without a
-            distribution, or whose standard deviation is 0, as for snapshots of a weight that does not change.
+            `mean_over_std`: the norm is ||e / T|| with T = |mean| / std, T = |w| for weights without a
+            distribution, and T = |mean| where the standard deviation is 0, as for snapshots that do not change.
         initial_rho: Radius of `SAM` while the posterior has no distribution yet.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
@@ -143,14 +143,14 @@ def require_distribution() -> WeightDistribution:
     if distribution is None:
         raise ValueError(
             "PosteriorSAM takes its geometry from the Gaussian that a posterior has for the weights during training, "
-            "and this one has none. Use it with SGVB, LRT, IVON, SWAG, or an Ensemble of them; with others use SAM, "
-            "ASAM or FisherSAM."
+            "and this one has none. Use it with SGVB, LRT, IVON, SWAG, BLoB, or an Ensemble of them; with others use "
+            "SAM, ASAM or FisherSAM."
         )
     return distribution
 
 
 def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
-    """T: `|mean| / std`, and `|w|` for weights without a distribution, or whose standard deviation is 0.
+    """T: `|mean| / std`, `|w|` for weights without a distribution, and `|mean|` where the standard deviation is 0.
 
     Args:
         params: The parameters.

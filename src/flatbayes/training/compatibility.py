@@ -38,7 +38,7 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
         raise ValueError(
             f"{describe_name(posterior)} does not go with {describe_name(flatness)}: the flatness takes its geometry "
             "from the Gaussian that a posterior has for the weights during training, and this posterior has none "
-            "then. Use SGVB, LRT, IVON, SWAG, or an Ensemble of them, or another flatness such as SAM or ASAM."
+            "then. Use SGVB, LRT, IVON, SWAG, BLoB, or an Ensemble of them, or another flatness such as SAM or ASAM."
         )
     if posterior.perturbs_weights and not isinstance(flatness, Plain):
         raise ValueError(

@@ -7,7 +7,7 @@ from flatbayes.training.callbacks.callback import Record
 from flatbayes.training.schedules import select_evenly_spaced_epochs
 
 MAX_HISTORY_EPOCHS = 100
-"""Largest number of epochs that an artefact keeps, evenly spaced."""
+"""Number of evenly spaced epochs that an artefact keeps of a long training, and largest number of validated ones."""
 
 
 def summarize_history(runs: Sequence[Sequence[Record]]) -> dict[str, list[float | None]]:

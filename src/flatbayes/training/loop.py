@@ -150,7 +150,7 @@ def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool)
         validate: Whether the networks are evaluated on the validation split.
 
     Raises:
-        RuntimeError: The mean loss, or the validation loss after the last epoch, is not finite.
+        RuntimeError: The mean loss is not finite, or the validation loss after the last epoch is not a number.
     """
     status, config = run.status, run.current_config
     epoch = status.completed_epochs + 1
