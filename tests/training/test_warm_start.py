@@ -223,6 +223,15 @@ def test_a_wrong_number_of_outputs_mentions_the_new_head(kind, targets):
         fit(Pretrained(), KINDS[kind](targets), MAP(), Plain(), AS_IT_IS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("likelihood", [None, Categorical(5)], ids=["inferred", "given"])
+def test_several_labels_for_each_example_ask_for_an_own_likelihood(kind, dtype, likelihood):
+    labels = (torch.arange(120).reshape(24, 5) % 3 == 0).to(dtype)
+    with pytest.raises(ValueError, match="Several labels for each example.* subclass of Likelihood"):
+        fit(Pretrained(), KINDS[kind](labels), MAP(), Plain(), AS_IT_IS, likelihood=likelihood)
+
+
 def test_a_head_of_the_right_size_is_kept_and_no_start_of_an_ensemble(tmp_path):
     data, labels = (X, torch.arange(24) % 5), Pretrained().state_dict()
     fitted = fit(Pretrained(), data, MAP(), Plain(), AS_IT_IS, new_head=True)

@@ -19,6 +19,18 @@ ModelInputs = Tensor | dict[str, Any] | tuple[Any, ...]
 LABEL_KEYS = ("labels", "label", "targets", "target")
 """Names under which a batch that is a dictionary may hold its targets."""
 
+MULTI_LABEL_ADVICE = (
+    " Several labels for each example (rows of 0 and 1) have no built-in likelihood: pass a DataLoader, and as "
+    "likelihood a subclass of Likelihood with your loss, or Custom."
+)
+
+
+def holds_several_labels(targets: Any) -> bool:
+    """Whether targets, a tensor or array, are rows of 0 and 1 of which some do not have exactly one 1."""
+    if targets.ndim != 2 or targets.shape[1] < 2:
+        return False
+    return bool(((targets == 0) | (targets == 1)).all()) and not bool((targets.sum(1) == 1).all())
+
 
 def make_inputs(batch: object, name: str = "inputs") -> ModelInputs:
     """Inputs as a tensor, or as plain tuples and dictionaries of tensors.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels
 from flatbayes.data.checks import TaskType, holds_fractions, make_class_names, to_int64
 from flatbayes.data.source import RawSplits
 from flatbayes.data.splits import Split
@@ -123,7 +124,8 @@ def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -
         ValueError: The array is ambiguous.
     """
     if task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
-        return holds_fractions(targets[np.isfinite(targets)], description)
+        advice = MULTI_LABEL_ADVICE if holds_several_labels(targets) else ""
+        return holds_fractions(targets[np.isfinite(targets)], description, advice)
     return task == "regression"
 
 
@@ -161,6 +163,6 @@ def to_labels(array: np.ndarray, description: str) -> Tensor:
         raise ValueError(
             f"{description} must be whole numbers (integers) of the shape [n], one class for each example, got "
             f"{array.dtype} of the shape {array.shape}. Convert it, for example with numpy.argmax or "
-            "astype('int64')."
+            f"astype('int64').{MULTI_LABEL_ADVICE if holds_several_labels(array) else ''}"
         )
     return torch.from_numpy(to_int64(array, description))

@@ -226,12 +226,13 @@ def describe_invalid_number(value: float) -> str:
     return "beyond the range of float32 (3.4e38)" if math.isfinite(value) else "missing or not finite"
 
 
-def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool:
+def holds_fractions(values: NDArray[np.floating[Any]], description: str, advice: str = "") -> bool:
     """Whether floating-point targets are regression targets.
 
     Args:
         values: Targets without missing values.
         description: Where the targets are, for the message.
+        advice: What else may be done, for the message.
 
     Raises:
         ValueError: All values are whole numbers (1.0, 2.0), which may be classes or regression targets.
@@ -239,7 +240,7 @@ def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool
     if np.array_equal(values, np.round(values)):
         raise ValueError(
             f"{description}: whole numbers as {values.dtype}, which may be classes or numbers to predict. Write "
-            f"classes as integers; {REGRESSION_ADVICE}."
+            f"classes as integers; {REGRESSION_ADVICE}.{advice}"
         )
     return True
 

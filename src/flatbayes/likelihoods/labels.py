@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels
 from flatbayes.core.names import format_count
 
 IGNORE_INDEX = -100
@@ -134,6 +135,6 @@ def _to_indices_or_probs(rows: Tensor, *, check_values: bool) -> Tensor:
         raise ValueError(
             f"Labels with {format_count(rows.shape[1], 'column')} must be one-hot, or class probabilities of at "
             f"least 0 with sum 1; got {[round(value, 4) for value in rows[row].tolist()][:8]} for example {row}. "
-            "Pass the class indices, shape (examples,)."
+            f"Pass the class indices, shape (examples,).{MULTI_LABEL_ADVICE if holds_several_labels(rows) else ''}"
         )
     return rows

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.input_trees import slice_examples, split_batch
+from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels, slice_examples, split_batch
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
@@ -90,11 +90,14 @@ def infer_loader_likelihood(
             return Categorical(num_outputs)
         if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
             return Gaussian.fit(torch.cat([targets, *(split_batch(batch)[1] for batch in batches)]))
-    fits_new_head = is_class_index(targets) or holds_fractions(targets)
-    head = f"Or change its last layer ({NEW_HEAD_ADVICE})." if fits_new_head else ""
+    advice = ADVICE
+    if is_class_index(targets) or holds_fractions(targets):
+        advice += f" Or change its last layer ({NEW_HEAD_ADVICE})."
+    elif holds_several_labels(targets):
+        advice += MULTI_LABEL_ADVICE
     raise ValueError(
         f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
-        f"with {format_count(num_outputs, 'output')} for each example. {ADVICE} {head}".rstrip()
+        f"with {format_count(num_outputs, 'output')} for each example. {advice}"
     )
 
 
