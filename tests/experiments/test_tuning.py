@@ -106,14 +106,14 @@ def test_a_diverging_trial_has_no_score(tmp_path):
 
 def test_the_annotation_says_which_hyperparameters_are_whole_numbers():
     for flat, name in (
-        (SAM(rho=1), "rho"),
-        (LESAM(loss_budget=1), "loss_budget"),
-        (Delayed(SAM(rho=1)), "flatness.rho"),
+        (SAM(rho=1.0), "rho"),
+        (LESAM(loss_budget=1.0), "loss_budget"),
+        (Delayed(SAM(rho=1.0)), "flatness.rho"),
     ):
         assert not is_whole_number(replace(RUN, flatness=flat), f"flatness.{name}")
     for posterior, name in ((SWAG(), "rank"), (BLoB(), "kl_cycle"), (Ensemble(SWAG()), "member.rank")):
         assert is_whole_number(replace(RUN, posterior=posterior), f"posterior.{name}")
-    assert not is_whole_number(replace(RUN, posterior=SWAG(scale=1)), "posterior.scale")
+    assert not is_whole_number(replace(RUN, posterior=SWAG(scale=1.0)), "posterior.scale")
 
 
 def test_hyperparameters_of_posterior_and_flatness_can_be_replaced():
@@ -199,7 +199,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         pytest.param(
             Laplace(),
             {"posterior.temperature": (0.01, 1.0), "flatness.rho": (0.01, 0.1)},
-            6,
+            8,  # with those of radius 0
             marks=pytest.mark.slow,
         ),
     ],
@@ -217,4 +217,4 @@ def test_trials_with_the_same_training_train_once(tmp_path, monkeypatch, posteri
     assert shared.trials == alone.trials
     values = {tuple(trial[name] for name in ranges) for trial in alone.trials}
     if "posterior.size" not in ranges:
-        assert len(trained) == num_trainings + 2 * len(values)
+        assert len(trained) == num_trainings + 2 * (len(values) + ("flatness.rho" in ranges))

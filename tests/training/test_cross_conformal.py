@@ -66,7 +66,7 @@ def test_sets_of_classes_cover():
 def test_it_takes_names_and_classes(patients):
     def predict(*method):
         cross = fit_cross_conformal(
-            MLP, (patients.train.inputs[:30], patients.train.targets[:30]), *method, num_folds=2
+            MLP, (patients.train.inputs[:30], patients.train.targets[:30] + 0.5), *method, num_folds=2
         )
         return cross.predict(patients.test.inputs[:3]).lower
 
