@@ -52,6 +52,26 @@ def test_columns_of_several_types_in_a_data_frame_are_numbers():
         Arrays(frame, LABELS).load(0)
 
 
+@pytest.mark.parametrize("names", [["a", "b", "c"], [0, 1, 2]], ids=["texts", "numbers"])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_data_frames_of_given_splits_are_matched_by_name(split, names):
+    frame, targets = pd.DataFrame(FEATURES, columns=names), pd.DataFrame(FEATURES[:, :2], columns=["u", "v"])
+    given = (frame[names[::-1]].assign(word="x"), targets[["v", "u"]])
+    examples = getattr(Arrays(frame, targets, **{split: given}).load(0), split)
+    assert np.allclose(examples.input_tensor, FEATURES)
+    assert np.allclose(examples.targets, FEATURES[:, :2])
+    for wrong in ((frame[names[1:]], targets), (frame, targets[["u"]])):
+        with pytest.raises(ValueError, match=r"data frame of the .*(validation|test) examples lacks"):
+            Arrays(frame, targets, **{split: wrong}).load(0)
+
+
+def test_columns_of_the_same_name_are_refused():
+    frame = pd.DataFrame(FEATURES, columns=["a", "b", "a"])
+    for inputs, targets in ((frame, LABELS), (FEATURES, frame)):
+        with pytest.raises(ValueError, match=r"several columns of the same name: \['a'\]"):
+            Arrays(inputs, targets).load(0)
+
+
 @pytest.mark.parametrize("kind", [str, object, "category"])
 def test_texts_are_classes_in_alphabetic_order(kind):
     names = pd.Series(np.array(["cat", "ant", "bee"])[LABELS]).astype(kind)

@@ -18,6 +18,7 @@ from flatbayes import (
     Gaussian,
     Split,
     Table,
+    conformalize,
     evaluate,
     fit,
 )
@@ -265,6 +266,38 @@ def test_data_frames_are_matched_by_name():
     assert torch.equal(fitted.predict(FRAME[["c", "a", "b"]].assign(extra=1.0)).mean, expected)
     with pytest.raises(ValueError, match="lacks: b"):
         fitted.predict(FRAME[["a", "c"]])
+
+
+def test_a_data_frame_of_validation_examples_is_matched_by_name():
+    config, values = OPTIONS | {"validate_every_n_epochs": 1}, []
+    for frame in (FRAME, FRAME[["c", "b", "a"]].assign(word="x")):
+        history = History()
+        fit("MLP", (FRAME, Y), MAP(), config=config, val=(frame, Y), callback=history)
+        values.append([record["val_nll"] for record in history.records])
+    assert values[0] == values[1]
+    with pytest.raises(ValueError, match="lacks: a. It has z, b, c"):
+        fit("MLP", (FRAME, Y), MAP(), config=OPTIONS, val=(FRAME.rename(columns={"a": "z"}), Y))
+
+
+def test_columns_that_are_numbered_are_matched_by_name():
+    frame = pd.DataFrame(X)
+    fitted = fit("MLP", (frame, Y), MAP(), config=OPTIONS)
+    expected = fitted.predict(X).mean
+    assert torch.equal(fitted.predict(frame[[2, 1, 0]]).mean, expected)
+    assert torch.equal(fitted.predict(FRAME).mean, expected)  # the names of arrays are these numbers too
+
+
+def test_several_targets_in_a_data_frame_are_matched_by_name():
+    targets = pd.DataFrame({"u": PRICES, "v": PRICES[::-1] * 7})
+    fitted = fit("MLP", (FRAME, targets), MAP(), config=OPTIONS)
+    expected = evaluate(fitted, FRAME, targets).metrics
+    assert evaluate(fitted, (FRAME, targets[["v", "u"]])).metrics == expected
+    conformal = [conformalize(fitted, FRAME, frame).predictor.thresholds for frame in (targets, targets[["v", "u"]])]
+    assert conformal[0] == conformal[1]
+    with pytest.raises(ValueError, match="lacks: v"):
+        evaluate(fitted, FRAME, targets.rename(columns={"v": "w"}))
+    fitted = fit("MLP", (X, targets.to_numpy()), MAP(), config=OPTIONS)
+    assert evaluate(fitted, FRAME, targets).metrics == evaluate(fitted, X, targets.to_numpy()).metrics
 
 
 def test_names_of_classes_are_labels_of_an_evaluation():

@@ -12,6 +12,7 @@ from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import TaskType, make_class_names
+from flatbayes.data.data_frames import frame_to_array, is_data_frame, list_columns, order_columns
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import DataSplits
 
@@ -54,11 +55,23 @@ class Arrays(DataSource):
         """Convert the arrays, without splitting them.
 
         Raises:
-            ValueError: Inputs and targets differ in length, or are neither numbers nor texts.
+            ValueError: Inputs and targets differ in length, or are neither numbers nor texts, or the data frame of
+                a split lacks columns.
         """
         pairs = {"unsplit": (self.inputs, self.targets), "test": self.test, "val": self.val}
         names = {"unsplit": "given examples", "test": "test examples", "val": "validation examples"}
-        arrays = {split: to_array_pair(*pair, names[split]) for split, pair in pairs.items() if pair is not None}
+        input_columns = list_columns(self.inputs, "data frame of the given examples")
+        target_columns = list_columns(self.targets, "data frame of the given targets")
+        several = target_columns if len(target_columns) > 1 else ()
+        arrays = {
+            split: to_array_pair(
+                order_columns(pair[0], input_columns, f"data frame of the {names[split]}"),
+                order_columns(pair[1], several, f"data frame of targets of the {names[split]}"),
+                names[split],
+            )
+            for split, pair in pairs.items()
+            if pair is not None
+        }
         targets = [array for _, array in arrays.values()]
         is_text = any(array.dtype.kind in "OUS" for array in targets)
         class_names: tuple[str, ...] = ()
@@ -76,8 +89,8 @@ class Arrays(DataSource):
             str(getattr(self.targets, "name", None) or "target"),
             lambda labels: class_names or make_class_names(labels),
         )
-        target_names = raw.target_names and (_list_columns(self.targets) or raw.target_names)
-        feature_names = _list_columns(self.inputs) or raw.feature_names
+        target_names = raw.target_names and (target_columns or raw.target_names)
+        feature_names = input_columns or raw.feature_names
         return replace(raw, feature_names=feature_names, target_names=target_names)
 
 
@@ -148,14 +161,14 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
         ValueError: Their numbers of examples differ, or a data frame has columns that are no numbers.
     """
     columns = getattr(inputs, "dtypes", None)
-    if columns is not None and hasattr(inputs, "columns"):
+    if columns is not None and is_data_frame(inputs):
         names = [str(name) for name, dtype in columns.items() if getattr(dtype, "kind", "O") not in "biuf"]
         if names:
             raise ValueError(
                 f"The columns {', '.join(names)} of the {description} are no numbers. Encode them, for example with "
                 "a scikit-learn pipeline before FlatBayesClassifier, or read the file with Table, which does."
             )
-    inputs = frame_to_array(inputs) if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy") else inputs
+    inputs = frame_to_array(inputs) if is_data_frame(inputs) else inputs
     x, y = (_to_array(values) for values in (inputs, targets))
     if not (x.ndim and y.ndim) or len(x) != len(y):
         raise ValueError(
@@ -163,19 +176,6 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
             f"{x.shape} and {y.shape}."
         )
     return x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-
-
-def frame_to_array(frame: Any) -> np.ndarray[Any, Any]:
-    """A copy of a data frame as an array; columns of several types of numbers, or of booleans, become float64."""
-    array = np.array(frame.to_numpy(), copy=True)
-    if array.dtype != object:
-        return array
-    columns = [np.asarray(frame[name].to_numpy(), dtype=object) for name in frame.columns]
-    missing = [
-        np.array([value is None or str(value) == "<NA>" for value in column], dtype=bool) for column in columns
-    ]
-    pairs = zip(columns, missing, strict=True)
-    return np.stack([np.where(is_missing, np.nan, column).astype(np.float64) for column, is_missing in pairs], 1)
 
 
 def encode_texts(targets: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
@@ -199,11 +199,6 @@ def encode_texts(targets: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[n
     names, codes = np.unique(flat.astype(str), return_inverse=True)
     ends = np.cumsum([len(array) for array in targets])[:-1]
     return tuple(names.tolist()), np.split(codes.astype(np.int64), ends)
-
-
-def _list_columns(values: Any) -> tuple[str, ...]:
-    """Names of the columns of a data frame; empty for an array."""
-    return tuple(map(str, getattr(values, "columns", ())))
 
 
 def _to_array(values: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from flatbayes.core.display import format_entries, format_html_table, format_num
 from flatbayes.core.files import replace_nonfinite
 from flatbayes.core.names import format_count
 from flatbayes.data import LazyImages
+from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.likelihoods import (
     Categorical,
     CategoricalPredictive,
@@ -215,6 +216,7 @@ def predict_labelled(
     inputs, targets = select_examples(fitted, data, targets, batch_size)
     is_labelled: Tensor | None = None
     if targets is not None:
+        targets = convert_target_frame(targets, fitted.info.get("target_names"))
         targets, is_labelled = _prepare_targets(
             fitted.likelihood, encode_labels(targets, fitted.info.get("class_names"))
         )

@@ -17,6 +17,7 @@ from flatbayes.core.display import format_entries, format_html_table
 from flatbayes.core.input_trees import ModelInputs, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
+from flatbayes.data.data_frames import convert_data_frame
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
 from flatbayes.likelihoods.labels import to_tensor
@@ -29,7 +30,6 @@ from flatbayes.prediction.inputs import (
     check_batch_axis,
     check_finite_inputs,
     check_finite_predictions,
-    convert_data_frame,
     explain_shapes,
     fill_missing_features,
     iter_chunks,

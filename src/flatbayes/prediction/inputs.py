@@ -23,8 +23,7 @@ from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
-from flatbayes.data.feature_names import fill_missing, split_feature
-from flatbayes.data.in_memory import frame_to_array
+from flatbayes.data.feature_names import fill_missing
 from flatbayes.data.standardize import Standardize
 from flatbayes.likelihoods import Predictive
 from flatbayes.prediction.placement import count_bytes
@@ -81,50 +80,6 @@ def iter_chunks(
             chunk, num_examples = [], 0
     if chunk:
         yield chunk
-
-
-def convert_data_frame(inputs: Any, feature_names: object = ()) -> Any:
-    """A data frame as an array with the columns of the training, in their order; other inputs are unchanged.
-
-    Args:
-        inputs: Inputs of a prediction.
-        feature_names: Names of the features in training, if they are known.
-
-    Raises:
-        ValueError: Columns of the training are missing.
-    """
-    if not (hasattr(inputs, "columns") and hasattr(inputs, "to_numpy")):
-        return inputs
-    names = list(map(str, feature_names)) if isinstance(feature_names, list | tuple) else []
-    columns = {str(column): column for column in inputs.columns}
-    is_named = names and names != [str(k) for k in range(len(names))]
-    if is_named:
-        sources = [split_feature(name, columns) for name in names]
-        missing = [name for name in dict.fromkeys(name for name, _ in sources) if name not in columns]
-        if missing:
-            raise ValueError(
-                f"The network was trained on columns that the data frame lacks: {', '.join(missing)}. It has "
-                f"{', '.join(columns)}."
-            )
-        if any(category is not None for _, category in sources):
-            return np.stack([extract_frame_feature(inputs[columns[name]], value) for name, value in sources], 1)
-        inputs = inputs[[columns[name] for name in names]]
-    return frame_to_array(inputs)
-
-
-def extract_frame_feature(column: Any, category: str | None) -> np.ndarray[Any, Any]:
-    """A feature from a column of a data frame: its numbers, or 1 in a category and else 0; float64, [rows].
-
-    Args:
-        column: The column.
-        category: The category; None for numbers, empty for missing values.
-    """
-    values = np.asarray(column.to_numpy(), dtype=object)
-    is_missing = np.array([value is None or value != value or str(value) == "<NA>" for value in values], dtype=bool)
-    if category is None:
-        return np.where(is_missing, np.nan, values).astype(np.float64)
-    texts = np.where(is_missing, "", values).astype(str)
-    return np.asarray(texts == category, dtype=np.float64)
 
 
 def fill_missing_features(batch: ModelInputs, feature_names: object, transform: object) -> ModelInputs:
