@@ -105,7 +105,9 @@ SHORT = TrainingConfig(epochs=2, batch_size=10)
 
 
 @pytest.mark.parametrize(
-    "make_data", [lambda x, y: (x, y), TensorDataset, lambda x, y: (x.numpy(), y.numpy()), Arrays], ids=str
+    "make_data",
+    [lambda x, y: (x, y), TensorDataset, lambda x, y: (x.numpy(), y.numpy()), Arrays],
+    ids=["tensors", "dataset", "arrays", "source"],
 )
 def test_token_ids_of_arrays_and_data_sets_stay_as_they_are(make_data, tmp_path):
     fitted = fit(TokenNetwork, make_data(TOKENS, LABELS), SWAG(rank=2), SAM(), SHORT)
