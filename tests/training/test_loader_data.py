@@ -297,6 +297,7 @@ def test_inputs_of_diagnoses_and_of_shifts_are_checked():
             call()
 
 
+@pytest.mark.filterwarnings("ignore:Weights that are trained")
 def test_inputs_are_converted_to_the_dtype_of_the_network():
     assert train(DataLoader(TensorDataset(X.double(), Y), 7)).dtype == torch.float32
     assert train(DataLoader(DATASET, 7), model=nn.Linear(4, 3).bfloat16()).predict(X).mean.shape == (21, 3)

@@ -183,7 +183,9 @@ REFUSALS = {
 """Refused before the first step; those of Laplace only with Kronecker factors."""
 
 
-@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype", "ignore:There is a performance drop")
+@pytest.mark.filterwarnings(
+    "ignore:.*nested tensors is in prototype", "ignore:There is a performance drop", "ignore:Weights that are trained"
+)
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=repr)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_trains_predicts_and_predicts_the_same_after_loading(name, posterior, tmp_path):
