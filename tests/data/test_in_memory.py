@@ -61,7 +61,7 @@ def test_data_frames_of_given_splits_are_matched_by_name(split, names):
     assert np.allclose(examples.input_tensor, FEATURES)
     assert np.allclose(examples.targets, FEATURES[:, :2])
     for wrong in ((frame[names[1:]], targets), (frame, targets[["u"]])):
-        with pytest.raises(ValueError, match=r"data frame of the .*(validation|test) examples lacks"):
+        with pytest.raises(ValueError, match=r"data frame of .*(validation|test) examples lacks"):
             Arrays(frame, targets, **{split: wrong}).load(0)
 
 
