@@ -40,7 +40,7 @@ def rows(quick: bool) -> list[dict]:
         "adaptive_ece": (lambda: adaptive_ece(probs, labels), lambda: adaptive_ece_by_hand(probs, labels), {}),
         "classwise_ece": (lambda: classwise_ece(probs, labels), lambda: classwise_ece_by_hand(probs, labels), {}),
         "fit_temperature, a tenth of the examples": (
-            lambda: fit_temperature(*small),
+            lambda: fit_temperature(*small, prior_examples=0),
             lambda: fit_temperature_by_hand(*small),
             {},
         ),

@@ -17,11 +17,12 @@ from flatbayes.calibration.maps import (
     scale_mixture,
     transform_log_probs,
 )
-from flatbayes.calibration.targets import MIN_EXAMPLES, check_targets, warn_if_few
+from flatbayes.calibration.targets import MIN_EXAMPLES, check_targets, warn_if_at_end, warn_if_few
 from flatbayes.core.devices import to_double
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
 from flatbayes.metrics import fit_temperature, nll
+from flatbayes.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 MIN_ISOTONIC_EXAMPLES = 100
 """Fewest examples without a warning for isotonic regression, which has many steps; `MIN_EXAMPLES` for the others."""
@@ -46,7 +47,8 @@ def fit_calibration(
         ValueError: The method is not for this kind of prediction, or the targets do not match the predictions.
 
     Warns:
-        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100.
+        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100; or the temperature or factor
+            is at an end of its range.
 
     Examples:
         >>> calibration = fit_calibration(
@@ -73,6 +75,11 @@ def fit_calibration(
             weights, bias = _fit_classes(log_probs, labels.long(), method)
     num_required = MIN_ISOTONIC_EXAMPLES if method == "isotonic" else MIN_EXAMPLES
     warn_if_few(len(targets), num_required, f"the calibration map {method!r}", "It may be worse than none")
+    if method == "temperature":
+        warn_if_at_end(1 / float(weights), (MIN_TEMPERATURE, MAX_TEMPERATURE), "temperature", len(targets))
+    elif method == "scale":
+        for factor in weights.tolist():
+            warn_if_at_end(factor, (1 / MAX_SCALE, MAX_SCALE), "factor on the standard deviations", len(targets))
     sizes: tuple[int, ...] = ()
     if method in MONOTONE_METHODS:
         knots, values = ([number for curve in curves for number in curve[end]] for end in (0, 1))

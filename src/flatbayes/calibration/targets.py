@@ -1,5 +1,6 @@
 """Validation of the targets and groups of calibration examples."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,12 @@ from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Pre
 MIN_EXAMPLES = 10
 """Number of validation examples below which chance decides more about a fitted number than the posterior does."""
 
+END_TOLERANCE = 1e-3
+"""Relative distance to the end of its range at which a fitted number counts as at this end."""
+
 
 class CalibrationWarning(UserWarning):
-    """There are too few validation examples for what is fitted to them.
+    """There are too few validation examples for what is fitted to them, or it is at an end of its range.
 
     Examples:
         >>> import warnings
@@ -42,6 +46,24 @@ def warn_if_few(num_examples: int, num_required: int, purpose: str, consequence:
         warnings.warn(
             f"{format_count(num_examples, 'example is', 'examples are')} too few for {purpose}, which needs at least "
             f"{num_required}. {consequence}.",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+
+
+def warn_if_at_end(value: float, limits: tuple[float, float], name: str, num_examples: int) -> None:
+    """Warn of a fitted number at an end of its range, unless there are so few examples that `warn_if_few` warns.
+
+    Args:
+        value: The number.
+        limits: Ends of its range.
+        name: What it is.
+        num_examples: Number of examples.
+    """
+    if num_examples >= MIN_EXAMPLES and min(abs(math.log(value / limit)) for limit in limits) < END_TOLERANCE:
+        warnings.warn(
+            f"The {name} is {value:.3g}, an end of its range: the NLL of the validation examples has no minimum "
+            "within it. Check that their targets belong to their inputs.",
             CalibrationWarning,
             stacklevel=3,
         )

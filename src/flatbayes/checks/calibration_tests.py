@@ -53,7 +53,7 @@ def run_temperature_test(
     label_log_probs = log_probs.gather(1, labels[:, None].cpu())[:, 0]
     if bool(label_log_probs.isneginf().any()):
         return TemperatureTest(math.inf, math.inf, 0.0)
-    temperature = fit_temperature(log_probs, labels)
+    temperature = fit_temperature(log_probs, labels, prior_examples=0)
     s = 1 - 1 / temperature
     tempered = apply_temperature(log_probs, temperature)
     gain = float((tempered.gather(1, labels[:, None].cpu())[:, 0] - label_log_probs).sum())

@@ -28,7 +28,7 @@ def cross_fitted_nll(
     """NLL of each half of the examples at the temperature that is fitted to the other half, averaged over splits.
 
     Methods are thereby compared at their optimal temperatures without validation data, and no label is used for its
-    own prediction.
+    own prediction. The temperatures have the weak prior of `fit_temperature`.
 
     Args:
         log_probs: Log of the averaged probabilities.
