@@ -72,3 +72,8 @@ def test_a_nested_path_outside_the_package_is_refused():
 def test_paths_that_cannot_be_imported_are_refused(path):
     with pytest.raises(ValueError, match=r"does not lead to|is not a class"):
         import_object(path)
+
+
+def test_arguments_of_a_description_are_a_mapping():
+    with pytest.raises(ValueError, match=r"init_args is a mapping of arguments by name; got \[1, 2\]"):
+        instantiate({"class_path": "flatbayes.MAP", "init_args": [1, 2]})

@@ -80,6 +80,8 @@ def instantiate(
         return {key: convert(value) for key, value in spec.items()}
     if not isinstance(spec["class_path"], str):
         raise ValueError(f"A class path is a dotted name, such as flatbayes.SWAG; got {spec['class_path']!r}.")
+    if not isinstance(spec.get("init_args", {}), dict):
+        raise ValueError(f"init_args is a mapping of arguments by name; got {str(spec['init_args'])[:80]}.")
     path, arguments = translate_spec(spec["class_path"], spec.get("init_args", {}))
     arguments = {key: convert(value) for key, value in arguments.items()}
     target = import_object(path, package=None if is_allowed(path, allowed_paths) else package)
