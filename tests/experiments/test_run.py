@@ -2,10 +2,12 @@
 
 import math
 import warnings
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 
 import joblib
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,10 +16,12 @@ from flatbayes.data import DataWarning, Digits, Table
 from flatbayes.experiments import Comparison, EvaluationConfig, ExperimentRun, execute_runs, parallel
 from flatbayes.experiments import run as run_module
 from flatbayes.experiments.comparison import DEFAULT_POSTERIORS
+from flatbayes.experiments.fit_options import FitOptions
 from flatbayes.experiments.parallel import choose_num_jobs, estimate_seconds
 from flatbayes.experiments.run import group_runs, try_execute_together
 from flatbayes.experiments.run_result import RunDetails
-from flatbayes.flatness import SAM, Plain
+from flatbayes.flatness import SAM, Flatness, Plain
+from flatbayes.likelihoods import Categorical, Custom
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import evaluate
@@ -340,3 +344,58 @@ def test_the_evaluations_of_a_trained_group_continue_without_training(tmp_path, 
 def test_number_of_trainings(runs, alone, shared):
     assert sum(run.posterior.num_members for run in runs) == alone
     assert sum(max(run.posterior.num_members for run in group) for group in group_runs(runs)) == shared
+
+
+class OwnFlatness(Flatness):
+    """As in docs/two-axes.md; it counts its steps."""
+
+    def __init__(self, rho):
+        self.rho, self.num_steps = rho, 0
+
+    def __call__(self, closure, model, progress=None):
+        self.num_steps += 1
+        return Plain()(closure, model, progress)
+
+
+def with_value(component, name, value):
+    """A copy with another value, past the checks of types that the tests add."""
+    component = copy(component)
+    object.__setattr__(component, name, value)
+    return component
+
+
+def weighted(weight):
+    return Custom(nn.CrossEntropyLoss(torch.full((10,), weight)), Categorical(10))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"flatness": OwnFlatness(0.1)}, {"flatness": OwnFlatness(0.5)}),
+        ({"flatness": with_value(SAM(), "rho", np.float32(0.25))}, {"flatness": SAM(0.5)}),
+        ({"config": with_value(RUN.config, "epochs", np.int64(1))}, {"config": TrainingConfig(epochs=2)}),
+        ({"options": FitOptions(likelihood=weighted(1.0))}, {"options": FitOptions(likelihood=weighted(2.0))}),
+        ({"model": partial(MLP, (28, 28))}, {"model": partial(MLP, (28, 29))}),
+    ],
+)
+def test_runs_that_differ_in_an_object_have_other_keys(one, other):
+    first, second = replace(RUN, **one), replace(RUN, **other)
+    assert first.cache_key() != second.cache_key() != replace(RUN, **one).cache_key()
+    assert first.training_key() != second.training_key()
+
+
+def test_numpy_numbers_have_the_key_and_the_name_of_plain_ones():
+    posterior, flatness = with_value(SWAG(), "rank", np.int64(6)), with_value(SAM(), "rho", np.float32(0.5))
+    run = replace(RUN, posterior=posterior, flatness=flatness)
+    plain = replace(RUN, posterior=SWAG(rank=6), flatness=SAM(0.5))
+    assert (run.cache_key(), run.training_key()) == (plain.cache_key(), plain.training_key())
+    assert run.name == "SWAG(rank=6) SAM(rho=0.5) seed 0"
+
+
+def test_a_flatness_that_changes_while_training_keeps_the_key(tmp_path):
+    run = replace(RUN, flatness=OwnFlatness(0.1))
+    key = run.cache_key()
+    assert execute_runs([run], tmp_path, jobs=1) == []
+    assert run.flatness.num_steps > 0
+    assert run.load_result(tmp_path) is not None
+    assert run.cache_key() == key

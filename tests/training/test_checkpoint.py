@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from flatbayes.data import Augment, Digits
-from flatbayes.flatness import SAM, LookSAM, Plain
-from flatbayes.likelihoods import Categorical
+from flatbayes.flatness import SAM, Flatness, LookSAM, Plain
+from flatbayes.likelihoods import Categorical, Custom
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
 from flatbayes.training import Callback, Checkpoints, CollectionConfig, History, TrainingConfig, fit
@@ -31,6 +31,7 @@ from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.fabric import SingleDevice
 from flatbayes.training.loader_data import LoaderData
+from flatbayes.training.schedules import Schedule
 from support import FLATNESSES, POSTERIORS, explain_refusal, network, pair_params
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -269,6 +270,52 @@ def test_checkpoints_of_another_training_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"changed since the checkpoints .* train has other values in its 64"):
         fit(**changed, checkpoints=checkpoints)
     fit(**changed, checkpoints=replace(checkpoints, allow_changed_data=True))
+
+
+class OwnFlatness(Flatness):
+    def __init__(self, rho):
+        self.rho = rho
+
+    def __call__(self, closure, model, progress=None):
+        return Plain()(closure, model, progress)
+
+
+class Halving(Schedule):
+    num_cycles = 1
+
+    def __init__(self, start):
+        self.start = start
+
+    def factor(self, step, total_steps):
+        return 1.0 if step < self.start * total_steps else 0.5
+
+
+def weighted(weight):
+    return Custom(nn.CrossEntropyLoss(torch.full((10,), weight)), Categorical(10))
+
+
+def network_with(rate):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Dropout(rate), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "make"),
+    [
+        ("flatness", "flatness", OwnFlatness),
+        ("likelihood", "likelihood", weighted),
+        ("schedule", "config", lambda value: replace(CONFIG, schedule=Halving(value))),
+        ("start", "model", network_with),
+    ],
+)
+def test_checkpoints_of_another_object_of_the_same_class_are_refused(name, argument, make, tmp_path):
+    checkpoints = Checkpoints(tmp_path, min_interval_seconds=0)
+    usual = {"model": partial(MLP, hidden=(8,)), "flatness": Plain(), "config": CONFIG}
+    train = partial(fit, data=DATA, posterior=MAP(), checkpoints=checkpoints)
+    first = train(**{**usual, argument: make(0.2)})
+    assert_same(train(**{**usual, argument: make(0.2)}), first)
+    with pytest.raises(ValueError, match=f"of another training: {name} differ"):
+        train(**{**usual, argument: make(0.4)})
 
 
 def test_a_full_disk_leaves_the_last_one_good(tmp_path, monkeypatch):

@@ -6,8 +6,12 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
 
+import numpy as np
+
+from flatbayes.core.content import hash_content
 from flatbayes.core.renames import explain_name, translate_path, translate_spec
 
 
@@ -15,18 +19,24 @@ def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
     """Plain data from which `instantiate` makes an equal object.
 
     Dataclasses and classes or functions (also with arguments bound by `functools.partial`) become class paths
-    with their arguments; numbers, strings, lists and dictionaries are unchanged.
+    with their arguments; numbers, strings, lists and dictionaries are unchanged. NumPy numbers become those of
+    Python, and rows of NumPy integers become lists.
 
     Args:
         obj: The object.
-        allow_instances: Describe an instance of some other class, such as a network, by the path of its class alone,
-            and leave out the `content_fields` of a class, which hold examples. Such a description serves as a label
-            or, with a fingerprint of the content, as an identity; `instantiate` does not read it.
+        allow_instances: Describe an instance of some other class, such as a network, by the path of its class and a
+            checksum of its content, and leave out the `content_fields` of a class, which hold examples. Such a
+            description serves as a label or, with a fingerprint of the examples, as an identity; `instantiate` does
+            not read it.
 
     Raises:
         TypeError: The object has no such description (a lambda, an instance of some other class).
     """
     convert = partial(to_spec, allow_instances=allow_instances)
+    if isinstance(obj, np.generic):
+        return convert(obj.item())
+    if isinstance(obj, np.ndarray) and obj.ndim == 1 and obj.dtype.kind in "iu":
+        return obj.tolist()
     if obj is None or isinstance(obj, str | int | float | bool):
         return obj
     if isinstance(obj, list | tuple):
@@ -43,10 +53,25 @@ def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
                 "the dotted path of the class instead, and its arguments as options."
             )
         arguments = {f.name: convert(getattr(obj, f.name)) for f in fields(obj) if f.init and f.name not in content}
-        return {"class_path": class_path(type(obj)), "init_args": arguments}
-    if allow_instances and not hasattr(obj, "__qualname__"):
-        return {"class_path": f"{type(obj).__module__}.{type(obj).__qualname__}", "init_args": {}}
-    return {"class_path": class_path(obj), "init_args": {}}
+        description: dict[str, Any] = {"class_path": class_path(type(obj)), "init_args": arguments}
+        content = (_list_extra_attributes(obj) if allow_instances else None) or None
+    elif allow_instances and not hasattr(obj, "__qualname__"):
+        path = f"{type(obj).__module__}.{type(obj).__qualname__}"
+        description, content = {"class_path": path, "init_args": {}}, obj
+    else:
+        is_bound = isinstance(obj, MethodType) and not isinstance(obj.__self__, type)
+        description = {"class_path": class_path(obj), "init_args": {}}
+        content = obj if allow_instances and is_bound else None
+    checksum = None if content is None else hash_content(content)
+    return description if checksum is None else {**description, "content": checksum}
+
+
+def _list_extra_attributes(obj: Any) -> dict[str, Any]:
+    """Attributes that a subclass of a dataclass has without being one, such as those that its `__init__` sets."""
+    if "__dataclass_fields__" in vars(type(obj)) or hasattr(obj, "content_fields"):
+        return {}
+    names = {field.name for field in fields(obj)}
+    return {name: value for name, value in getattr(obj, "__dict__", {}).items() if name not in names}
 
 
 def instantiate(

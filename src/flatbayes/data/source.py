@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,6 +92,9 @@ class DataSource(ABC):
         >>> fitted.predict(torch.zeros(1, 2)).mean.shape
         torch.Size([1, 2])
     """
+
+    content_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields with examples, which a fingerprint identifies."""
 
     train_size: int | None = None
     val_size: float = 0.1

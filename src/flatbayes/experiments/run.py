@@ -8,8 +8,8 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +106,21 @@ class ExperimentRun:
 
     def cache_key(self) -> str:
         """Hash of the configuration and the version of flatbayes, the name of the result file."""
-        return _hash_json([get_version(), describe_fields(self)])
+        return _hash_json([get_version(), self._description])
 
     def training_key(self) -> str:
         """Hash of what determines the training, with the version of flatbayes; runs with equal ones can share it."""
-        content = {name: value for name, value in describe_fields(self).items() if name not in EVALUATION_FIELDS}
-        training = describe_training(
-            self.posterior, self.config, self.flatness, partial(to_spec, allow_instances=True)
-        )
-        return _hash_json([get_version(), content, training])
+        content = {name: value for name, value in self._description.items() if name not in EVALUATION_FIELDS}
+        return _hash_json([get_version(), content, self._training_description])
+
+    @cached_property
+    def _description(self) -> dict[str, JsonValue]:
+        """The fields as they are before training, which may change attributes of an object of the user's."""
+        return describe_fields(self)
+
+    @cached_property
+    def _training_description(self) -> dict[str, Any]:
+        return describe_training(self.posterior, self.config, self.flatness, partial(to_spec, allow_instances=True))
 
     def load_data(self) -> DataSplits:
         """The data splits of the seed; those of the last two calls are kept."""
@@ -206,8 +212,8 @@ def group_runs(runs: Sequence[ExperimentRun]) -> list[list[ExperimentRun]]:
     """Runs that can share a training, in the order of the first run of each."""
     groups: dict[str, list[ExperimentRun]] = {}
     for run in runs:
-        options = {name: value for name, value in vars(run).items() if name not in EVALUATION_FIELDS}
-        content = {name: describe_exactly(value) for name, value in options.items()}  # tells networks in memory apart
+        names = [field.name for field in fields(run) if field.name not in EVALUATION_FIELDS]
+        content = {name: describe_exactly(getattr(run, name)) for name in names}  # tells networks in memory apart
         key = json.dumps([content, describe_training(run.posterior, run.config, run.flatness)], sort_keys=True)
         groups.setdefault(key, []).append(run)
     return list(groups.values())

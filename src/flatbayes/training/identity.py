@@ -15,9 +15,12 @@ from flatbayes.training.config_groups import CollectionConfig
 def describe_exactly(value: Any) -> Any:
     """Description of an object; where it has none, its class and its address in this process, which are its alone."""
     try:
-        return to_spec(value)
+        description = to_spec(value)
+        if description == to_spec(value, allow_instances=True):  # not so for a subclass with attributes of its own
+            return description
     except TypeError:
-        return f"{type(value).__module__}.{type(value).__qualname__} at {id(value)}"
+        pass
+    return f"{type(value).__module__}.{type(value).__qualname__} at {id(value)}"
 
 
 def describe_training(
@@ -77,8 +80,8 @@ def describe_name(value: Any) -> str:
 
 
 def describe_object(value: Any) -> Any:
-    """Description of an object, or the path of its class where it has none."""
+    """Description of an object, with a checksum of its content if it is no dataclass; else the path of its class."""
     try:
-        return to_spec(value)
+        return to_spec(value, allow_instances=True)
     except TypeError:  # a lambda or an object without an importable name
         return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -103,7 +103,9 @@ def prepare_runs(
     warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze, head_outputs=head_outputs)
     if config.epochs == 0 and warm_start.has_fresh_head:
         warnings.warn(UNTRAINED_HEAD, DataWarning, stacklevel=4)
-    warm_start.check_members(posterior, is_network=isinstance(model, nn.Module))
+    if isinstance(model, nn.Module):
+        warm_start = replace(warm_start, network=model)
+    warm_start.check_members(posterior)
     if isinstance(training_data, InMemoryData) and transform is None and warm_start.transform is not None:
         training_data = replace(training_data, transform_override=warm_start.transform)
     factory = RunFactory(

@@ -74,14 +74,16 @@ class TrainingSetup:
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
         info: dict[str, Any] = {"flatbayes": get_version(), "model": model_spec}
-        fingerprint = training_data.fingerprint
+        fingerprint, start = training_data.fingerprint, None
+        if checkpoints is not None:
+            start = factory.warm_start.fingerprint(training_data.transform, posterior.num_members)
         components = {name: getattr(factory, name) for name in ("posterior", "flatness", "likelihood")}
         identity = {
             **info,
             **{name: describe_object(value) for name, value in (components | vars(factory.config)).items()},
             "seed": factory.seed,
             "data": fingerprint,
-            "start": factory.warm_start.fingerprint(training_data.transform, posterior.num_members),
+            "start": start,
             "processes": world.size,
         }
         if factory.auto_flatness is not None:

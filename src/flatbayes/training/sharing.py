@@ -253,7 +253,7 @@ def prepare_setup(
     if first is not None:
         has_init = bool(first.factory.warm_start.weights) or first.factory.warm_start.new_head
         usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=has_init)
-        first.factory.warm_start.check_members(posterior, is_network=isinstance(model, nn.Module))
+        first.factory.warm_start.check_members(posterior)
         factory = replace(first.factory, posterior=posterior, flatness=usual, auto_flatness=auto_flatness)
         factory = complete_factory(replace(factory, config=config, auto_prior=None, weight_decay_factor=1.0))
         model_spec = first.info["model"]
@@ -318,6 +318,8 @@ def open_checkpoints(
         checkpoints: Where to keep checkpoints.
         replaces_others: As for `CheckpointManager.open_shared`.
     """
+    if checkpoints is None:
+        return CheckpointManager()
     factories = [setup.factory for setup in setups]
     first, own = factories[0], {"posterior", *vars(factories[0].config)}  # described by the training
     training = describe_training(first.posterior, first.config, first.flatness, describe_object)
@@ -326,8 +328,7 @@ def open_checkpoints(
         "start": first.warm_start.fingerprint(first.training_data.transform),
         **training,
     }
-    if checkpoints is not None:
-        digest = hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:8]
-        checkpoints = replace(checkpoints, folder=checkpoints.folder / f"{SHARED_PREFIX}{digest}")
+    digest = hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:8]
+    checkpoints = replace(checkpoints, folder=checkpoints.folder / f"{SHARED_PREFIX}{digest}")
     branches = [describe_branch(factory.posterior, factory.config) for factory in factories]
     return CheckpointManager.open_shared(checkpoints, identity, branches, replaces_others=replaces_others)

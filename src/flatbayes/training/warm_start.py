@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.content import hash_content
 from flatbayes.core.names import format_names
 from flatbayes.core.networks import hash_tensors
 from flatbayes.core.parameter_selection import match_names, named_trainable
@@ -40,6 +41,7 @@ class WarmStart:
         has_fresh_head: Whether the last linear layer is a fresh one.
         freeze: Name patterns of parameters that are not trained.
         transform: Standardization that the trained networks used, if it is known.
+        network: The network that is trained, if the model is no class or function.
     """
 
     weights: Sequence[Mapping[str, Tensor]] = ()
@@ -48,6 +50,7 @@ class WarmStart:
     transform: Standardize | None = None
     head_outputs: int | None = None
     has_fresh_head: bool = False
+    network: nn.Module | None = None
 
     @classmethod
     def from_init(
@@ -102,12 +105,11 @@ class WarmStart:
         is_fresh = any(_head_names(network) - loaded.keys() for loaded in matched) if weights else is_replaced
         return cls(weights, new_head, freeze, transform, head_outputs, is_fresh)
 
-    def check_members(self, posterior: Posterior, *, is_network: bool) -> None:
+    def check_members(self, posterior: Posterior) -> None:
         """Refuse trained weights that are fewer than the networks of a posterior.
 
         Args:
             posterior: Its `num_members` is the number of networks.
-            is_network: Whether the model is a network, whose weights all members start from.
 
         Raises:
             ValueError: There are fewer, and the networks have no fresh heads either.
@@ -116,7 +118,7 @@ class WarmStart:
         if (
             self.new_head
             and num_trained <= 1 < num_members
-            and (num_trained or is_network)
+            and (num_trained or self.network is not None)
             and not self.has_fresh_head
         ):
             raise ValueError(
@@ -132,17 +134,18 @@ class WarmStart:
             )
 
     def fingerprint(self, transform: Standardize | None, num_members: int | None = None) -> str | None:
-        """Checksum of weights, frozen parameters and input transform; None for fresh weights.
+        """Checksum of network, trained weights, frozen parameters and input transform; None for fresh weights.
 
         Args:
             transform: Standardization of the inputs.
             num_members: Number of networks whose weights are used; None for all.
         """
+        network = None if self.network is None else hash_content(self.network)
         if not self.weights and not self.freeze:
-            return None
+            return network
         statistics = [] if transform is None else [("mean", transform.mean), ("std", transform.std)]
         weights = [pair for state_dict in self.weights[:num_members] for pair in sorted(state_dict.items())]
-        return hash_tensors([*weights, *statistics], repr((self.new_head, list(self.freeze))))
+        return hash_tensors([*weights, *statistics], f"{network or ''}{(self.new_head, list(self.freeze))}")
 
     def apply_to(self, network: nn.Module, member: int) -> nn.Module:
         """Load the weights of a member, and turn off gradients of frozen parameters, in place; return the network."""
