@@ -19,6 +19,7 @@ from flatbayes.training.config_groups import (
     OptimizationConfig,
     PrecisionConfig,
     check_integer,
+    convert_numbers,
 )
 from flatbayes.training.optimizers import resolve_optimizer
 from flatbayes.training.schedules import (
@@ -79,6 +80,7 @@ class TrainingConfig:
     distribution: DistributionConfig = DistributionConfig()
 
     def __post_init__(self) -> None:
+        convert_numbers(self)
         if self.epochs is not None:
             check_integer("epochs", self.epochs, minimum=0)
         check_integer("min_epochs", self.min_epochs)

@@ -1,8 +1,10 @@
 """Groups of training hyperparameters: loss and gradient, snapshots, precision, and devices."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 MAX_CONFIG_INT = 10**9
 """Largest integer option; products of two of them are still exact as floats of 64 bits."""
@@ -20,6 +22,14 @@ def check_integer(name: str, value: int, minimum: int = 1) -> None:
     """
     if not minimum <= value <= MAX_CONFIG_INT:
         raise ValueError(f"{name} must be at least {minimum} and at most {MAX_CONFIG_INT}, got {value}.")
+
+
+def convert_numbers(config: Any) -> None:
+    """Make NumPy numbers among the fields of a frozen dataclass numbers of Python, which torch and JSON take too."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(config, field.name, value.item())
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -59,6 +69,7 @@ class OptimizationConfig:
     prior_factor: float | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
+        convert_numbers(self)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing is a fraction of the target, at least 0 and below 1; got {self.label_smoothing}."
@@ -98,6 +109,7 @@ class CollectionConfig:
     num_norm_batches: int = 20
 
     def __post_init__(self) -> None:
+        convert_numbers(self)
         if not 0 <= self.start_fraction < 1:
             raise ValueError(
                 f"start_fraction is a fraction of training, at least 0 and below 1; got {self.start_fraction}."
@@ -169,6 +181,7 @@ class DistributionConfig:
     members: MemberTraining = "one_by_one"
 
     def __post_init__(self) -> None:
+        convert_numbers(self)
         if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
             raise ValueError(f"devices must be auto or a number of devices, at least 1, got {self.devices!r}.")
         check_choice("strategy", self.strategy, get_args(DistributedStrategy))

@@ -81,6 +81,7 @@ class RunFactory:
             object.__setattr__(self, "is_automatic", True)
             config = config.resolve_epochs(self.training_data.count_batches(config))
         object.__setattr__(self, "config", config)
+        object.__setattr__(self, "seed", int(self.seed))  # of NumPy, which JSON does not take
 
     def init_network(self, member: int) -> nn.Module:
         """A network with the initial weights of a member."""
