@@ -89,7 +89,9 @@ def check_class_indices(indices: Tensor, num_classes: int, ignore_index: int | N
 
 
 def encode_labels(targets: Any, class_names: object) -> Tensor:
-    """Targets as a tensor; labels that are texts by the names of the classes of the training.
+    """Targets as a tensor; labels that are names of the classes of the training, texts or numbers, as their indices.
+
+    Tensors hold indices. Numbers are names if all of them are, as with classes that are called 1, 2 and 3.
 
     Args:
         targets: Tensor, array, series or list.
@@ -101,9 +103,9 @@ def encode_labels(targets: Any, class_names: object) -> Tensor:
     if isinstance(targets, Tensor):
         return targets
     array = np.asarray(targets)
-    if array.dtype.kind not in "OUS":
-        return to_tensor(array)
     names = list(map(str, class_names)) if isinstance(class_names, list | tuple) else []
+    if array.dtype.kind not in "OUS":
+        return _match_numbers(array, names)
     unknown = sorted({str(label) for label in array.ravel().tolist()} - set(names))
     if unknown:
         raise ValueError(
@@ -112,6 +114,18 @@ def encode_labels(targets: Any, class_names: object) -> Tensor:
         )
     numbers = {name: index for index, name in enumerate(names)}
     return torch.tensor([numbers[str(label)] for label in array.ravel().tolist()]).reshape(array.shape)
+
+
+def _match_numbers(array: Any, names: list[str]) -> Tensor:
+    """Numbers that are names of classes as indices; other numbers as they are."""
+    try:
+        indices = {float(name): index for index, name in enumerate(names)}
+    except ValueError:
+        indices = {}
+    labels = array.ravel().tolist() if array.dtype.kind in "iuf" and array.size in array.shape else []
+    if not labels or list(indices) == list(range(len(indices))) or not {*labels} <= {*indices, IGNORE_INDEX}:
+        return to_tensor(array)
+    return torch.tensor([indices.get(label, IGNORE_INDEX) for label in labels]).reshape(array.shape)
 
 
 def to_tensor(values: Any) -> Tensor:
