@@ -50,6 +50,7 @@ def test_the_path_of_a_new_user(trained, capsys, monkeypatch):
     calibrate = ["calibrate", "run", "--input", "validation.csv", "--conformal", "[0.8, 0.9]", *risk]
     assert main(calibrate) == 0
     text = capsys.readouterr().out
+    assert FittedPosterior.load("run").training_inputs is not None  # for `predict` and `check`
     assert "at least 80 %" in text
     assert "at least 90 %" in text
     assert "Assumptions: " in text

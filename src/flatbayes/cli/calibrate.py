@@ -128,7 +128,8 @@ def run(options: Namespace) -> None:
         abstention=rules,
         group_column=None if options.groups in (None, BY_CLASS) else options.groups,
     )
-    folder.save(fitted, with_training_inputs=bool(fitted.statistics_inputs))
+    has_training_inputs = bool(fitted.statistics_inputs) or fitted.training_inputs is not None
+    folder.save(fitted, with_training_inputs=has_training_inputs)
     thresholds.save(folder.path)
     _print_report(folder.path, fitted, thresholds, len(targets))
 
