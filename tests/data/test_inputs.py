@@ -253,3 +253,10 @@ def test_files_of_a_folder_that_are_no_images_are_named(tmp_path, png, pixels):
     (tmp_path / "photo.heic").touch()
     with pytest.warns(DataWarning, match="1 file in .* is left out .*: photo.heic. Suffixes of images"):
         assert len(list(read_inputs(tmp_path, (3, 4, 4), ()))) == 1
+
+
+def test_a_word_among_numbers_is_located_beside_a_category(tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text("city,b\nRome,1\nOslo,oops\n")
+    with pytest.raises(ValueError, match="'b' .* must hold numbers, and 1 of its 2 .* the first is 'oops' in line 3"):
+        list(read_inputs(path, (3,), ("city=Rome", "city=Oslo", "b")))

@@ -144,7 +144,7 @@ def iter_csv_batches(
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
     require_columns(path, [*names, *text_columns], layout.column_names)
-    with explain_csv_errors(path, layout, names):
+    with explain_csv_errors(path, layout, [name for name in names if name not in text_columns]):
         with arrow_csv.open_csv(path, **_make_options(layout, {})) as first_block:
             schema = first_block.schema
         types = {name: pa.string() for name in text_columns}
