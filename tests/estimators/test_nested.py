@@ -74,3 +74,12 @@ def test_rows_are_held_out_where_the_budget_is_automatic():
     assert stopped.posterior_.states[0].num_data == 84
     with pytest.raises(ValueError, match="validation_fraction"):
         FlatBayesClassifier(validation_fraction=1.0).fit(X[:99], labels)
+
+
+@pytest.mark.parametrize("config", [None, {"epochs": 15}])
+def test_fields_of_the_configuration_are_parameters_where_it_is_not_written_out(config):
+    estimator = FlatBayesClassifier(config=config, batch_size=16)
+    assert estimator.get_params()["config__epochs"] == (None if config is None else 15)
+    estimator.set_params(config__epochs=3, config__optimization__clip_norm=1.0)
+    assert (estimator.config.epochs, estimator.config.optimization.clip_norm) == (3, 1.0)
+    assert estimator.config.batch_size == (16 if config is None else 64)

@@ -139,6 +139,8 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         )
 
     def _get_component(self, name: str) -> Any:
+        if name == "config":
+            return self._resolve_training_config()
         value = getattr(self, name)
         if value is None:
             return self.DEFAULT_COMPONENTS[name]
