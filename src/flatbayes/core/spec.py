@@ -54,15 +54,15 @@ def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
             )
         arguments = {f.name: convert(getattr(obj, f.name)) for f in fields(obj) if f.init and f.name not in content}
         description: dict[str, Any] = {"class_path": class_path(type(obj)), "init_args": arguments}
-        content = (_list_extra_attributes(obj) if allow_instances else None) or None
+        state: Any = (_list_extra_attributes(obj) if allow_instances else None) or None
     elif allow_instances and not hasattr(obj, "__qualname__"):
         path = f"{type(obj).__module__}.{type(obj).__qualname__}"
-        description, content = {"class_path": path, "init_args": {}}, obj
+        description, state = {"class_path": path, "init_args": {}}, obj
     else:
         is_bound = isinstance(obj, MethodType) and not isinstance(obj.__self__, type)
         description = {"class_path": class_path(obj), "init_args": {}}
-        content = obj if allow_instances and is_bound else None
-    checksum = None if content is None else hash_content(content)
+        state = obj if allow_instances and is_bound else None
+    checksum = None if state is None else hash_content(state)
     return description if checksum is None else {**description, "content": checksum}
 
 
