@@ -37,13 +37,17 @@ from flatbayes import (
     fit,
 )
 from flatbayes.certification import certify
+from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits, Split
 from flatbayes.data.ood import match_input_format
 from flatbayes.diagnostics import compare_sharpness, compute_draw_slices
 from flatbayes.likelihoods import Categorical, Custom, Gaussian
 from flatbayes.prediction import evaluate_corruptions, evaluate_ood
 from flatbayes.training import Constant, OptimizationConfig, dry_run
+from flatbayes.training.batches import SpacedBatches
 from flatbayes.training.closure import count_micro_batches
+from flatbayes.training.draw_search import evaluate_nll, predict_examples
+from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_size import count_loader_examples
 
 X = torch.randn(21, 4, generator=torch.Generator().manual_seed(0))
@@ -377,3 +381,64 @@ def test_inputs_that_are_not_finite_are_refused_with_their_row(posterior):
         for call in (lambda x: fitted.predict(x, 2, batch_size=4), lambda x: evaluate(fitted, x, Y)):
             with pytest.raises(ValueError, match=r"inputs hold 1 value .* in row 17"):
                 call(inputs)
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Examples with noise of torch and NumPy."""
+
+    def __len__(self):
+        return 21
+
+    def __getitem__(self, k):
+        return X[k] + torch.randn(4) + float(np.random.randn()), Y[k]  # noqa: NPY002
+
+
+def capture_random_state(generator):
+    state = np.random.get_state()[1]  # noqa: NPY002
+    return torch.get_rng_state(), torch.from_numpy(state.astype(np.int64)), generator.get_state()
+
+
+def make_noisy_loader(generator):
+    return DataLoader(Noisy(), 4, shuffle=True, generator=generator)
+
+
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), MCDropout(), SGVB(scale="auto")], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("num_examples", [20, 2000], ids=["some", "all"])
+def test_no_pass_over_validation_batches_changes_a_random_state(posterior, num_examples, monkeypatch):
+    monkeypatch.setattr("flatbayes.training.draw_choice.MAX_EXAMPLES", num_examples)
+    generator = torch.Generator().manual_seed(0)
+    config = TrainingConfig(min_epochs=10, min_steps=1, num_validations=2)
+    model = nn.Sequential(nn.Dropout(0.1), nn.Linear(4, 3))
+    before = capture_random_state(generator)
+    fitted = fit(
+        model, [(X, Y)], posterior, Plain(), config, likelihood=Categorical(3), val=make_noisy_loader(generator)
+    )
+    assert fitted.info["training"]["draw_options"]
+    torch.testing.assert_close(capture_random_state(generator), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spacing", [1, 2])
+@pytest.mark.parametrize("own", [False, True], ids=["", "own generator"])
+def test_all_values_of_an_option_are_tried_on_the_same_examples(spacing, own):
+    fitted = train(DataLoader(DATASET, 7), SGVB())
+    examples = SpacedBatches(make_noisy_loader(torch.Generator() if own else None), spacing)
+    assert evaluate_nll(fitted, examples, 2) == evaluate_nll(fitted, examples, 2)
+    one, other = (predict_examples(fitted, examples, 2) for _ in range(2))
+    assert torch.equal(one[1], other[1])
+    assert torch.equal(one[0].mean, other[0].mean)
+
+
+def test_passes_after_training_leave_the_loader_as_it_was():
+    generator = torch.Generator().manual_seed(0)
+    sampler = DistributedSampler(Noisy(), num_replicas=1, rank=0)
+    sampler.set_epoch(3)
+    for loader in (make_noisy_loader(generator), DataLoader(Noisy(), 4, sampler=sampler)):
+        data = LoaderData(loader, likelihood=Categorical(3), val=loader)
+        before = capture_random_state(generator)
+        assert data.num_validation == 21
+        assert len(list(data.predict_validation(nn.Linear(4, 3)))) == 6
+        assert len(data.sample_inputs(TrainingConfig(), 0)) == 5
+        with preserve_rng(None):
+            assert len(list(data.iter_examples(torch.device("cpu")))) == 6
+        torch.testing.assert_close(capture_random_state(generator)[1:], before[1:], rtol=0, atol=0)
+    assert sampler.epoch == 3

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -194,6 +195,22 @@ class VectorizedBatches(StatelessBatches):
             yield torch.stack(inputs, dim=1), torch.stack(targets, dim=1)
 
 
+@dataclass(frozen=True)
+class SpacedBatches:
+    """The first of every few batches.
+
+    Attributes:
+        batches: All batches.
+        spacing: Number of batches of which one is used.
+    """
+
+    batches: Iterable[Any]
+    spacing: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.batches), 0, None, self.spacing)
+
+
 @dataclass(frozen=True, eq=False)
 class LoaderBatches:
     """The batches of a user's loader, with its own order, workers and augmentation.
@@ -263,12 +280,17 @@ class LoaderBatches:
             )
 
     def _find_generators(self) -> list[torch.Generator]:
-        owners = (self.loader, *_list_samplers(self.loader))
+        owners = (_get_whole(self.loader), *_list_samplers(self.loader))
         generators = [getattr(owner, "generator", None) for owner in owners]
         return list({id(generator): generator for generator in generators if generator is not None}.values())
 
 
+def _get_whole(loader: Iterable[Any]) -> Iterable[Any]:
+    return loader.batches if isinstance(loader, SpacedBatches) else loader
+
+
 def _list_samplers(loader: Iterable[Any]) -> list[Any]:
+    loader = _get_whole(loader)
     batch_sampler = getattr(loader, "batch_sampler", None)
     return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
 
@@ -283,13 +305,23 @@ def set_epoch(loader: Iterable[Any], epoch: int) -> None:
 @contextmanager
 def preserve_loader(loader: Iterable[Any]) -> Iterator[None]:
     """Inside, a loader can be read; at the end all random states that its batches depend on are as before."""
+    with preserve_rng(None), preserve_loader_state(loader):
+        yield
+
+
+@contextmanager
+def preserve_loader_state(loader: Iterable[Any]) -> Iterator[None]:
+    """As `preserve_loader`, but torch's own random state goes on."""
     batches = LoaderBatches(loader)
     random_state = batches.state_dict()
+    samplers = [sampler for sampler in _list_samplers(loader) if callable(getattr(sampler, "set_epoch", None))]
+    epochs = [getattr(sampler, "epoch", 0) for sampler in samplers]
     try:
-        with preserve_rng(None):
-            yield
+        yield
     finally:
         batches.load_state_dict(random_state)
+        for sampler, epoch in zip(samplers, epochs, strict=True):
+            sampler.set_epoch(epoch)
 
 
 def fits_on_device(tensor: Tensor, device: torch.device) -> bool:

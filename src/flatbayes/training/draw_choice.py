@@ -14,11 +14,16 @@ from flatbayes.core.names import format_count
 from flatbayes.likelihoods import Custom, Gaussian, GaussianPredictive, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.posteriors.draw_options import DrawOption, list_auto_options, replace_option
-from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.labelled import select_examples
 from flatbayes.training.data import InMemoryData, TrainingData
-from flatbayes.training.draw_search import Measure, compare_values, find_largest_tolerated
+from flatbayes.training.draw_search import (
+    Measure,
+    compare_values,
+    evaluate_nll,
+    find_largest_tolerated,
+    predict_examples,
+)
 
 NUM_DRAWS, MAX_EXAMPLES = 30, 2000
 """Networks and validation examples that a value is tried with, unless that takes long beside the training."""
@@ -232,7 +237,7 @@ def _measure_draws(fitted: FittedPosterior, examples: Any, name: str, num_draws:
     def measure(value: float | None) -> float:
         try:
             candidate = apply_choices(fitted, {name: {"value": value}})
-            return float(evaluate(candidate, examples, num_draws=num_draws).metrics["nll"])
+            return evaluate_nll(candidate, examples, num_draws)
         except RuntimeError:  # predictions far from the mean that are not finite
             return math.nan
 
@@ -243,7 +248,7 @@ def _measure_noise(fitted: FittedPosterior, examples: Any, name: str, num_draws:
     """The NLL by the factor, of one prediction."""
     candidate = apply_choices(fitted, {name: {"value": 1.0}})
     try:
-        predictive, targets, _ = predict_labelled(candidate, examples, None, num_draws, batch_size=256)
+        predictive, targets = predict_examples(candidate, examples, num_draws)
     except RuntimeError:
         return lambda _: math.nan
     if not isinstance(predictive, GaussianPredictive):

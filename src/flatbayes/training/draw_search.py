@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flatbayes.likelihoods import CategoricalPredictive
+from torch import Tensor
+
+from flatbayes.likelihoods import CategoricalPredictive, Predictive
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.training.batches import preserve_loader
 
 NUM_TOLERANCE_DRAWS = 10
 """Draws of a comparison with the predictions at 0, the published number."""
@@ -16,6 +19,18 @@ Measure = Callable[[float | None], float]
 """Validation NLL of a value of an option."""
 ReplaceValue = Callable[[float], FittedPosterior]
 """The posterior with a value of the option."""
+
+
+def evaluate_nll(fitted: FittedPosterior, examples: Any, num_draws: int) -> float:
+    """NLL of examples. A loader gives the same ones each time, and no random state changes."""
+    with preserve_loader(examples):
+        return float(evaluate(fitted, examples, num_draws=num_draws).metrics["nll"])
+
+
+def predict_examples(fitted: FittedPosterior, examples: Any, num_draws: int) -> tuple[Predictive, Tensor]:
+    """Predictions of examples, and the targets; likewise."""
+    with preserve_loader(examples):
+        return predict_labelled(fitted, examples, None, num_draws, batch_size=256)[:2]
 
 
 def compare_values(option: DrawOption, measure: Measure, *, with_all: bool = True) -> dict[str, Any]:
@@ -140,13 +155,12 @@ def _make_criterion(replace_value: ReplaceValue, examples: Any, criterion: Crite
     if criterion == "nll":
 
         def measure_nll(value: float) -> float:
-            return float(evaluate(replace_value(value), examples, num_draws=NUM_TOLERANCE_DRAWS).metrics["nll"])
+            return evaluate_nll(replace_value(value), examples, NUM_TOLERANCE_DRAWS)
 
         return _make_relative(measure_nll)
 
     def predict(value: float) -> CategoricalPredictive:
-        candidate = replace_value(value)
-        predictive = predict_labelled(candidate, examples, None, NUM_TOLERANCE_DRAWS, batch_size=256)[0]
+        predictive = predict_examples(replace_value(value), examples, NUM_TOLERANCE_DRAWS)[0]
         if not isinstance(predictive, CategoricalPredictive):
             raise TypeError(f"criterion={criterion!r} is about classes, got a {type(predictive).__name__}.")
         return predictive

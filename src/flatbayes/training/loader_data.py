@@ -19,28 +19,19 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Categorical, Likelihood
-from flatbayes.training.batches import LoaderBatches, TrainingBatches, preserve_loader, set_epoch
+from flatbayes.training.batches import (
+    LoaderBatches,
+    SpacedBatches,
+    TrainingBatches,
+    preserve_loader,
+    preserve_loader_state,
+    set_epoch,
+)
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group, get_process_layout
 from flatbayes.training.fabric import Fabric, SingleDevice
 from flatbayes.training.loader_pass import LoaderPass, convert_integers, read_pass, select_labelled
-
-
-@dataclass(frozen=True)
-class SpacedBatches:
-    """The first of every few batches.
-
-    Attributes:
-        batches: All batches.
-        spacing: Number of batches of which one is used.
-    """
-
-    batches: Iterable[Any]
-    spacing: int
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.batches), 0, None, self.spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +162,13 @@ class LoaderData(TrainingData):
 
     def iter_examples(self, device: torch.device) -> Examples:
         """The labelled examples of one pass over the loader."""
-        set_epoch(self.loader, 0)  # whatever was trained before
-        for batch in self.loader:
-            inputs, targets = self._prepare_batch(batch)
-            if len(targets):
-                yield map_tensors(lambda tensor: move_tensor(tensor, device), inputs), move_tensor(targets, device)
+        with preserve_loader_state(self.loader):
+            set_epoch(self.loader, 0)  # whatever was trained before
+            for batch in self.loader:
+                inputs, targets = self._prepare_batch(batch)
+                if len(targets):
+                    ready = map_tensors(lambda tensor: move_tensor(tensor, device), inputs)
+                    yield ready, move_tensor(targets, device)
 
     def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
         likelihood = self.infer_likelihood()
@@ -192,16 +185,20 @@ class LoaderData(TrainingData):
 
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
         """The inputs of its first `num_norm_batches` batches; batches of one example have no variance to estimate."""
-        set_epoch(self.loader, 0)
-        batches = islice(iter(self.loader), config.collection.num_norm_batches)
-        inputs = [split_batch(batch)[0] for batch in batches]
+        with preserve_loader(self.loader):
+            set_epoch(self.loader, 0)
+            batches = islice(iter(self.loader), config.collection.num_norm_batches)
+            inputs = [split_batch(batch)[0] for batch in batches]
         inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
         return [batch for batch in inputs if count_examples(batch) > 1] or inputs
 
     @cached_property
     def num_validation(self) -> int:
         """Number of examples of the validation batches, counted in one pass over them."""
-        return sum(count_examples(split_batch(batch)[0]) for batch in self.val or ())
+        if self.val is None:
+            return 0
+        with preserve_loader(self.val):
+            return sum(count_examples(split_batch(batch)[0]) for batch in self.val)
 
     @property
     def has_validation(self) -> bool:
@@ -238,9 +235,15 @@ class LoaderData(TrainingData):
     @torch.no_grad()
     def predict_validation(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Those of the labelled examples of every batch."""
+        if self.val is None:
+            return
         device = next(network.parameters()).device
-        with eval_mode(network), seeded_rng(spawn_seed(Stream.VALIDATION), network):
-            for batch in () if self.val is None else self.val:
+        with (
+            eval_mode(network),
+            preserve_loader_state(self.val),
+            seeded_rng(spawn_seed(Stream.VALIDATION), network),
+        ):
+            for batch in self.val:
                 inputs, targets = self._prepare_batch(batch)
                 if len(targets):
                     ready = cast_inputs(network, map_tensors(lambda tensor: move_tensor(tensor, device), inputs))
