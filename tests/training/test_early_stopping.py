@@ -1,5 +1,6 @@
 """Early stopping: the best weights of point methods, and snapshots from them on."""
 
+import time
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -267,6 +268,24 @@ def test_all_snapshots_are_those_of_a_late_flatness():
     fit(make_network, make_data(), SGLD(temperature=0.001), flat, config, callback=rollback)
     assert rollback.step < 0.7 * rollback.total_steps
     assert RecordedSAM.steps[1:] == list(range(rollback.step, rollback.total_steps))  # after that of the trial
+
+
+class Clock(Callback):
+    """A clock on which every step takes 1,000 seconds, and nothing else takes any."""
+
+    def __init__(self):
+        self.start = self.now = time.monotonic()
+
+    def on_step_end(self, step, loss, lr):
+        self.now += 1000.0
+
+
+def test_the_time_of_epochs_that_are_given_up_counts_once(monkeypatch):
+    clock, methods = Clock(), [(MAP(), CONFIG), (SWAG(rank=2), CONFIG)]
+    monkeypatch.setattr("flatbayes.training.run.time.monotonic", lambda: clock.now)
+    for outcome in try_fit_together(make_network, make_data(), methods, Plain(), callback=clock):
+        assert "best_epochs" in outcome.fitted.info["training"]
+        assert outcome.fitted.info["cost"]["train_seconds"] == pytest.approx(clock.now - clock.start, rel=0.01)
 
 
 def test_posteriors_share_it():

@@ -140,10 +140,14 @@ class Session:
             return True
         if best.checkpoint is None or not is_first_part_over(config, epoch, best.epoch):
             return False
-        num_gradients = status.num_gradients
+        num_gradients, previous_seconds = status.num_gradients, status.previous_seconds
+        branch_seconds = [branch.seconds for branch in run.branches]
         restore_checkpoint(unpack_checkpoint(best.checkpoint), run, engine, self.world)
         best.checkpoint, status.best, status.best_epoch = None, best, best.epoch
-        status.num_gradients = num_gradients  # those of the epochs that are given up count
+        # The cost of the epochs that are given up counts, once.
+        status.num_gradients, status.previous_seconds = num_gradients, previous_seconds
+        for branch, seconds in zip(run.branches, branch_seconds, strict=True):
+            branch.seconds = seconds
         status.progress.total_steps = run.current_config.num_epochs * len(run.batches)
         status.progress.restart = status.progress.step, config.collection.start_fraction
         return True
