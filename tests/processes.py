@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
 from flatbayes.data import Augment, DataSplits, Split
-from flatbayes.flatness import ASAM, MSAM, SAM, GaussianSmoothing, LookSAM, Plain
+from flatbayes.flatness import ASAM, MSAM, SAM, GaussianSmoothing, LookSAM, MSharpness, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import (
     BSAM,
@@ -143,6 +143,12 @@ SAME = {
     ),
     "momentum": (smooth, MAP(), MSAM(rho=0.5), CONFIG.with_options(distribution={"ascent_scope": "synchronised"})),
     "smoothing": (smooth, MAP(), GaussianSmoothing(std=0.05), CONFIG),
+    "m-sharpness": (
+        smooth,
+        MAP(),
+        MSharpness(Plain()),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
+    ),
     "swag": (smooth, SWAG(rank=3), Plain(), CONFIG),
     "flat swag": (
         smooth,
@@ -209,6 +215,7 @@ OTHER = {
     "local entropy": (dropping, EntropyMCMC(prior_precision=1.0, coupling=0.1), SAM(rho=0.5), SLOW_SGD),
     "local svgd": (dropping, SVGD(num_particles=2), SAM(rho=0.5), ADAM),
     "sub-batches": (smooth, BSAM(prior_precision=1.0, num_sub_batches=2), Plain(), SLOW_SGD),
+    "unequal sub-batches": (smooth, BSAM(prior_precision=1.0), Plain(), replace(SLOW_SGD, batch_size=15)),
     "lrt": (smooth, LRT(), SAM(rho=0.5), ADAM),
     "blob": (smooth, BLoB(), SAM(rho=0.5), ADAM),
     "flipout": (

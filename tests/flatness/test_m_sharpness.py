@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.core import TrainingProgress, subset_batch
+from flatbayes.core.context import SubBatch
 from flatbayes.flatness import SAM, MSharpness, Plain, VaSSO
 
 X = torch.randn(11, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -86,3 +87,14 @@ def test_a_closure_that_ignores_sub_batches_is_refused():
 def test_the_number_of_sub_batches_is_checked():
     with pytest.raises(ValueError, match="num_sub_batches must be"):
         MSharpness(num_sub_batches=0)
+
+
+def test_processes_with_unequal_shares_have_equally_many_sub_batches_of_equal_weights():
+    sizes, weights, rows = (8, 7), [], []
+    for size in sizes:
+        parts = [SubBatch(k, 8, batch_sizes=sizes) for k in range(3)]
+        rows.append([k for part in parts for k in range(size)[part.select_rows(size)]])
+        assert [part.num_sub_batches for part in parts] == [3, 3, 3]
+        weights.append([part.weight for part in parts])
+    assert rows == [list(range(8)), list(range(7))]
+    assert weights[0] == weights[1] == [4 / 15, 5 / 15, 6 / 15]

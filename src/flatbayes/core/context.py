@@ -55,7 +55,9 @@ class SubBatch:
         num_sub_batches: Number of parts of this batch, which have at least `MIN_ASCENT_EXAMPLES` examples each; 0
             until `subset_batch` was called.
         num_examples: Number of examples in the part; 0 until `subset_batch` was called.
-        weight: `num_examples`, divided by the number of examples in the batch.
+        weight: Number of examples in the part, divided by that in the batch; of all processes together.
+        batch_sizes: Sizes of the batches of all processes that compute on their parts together, so that each has as
+            many parts; empty for this process alone.
     """
 
     index: int
@@ -63,15 +65,21 @@ class SubBatch:
     num_sub_batches: int = 0
     num_examples: int = 0
     weight: float = 0.0
+    batch_sizes: Sequence[int] = ()
 
     def select_rows(self, batch_size: int) -> slice:
         """The rows of the part in a batch of this size. The first call stores the numbers."""
-        count = max(1, min(self.max_sub_batches, batch_size // MIN_ASCENT_EXAMPLES))
-        start, stop = (batch_size * k // count for k in (self.index, self.index + 1))
+        sizes = self.batch_sizes or (batch_size,)
+        count = max(1, min(self.max_sub_batches, min(sizes) // MIN_ASCENT_EXAMPLES))
+        rows = self._find_rows(batch_size, count)
         if self.num_sub_batches == 0:
-            self.num_sub_batches, self.num_examples = count, stop - start
-            self.weight = (stop - start) / batch_size
-        return slice(start, stop)
+            self.num_sub_batches, self.num_examples = count, rows.stop - rows.start
+            parts = [self._find_rows(size, count) for size in sizes]
+            self.weight = sum(part.stop - part.start for part in parts) / sum(sizes)
+        return rows
+
+    def _find_rows(self, batch_size: int, count: int) -> slice:
+        return slice(batch_size * self.index // count, batch_size * (self.index + 1) // count)
 
 
 class CovarianceProduct(NamedTuple):
@@ -204,6 +212,11 @@ def get_weight_distribution(param: Tensor) -> DiagonalGaussian | None:
     return None if distribution is None else distribution.get_marginal(param)
 
 
+def get_sub_batch() -> SubBatch | None:
+    """The part that closures take for their batch; None for the whole batch."""
+    return _CONTEXT.get().sub_batch
+
+
 def num_vectorized() -> int:
     """Number of networks stacked in the parameters; 0 for one network, not stacked."""
     return _CONTEXT.get().num_vectorized
@@ -225,7 +238,7 @@ def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
     Returns:
         The rows of the part, and of these the first: the fraction rounded up, and at least `MIN_ASCENT_EXAMPLES`.
     """
-    fraction, part = get_batch_fraction(), _CONTEXT.get().sub_batch
+    fraction, part = get_batch_fraction(), get_sub_batch()
     if part is not None:
         rows = part.select_rows(count_examples(batch[0]))
         batch = tuple(slice_examples(inputs, rows) for inputs in batch)

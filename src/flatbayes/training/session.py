@@ -177,8 +177,10 @@ class ReplicatedSession(Session):
 
         def distributed_flatness(closure: BatchClosure, module: nn.Module, progress: TrainingProgress) -> Closure:
             def synchronize(local: Closure) -> Closure:
-                params = self.get_unsynchronized(engine)
-                return make_synchronized_closure(local, self.world, module, params, lambda: closure.num_examples)
+                params, batch_size = self.get_unsynchronized(engine), len(closure.targets)
+                return make_synchronized_closure(
+                    local, self.world, module, params, lambda: closure.num_examples, batch_size
+                )
 
             if self.config.distribution.ascent_scope == "synchronised":
                 return flatness(synchronize(closure), module, progress)

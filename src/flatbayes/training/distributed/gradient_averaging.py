@@ -12,12 +12,14 @@ it is a parameter of the network or not.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from flatbayes.core import Closure
+from flatbayes.core.context import get_sub_batch
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import RandomState, Stream, seeded_rng, spawn_seed
 from flatbayes.core.tensor_lists import flatten, unflatten
@@ -33,6 +35,7 @@ def make_synchronized_closure(
     module: nn.Module,
     params: Sequence[Tensor],
     count_examples: Callable[[], int | Tensor],
+    batch_size: int,
 ) -> Closure:
     """A closure that averages loss and gradients over the processes.
 
@@ -44,9 +47,14 @@ def make_synchronized_closure(
         module: The network.
         params: Tensors that the optimizer updates and whose gradients are not averaged otherwise.
         count_examples: Returns the number of examples over which the closure takes the mean.
+        batch_size: Number of examples in the batch of this process.
     """
+    gather_sizes = cache(lambda: tuple(world.all_gather(batch_size)))
 
     def synchronized_closure() -> Tensor:
+        part = get_sub_batch()
+        if part is not None:  # the processes must call the closure equally often
+            part.batch_sizes = gather_sizes()
         with per_process_rng(world.rank, module):
             loss = closure()
         return all_reduce_gradients(loss, params, count_examples())
