@@ -2,8 +2,10 @@
 
 import csv
 import json
+import sys
 import warnings
 from functools import partial
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -76,7 +78,7 @@ def test_runs_are_told_apart():
     together = Remembering()
     config = CONFIG.with_options(distribution={"members": "vectorized"})
     fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), config, callback=MetricLogger([together]))
-    assert sum("run1/loss" in metrics for _, metrics in together.rows) == 4
+    assert [min(metrics) for _, metrics in together.rows] == ["run0/epoch", "run1/epoch"] * 4
 
 
 def test_csv_and_tensorboard(tmp_path):
@@ -95,6 +97,16 @@ def test_csv_and_tensorboard(tmp_path):
     losses = events.Scalars("loss")
     assert [event.step for event in losses] == [4, 8, 12, 16]
     assert [event.value for event in losses] == pytest.approx([float(row["loss"]) for row in rows])
+
+
+def test_weights_and_biases_get_the_step_as_a_number(tmp_path, monkeypatch):
+    run = Mock()
+    monkeypatch.setitem(sys.modules, "wandb", Mock(init=Mock(return_value=run)))
+    logger = make_logger("wandb", tmp_path)
+    for step in (20, 4):  # early stopping has gone back
+        logger.log_metrics({"loss": 0.5}, step=step)
+    assert run.log.call_args_list == [call({"loss": 0.5, "train_step": step}) for step in (20, 4)]
+    run.define_metric.assert_called_once_with("*", step_metric="train_step")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from flatbayes.training.callbacks.callback import MemberCallback, Record
 from flatbayes.training.cost import get_peak_memory_mb
 
 LoggerKind = Literal["tensorboard", "csv", "wandb"]
+WANDB_STEP = "train_step"
 
 
 class JSONLinesLogger(MemberCallback):
@@ -97,7 +98,7 @@ class MetricLogger(MemberCallback):
     def on_step_end(self, step: int, loss: Tensor, lr: float) -> None:
         """Log the loss of every n-th step."""
         if step % self._every_n_steps == 0:
-            self._log_metrics({"step_loss": float(loss), "lr": lr}, step, self._member)
+            self._log_metrics({"step_loss": float(loss), "lr": lr}, step)
 
     def on_epoch_end(self, record: Record) -> None:
         """Log the epoch, and write everything to the disk."""
@@ -113,10 +114,12 @@ class MetricLogger(MemberCallback):
 
     def _log_epoch(self, record: Record) -> None:
         metrics = {name: value for name, value in record.items() if name not in ("step", "member")}
-        self._log_metrics(metrics, record["step"], record.get("member", self._member))
+        self._log_metrics(metrics, record["step"], record.get("member"))
 
-    def _log_metrics(self, metrics: Mapping[str, float], step: int, member: int) -> None:
-        prefix = f"run{member}/" if self._num_members > 1 or member > 0 else ""
+    def _log_metrics(self, metrics: Mapping[str, float], step: int, member: int | None = None) -> None:
+        """Log numbers of one of several networks that are trained together, or of the one that is trained."""
+        is_one_of_several = member is not None or self._num_members > 1
+        prefix = f"run{self._member if member is None else member}/" if is_one_of_several else ""
         for logger in self._loggers:
             logger.log_metrics({f"{prefix}{name}": value for name, value in metrics.items()}, step=step)
 
@@ -135,10 +138,11 @@ class WandbLogger:
             raise ImportError("Logs for Weights & Biases need it: pip install wandb.") from error
         folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(project="flatbayes", dir=str(folder))
+        self._run.define_metric("*", step_metric=WANDB_STEP)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log numbers by name."""
-        self._run.log(metrics, step=step)
+        """Log numbers by name. The step is one of them: wandb would drop those of an earlier step."""
+        self._run.log(metrics if step is None else {**metrics, WANDB_STEP: step})
 
     def save(self) -> None:
         """Nothing: wandb writes them itself."""
