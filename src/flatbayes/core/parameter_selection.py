@@ -1,6 +1,6 @@
 """Selection of trainable parameters, by group of layers or by name patterns."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
@@ -77,7 +77,8 @@ def select_parameters(model: nn.Module, selection: ParameterSelection, option: s
     return selected
 
 
-def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> AbstractContextManager[None]:
+@contextmanager
+def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Inside, gradients are computed of these parameters only, and those of the others cost nothing.
 
     Parameters of lazy modules that have no shape yet are left as they are.
@@ -87,17 +88,7 @@ def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> 
         params: Some of its trainable parameters, by name.
     """
     kept_ids = {id(param) for param in params.values()}
-    return without_requires_grad(p for p in list_parameters(model) if id(p) not in kept_ids and not is_lazy(p))
-
-
-@contextmanager
-def without_requires_grad(params: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside, no gradients are computed of these parameters.
-
-    Args:
-        params: The parameters.
-    """
-    others = [param for param in params if param.requires_grad]
+    others = [p for p in list_parameters(model) if p.requires_grad and id(p) not in kept_ids and not is_lazy(p)]
     try:
         for param in others:
             param.requires_grad_(False)

@@ -9,9 +9,6 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
-import numpy as np
-
-from flatbayes.core.content import hash_content
 from flatbayes.core.renames import explain_name, translate_path, translate_spec
 
 
@@ -33,9 +30,10 @@ def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
         TypeError: The object has no such description (a lambda, an instance of some other class).
     """
     convert = partial(to_spec, allow_instances=allow_instances)
-    if isinstance(obj, np.generic):
+    numpy = sys.modules.get("numpy")  # slow to import; without it there are no such numbers
+    if numpy is not None and isinstance(obj, numpy.generic):
         return convert(obj.item())
-    if isinstance(obj, np.ndarray) and obj.ndim == 1 and obj.dtype.kind in "iu":
+    if numpy is not None and isinstance(obj, numpy.ndarray) and obj.ndim == 1 and obj.dtype.kind in "iu":
         return obj.tolist()
     if obj is None or isinstance(obj, str | int | float | bool):
         return obj
@@ -62,7 +60,11 @@ def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
         is_bound = isinstance(obj, MethodType) and not isinstance(obj.__self__, type)
         description = {"class_path": class_path(obj), "init_args": {}}
         state = obj if allow_instances and is_bound else None
-    checksum = None if state is None else hash_content(state)
+    if state is None:
+        return description
+    from flatbayes.core.content import hash_content  # imports torch
+
+    checksum = hash_content(state)
     return description if checksum is None else {**description, "content": checksum}
 
 

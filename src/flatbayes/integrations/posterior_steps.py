@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, State
 from flatbayes.core.buffers import find_frozen_norms, norm_layers
-from flatbayes.core.parameter_selection import only_optimized, without_requires_grad
+from flatbayes.core.parameter_selection import only_optimized
 from flatbayes.core.process_group import get_process_group_info
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors import Posterior
+from flatbayes.posteriors.optimization import ExistingOptimizer
 from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients, per_process_rng
 
 
@@ -67,8 +68,7 @@ class PosteriorSteps:
         Raises:
             ValueError: The posterior does not go with the network or with the optimizer.
         """
-        others = find_other_params(network, optimizer)
-        check_other_params(posterior, network, len(others))
+        check_optimizer(posterior, network, optimizer)
         scales: list[Tensor] = []
 
         def use_optimizer(params: Iterable[nn.Parameter]) -> Optimizer:
@@ -80,9 +80,8 @@ class PosteriorSteps:
         seed = process_group.broadcast(torch.initial_seed()) if process_group.size > 1 else None
         same_rng = nullcontext() if seed is None else seeded_rng(spawn_seed(Stream.INITIAL_STATE, seed), network)
         try:
-            # Particles are the same in every process. The parameters of other networks are no mistake here.
-            with same_rng, without_requires_grad(others):
-                state = posterior.init(network, use_optimizer, num_data)
+            with same_rng:  # particles are the same in every process
+                state = posterior.init(network, ExistingOptimizer(use_optimizer), num_data)
         finally:
             remove_params(optimizer, len(scales))
         steps = PosteriorSteps(posterior, state, scales, noise_seed=None if is_optimizer_step(posterior) else seed)
@@ -151,21 +150,17 @@ class PosteriorSteps:
         self.state.model = network
 
 
-def find_other_params(network: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters that an optimizer updates and the network does not have."""
-    own_ids = {id(param) for param in network.parameters()}
-    return [param for group in optimizer.param_groups for param in group["params"] if id(param) not in own_ids]
-
-
-def check_other_params(posterior: Posterior, network: nn.Module, num_others: int) -> None:
+def check_optimizer(posterior: Posterior, network: nn.Module, optimizer: Optimizer) -> None:
     """Check that a sampler moves all the weights that the optimizer updates.
 
     Raises:
         ValueError: The optimizer updates parameters outside of the network.
     """
-    if num_others and posterior.requires_stationary_loss == "while_collecting":
+    own_ids = {id(param) for param in network.parameters()}
+    others = sum(id(param) not in own_ids for group in optimizer.param_groups for param in group["params"])
+    if others and posterior.requires_stationary_loss == "while_collecting":
         raise ValueError(
-            f"{type(posterior).__name__} samples all weights that the optimizer updates, and {num_others} of its "
+            f"{type(posterior).__name__} samples all weights that the optimizer updates, and {others} of its "
             f"parameters are outside of the network ({type(network).__name__}) that the posterior is over. Choose a "
             "network that has all of them, or give the optimizer those of the network only."
         )

@@ -8,6 +8,7 @@ precision or as the optimizer's weight decay.
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -67,6 +68,21 @@ def init_state(
     return State(model, optimizer, num_data)
 
 
+@dataclass(frozen=True)
+class ExistingOptimizer:
+    """Returns an optimizer that exists already, and may have parameters of several networks.
+
+    Attributes:
+        use: Takes the parameters that are trained, and returns the optimizer.
+    """
+
+    use: OptimizerFactory
+
+    def __call__(self, params: Iterable[nn.Parameter]) -> Optimizer:
+        """The optimizer."""
+        return self.use(params)
+
+
 def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parameter]) -> Optimizer:
     """Build the optimizer over parameters, or over some of them, and check that it has no others.
 
@@ -82,7 +98,7 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
     own_ids = {id(param) for param in params}
     optimized = [param for group in optimizer.param_groups for param in group["params"]]
     num_others = sum(param.requires_grad and id(param) not in own_ids for param in optimized)
-    if num_others:
+    if num_others and not isinstance(make_optimizer, ExistingOptimizer):
         raise ValueError(
             f"The optimizer has {format_count(num_others, 'trainable parameter')} that the function for it was not "
             "given, so the network would not be trained as written: fit trains a copy of the network that it gets. "

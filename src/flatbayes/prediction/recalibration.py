@@ -11,13 +11,12 @@ from torch import Tensor
 
 from flatbayes.calibration.map_fitting import fit_calibration
 from flatbayes.calibration.maps import CalibrationMethod
-from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_at_end, warn_if_few
+from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.display import format_fields
 from flatbayes.data import Split
 from flatbayes.metrics import apply_temperature, aurc, fit_temperature
 from flatbayes.metrics.calibration import classwise_ece_of_log_probs, equal_mass_error
 from flatbayes.metrics.classification import score_examples
-from flatbayes.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.evaluation import make_class_predictor, predict_labelled
 from flatbayes.prediction.fitted import FittedPosterior
@@ -127,7 +126,7 @@ def evaluate_recalibration(
         ValueError: The inputs do not fit the posterior, or a validation label has probability 0.
 
     Warns:
-        CalibrationWarning: There are fewer than 10 validation examples, or the temperature is at an end of its range.
+        CalibrationWarning: There are fewer than 10 validation examples.
 
     Examples:
         >>> evaluate_recalibration(fitted, data.val, data.test, num_draws=2).temperature > 0
@@ -137,7 +136,6 @@ def evaluate_recalibration(
     predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     val_log_probs, test_log_probs = (predict(split.inputs).log_probs.cpu() for split in (val, test))
     temperature = fit_temperature(val_log_probs, val.targets.cpu())
-    warn_if_at_end(temperature, (MIN_TEMPERATURE, MAX_TEMPERATURE), "temperature", len(val))
     labels = test.targets.cpu()
     return RecalibrationResult(
         temperature,

@@ -137,6 +137,12 @@ class CheckpointManager:
                     "Restore them, train anew in another folder, or allow it (Checkpoints(allow_changed_data=True), "
                     "--allow_changed_data)."
                 )
+            if other == ["start"]:
+                raise ValueError(
+                    f"{checkpoints.folder} has the checkpoints of a training that started from other weights, frozen "
+                    "parameters or inputs. To continue it, give the same ones (of a network that is built at random, "
+                    "the function that builds it); otherwise choose another folder, or remove this one."
+                )
             if other:
                 raise ValueError(
                     f"{checkpoints.folder} has the checkpoints of another training: {', '.join(other)} differ. "
