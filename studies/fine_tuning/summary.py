@@ -136,7 +136,7 @@ def summarize_setting(
         folder: Its folder.
         metrics: Whether higher is better, by name of the metric.
     """
-    record: Any = read_json(path) if (path := folder / SELECTION_FILE).is_file() else None
+    record = read_choices(folder)
     twins = find_twins(plan, trainings, record)
     equal_length = find_twins(plan, trainings, record, with_all_epochs=True)
     has_choice = record is not None and any(record[twin]["epochs"] != plan.epochs for twin in twins)
@@ -157,6 +157,17 @@ def summarize_setting(
         "rows_equal_length": compare_twins(equal_length, metrics) if has_choice else [],
         "worth_ensemble": measure_ensemble_equivalents(twins),
     }
+
+
+def read_choices(folder: Path) -> dict[str, Any] | None:
+    """Choices of a setting; None before they are made.
+
+    Args:
+        folder: Folder of the setting.
+    """
+    path = folder / SELECTION_FILE
+    record: Any = read_json(path) if path.is_file() else None
+    return record  # type: ignore[no-any-return]
 
 
 def average_cost(twins: Twins, key: str) -> dict[str, float]:

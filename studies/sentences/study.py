@@ -214,15 +214,19 @@ class Training:
         return SAM(rho=self.rho) if self.rho else Plain()
 
 
-def count_trainings(setting: Setting) -> int:
-    """Number of files of a setting, if neither twin has all epochs.
+def count_trainings(setting: Setting, choices: Mapping[str, Any] | None = None) -> int:
+    """Number of files of a setting.
 
     Args:
         setting: The setting.
+        choices: Those of the twins; without them, as if neither had all epochs.
     """
     num_chosen = NUM_SEEDS * (1 + len(setting.other_kinds)) - NUM_SELECTION_SEEDS  # those of the choice exist
-    num_full = NUM_SEEDS - NUM_SELECTION_SEEDS if setting.has_equal_length else 0
-    return NUM_SELECTION_SEEDS * len(setting.candidates) + 2 * (num_chosen + num_full)
+    num_trainings = NUM_SELECTION_SEEDS * len(setting.candidates) + len(TWINS) * num_chosen
+    for twin in TWINS if setting.has_equal_length else ():
+        if choices is None or choices[twin]["epochs"] != setting.num_epochs:
+            num_trainings += NUM_SEEDS - NUM_SELECTION_SEEDS
+    return num_trainings
 
 
 def estimate_minutes(setting: Setting) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studies.fine_tuning.summary import SettingPlan, summarize_trainings
+from studies.fine_tuning.summary import SettingPlan, read_choices, summarize_trainings
 from studies.sentences.study import NUM_DRAWS, SETTINGS, VARIATIONAL, count_trainings, load_trainings
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL
 
@@ -29,7 +29,12 @@ def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> d
         folder: Folder of the study.
         earlier: As for `summarize_trainings`.
     """
-    plans = [SettingPlan(s.name, s.trained, s.size, s.num_epochs, count_trainings(s), VARIATIONAL) for s in SETTINGS]
+    plans = [
+        SettingPlan(
+            s.name, s.trained, s.size, s.num_epochs, count_trainings(s, read_choices(folder / s.name)), VARIATIONAL
+        )
+        for s in SETTINGS
+    ]
     data = summarize_trainings(list(load_trainings(folder)), folder, plans, METRICS, PACKAGES, earlier)
     sizes = {"val": NUM_VAL, "test": NUM_TEST, "shuffled": NUM_OOD, "foreign": NUM_OOD}
     return {**data, "num_sentences": sizes, "num_draws": NUM_DRAWS}

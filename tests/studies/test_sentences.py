@@ -246,6 +246,13 @@ def test_equal_size_is_interpolated_in_the_logarithm():
     assert find_equal_size(0.45, [100, 200, 400], [0.6, 0.4, 0.5]) == pytest.approx(100 * math.sqrt(2) ** 1.5)
 
 
+def test_a_setting_whose_twins_have_all_epochs_is_finished_sooner():
+    setting = Setting(200, "full")
+    choices = [{"plain": {"epochs": 8}, "flat": {"epochs": epochs}} for epochs in (5, 8)]
+    counts = [study.count_trainings(setting, choice) for choice in (None, *choices)]
+    assert [counts[0] - counts[1], counts[1] - counts[2]] == [3, 3]
+
+
 def test_measured_costs_are_told():
     selection = {
         "candidates": [],
