@@ -199,3 +199,9 @@ def test_folds_have_checkpoints_of_their_own(tmp_path):
 def test_an_unknown_argument_is_refused_with_the_name_that_was_meant(function):
     with pytest.raises(TypeError, match=r"\(\) got an unexpected keyword argument 'num_seed'.*num_seeds"):
         function(SMALL, WHOLE, num_seed=2)
+
+
+@pytest.mark.parametrize("posterior", [MAP(), "MAP"], ids=str)
+def test_a_single_posterior_is_compared(posterior):
+    result = compare(SMALL, (FEATURES, LABELS), posterior, config=CONFIG, num_seeds=1, num_jobs=1)
+    assert {run.posterior for run in result.runs} == {"MAP"}

@@ -229,7 +229,7 @@ class Comparison:
 def compare(
     model: nn.Module | Callable[..., nn.Module],
     data: Any,
-    posteriors: Sequence[Posterior | Method] | None = None,
+    posteriors: Sequence[Posterior | Method] | Posterior | Method | str | None = None,
     flatness: Flatness = SAM(),
     config: TrainingConfig | None = None,
     *,
@@ -253,8 +253,8 @@ def compare(
             starts from. With several processes it must be importable, or defined in a notebook.
         data: A source, such as `Digits()`; a path; a pair `(inputs, targets)` of arrays, tensors or data frames, or a
             map-style torch dataset, which are split at random by seed, with one test split for all seeds; or splits.
-        posteriors: The posteriors; by default MC-Dropout, SWAG-Diag, SWAG and, unless all networks would start
-            from the same weights, an ensemble.
+        posteriors: The posteriors, or one; by default MC-Dropout, SWAG-Diag, SWAG and, unless all networks would
+            start from the same weights, an ensemble.
         flatness: Flatness of the flat runs.
         config: The training configuration; by default that of `fit`.
         num_seeds: Number of seeds; the plain and the flat run of a pair share theirs.
@@ -292,6 +292,8 @@ def compare(
     """
     fit_options = FitOptions.from_keywords(options, compare)
     source = fit_options.apply_task(make_source(data))
+    if isinstance(posteriors, Posterior | Method | str | type):
+        posteriors = [posteriors]  # type: ignore[list-item]  # a name or class is resolved
     if posteriors is None:
         is_one_start = isinstance(model, nn.Module) or (fit_options.init is not None and not fit_options.new_head)
         posteriors = DEFAULT_POSTERIORS[:-1] if is_one_start else DEFAULT_POSTERIORS
