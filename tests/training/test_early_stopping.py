@@ -41,11 +41,11 @@ from flatbayes.training import (
 from flatbayes.training.early_stopping import (
     Shortened,
     count_first_epochs,
-    cut,
     is_collection_over,
     is_first_part_over,
     list_validation_epochs,
     shorten,
+    truncate,
 )
 from flatbayes.training.identity import describe_training
 from flatbayes.training.sharing import try_fit_together
@@ -178,7 +178,7 @@ def test_when_a_training_that_collects_from_its_first_epoch_ends():
     assert not is_collection_over(replace(config, schedule=Cyclical()), 30, 1, 100)
     assert not is_collection_over(replace(config, collection=CollectionConfig()), 30, 1, 100)
     automatic = replace(config, collection=CollectionConfig(start_fraction=0.0))
-    assert [cut(automatic, 3).is_collection_step(step, 8) for step in range(24)] == [
+    assert [truncate(automatic, 3).is_collection_step(step, 8) for step in range(24)] == [
         automatic.is_collection_step(step, 8) for step in range(24)
     ]
     shares = [

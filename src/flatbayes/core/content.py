@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from flatbayes.core.networks import hash_tensors
 
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+"""Those that torch keeps in every network, such as hooks and the mode."""
+
 
 def hash_content(value: Any) -> str | None:
     """First 16 digits of a checksum of the attributes of an instance, those of its attributes included.
@@ -43,7 +46,7 @@ def _describe(value: Any, outer_ids: frozenset[int]) -> Any:
                 checksum = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
                 return [kind, str(value.dtype), value.shape, checksum]
             case nn.Module():
-                own = {name: entry for name, entry in vars(value).items() if name not in vars(nn.Module())}
+                own = {name: entry for name, entry in vars(value).items() if name not in _MODULE_ATTRIBUTES}
                 tensors_and_parts = {**value._parameters, **value._buffers, **value._modules}
                 return [kind, _describe(own | tensors_and_parts, ids)]
             case Mapping():

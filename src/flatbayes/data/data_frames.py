@@ -68,7 +68,7 @@ def order_columns(values: Any, names: object, description: str = "data frame", *
     Raises:
         ValueError: Columns of the training are missing.
     """
-    known = list(map(str, names)) if isinstance(names, list | tuple) else []
+    known = _to_texts(names)
     if not is_data_frame(values) or not known:
         return values
     if is_numbered and set(known) != {str(column) for column in values.columns}:
@@ -88,7 +88,7 @@ def convert_data_frame(inputs: Any, feature_names: object = ()) -> Any:
     """
     if not is_data_frame(inputs):
         return inputs
-    names = list(map(str, feature_names)) if isinstance(feature_names, list | tuple) else []
+    names = _to_texts(feature_names)
     is_numbered = names == [str(k) for k in range(len(names))]  # or trained on an array
     columns = {str(column) for column in inputs.columns}
     sources = [split_feature(name, columns) for name in names]
@@ -109,12 +109,17 @@ def convert_target_frame(targets: Any, target_names: object = ()) -> Any:
     Raises:
         ValueError: Targets of the training are missing.
     """
-    names = list(map(str, target_names)) if isinstance(target_names, list | tuple) else []
+    names = _to_texts(target_names)
     if len(names) < 2:
         return targets
     stem = names[0].removesuffix("0")
     is_numbered = stem.endswith("_") and names == [f"{stem}{k}" for k in range(len(names))]  # or from an array
     return order_columns(targets, names, is_numbered=is_numbered)
+
+
+def _to_texts(names: object) -> list[str]:
+    """Names from the metadata of a training; empty where they are not known."""
+    return list(map(str, names)) if isinstance(names, list | tuple) else []
 
 
 def extract_frame_feature(column: Any, category: str | None) -> np.ndarray[Any, Any]:

@@ -297,9 +297,12 @@ def _list_samplers(loader: Iterable[Any]) -> list[Any]:
 
 def set_epoch(loader: Iterable[Any], epoch: int) -> None:
     """Tell samplers of a loader whose order depends on the epoch, such as a `DistributedSampler`, which it is."""
-    for sampler in _list_samplers(loader):
-        if callable(getattr(sampler, "set_epoch", None)):
-            sampler.set_epoch(epoch)
+    for sampler in _list_epoch_samplers(loader):
+        sampler.set_epoch(epoch)
+
+
+def _list_epoch_samplers(loader: Iterable[Any]) -> list[Any]:
+    return [sampler for sampler in _list_samplers(loader) if callable(getattr(sampler, "set_epoch", None))]
 
 
 @contextmanager
@@ -314,7 +317,7 @@ def preserve_loader_state(loader: Iterable[Any]) -> Iterator[None]:
     """As `preserve_loader`, but torch's own random state goes on."""
     batches = LoaderBatches(loader)
     random_state = batches.state_dict()
-    samplers = [sampler for sampler in _list_samplers(loader) if callable(getattr(sampler, "set_epoch", None))]
+    samplers = _list_epoch_samplers(loader)
     epochs = [getattr(sampler, "epoch", 0) for sampler in samplers]
     try:
         yield

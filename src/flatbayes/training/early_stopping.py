@@ -163,7 +163,7 @@ def is_collection_over(config: TrainingConfig, epoch: int, best_epoch: int, step
     return earliest <= epoch < config.num_epochs
 
 
-def cut(config: TrainingConfig, last_epoch: int) -> TrainingConfig:
+def truncate(config: TrainingConfig, last_epoch: int) -> TrainingConfig:
     """The configuration of a training that ends after an epoch, with the same snapshots until then.
 
     Args:

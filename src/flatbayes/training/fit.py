@@ -35,6 +35,9 @@ from flatbayes.training.setup import TrainingSetup
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
 
+NUM_SCHEDULE_STEPS = 100
+"""Steps at which the learning rate is compared to find out whether it is constant."""
+
 
 @dataclass(frozen=True)
 class FitOutcome:
@@ -272,8 +275,10 @@ def describe_results(setup: TrainingSetup, results: Sequence[GroupResult]) -> di
     Also the factor on the learning rate of the optimizer, where the schedule has a constant one.
     """
     factory = setup.factory
-    factors = {factory.config.schedule.factor(step, 100) for step in range(100)}
     last = results[-1].records[-1] if results[-1].records else {}
+    num_steps = last.get("step", 0)
+    steps = range(0, num_steps, max(1, num_steps // NUM_SCHEDULE_STEPS))
+    factors = {factory.config.schedule.factor(step, num_steps) for step in steps}
     return {
         "flatness": describe_name(factory.flatness),
         "epochs": factory.config.epochs,

@@ -13,7 +13,7 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.callbacks.callback import Record
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.early_stopping import BestWeights, cut, shorten
+from flatbayes.training.early_stopping import BestWeights, shorten, truncate
 
 
 @dataclass
@@ -178,7 +178,7 @@ class TrainingRun:
         if status.shortened is None and status.best_epoch is not None:
             status.shortened = shorten(self.config, status.best_epoch, len(self.batches))
         if status.shortened is None and status.last_epoch is not None:
-            status.shortened = cut(self.config, status.last_epoch)
+            status.shortened = truncate(self.config, status.last_epoch)
         return status.shortened or self.config
 
     @property

@@ -6,7 +6,7 @@ it is in the last pass over the data, in a draw or in a prediction.
 
 import dis
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -115,16 +115,25 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     if logits:
         warn_of_probabilities(logits[0])
     if low_precisions:
-        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low_precisions))
-        warnings.warn(
-            f"Weights that are trained are {names}, in which small updates are lost to rounding. Convert them to "
-            "float32, model.float(), and use precision.mode='bf16-mixed' where that is too slow. Frozen weights may "
-            "stay as they are.",
-            NetworkWarning,
-            stacklevel=2,
-        )
+        warn_of_low_precision(low_precisions)
     if factory.posterior.num_members > 1:
         warn_of_equal_members([factory.init_network(member) for member in range(2)])
+
+
+def warn_of_low_precision(dtypes: Collection[torch.dtype]) -> None:
+    """Warn of trained weights in types in which small updates are lost.
+
+    Args:
+        dtypes: The types.
+    """
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    warnings.warn(
+        f"Weights that are trained are {names}, in which small updates are lost to rounding. Convert them to "
+        "float32, model.float(), and use precision.mode='bf16-mixed' where that is too slow. Frozen weights may stay "
+        "as they are.",
+        NetworkWarning,
+        stacklevel=3,
+    )
 
 
 def warn_of_equal_members(networks: Sequence[nn.Module]) -> None:
