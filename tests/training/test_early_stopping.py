@@ -245,6 +245,21 @@ def test_it_continues_from_a_checkpoint(tmp_path, step, reference):
     assert torch.equal(again.states[0].statistics["mean"], reference.states[0].statistics["mean"])
 
 
+def test_a_training_that_has_ended_early_does_not_go_on_when_it_is_resumed(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0)
+    fit_again = partial(fit, make_network, make_data(), **FLAT["from the start"], checkpoints=checkpoints)
+
+    def fail(*args):
+        raise OSError("stopped after the last step")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="after the last step"):
+        patch.setattr("flatbayes.training.group.finalize_states", fail)
+        fit_again()
+    (last,) = fit_again().info["training"]["last_epochs"]
+    assert [last] == fit(make_network, make_data(), **FLAT["from the start"]).info["training"]["last_epochs"]
+    assert last < CONFIG.min_epochs
+
+
 class RecordedSAM(SAM):
     """Keeps the steps at which it runs."""
 
