@@ -140,7 +140,7 @@ def get_hyperparameter(run: ExperimentRun, name: str) -> Any:
 
 
 def is_whole_number(run: ExperimentRun, name: str) -> bool:
-    """Whether a hyperparameter is a whole number, by the annotation of its field: a radius of 1 is none."""
+    """Whether a hyperparameter is a whole number, by the annotation of its field: a radius may be written as 1."""
     owner, _, field = name.rpartition(".")
     kind = get_type_hints(type(get_hyperparameter(run, owner)))[field]
     kinds = get_args(kind) or (kind,)

@@ -8,8 +8,8 @@
 A training whose last evaluation of the first part is the best continues as without early stopping. Networks that
 memorise their training data have vanishing gradients: later iterates would be one network, and overconfident.
 
-A training that collects snapshots from its first epoch on (`FINE_TUNING`) ends soon after the best evaluation:
-averages of snapshots may be better than the best one, and have the overconfidence of the last ones.
+A training that collects snapshots from its first epoch on (`FINE_TUNING`) ends some time after the best evaluation:
+the average of its snapshots first improves further, and becomes overconfident later.
 """
 
 import io

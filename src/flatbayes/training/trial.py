@@ -36,7 +36,7 @@ PASSED_ON = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
 class NetworkWarning(UserWarning):
-    """The network can be trained, and will hardly give what the user wants."""
+    """The network can be trained, but its outputs are probabilities, or its weights lose small updates."""
 
 
 def run_trial(factory: RunFactory, fabric: Fabric) -> None:
