@@ -147,6 +147,21 @@ def test_options_that_are_not_set_leave_the_names_of_results_as_they_were():
     assert [comparison.describe()["options"] is None for comparison in comparisons] == [True, False]
 
 
+def test_starts_of_every_kind_are_told_apart():
+    networks = [SMALL(input_shape=(3,), num_classes=2) for _ in range(2)]
+    fitted = [
+        fit(network, (FEATURES[:40], LABELS[:40]), MAP(), Plain(), TrainingConfig(epochs=0), val=None)
+        for network in networks
+    ]
+
+    def fingerprint(init):
+        return FitOptions(init=init).fingerprint_start(SMALL)
+
+    assert [fingerprint(network) for network in networks] == [fingerprint(net.state_dict()) for net in networks]
+    assert len({fingerprint(init) for init in (*networks, *fitted, networks)}) == 5
+    assert fingerprint(fitted[0]) == fingerprint(fitted[0])
+
+
 def test_trained_weights_are_fine_tuned_without_an_ensemble_of_equal_starts(monkeypatch):
     compared = []
     monkeypatch.setattr(Comparison, "run", lambda self, *args, **options: compared.append(self) or 1 / 0)

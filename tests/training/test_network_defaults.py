@@ -1,4 +1,4 @@
-"""Defaults that follow from the network: AdamW for transformers, `FINE_TUNING` for trained weights."""
+"""Defaults that follow from the network: AdamW for transformers and large trained networks, `FINE_TUNING`."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ from flatbayes import (
     fit,
 )
 from flatbayes.flatness import SAM
-from flatbayes.training import FINE_TUNING, fit_together
+from flatbayes.training import FINE_TUNING, fit_together, network_defaults
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.network_defaults import choose_optimizer, has_layer_norm, has_trained_weights
 from flatbayes.training.preparation import prepare_runs
@@ -58,8 +58,8 @@ def build_normalized(*layers, is_trained=False):
     return network
 
 
-def describe(posterior, network):
-    optimizer = choose_optimizer(posterior.default_optimizer, network)
+def describe(posterior, network, *, is_trained=False):
+    optimizer = choose_optimizer(posterior.default_optimizer, network, is_trained=is_trained)
     return None if optimizer is None else (optimizer.func.__name__, *optimizer.keywords.values())
 
 
@@ -91,12 +91,36 @@ def test_adapters_have_a_larger_learning_rate():
     assert describe(MAP(), network) == ("AdamW", 3e-4, 0.01)
 
 
+def test_large_trained_networks_have_adamw():
+    network = nn.Sequential(nn.Linear(999, 999), nn.BatchNorm1d(999), nn.Linear(999, 3))
+    assert describe(MAP(), network) is None
+    assert describe(MAP(), network, is_trained=True) == ("AdamW", 1e-3, 0.01)
+    assert describe(SWAG(prior_precision=2.0), network, is_trained=True) == ("AdamW", 1e-3, 0.0)
+    assert describe(SGLD(), network, is_trained=True) is None
+    assert describe(MAP(), nn.Sequential(network, nn.LayerNorm(3)), is_trained=True) == ("AdamW", 1e-3, 0.01)
+    assert describe(MAP(), nn.Sequential(nn.Linear(999, 999), nn.LayerNorm(999)), is_trained=True)[1] == 3e-4
+    network[0].requires_grad_(False)
+    assert describe(MAP(), network, is_trained=True) == ("AdamW", 3e-3, 0.01)
+    for count, optimizer in ((998, None), (999, ("AdamW", 1e-3, 0.01))):  # 999,998 and 1,000,998 parameters
+        assert describe(MAP(), nn.Linear(1001, count), is_trained=True) == optimizer
+
+
+def test_trained_weights_of_either_kind_are_fine_tuned_with_adamw(digits, monkeypatch):
+    monkeypatch.setattr(network_defaults, "LARGE_NETWORK", 1000)
+    config = FINE_TUNING.with_options(epochs=1, early_stopping=False)
+    trained = fit(partial(PreResNet, depth=8), digits, MAP(), Plain(), SHORT)
+    assert "optimizer" not in trained.info
+    for model, init in ((trained.states[0].model, None), (partial(PreResNet, depth=8), trained)):
+        again = fit(model, digits, SWAG(rank=2), Plain(), config, init=init)
+        assert "AdamW with a constant learning rate of 0.0003" in again.summary()
+
+
 def test_the_artefact_says_which_optimizer_the_network_got(digits):
     fitted = fit(TINY, digits, MAP(), Plain(), SHORT)
     assert fitted.info["optimizer"]["class_path"] == "torch.optim.AdamW"
-    assert "optimizer   AdamW(lr=0.0003), the default of transformers" in fitted.summary()
+    assert "optimizer   AdamW with a learning rate of 0.0003, the default for this network" in fitted.summary()
     tuned = fit(TINY, digits, MAP(), Plain(), FINE_TUNING.with_options(epochs=1, early_stopping=False))
-    used = "AdamW(lr=0.0003) at a constant 0.3 of this learning rate, 9e-05, the default of transformers"
+    used = "AdamW with a constant learning rate of 9e-05, the default for this network"
     assert used in " ".join(tuned.summary().split())
     given = fit(TINY, digits, MAP(), Plain(), TrainingConfig(epochs=2, optimizer=torch.optim.AdamW))
     for other in (given, fit(MLP, digits, MAP(), Plain(), SHORT)):

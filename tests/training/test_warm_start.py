@@ -101,6 +101,17 @@ def test_our_own_folders_bring_their_standardisation(trained, data, tmp_path):
     assert fit(build, other, MAP(), Plain(), AS_IT_IS, init=tmp_path, transform=given).transform is given
 
 
+def test_networks_and_fitted_posteriors_are_starts_as_their_weights_and_folders_are(trained, data, tmp_path):
+    trained.save(tmp_path)
+    network = trained.states[0].model
+    for one, other in ((trained, tmp_path), (network, network.state_dict())):
+        found = [fit(build, data, SWAG(rank=2), Plain(), SHORT, init=init) for init in (one, other)]
+        assert same(weights(found[0]), weights(found[1]))
+        assert torch.equal(found[0].transform.mean, found[1].transform.mean)
+    ensemble = fit(build, data, Ensemble(size=2), Plain(), AS_IT_IS, init=[trained, network])
+    assert same(weights(ensemble, 0), weights(ensemble, 1))
+
+
 def test_the_centre_of_swag_is_its_mean():
     state, _ = train(SWAG(rank=3, params=["9.*"]), Plain())
     found, mean = extract_mean_weights(SWAG(rank=3, params=["9.*"]), state), state.statistics["mean"]

@@ -15,11 +15,12 @@ from flatbayes.core.networks import fingerprint_weights, hash_tensors
 from flatbayes.data import DataSource, Standardize
 from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.labelled import infer_task
 from flatbayes.prediction.metadata import METADATA_FILE, compute_file_checksum, read_metadata
 from flatbayes.training.arguments import NetworkOptions
 from flatbayes.training.model_builder import ModelFactory
-from flatbayes.training.warm_start import PretrainedWeights
+from flatbayes.training.warm_start import PretrainedWeights, extract_mean_weights, list_sources
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ class FitOptions:
             model: A network, whose weights training starts from, or what builds one.
         """
         parts = [fingerprint_weights(model)] if isinstance(model, nn.Module) else []
-        if self.init is not None:
-            sources = [self.init] if isinstance(self.init, str | Path | Mapping) else self.init
-            parts += [f"init {_hash_weights(source)[:16]}" for source in sources]
+        parts += [f"init {_hash_weights(source)[:16]}" for source in list_sources(self.init)]
         if self.transform is not None:
             parts.append(f"transform {hash_tensors(_list_statistics(self.transform))[:16]}")
         return ", ".join(parts) or None
@@ -116,7 +115,14 @@ def _list_statistics(transform: Standardize) -> Iterator[tuple[str, Tensor]]:
 
 
 def _hash_weights(source: PretrainedWeights) -> str:
-    """Checksum of a state dict, of a file with one, or of the tensors of a fitted posterior in a folder."""
+    """Checksum of a network, a state dict, a file with one, or a fitted posterior or its folder."""
+    if isinstance(source, FittedPosterior):
+        members = [extract_mean_weights(source.posterior, state) for state in source.states]
+        named = [(f"{member}.{name}", weights[name]) for member, weights in enumerate(members) for name in weights]
+        transform = _list_statistics(source.transform) if isinstance(source.transform, Standardize) else ()
+        return hash_tensors([*named, *transform])
+    if isinstance(source, nn.Module):
+        source = source.state_dict()
     if isinstance(source, Mapping):
         return hash_tensors(sorted(source.items()))
     if (Path(source) / METADATA_FILE).is_file():

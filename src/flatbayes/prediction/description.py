@@ -57,9 +57,10 @@ def _describe_optimizer(spec: Any, factor: Any) -> str:
     if not isinstance(spec, dict):
         return ""
     try:
-        lr = spec["init_args"]["lr"] * factor if _is_number(factor) and factor != 1 else None
-        used = "" if lr is None else f" at a constant {factor:g} of this learning rate, {lr:g}"
-        return f"{short_name(spec)}{used}, the default of transformers"
+        is_constant = _is_number(factor) and factor != 1
+        lr = spec["init_args"]["lr"] * (factor if is_constant else 1)
+        rate = "a constant learning rate" if is_constant else "a learning rate"
+        return f"{spec['class_path'].rpartition('.')[2]} with {rate} of {lr:g}, the default for this network"
     except (AttributeError, KeyError, TypeError, ValueError):  # a damaged description
         return ""
 

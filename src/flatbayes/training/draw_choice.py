@@ -24,11 +24,12 @@ from flatbayes.training.draw_search import (
     find_largest_tolerated,
     predict_examples,
 )
+from flatbayes.training.network_defaults import LARGE_NETWORK
 
 NUM_DRAWS, MAX_EXAMPLES = 30, 2000
 """Networks and validation examples that a value is tried with, unless that takes long beside the training."""
 MIN_DRAWS, MIN_CHOICE_EXAMPLES = 5, 200
-LARGE_NETWORK, MAX_SHARE, NUM_VALUES = 1_000_000, 0.5, 6
+MAX_SHARE, NUM_VALUES = 0.5, 6
 """From `LARGE_NETWORK` parameters on, the choice takes about `MAX_SHARE` of the time of the training, or that of
 `MIN_DRAWS` draws. It tries about `NUM_VALUES` values, and a gradient takes as long as three predictions."""
 CHOICE_KEY = "draw_options"

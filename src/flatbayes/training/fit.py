@@ -104,9 +104,9 @@ def fit(
         flatness: Where gradients are taken; `Plain()` for ordinary training.
         config: Training hyperparameters; by default `FINE_TUNING` with `init` or a model with trained weights (its
             normalization layers have scales that differ), else `TrainingConfig()`.
-        init: Trained weights to start from: a state dict, a file with one (safetensors or torch.save), or the folder
-            of a fitted posterior, whose mean weights and input transform are used; for an ensemble a list of them.
-            Names may have the prefix of a wrapper, such as `module.`.
+        init: Trained weights to start from: a network, its state dict, a file with one (safetensors or torch.save),
+            or a fitted posterior or its folder, whose mean weights and input transform are used; for an ensemble a
+            list of them. Names may have the prefix of a wrapper, such as `module.`.
         new_head: Start the last linear layer from fresh weights if the trained one has another shape: that of `init`,
             or of a network or function with trained weights, which then gets as many outputs as the targets need. The
             classes of a loader are counted up to its largest label, unless there is a `likelihood`.

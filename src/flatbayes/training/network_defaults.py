@@ -1,8 +1,9 @@
-"""Defaults that follow from the network: the optimizer of transformers, the configuration of trained networks.
+"""Defaults that follow from the network: its optimizer, and the configuration of trained networks.
 
-SGD, the default of most posteriors, hardly trains transformers, and the length of a training from scratch is too much
-for pretrained weights. Normalization layers tell both kinds of networks from others: transformers have layer
-normalization and no batch normalization, and the scales of a fresh layer are all equal.
+SGD at the learning rate of most posteriors hardly trains transformers, and destroys what a large network has learned.
+The length of a training from scratch is too much for pretrained weights. Normalization layers tell both kinds of
+networks from others: transformers have layer normalization and no batch normalization, and the scales of a new layer
+are all equal.
 """
 
 import inspect
@@ -20,32 +21,39 @@ from flatbayes.core.randomness import preserve_rng
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.model_builder import build_without_data
 
-TRANSFORMER_LEARNING_RATE, TRANSFORMER_WEIGHT_DECAY = 3e-4, 0.01
+TRANSFORMER_LEARNING_RATE, TRAINED_LEARNING_RATE, WEIGHT_DECAY = 3e-4, 1e-3, 0.01
+"""Of AdamW for transformers, and for other networks with trained weights."""
+LARGE_NETWORK = 1_000_000
+"""Number of parameters from which on the defaults are those of large networks."""
 ADAPTER_LEARNING_RATE, MAX_ADAPTER_FRACTION = 3e-3, 0.1
 """Learning rate where at most this fraction of the parameters is trained, as with adapters."""
 LAYER_NORM_NAME, NORM_NAME = re.compile("(Layer|RMS)Norm(2d)?$"), re.compile(r"Norm(\dd)?$")
 """Names of classes: libraries have layers of their own beside those of torch."""
 
 
-def choose_optimizer(default: OptimizerFactory, network: nn.Module) -> OptimizerFactory | None:
-    """AdamW for a transformer where the default is SGD with momentum; None where the default is to be used.
+def choose_optimizer(
+    default: OptimizerFactory, network: nn.Module, *, is_trained: bool = False
+) -> OptimizerFactory | None:
+    """AdamW for transformers and large trained networks; None where the default is to be used.
 
     Args:
-        default: The default optimizer of the posterior, whose weight decay is 0 where the posterior has the prior.
+        default: The default optimizer of the posterior, used if it is not SGD with momentum. Its weight decay is 0
+            where the posterior has the prior.
         network: The network with its frozen parameters.
+        is_trained: Whether its weights are trained.
     """
     options = default.keywords if isinstance(default, partial) else {}
     is_sgd = isinstance(default, partial) and default.func is torch.optim.SGD and options.get("momentum")
-    if not is_sgd or not has_layer_norm(network):
-        return None
     sizes = dict.fromkeys((True, False), 0)
     for param in network.parameters():
         sizes[param.requires_grad] += param.numel()
-    has_adapters = sizes[True] <= MAX_ADAPTER_FRACTION * sum(sizes.values())
-    lr = ADAPTER_LEARNING_RATE if has_adapters else TRANSFORMER_LEARNING_RATE
-    return partial(
-        torch.optim.AdamW, lr=lr, weight_decay=TRANSFORMER_WEIGHT_DECAY if options["weight_decay"] else 0.0
-    )
+    size, is_transformer = sum(sizes.values()), has_layer_norm(network)
+    if not is_sgd or not (is_transformer or (is_trained and size >= LARGE_NETWORK)):
+        return None
+    lr = TRANSFORMER_LEARNING_RATE if is_transformer else TRAINED_LEARNING_RATE
+    if sizes[True] <= MAX_ADAPTER_FRACTION * size:
+        lr = ADAPTER_LEARNING_RATE
+    return partial(torch.optim.AdamW, lr=lr, weight_decay=WEIGHT_DECAY if options["weight_decay"] else 0.0)
 
 
 def choose_config(model: Any, init: Any) -> TrainingConfig:

@@ -179,7 +179,9 @@ def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
     """
     posterior = factory.posterior
     is_trained = bool(factory.warm_start.weights) or has_trained_weights(network)
-    default = choose_optimizer(posterior.default_optimizer, network) if factory.config.optimizer is None else None
+    default = None
+    if factory.config.optimizer is None:
+        default = choose_optimizer(posterior.default_optimizer, network, is_trained=is_trained)
     if posterior.depends_on_model:
         posterior = posterior.adapt_to(network)
     if default is not None:

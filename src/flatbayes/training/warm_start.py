@@ -21,8 +21,8 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import METADATA_FILE, read_metadata
 from flatbayes.training.weight_files import extract_state_dict, read_weights
 
-PretrainedWeights = str | Path | Mapping[str, Tensor]
-"""A state dict, a file with one, or the folder of a fitted posterior, whose mean weights are used."""
+PretrainedWeights = str | Path | Mapping[str, Tensor] | nn.Module | FittedPosterior
+"""A network, a state dict, a file with one, or a fitted posterior or its folder, whose mean weights are used."""
 
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
 """Prefixes that wrappers (parallel, compiled, of other libraries) add to every name."""
@@ -89,14 +89,17 @@ class WarmStart:
             network = network if head_outputs is None else replace_head(network, head_outputs)
         weights: list[Mapping[str, Tensor]] = []
         transform: Standardize | None = None
-        for source in [init] if isinstance(init, str | Path | Mapping) else init or ():
-            if isinstance(source, Mapping):
+        for source in list_sources(init):
+            if isinstance(source, str | Path) and (Path(source) / METADATA_FILE).is_file():
+                source = _load_fitted(Path(source), network)
+            if isinstance(source, FittedPosterior):
+                if transform is None and isinstance(source.transform, Standardize):
+                    transform = source.transform
+                weights += [extract_mean_weights(source.posterior, state) for state in source.states]
+            elif isinstance(source, nn.Module):
+                weights.append(source.state_dict())
+            elif isinstance(source, Mapping):
                 weights.append(extract_state_dict(source, "init"))
-            elif (Path(source) / METADATA_FILE).is_file():
-                fitted = _load_fitted(Path(source), network)
-                if transform is None and isinstance(fitted.transform, Standardize):
-                    transform = fitted.transform
-                weights += [extract_mean_weights(fitted.posterior, state) for state in fitted.states]
             else:
                 weights.append(read_weights(Path(source)))
         matched = [match_weights(state_dict, network, new_head=new_head) for state_dict in weights]
@@ -157,6 +160,13 @@ class WarmStart:
         for param in _select_frozen(network, self.freeze):
             param.requires_grad_(False)
         return network
+
+
+def list_sources(init: PretrainedWeights | Sequence[PretrainedWeights] | None) -> list[PretrainedWeights]:
+    """The trained weights that are given: one, several, or none."""
+    if init is None:
+        return []
+    return list(init) if isinstance(init, Sequence) and not isinstance(init, str) else [init]
 
 
 def extract_mean_weights(posterior: Posterior, state: State) -> dict[str, Tensor]:
