@@ -65,6 +65,10 @@ REFUSED = [
     ({"posterior": 3}, "got 3, of the type int"),
     ({"model": "mpl"}, "Unknown model 'mpl'. Did you mean MLP?"),
     ({"model": NeedsWidth}, "NeedsWidth needs width .*functools.partial"),
+    (
+        {"model": partial(MLP, hiden=(4,))},
+        r"MLP has no argument hiden\. Did you mean hidden\? Its arguments",
+    ),
     ({"config": {"epoch": 3}}, "has no option epoch"),
     ({"config": 3}, r"config must be a TrainingConfig such as TrainingConfig\(epochs=10\), or a mapping"),
     ({"likelihood": "gaussian"}, r"likelihood must be an instance .*these data suggest Categorical"),

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.names import format_names, format_suggestion
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network, infer_interface
 from flatbayes.core.networks import copy_network, find_lazy_tensor, materialize
 from flatbayes.core.spec import to_spec
@@ -30,7 +31,8 @@ def make_model_builder(
         get_example: Returns inputs with which the weights of lazy modules are created; None to leave them lazy.
 
     Raises:
-        TypeError: The model is neither a network nor callable.
+        TypeError: The model is neither a network nor callable, arguments are missing, or `partial` has bound one that
+            it does not have.
     """
     if isinstance(model, nn.Module):
         return lambda: _materialize(copy_network(model), get_example)
@@ -127,14 +129,34 @@ def _materialize(network: nn.Module, get_example: Callable[[], ModelInputs] | No
     return network
 
 
+def _get_parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a function; those that `partial` has bound by keyword keep a default.
+
+    Raises:
+        TypeError: `partial` has bound an argument that the function does not have.
+    """
+    if isinstance(function, partial):
+        parameters, name = (
+            inspect.signature(function.func).parameters,
+            getattr(function.func, "__name__", "the model"),
+        )
+        has_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        for key in [] if has_any else [key for key in function.keywords if key not in parameters]:
+            raise TypeError(
+                f"{name} has no argument {key}. {format_suggestion(key, parameters)}Its arguments are "
+                f"{format_names(parameters)}."
+            )
+    return inspect.signature(function).parameters
+
+
 def _find_missing(function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
     """Parameters without a value; `inspect` leaves out the ones that `partial` has bound by position."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
+    parameters = _get_parameters(function).values()
     return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in arguments]
 
 
 def _select_arguments(function: Callable[..., Any], model_arguments: Mapping[str, Any]) -> dict[str, Any]:
     bound = function.keywords if isinstance(function, partial) else {}
-    names = inspect.signature(function).parameters
+    names = _get_parameters(function)
     return {key: value for key, value in model_arguments.items() if key in names and key not in bound}
