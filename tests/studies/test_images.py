@@ -133,6 +133,30 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     assert text.endswith("after\n")
 
 
+def test_nothing_is_chosen_in_a_setting_with_default_options(task, tmp_path, monkeypatch):
+    setting = Setting("default", 4)
+    assert setting.num_epochs == 150  # 300 steps
+    config = study.FINE_TUNING.with_options(epochs=3, early_stopping=True)
+    changes = {
+        "NUM_SEEDS": 1,
+        "FINE_TUNING": config,
+        "DEFAULTS": {name: study.DEFAULTS[name] for name in ("MAP", "SWAG")},
+        "load_task": lambda level, cache: {"all": task}[level],
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(study, name, value)
+    for module in (study, summary):
+        monkeypatch.setattr(module, "SETTINGS", (setting,))
+    study.run_setting(setting, tmp_path)
+    data = summary.summarize_study(tmp_path)
+    (result,) = data["settings"]
+    assert data["finished_trainings"] == data["planned_trainings"] == 2
+    assert [choice["rho"] for choice in result["selection"]["candidates"]] == [0, study.DEFAULT_RADIUS]
+    training = read_json(tmp_path / "default-4" / "test-shared-0-0.05.json")
+    assert training["cost"]["num_epochs"] >= 1  # early stopping needs validation images
+    assert {row["posterior"] for row in result["rows"]} == {"MAP", "SWAG"}
+
+
 def test_law_records_have_twins_of_the_same_seed(tmp_path):
     folder = tmp_path / "head-20"
     folder.mkdir()
@@ -167,7 +191,7 @@ def test_law_records_have_twins_of_the_same_seed(tmp_path):
 
 def test_every_setting_has_an_estimate_that_grows_with_the_number_of_images():
     minutes = {setting.name: study.estimate_minutes(setting) for setting in study.SETTINGS}
-    for trained in ("head", "block", "all"):
+    for trained in ("default", "head", "block", "all"):
         small, medium, large = (minutes[f"{trained}-{size}"] for size in (20, 50, 200))
-        assert 0 < small < medium < large
+        assert 0 < small <= medium < large  # default options: 300 steps at least
     assert isinstance(Setting("block", 20).make_ivon(0.1, 0.1)[0], IVON)
