@@ -17,52 +17,68 @@ from studies.sentences.page import TRAINED
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS, OTHER_METRICS = ("accuracy", "nll", "ece"), ("nll_calibrated", "aurc")
-IMAGES = {"head": "the last layer", "block": "the last block", "all": "all weights"}
+DEFAULT_SUFFIX = ", default options"
+IMAGES = {
+    "default": "all weights" + DEFAULT_SUFFIX,
+    "head": "the last layer",
+    "block": "the last block",
+    "all": "all weights",
+}
 
 
 def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> str:
-    """Tables of the settings with default options, a row for each of the others, and the counts of those on images.
+    """Table of the first setting, a row for each of the others, and the counts of those on images.
 
     Args:
         sentences: Summary of `studies.sentences`.
         images: Summary of `studies.images`.
     """
-    settings = [setting for setting in sentences["settings"] if setting["rows"]]
-    others = [setting for setting in settings if not setting["trained"].startswith("default")]
-    texts = [render_setting(setting) for setting in settings if setting not in others]
-    if others:
-        texts.append(render_overview(others))
-    if any(setting["rows"] for setting in images["settings"]):
-        texts.append(render_counts(images["settings"]))
+    first, *others = [setting for setting in sentences["settings"] if setting["rows"]]
+    compared = [setting for setting in images["settings"] if setting["rows"]]
+    defaults = [setting for setting in compared if is_default(setting)]
+    texts = [render_setting(first)]
+    if others or defaults:
+        texts.append(render_overview(others, defaults))
+    if len(compared) > len(defaults):
+        texts.append(render_counts(compared))
     return "\n\n".join(texts)
 
 
-def render_overview(settings: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each setting: choices, means over posteriors, and counts of verdicts.
+def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each setting: options, means over posteriors, and counts of verdicts.
 
     Args:
-        settings: Summaries of settings on sentences.
+        sentences: Summaries of settings on sentences.
+        images: Summaries of settings on images.
     """
     lines = [
-        "Other settings, mean over posteriors. The last column counts in how many comparisons of a posterior, in "
-        "accuracy, NLL or ECE, flat, neither, or plain is better.",
+        "Other settings, mean over posteriors. Where it is not the default, the number of epochs and the radius are "
+        "chosen on validation data. The last column counts in how many comparisons of a posterior, in accuracy, NLL "
+        "or ECE, flat, neither, or plain is better.",
         "",
-        "| Sentences | Trained | Plain | Flat | Accuracy, % | NLL | NLL, scaled | Flat, neither, plain |",
-        "|---|---|---|---|---|---|---|---|",
+        "| Examples | Trained | Options, plain → flat | Accuracy, % | NLL | NLL, scaled | Flat, neither, plain |",
+        "|---|---|---|---|---|---|---|",
     ]
     columns = (("accuracy", 100, 1), ("nll", 1, 3), ("nll_calibrated", 1, 3))
-    for setting in settings:
+    named = [("sentences", TRAINED, setting) for setting in sentences]
+    named += [("images", IMAGES, setting) for setting in images]
+    for unit, trained, setting in sorted(named, key=lambda entry: not is_default(entry[2])):
         plain, flat = (setting["selection"][twin] for twin in ("plain", "flat"))
+        chosen = f"{plain['epochs']} epochs → {flat['epochs']} epochs, ρ = {flat['rho']:g}"
         cells = [
-            f"{setting['size']:,}",
-            TRAINED[setting["trained"]],
-            f"{plain['epochs']} epochs",
-            f"ρ = {flat['rho']:g}, {flat['epochs']} epochs",
+            f"{setting['size']:,} {unit}",
+            trained[setting["trained"]].removesuffix(DEFAULT_SUFFIX),
+            "default" if is_default(setting) else chosen,
             *(format_means(setting, *column) for column in columns),
             count_verdicts([setting], MAIN_METRICS),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def is_default(setting: Mapping[str, Any]) -> bool:
+    """Whether every option of a setting is at its default."""
+    return str(setting["trained"]).startswith("default")
 
 
 def format_means(setting: Mapping[str, Any], metric: str, factor: float, digits: int) -> str:
