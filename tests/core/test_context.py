@@ -49,6 +49,11 @@ def test_a_subset_has_the_first_examples_rounded_up_and_at_least_two(fraction, c
     assert torch.equal(labels, LABELS[:count])
 
 
+def test_the_size_of_a_subset_has_no_rounding_error():
+    with batch_fraction(0.55):
+        assert len(subset_batch(torch.zeros(100, 1))[0]) == 55  # in floating point 0.55 * 100 is above 55
+
+
 def test_a_batch_of_one_stays_whole():
     with batch_fraction(0.5):
         assert len(subset_batch(ROWS[:1])[0]) == 1

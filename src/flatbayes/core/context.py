@@ -244,5 +244,5 @@ def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
         batch = tuple(slice_examples(inputs, rows) for inputs in batch)
     if fraction == 1:
         return batch
-    size = max(MIN_ASCENT_EXAMPLES, math.ceil(fraction * count_examples(batch[0])))
+    size = max(MIN_ASCENT_EXAMPLES, math.ceil(round(fraction * count_examples(batch[0]), 6)))
     return tuple(slice_examples(inputs, slice(size)) for inputs in batch)
