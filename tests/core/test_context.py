@@ -9,11 +9,11 @@ from flatbayes.core import subset_batch
 from flatbayes.core.context import (
     batch_fraction,
     get_batch_fraction,
-    get_weight_distribution,
     num_vectorized,
     vectorized,
 )
 from flatbayes.core.gaussians import weight_distribution
+from support import get_weight_distribution
 
 ROWS, LABELS = torch.arange(24).view(8, 3), torch.arange(8)
 
