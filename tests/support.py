@@ -104,6 +104,12 @@ DEFAULTS_OF_OTHERS = [
 POSTERIORS = CONFIGURED + DEFAULTS_OF_OTHERS
 
 
+def get_weight_distribution(param):
+    """Means and standard deviations of the weights of this very tensor; None if there are none."""
+    distribution = get_distribution()
+    return None if distribution is None else distribution.get_marginal(param)
+
+
 def named(things):
     return [short_name(thing) for thing in things]
 

@@ -5,7 +5,7 @@ and every second one, beginning with the first, is for choosing defaults; the ot
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -176,18 +176,3 @@ def select_tasks(names: Sequence[str] | None = None, half: str | None = None) ->
         raise ValueError(f"There is no task {', '.join(unknown)}; there are {', '.join(t.name for t in TASKS)}.")
     wanted = [task for task in TASKS if (names is None or task.name in names) and half in (None, task.half)]
     return sorted((t for t in wanted if not t.needs or tables.is_available(t.needs)), key=lambda task: task.large)
-
-
-def truncate_task(task: Task, num_rows: int) -> Task:
-    """A task with only its first rows, for a quick try."""
-
-    def load(seed: int) -> Rows:
-        rows = task.load(seed)
-        return replace(
-            rows,
-            inputs=rows.inputs[:num_rows],
-            targets=rows.targets[:num_rows],
-            truth=None if rows.truth is None else rows.truth[:num_rows],
-        )
-
-    return replace(task, load=load)

@@ -13,7 +13,7 @@ from typing import Any
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
 from studies.fine_tuning.choices import describe_twins
-from studies.sentences.page import TRAINED
+from studies.sentences.summary import TRAINED
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MAIN_METRICS, OTHER_METRICS = ("accuracy", "nll", "ece"), ("nll_calibrated", "aurc")

@@ -26,8 +26,6 @@ CORRUPTIONS, SEVERITY = ("gaussian_noise", "defocus_blur", "fog", "pixelate"), 3
 """One of each family of the library's own corruptions: noise, blur, weather, digital."""
 SIZE, NUM_POOL, NUM_VAL, NUM_TEST, NUM_OOD, NUM_CORRUPTED = 96, 4800, 240, 1200, 300, 200
 EVAL_BATCH_SIZE = 100
-LEVELS = ("all", "block", "head")
-"""What is trained: all layers, the last block and the layers above it, or the last layer."""
 BATCH_NORM_DECAY = 0.9
 """Of running statistics; that of the package, 0.99, needs some 500 steps, and trainings here have fewer."""
 
@@ -184,7 +182,7 @@ def load_task(trained: str, cache: Path) -> Task:
     """The data of one choice of trained layers; images are read, and features computed, once.
 
     Args:
-        trained: One of `LEVELS`.
+        trained: `all` layers, the last `block` and the layers above it, or the `head`, the last layer.
         cache: Folder of the files with images and features.
     """
     path = cache / f"{trained}.pt"

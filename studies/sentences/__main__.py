@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from studies.fine_tuning.command import run_command
-from studies.sentences.page import LABELS
 from studies.sentences.study import SETTINGS, Setting, estimate_minutes, run_setting
-from studies.sentences.summary import summarize_study
+from studies.sentences.summary import LABELS, summarize_study
 from studies.sentences.task import load_task
 
 

@@ -1,9 +1,10 @@
-"""Summary of the finished trainings: paired differences, verdicts, choices, and gains in numbers of examples."""
+"""Summary of the finished trainings, and the words of the page."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from studies.fine_tuning.labels import Labels
 from studies.fine_tuning.summary import SettingPlan, read_choices, summarize_trainings
 from studies.sentences.study import NUM_DRAWS, SETTINGS, VARIATIONAL, count_trainings, load_trainings
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL
@@ -20,6 +21,28 @@ METRICS = {
 }
 """Whether higher is better."""
 PACKAGES = ("transformers", "tokenizers", "peft")
+TRAINED = {
+    "default": "all weights, default options",
+    "default-lora": "adapters, default options",
+    "full": "all weights",
+    "lora": "adapters (LoRA, rank 8)",
+}
+LABELS = Labels(
+    "sentences",
+    "sentences",
+    TRAINED,
+    {
+        "accuracy": "accuracy",
+        "nll": "NLL",
+        "ece": "ECE",
+        "brier": "Brier",
+        "aurc": "AURC",
+        "nll_calibrated": "NLL, scaled",
+        "auroc_shuffled": "AUROC, shuffled",
+        "auroc_foreign": "AUROC, foreign",
+    },
+    PACKAGES,
+)
 
 
 def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:

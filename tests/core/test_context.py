@@ -9,11 +9,11 @@ from flatbayes.core import subset_batch
 from flatbayes.core.context import (
     batch_fraction,
     get_batch_fraction,
-    get_weight_distribution,
     num_vectorized,
     vectorized,
 )
 from flatbayes.core.gaussians import weight_distribution
+from support import get_weight_distribution
 
 ROWS, LABELS = torch.arange(24).view(8, 3), torch.arange(8)
 
@@ -47,6 +47,11 @@ def test_a_subset_has_the_first_examples_rounded_up_and_at_least_two(fraction, c
         rows, labels = subset_batch(ROWS, LABELS)
     assert torch.equal(rows, ROWS[:count])
     assert torch.equal(labels, LABELS[:count])
+
+
+def test_the_size_of_a_subset_has_no_rounding_error():
+    with batch_fraction(0.55):
+        assert len(subset_batch(torch.zeros(100, 1))[0]) == 55  # in floating point 0.55 * 100 is above 55
 
 
 def test_a_batch_of_one_stays_whole():

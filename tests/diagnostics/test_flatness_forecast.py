@@ -11,7 +11,7 @@ from flatbayes.diagnostics import forecast_flatness, forecast_from_history
 from flatbayes.diagnostics.flatness_forecast import INTERCEPT, SLOPE
 from flatbayes.experiments import ComparisonResult, RunResult
 from flatbayes.experiments.run_result import TrainingHistory
-from flatbayes.reporting.radius import describe_forecast, describe_radii
+from flatbayes.reporting.remarks import describe_forecast, describe_radii
 
 RECORDS = json.loads((Path(__file__).parents[2] / "docs/results/radius-forecast.json").read_text())
 

@@ -10,7 +10,6 @@ from beartype.roar import BeartypeCallHintViolation
 from torch import nn
 
 from flatbayes.core import TrainingProgress, subset_batch
-from flatbayes.core.context import get_weight_distribution
 from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.randomness import RandomState
@@ -46,6 +45,7 @@ from support import (
     assert_same,
     batch,
     distribute_all_weights,
+    get_weight_distribution,
     innermost,
     make_active_progress,
     named,

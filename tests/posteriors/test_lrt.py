@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
-from flatbayes.core.context import get_weight_distribution
 from flatbayes.core.tensor_lists import flatten
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import SAM, Plain
@@ -19,7 +18,7 @@ from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.variational import gaussian_kl, raw_to_std, std_to_raw
 from flatbayes.posteriors.variational_layers import SoftplusScale
 from flatbayes.posteriors.variational_network import bayesian_parameters, find_variational_layers
-from support import Counted, batch, network, snapshot
+from support import Counted, batch, get_weight_distribution, network, snapshot
 
 STILL = partial(torch.optim.SGD, lr=0.0)
 each_estimator = pytest.mark.parametrize("estimator", ["local", "flipout"])

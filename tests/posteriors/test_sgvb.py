@@ -11,14 +11,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from flatbayes.core.context import get_weight_distribution
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.variational import gaussian_kl, raw_to_std, std_to_raw
-from support import Counted, assert_same, batch, network, snapshot
+from support import Counted, assert_same, batch, get_weight_distribution, network, snapshot
 
 STILL = partial(torch.optim.SGD, lr=0.0)
 

@@ -2,7 +2,7 @@
 
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run_result import RunResult
-from flatbayes.reporting.failed_checks import describe_failed_checks
+from flatbayes.reporting.remarks import describe_failed_checks
 
 
 def run(seed, flatness="Plain", posterior="SWAG", **failed):

@@ -5,7 +5,7 @@ import pytest
 from flatbayes.experiments import ComparisonResult, PairedComparison, RunResult, SummaryRow
 from flatbayes.metrics import CoverageCurve, ReliabilityBins
 from flatbayes.reporting import format_verdict
-from flatbayes.reporting.miscalibration import describe_miscalibration, measure_calibration
+from flatbayes.reporting.remarks import describe_miscalibration, measure_calibration
 
 PAIR = PairedComparison(
     plain=1.0,

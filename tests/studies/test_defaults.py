@@ -26,7 +26,7 @@ from studies.defaults.page import (
     write_summary,
 )
 from studies.defaults.runner import Job, measure, run_jobs
-from studies.defaults.tasks import TASKS, select_tasks, truncate_task
+from studies.defaults.tasks import TASKS, Rows, Task, select_tasks
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = {task.name: task for task in TASKS}
@@ -35,6 +35,21 @@ BY_NAME = {task.name: task for task in TASKS}
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch):
     monkeypatch.setattr(runner, "TrainingConfig", partial(TrainingConfig, min_epochs=10, min_steps=20))
+
+
+def truncate_task(task: Task, num_rows: int) -> Task:
+    """A task with only its first rows, for a quick try."""
+
+    def load(seed: int) -> Rows:
+        rows = task.load(seed)
+        return replace(
+            rows,
+            inputs=rows.inputs[:num_rows],
+            targets=rows.targets[:num_rows],
+            truth=None if rows.truth is None else rows.truth[:num_rows],
+        )
+
+    return replace(task, load=load)
 
 
 def make_job(name, folder, only, num_rows=80):

@@ -15,8 +15,8 @@ from studies.fine_tuning.summary import average_cost
 from studies.fine_tuning.worth import find_equal_size
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
-from studies.sentences.page import LABELS
 from studies.sentences.study import Setting, Training
+from studies.sentences.summary import LABELS
 from studies.sentences.task import Examples, LengthSampler, Task, shuffle_words
 
 

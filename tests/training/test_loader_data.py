@@ -48,7 +48,7 @@ from flatbayes.training.batches import SpacedBatches
 from flatbayes.training.closure import count_micro_batches
 from flatbayes.training.draw_search import evaluate_nll, predict_examples
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_size import count_loader_examples
+from flatbayes.training.loader_pass import count_loader_examples
 
 X = torch.randn(21, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(21) % 3

@@ -4,7 +4,11 @@ from functools import partial
 import pytest
 
 from flatbayes.training import CollectionConfig, Constant, Cosine, Cyclical, Polynomial, SWALinear, TrainingConfig
-from flatbayes.training.schedules import is_collection_step, select_evenly_spaced_epochs
+from flatbayes.training.schedules import (
+    get_automatic_snapshots_per_epoch,
+    is_collection_step,
+    select_evenly_spaced_epochs,
+)
 
 
 def test_a_short_training_collects_oftener_unless_it_is_told():
@@ -112,6 +116,13 @@ def test_the_start_of_collection_is_not_rounded_down():
         for start in range(steps):  # in floating point 0.29 * 100 < 29
             first = next(step for step in range(steps) if is_collection_step(step, 1, steps, start / steps, 1))
             assert first == start
+
+
+def test_the_automatic_number_of_snapshots_is_the_smallest_that_gives_ten():
+    assert get_automatic_snapshots_per_epoch(10, 0.9) == 10  # in floating point 10 / (10 * (1 - 0.9)) is above 10
+    assert get_automatic_snapshots_per_epoch(5, 0.8) == 10
+    assert get_automatic_snapshots_per_epoch(10, 0.7) == 4
+    assert get_automatic_snapshots_per_epoch(100, 0.5) == 1
 
 
 def test_no_more_snapshots_than_steps():

@@ -36,17 +36,6 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserve_mode(model: nn.Module) -> Iterator[None]:
-    """Restore the `training` flag of every module at the end."""
-    modules = list_modules(model)
-    flags = [module.training for module in modules]
-    try:
-        yield
-    finally:
-        _restore_training_flags(modules, flags)
-
-
-@contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode; afterwards each module has the mode it had."""
     modules = list_modules(model)

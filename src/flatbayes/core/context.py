@@ -206,12 +206,6 @@ def get_distribution() -> WeightDistribution | None:
     return _CONTEXT.get().weight_distribution
 
 
-def get_weight_distribution(param: Tensor) -> DiagonalGaussian | None:
-    """Means and standard deviations of the weights of this very tensor; None if there are none."""
-    distribution = get_distribution()
-    return None if distribution is None else distribution.get_marginal(param)
-
-
 def get_sub_batch() -> SubBatch | None:
     """The part that closures take for their batch; None for the whole batch."""
     return _CONTEXT.get().sub_batch
@@ -244,5 +238,5 @@ def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
         batch = tuple(slice_examples(inputs, rows) for inputs in batch)
     if fraction == 1:
         return batch
-    size = max(MIN_ASCENT_EXAMPLES, math.ceil(fraction * count_examples(batch[0])))
+    size = max(MIN_ASCENT_EXAMPLES, math.ceil(round(fraction * count_examples(batch[0]), 6)))
     return tuple(slice_examples(inputs, slice(size)) for inputs in batch)

@@ -121,6 +121,23 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: ModelInputs) -> An
     return inputs  # None or a bool
 
 
+def cast_floating(inputs: ModelInputs, dtype: torch.dtype | None) -> Any:
+    """The inputs with floating-point tensors in a dtype, and the others as they are; unchanged if it is None."""
+    if dtype is None:
+        return inputs
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
+
+
+def cast_integers(inputs: ModelInputs) -> Any:
+    """The inputs with integers as floating numbers of the default dtype."""
+
+    def cast_tensor(tensor: Tensor) -> Tensor:
+        is_integer = not (tensor.is_floating_point() or tensor.is_complex())
+        return tensor.to(torch.get_default_dtype()) if is_integer else tensor
+
+    return map_tensors(cast_tensor, inputs)
+
+
 def first_tensor(inputs: ModelInputs) -> Tensor:
     """The tensor, or the first one of a tree."""
     return inputs if isinstance(inputs, Tensor) else next(_iter_leaves(inputs, ""))[1]

@@ -8,24 +8,23 @@ from typing import TypeVar
 MIN_SIMILARITY = 0.64
 """Least similarity of a suggestion, from 0 to 1: twice the number of matching letters over the number of letters."""
 
-MAX_LISTED_NAMES, MAX_NAME_CHARS = 30, 80
-"""Largest number of names in a message, and of characters of a name."""
+MAX_LISTED_NAMES, MAX_NAME_CHARS, MAX_SIMILAR_NAMES = 30, 80, 3
+"""Largest number of names in a message, of characters of a name, and of suggestions."""
 
 BaseT = TypeVar("BaseT")
 
 
-def find_similar(name: str, candidates: Iterable[str], limit: int = 3) -> list[str]:
+def find_similar(name: str, candidates: Iterable[str]) -> list[str]:
     """The candidates most similar to a name, the best first; letter case and the characters - and _ do not count.
 
     Args:
         name: What the user wrote.
         candidates: Valid names.
-        limit: Largest number of results.
     """
     similarities = {candidate: _measure_similarity(name, candidate) for candidate in candidates}
     best = max(similarities.values(), default=0.0)
     close = [candidate for candidate, value in similarities.items() if value >= max(MIN_SIMILARITY, 0.9 * best)]
-    return sorted(close, key=lambda candidate: -similarities[candidate])[:limit]
+    return sorted(close, key=lambda candidate: -similarities[candidate])[:MAX_SIMILAR_NAMES]
 
 
 def format_suggestion(name: str, candidates: Iterable[str], prefix: str = "") -> str:

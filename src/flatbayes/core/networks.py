@@ -12,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.input_trees import ModelInputs, first_tensor, map_tensors
+from flatbayes.core.input_trees import ModelInputs, cast_floating, first_tensor
 
 LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
 
@@ -162,10 +162,7 @@ def match_dtypes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def cast_inputs(network: nn.Module, inputs: ModelInputs) -> Any:
     """Inputs in the dtype of a network; integers, and inputs of a network with several dtypes, stay as they are."""
-    dtype = shared_dtype(network.parameters())
-    if dtype is None:
-        return inputs
-    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
+    return cast_floating(inputs, shared_dtype(network.parameters()))
 
 
 def shared_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:

@@ -132,8 +132,8 @@ def explain_old_arguments(package: str, exports: Collection[str] | None = None) 
         if owner != package or name not in (vars(module) if exports is None else exports):
             continue
         target = vars(module)[name]
-        if isinstance(target, type) and "__init__" in vars(target):
-            setattr(target, "__init__", _explain_calls(vars(target)["__init__"], name, names))  # noqa: B010  # mypy
+        if isinstance(target, type) and target.__init__ is not object.__init__:  # type: ignore[misc]
+            setattr(target, "__init__", _explain_calls(target.__init__, name, names))  # type: ignore[misc]  # noqa: B010
         elif callable(target):
             wrapped = _explain_calls(target, name, names)
             setattr(module, name, wrapped)

@@ -19,9 +19,6 @@ from flatbayes.data.source import DataSource, RawSplits, take_all
 from flatbayes.data.splits import EncodedSplit, Split
 from flatbayes.data.stratified_split import stratified_split
 
-CIFAR10_HALF_CLASSES = (0, 1, 2, 8, 9)
-"""In-distribution classes of the paper: airplane, automobile, bird, ship, truck."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSplit(DataSource):

@@ -153,14 +153,14 @@ def detect_layout(
     )
 
 
-def parse_records(text: str, separator: str, limit: int = NUM_SAMPLE_RECORDS) -> list[list[str]]:
-    """Split text into records of values, without empty lines; at most `limit` of them."""
+def parse_records(text: str, separator: str) -> list[list[str]]:
+    """Split text into records of values, without empty lines; at most `NUM_SAMPLE_RECORDS` of them."""
     records: list[list[str]] = []
     try:
         for record in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
             if record:
                 records.append(record)
-            if len(records) == limit:
+            if len(records) == NUM_SAMPLE_RECORDS:
                 break
     except csv.Error:  # such as a value that is too long
         pass

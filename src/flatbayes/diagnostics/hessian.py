@@ -37,6 +37,8 @@ DOUBLE_BACKWARD = "double backward"
 UNFUSED_ATTENTION = "double backward, with attention that is not fused"
 NUM_STEP_LENGTHS = 12
 """Number of step lengths of central differences that are tried."""
+NUM_POWER_ITERATIONS = 3
+"""Number of products that turn the gradient towards the sharpest direction, for which the length is chosen."""
 
 
 class HessianVectorProduct:
@@ -116,7 +118,7 @@ def central_difference(surface: LossSurface, direction: Sequence[Tensor], length
     return list(torch._foreach_div(torch._foreach_sub(forward_grads, backward_grads), 2 * step))
 
 
-def calibrate_step(surface: LossSurface, num_power_iterations: int = 3) -> tuple[float, float]:
+def calibrate_step(surface: LossSurface) -> tuple[float, float]:
     """The length of the step of central differences at which truncation and rounding together are smallest.
 
     Products with one direction are computed for a range of lengths. From one length to the next, a tenth to a third
@@ -126,7 +128,6 @@ def calibrate_step(surface: LossSurface, num_power_iterations: int = 3) -> tuple
 
     Args:
         surface: Loss of the network.
-        num_power_iterations: Number of products that turn the gradient towards the sharpest direction.
 
     Returns:
         The length, and the smallest change relative to the product, an estimate of its error.
@@ -137,7 +138,7 @@ def calibrate_step(surface: LossSurface, num_power_iterations: int = 3) -> tuple
     _, direction = surface.gradient()
     if not 0 < float(global_norm(direction)) < math.inf:
         direction = sample_normal_like(surface.params, 0, 0)
-    for _ in range(num_power_iterations):
+    for _ in range(NUM_POWER_ITERATIONS):
         product = central_difference(surface, direction, size * math.sqrt(precision))
         direction = product if 0 < float(global_norm(product)) < math.inf else direction
     products = [to_double(flatten(central_difference(surface, direction, length))) for length in lengths]

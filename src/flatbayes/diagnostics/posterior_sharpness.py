@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.display import format_entries, format_html_table, make_data_frame
-from flatbayes.core.input_trees import ModelInputs, count_examples, split_examples
+from flatbayes.core.input_trees import ModelInputs, cast_floating, count_examples, split_examples
 from flatbayes.core.names import format_count
 from flatbayes.data.checks import check_finite
 from flatbayes.diagnostics.hessian import compute_curvature
@@ -24,7 +24,7 @@ from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_error, measure_sharpness
 from flatbayes.plotting.sharpness import plot_measures
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.inputs import cast_floating, check_finite_inputs, to_inputs
+from flatbayes.prediction.inputs import check_finite_inputs, to_inputs
 
 if TYPE_CHECKING:  # optional packages
     import pandas as pd

@@ -53,21 +53,38 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     leaves networks overconfident (docs/estimators.md).
     """
 
-    posterior: Posterior | None
-    flatness: Flatness | None
-    model: ModelFactory | None
-    hidden: tuple[int, ...]
-    epochs: int | None
-    batch_size: int
-    learning_rate: float | None
-    config: TrainingConfig | None
-    validation_fraction: float
-    num_draws: int
-    random_state: Any
-    verbose: bool
     posterior_: FittedPosterior
     seed_: int
     n_iter_: int
+
+    def __init__(
+        self,
+        posterior: Posterior | None = None,
+        flatness: Flatness | None = None,
+        model: ModelFactory | None = None,
+        *,
+        hidden: tuple[int, ...] = (64, 64),
+        epochs: int | None = None,
+        batch_size: int = 32,
+        learning_rate: float | None = None,
+        config: TrainingConfig | None = None,
+        validation_fraction: float = 0.15,
+        num_draws: int = 30,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.posterior = posterior
+        self.flatness = flatness
+        self.model = model
+        self.hidden = hidden
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.config = config
+        self.validation_fraction = validation_fraction
+        self.num_draws = num_draws
+        self.random_state = random_state
+        self.verbose = verbose
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters by name.

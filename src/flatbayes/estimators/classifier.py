@@ -10,11 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits
-from flatbayes.flatness import Flatness
 from flatbayes.likelihoods.labels import to_tensor
-from flatbayes.posteriors import Posterior
-from flatbayes.training import TrainingConfig
-from flatbayes.training.model_builder import ModelFactory
 
 
 class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[misc]
@@ -59,35 +55,6 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         >>> classifier.predict_proba(x[:2]).shape, classifier.score(x, y) > 0.8
         ((2, 3), True)
     """
-
-    def __init__(
-        self,
-        posterior: Posterior | None = None,
-        flatness: Flatness | None = None,
-        model: ModelFactory | None = None,
-        *,
-        hidden: tuple[int, ...] = (64, 64),
-        epochs: int | None = None,
-        batch_size: int = 32,
-        learning_rate: float | None = None,
-        config: TrainingConfig | None = None,
-        validation_fraction: float = 0.15,
-        num_draws: int = 30,
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        self.posterior = posterior
-        self.flatness = flatness
-        self.model = model
-        self.hidden = hidden
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.config = config
-        self.validation_fraction = validation_fraction
-        self.num_draws = num_draws
-        self.random_state = random_state
-        self.verbose = verbose
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the posterior.

@@ -1,6 +1,6 @@
 """Scikit-learn regressor: predictions are mixtures over the networks of a posterior."""
 
-from typing import Any, Literal, Self, overload
+from typing import Literal, Self, overload
 
 import numpy as np
 import torch
@@ -11,12 +11,8 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits
-from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.likelihoods.labels import to_tensor
-from flatbayes.posteriors import Posterior
-from flatbayes.training import TrainingConfig
-from flatbayes.training.model_builder import ModelFactory
 
 
 class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[misc]
@@ -60,35 +56,6 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         >>> regressor.predict(x[:2]).shape, regressor.predict_std(x[:2]).shape
         ((2,), (2,))
     """
-
-    def __init__(
-        self,
-        posterior: Posterior | None = None,
-        flatness: Flatness | None = None,
-        model: ModelFactory | None = None,
-        *,
-        hidden: tuple[int, ...] = (64, 64),
-        epochs: int | None = None,
-        batch_size: int = 32,
-        learning_rate: float | None = None,
-        config: TrainingConfig | None = None,
-        validation_fraction: float = 0.15,
-        num_draws: int = 30,
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        self.posterior = posterior
-        self.flatness = flatness
-        self.model = model
-        self.hidden = hidden
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.config = config
-        self.validation_fraction = validation_fraction
-        self.num_draws = num_draws
-        self.random_state = random_state
-        self.verbose = verbose
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the posterior.

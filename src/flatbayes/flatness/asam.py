@@ -23,22 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.parameter_selection import ParameterSelection, check_selection
+from flatbayes.core.parameter_selection import ParameterSelection
 from flatbayes.core.tensor_lists import full_tensors
 from flatbayes.flatness.ascent import (
     Perturbation,
-    check_ascent_batch_fraction,
-    check_ascent_steps,
-    check_nuisance,
-    check_radius_or_auto,
-    gradient_at_perturbation,
     perturbation_in_groups,
 )
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 
 @dataclass(frozen=True)
-class ASAM(Flatness):
+class ASAM(AscentFlatness):
     """Gradient at the worst point of a ball scaled by the weights.
 
     Use it where layers have weights of different scale, as without normalisation.
@@ -80,32 +75,13 @@ class ASAM(Flatness):
         return super().reference_radius * (10 if self.params == "norms" else 1)
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance, self.ascent_batch_fraction)
-        check_ascent_steps(self.ascent_steps)
-        check_ascent_batch_fraction(self.ascent_batch_fraction)
-        check_selection(self.params, "params")
+        super().__post_init__()
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta is added to |w|: it must be finite and at least 0, got {self.eta}.")
 
-    @property
-    def gradients_per_step(self) -> float:
-        """One, or a fraction of one, for each ascent step, and the final one."""
-        return 1 + self.ascent_steps * self.ascent_batch_fraction
-
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the adaptive ball."""
-        return gradient_at_perturbation(
-            partial(self._compute_perturbation, require_radius(self)),
-            closure,
-            model,
-            ascent_steps=self.ascent_steps,
-            resample_noise=self.resample_noise,
-            ascent_batch_fraction=self.ascent_batch_fraction,
-            params=self.params,
-            nuisance=self.nuisance,
-            progress=progress,
-        )
+        return self.make_closure(partial(self._compute_perturbation, require_radius(self)), closure, model, progress)
 
     def _compute_perturbation(
         self, rho: float, weights: Mapping[str, Tensor], grads: Sequence[Tensor]

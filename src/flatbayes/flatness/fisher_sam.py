@@ -26,17 +26,13 @@ from flatbayes.core.context import num_vectorized
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.flatness.ascent import (
     Perturbation,
-    check_ascent_steps,
-    check_nuisance,
-    check_radius_or_auto,
-    gradient_at_perturbation,
     perturbation_in_groups,
 )
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 
 @dataclass(frozen=True)
-class FisherSAM(Flatness):
+class FisherSAM(AscentFlatness):
     """Gradient at the worst point of a ball in the Fisher metric.
 
     Use it where the outputs, not the weights, should change by a bounded amount.
@@ -54,7 +50,7 @@ class FisherSAM(Flatness):
         >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
         >>> loss = flatness(closure, network)()  # in a loop of your own
         >>> flatness.gradients_per_step
-        2
+        2.0
     """
 
     rho: Radius = 0.05
@@ -66,29 +62,14 @@ class FisherSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
-        check_ascent_steps(self.ascent_steps)
+        super().__post_init__()
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta weighs the squared gradient: it must be finite and at least 0, got {self.eta}.")
-
-    @property
-    def gradients_per_step(self) -> int:
-        """One for each ascent step, and the final one."""
-        return 1 + self.ascent_steps
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the ellipsoid."""
         rho = require_radius(self)
-        return gradient_at_perturbation(
-            lambda _, grads: self._compute_perturbation(grads, rho),
-            closure,
-            model,
-            ascent_steps=self.ascent_steps,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
-        )
+        return self.make_closure(lambda _, grads: self._compute_perturbation(grads, rho), closure, model, progress)
 
     def _compute_perturbation(self, grads: Sequence[Tensor], rho: float) -> Perturbation:
         weight = relative_weight(grads, self.eta)

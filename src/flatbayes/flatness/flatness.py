@@ -16,6 +16,15 @@ from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.display import format_fields
+from flatbayes.core.parameter_selection import ParameterSelection, check_selection
+from flatbayes.flatness.ascent import (
+    PerturbationFn,
+    check_ascent_batch_fraction,
+    check_ascent_steps,
+    check_nuisance,
+    check_radius_or_auto,
+    gradient_at_perturbation,
+)
 
 Radius = float | Literal["auto"]
 """Size of a perturbation, or `auto`: the trainings of flatbayes choose it on validation data."""
@@ -135,6 +144,58 @@ class Plain(Flatness):
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Return the closure unchanged."""
         return closure
+
+
+class AscentFlatness(Flatness):
+    """A flatness with the options of `gradient_at_perturbation`.
+
+    The options that a method offers are fields of its dataclass; those that it does not offer have the values below.
+    """
+
+    ascent_steps: int = 1
+    resample_noise: bool = False
+    ascent_batch_fraction: float = 1.0
+    params: ParameterSelection = "all"
+    nuisance: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_radius_or_auto(self.radius)  # type: ignore[arg-type]  # there is one
+        check_nuisance(self.nuisance, self.ascent_batch_fraction)
+        check_ascent_steps(self.ascent_steps)
+        check_ascent_batch_fraction(self.ascent_batch_fraction)
+        check_selection(self.params, "params")
+
+    @property
+    def gradients_per_step(self) -> float:
+        """One, or a fraction of one, for each ascent step, and the final one."""
+        return 1 + self.ascent_steps * self.ascent_batch_fraction
+
+    def make_closure(
+        self,
+        perturbation_fn: PerturbationFn,
+        closure: Closure,
+        model: nn.Module,
+        progress: TrainingProgress | None,
+    ) -> Closure:
+        """Make a closure whose gradient is taken at perturbed weights, with the options of this flatness.
+
+        Args:
+            perturbation_fn: Computes the perturbation.
+            closure: The plain closure.
+            model: The module whose parameters are perturbed.
+            progress: Progress of training.
+        """
+        return gradient_at_perturbation(
+            perturbation_fn,
+            closure,
+            model,
+            ascent_steps=self.ascent_steps,
+            resample_noise=self.resample_noise,
+            ascent_batch_fraction=self.ascent_batch_fraction,
+            params=self.params,
+            nuisance=self.nuisance,
+            progress=progress,
+        )
 
 
 class FlatnessWrapper(Flatness):

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.core.tensor_lists import fill_with_zeros
-from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius_or_auto, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
+from flatbayes.flatness.ascent import Perturbation
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_average import update_average
 
 STATE_KIND = "friendly_sam"
@@ -37,7 +37,7 @@ MIN_RELATIVE_NORM = 10.0
 
 
 @dataclass(frozen=True)
-class FriendlySAM(Flatness):
+class FriendlySAM(AscentFlatness):
     """Gradient along what is new in the gradient of the batch.
 
     Use it where batches are small, and the direction of the whole data set should not be perturbed.
@@ -68,8 +68,7 @@ class FriendlySAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
+        super().__post_init__()
         if not 0 <= self.sigma < inf:
             raise ValueError(f"sigma must be finite and at least 0, got {self.sigma}; 0 is SAM.")
         if not 0 <= self.momentum < 1:
@@ -94,14 +93,7 @@ class FriendlySAM(Flatness):
             update_average(progress, STATE_KIND, weights, grads, self.momentum)
             return perturbation
 
-        return gradient_at_perturbation(
-            compute_perturbation,
-            closure,
-            model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
-        )
+        return self.make_closure(compute_perturbation, closure, model, progress)
 
 
 def friendly_perturbation(

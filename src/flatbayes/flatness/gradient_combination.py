@@ -19,44 +19,40 @@ from flatbayes.core.norms import broadcast_per_network, global_inner_product, gl
 from flatbayes.core.tensor_lists import clone_tensors, group_tensors
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import promoted_dtype
-from flatbayes.flatness.ascent import Perturbation, PerturbationFn, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation
+from flatbayes.flatness.flatness import AscentFlatness, require_radius
+from flatbayes.flatness.sam import euclidean_perturbation
 
 CombineFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], None]
 """(plain gradients by name of the parameter, flat gradients) -> None; it changes the flat ones in place."""
 
 
 def combine_gradients(
+    flatness: AscentFlatness,
     combine_fn: CombineFn,
-    perturbation_fn: PerturbationFn,
     closure: Closure,
     model: nn.Module,
-    *,
-    resample_noise: bool = False,
-    nuisance: Sequence[str] | None = None,
-    progress: TrainingProgress | None = None,
+    progress: TrainingProgress | None,
 ) -> Closure:
-    """Make a closure whose gradient is a function of the plain gradient and of that after one ascent step.
+    """Make a closure whose gradient is a function of the plain gradient and of the gradient of SAM.
 
     Args:
+        flatness: Has the radius of SAM, and its options.
         combine_fn: Computes the gradient of the step. It is not called if nothing is perturbed.
-        perturbation_fn: Computes the perturbation.
         closure: The plain closure.
         model: The module whose trainable parameters are perturbed.
-        resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
-        nuisance: Name patterns of parameters that are not perturbed, and keep the plain gradient.
         progress: Progress of training.
     """
+    rho = require_radius(flatness)
 
     def combined_closure() -> Tensor:
         plain_grads: dict[str, Tensor] = {}
 
         def record_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
             plain_grads.update(zip(weights, clone_tensors(grads), strict=True))
-            return perturbation_fn(weights, grads)
+            return euclidean_perturbation(grads, rho)
 
-        loss = gradient_at_perturbation(
-            record_perturbation, closure, model, resample_noise=resample_noise, nuisance=nuisance, progress=progress
-        )()
+        loss = flatness.make_closure(record_perturbation, closure, model, progress)()
         if plain_grads:
             if progress is not None:
                 progress.memory.release()  # the combination may allocate copies of the gradient

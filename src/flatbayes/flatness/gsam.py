@@ -22,14 +22,12 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius
 from flatbayes.flatness.gradient_combination import combine_gradients, subtract_orthogonal_part
-from flatbayes.flatness.sam import euclidean_perturbation
 
 
 @dataclass(frozen=True)
-class GSAM(Flatness):
+class GSAM(AscentFlatness):
     """Gradient of SAM minus the part of the plain one orthogonal to it.
 
     Use it to lower the sharpness without raising the loss.
@@ -57,8 +55,7 @@ class GSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
+        super().__post_init__()
         if not 0 <= self.alpha < inf:
             raise ValueError(f"alpha must be finite and at least 0, got {self.alpha}; 0 is SAM.")
 
@@ -69,13 +66,10 @@ class GSAM(Flatness):
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of SAM without the orthogonal part."""
-        rho = require_radius(self)
         return combine_gradients(
+            self,
             lambda plain, flat: subtract_orthogonal_part(list(plain.values()), flat, self.alpha),
-            lambda _, grads: euclidean_perturbation(grads, rho),
             closure,
             model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
+            progress,
         )

@@ -24,16 +24,14 @@ from flatbayes.core.norms import global_norm
 from flatbayes.flatness.ascent import (
     MIN_NORM,
     Perturbation,
-    check_nuisance,
     check_radius,
     check_radius_or_auto,
-    gradient_at_perturbation,
 )
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius, require_training_fraction
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius, require_training_fraction
 
 
 @dataclass(frozen=True)
-class LESAM(Flatness):
+class LESAM(AscentFlatness):
     """Gradient where the loss has risen by a given amount.
 
     Use it to give the rise of the loss in place of a radius.
@@ -67,8 +65,8 @@ class LESAM(Flatness):
 
     def __post_init__(self) -> None:
         check_radius(self.rho_max, "rho_max is a radius")
-        check_nuisance(self.nuisance)
         check_radius_or_auto(self.loss_budget, "loss_budget is a rise of the loss")
+        super().__post_init__()
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"anneal is a fraction of training, from 0 to 1; got {self.anneal}.")
 
@@ -85,13 +83,11 @@ class LESAM(Flatness):
         """
         loss_budget = require_radius(self)
         decay = cosine_decay(require_training_fraction(progress, self), self.anneal) if self.anneal > 0 else 1.0
-        return gradient_at_perturbation(
+        return self.make_closure(
             lambda _, grads: loss_equated_perturbation(grads, loss_budget * decay, self.rho_max),
             closure,
             model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
+            progress,
         )
 
 

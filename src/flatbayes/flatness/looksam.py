@@ -25,16 +25,14 @@ from flatbayes.core.norms import broadcast_per_network, global_inner_product, gl
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.tensor_lists import fill_with_zeros, zero_tensors
 from flatbayes.core.traversal import trainable_by_name
-from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
-from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, spread_factor
-from flatbayes.flatness.sam import euclidean_perturbation
 
 STATE_KIND = "looksam"
 
 
 @dataclass(frozen=True)
-class LookSAM(Flatness):
+class LookSAM(AscentFlatness):
     """SAM in some steps, whose turn of the gradient the others reuse.
 
     Use it to save most second gradients, after a check of its stability on your data.
@@ -65,8 +63,7 @@ class LookSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
+        super().__post_init__()
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}.")
         if not 0 <= self.alpha < inf:
@@ -109,22 +106,12 @@ class LookSAM(Flatness):
         return flat_closure
 
     def _run_sam_step(self, closure: Closure, model: nn.Module, progress: TrainingProgress) -> Tensor:
-        rho = require_radius(self)
-
         def store_direction(plain: Mapping[str, Tensor], flat: Sequence[Tensor]) -> None:
             previous = fill_with_zeros(progress.load_state(STATE_KIND, plain), plain)
             directions = orthogonal_direction(list(plain.values()), flat, previous)
             progress.store_state(STATE_KIND, dict(zip(plain, directions, strict=True)))
 
-        return combine_gradients(
-            store_direction,
-            lambda _, grads: euclidean_perturbation(grads, rho),
-            closure,
-            model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
-        )()
+        return combine_gradients(self, store_direction, closure, model, progress)()
 
 
 def orthogonal_direction(

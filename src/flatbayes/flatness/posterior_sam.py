@@ -28,20 +28,16 @@ from flatbayes.core.context import DiagonalGaussian, WeightDistribution, get_dis
 from flatbayes.flatness.asam import scaled_perturbation
 from flatbayes.flatness.ascent import (
     Perturbation,
-    check_ascent_steps,
-    check_nuisance,
     check_radius,
-    check_radius_or_auto,
-    gradient_at_perturbation,
 )
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 Geometry = Literal["std", "mean_over_std"]
 """What the axes of the ball are proportional to."""
 
 
 @dataclass(frozen=True)
-class PosteriorSAM(Flatness):
+class PosteriorSAM(AscentFlatness):
     """Gradient at the worst point of a ball scaled by the posterior.
 
     Use it with a Gaussian posterior whose covariance should set the ball.
@@ -87,19 +83,12 @@ class PosteriorSAM(Flatness):
         return super().reference_radius * (1 if self.geometry == "std" else 1e-3)
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
+        super().__post_init__()
         check_radius(self.initial_rho, "initial_rho is a radius")
-        check_nuisance(self.nuisance)
-        check_ascent_steps(self.ascent_steps)
         if self.geometry not in get_args(Geometry):
             raise ValueError(f"geometry must be {' or '.join(get_args(Geometry))}, got {self.geometry!r}.")
 
     needs_weight_distribution = True
-
-    @property
-    def gradients_per_step(self) -> int:
-        """One for each ascent step, and the final one."""
-        return 1 + self.ascent_steps
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the ball.
@@ -122,15 +111,7 @@ class PosteriorSAM(Flatness):
                 rho,
             )
 
-        return gradient_at_perturbation(
-            compute_perturbation,
-            closure,
-            model,
-            ascent_steps=self.ascent_steps,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
-        )
+        return self.make_closure(compute_perturbation, closure, model, progress)
 
 
 def require_distribution() -> WeightDistribution:

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius_or_auto, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
+from flatbayes.flatness.ascent import Perturbation
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 
 
 @dataclass(frozen=True)
-class RandomPerturbation(Flatness):
+class RandomPerturbation(AscentFlatness):
     """Gradient at a random point of a sphere, a control for SAM.
 
     Use it as a control: what it gains is not due to the worst direction.
@@ -57,10 +57,6 @@ class RandomPerturbation(Flatness):
 
     radius_field = "rho"
 
-    def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
-
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is taken at a random point; calls in the same step have the same point.
 
@@ -68,13 +64,11 @@ class RandomPerturbation(Flatness):
             ValueError: The progress of training is not given.
         """
         progress, rho = require_progress(progress, self), require_radius(self)
-        return gradient_at_perturbation(
+        return self.make_closure(
             lambda _, grads: random_perturbation(grads, draw_step_noise(grads, self.seed, progress), rho),
             closure,
             model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
+            progress,
         )
 
 

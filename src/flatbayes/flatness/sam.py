@@ -21,22 +21,17 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.core.parameter_selection import ParameterSelection, check_selection
+from flatbayes.core.parameter_selection import ParameterSelection
 from flatbayes.flatness.ascent import (
     Perturbation,
-    check_ascent_batch_fraction,
-    check_ascent_steps,
-    check_nuisance,
-    check_radius_or_auto,
-    gradient_at_perturbation,
 )
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 DEFAULT_RADIUS = 0.05
 
 
 @dataclass(frozen=True)
-class SAM(Flatness):
+class SAM(AscentFlatness):
     """Gradient at the worst point of a Euclidean ball.
 
     Use it first: its radius is the only number to tune.
@@ -83,32 +78,10 @@ class SAM(Flatness):
         """Ten times as large for the layers of normalisation."""
         return DEFAULT_RADIUS * (10 if self.params == "norms" else 1)
 
-    def __post_init__(self) -> None:
-        check_radius_or_auto(self.radius)
-        check_nuisance(self.nuisance, self.ascent_batch_fraction)
-        check_ascent_steps(self.ascent_steps)
-        check_ascent_batch_fraction(self.ascent_batch_fraction)
-        check_selection(self.params, "params")
-
-    @property
-    def gradients_per_step(self) -> float:
-        """One, or a fraction of one, for each ascent step, and the final one."""
-        return 1 + self.ascent_steps * self.ascent_batch_fraction
-
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the ball."""
         rho = require_radius(self)
-        return gradient_at_perturbation(
-            lambda _, grads: euclidean_perturbation(grads, rho),
-            closure,
-            model,
-            ascent_steps=self.ascent_steps,
-            resample_noise=self.resample_noise,
-            ascent_batch_fraction=self.ascent_batch_fraction,
-            params=self.params,
-            nuisance=self.nuisance,
-            progress=progress,
-        )
+        return self.make_closure(lambda _, grads: euclidean_perturbation(grads, rho), closure, model, progress)
 
 
 def euclidean_perturbation(grads: Sequence[Tensor], rho: float) -> Perturbation:

@@ -18,14 +18,12 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius
 from flatbayes.flatness.gradient_combination import combine_gradients, match_norm
-from flatbayes.flatness.sam import euclidean_perturbation
 
 
 @dataclass(frozen=True)
-class StableSAM(Flatness):
+class StableSAM(AscentFlatness):
     """Gradient of SAM at the length of the plain gradient.
 
     Use it at large learning rates, where SAM becomes unstable.
@@ -50,21 +48,10 @@ class StableSAM(Flatness):
 
     radius_field = "rho"
 
-    def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
-
     stationary_after = inf  # a field of vectors that is not the gradient of a function
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient has the direction of that of SAM."""
-        rho = require_radius(self)
         return combine_gradients(
-            lambda plain, flat: match_norm(list(plain.values()), flat),
-            lambda _, grads: euclidean_perturbation(grads, rho),
-            closure,
-            model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
+            self, lambda plain, flat: match_norm(list(plain.values()), flat), closure, model, progress
         )

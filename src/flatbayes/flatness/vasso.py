@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius_or_auto, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
+from flatbayes.flatness.ascent import Perturbation
+from flatbayes.flatness.flatness import AscentFlatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_average import update_average
 
 STATE_KIND = "vasso"
 
 
 @dataclass(frozen=True)
-class VaSSO(Flatness):
+class VaSSO(AscentFlatness):
     """Gradient along an average of the gradients of several steps.
 
     Use it where small batches make the direction of the ascent noisy.
@@ -56,8 +56,7 @@ class VaSSO(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
+        super().__post_init__()
         if not 0 < self.theta <= 1:
             raise ValueError(f"theta must be above 0 and at most 1, got {self.theta}; 1 is SAM.")
 
@@ -78,14 +77,7 @@ class VaSSO(Flatness):
             averages = update_average(progress, STATE_KIND, weights, grads, decay=1 - self.theta)
             return averaged_perturbation(grads, averages, rho)
 
-        return gradient_at_perturbation(
-            compute_perturbation,
-            closure,
-            model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
-        )
+        return self.make_closure(compute_perturbation, closure, model, progress)
 
 
 def averaged_perturbation(grads: Sequence[Tensor], averages: Sequence[Tensor], rho: float) -> Perturbation:

@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_nuisance, check_radius_or_auto
-from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.flatness import AscentFlatness, Radius
 from flatbayes.flatness.gradient_combination import combine_gradients, extrapolate_gradient
-from flatbayes.flatness.sam import euclidean_perturbation
 
 
 @dataclass(frozen=True)
-class WSAM(Flatness):
+class WSAM(AscentFlatness):
     """Gradient of the loss plus a weighted rise of the loss in a ball.
 
     Use it to weight the sharpness against the loss.
@@ -56,20 +54,17 @@ class WSAM(Flatness):
     radius_field = "rho"
 
     def __post_init__(self) -> None:
-        check_radius_or_auto(self.rho)
-        check_nuisance(self.nuisance)
+        super().__post_init__()
         if not 0 <= self.gamma < 1:
             raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}; 0.5 is SAM.")
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the loss plus the weighted sharpness."""
-        rho, weight = require_radius(self), self.gamma / (1 - self.gamma)
+        weight = self.gamma / (1 - self.gamma)
         return combine_gradients(
+            self,
             lambda plain, flat: extrapolate_gradient(list(plain.values()), flat, weight),
-            lambda _, grads: euclidean_perturbation(grads, rho),
             closure,
             model,
-            resample_noise=self.resample_noise,
-            nuisance=self.nuisance,
-            progress=progress,
+            progress,
         )

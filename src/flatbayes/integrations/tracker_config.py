@@ -14,7 +14,7 @@ from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.config_groups import CollectionConfig, PrecisionConfig
 from flatbayes.training.identity import describe_name
-from flatbayes.training.loader_size import count_loader_examples
+from flatbayes.training.loader_pass import count_loader_examples
 from flatbayes.training.schedules import Cyclical
 
 

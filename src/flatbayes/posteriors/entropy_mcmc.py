@@ -17,8 +17,8 @@ One gradient a step, as for SGLD. The authors' code divides the coupling energy 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,25 +32,17 @@ from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import (
-    AUTOMATIC_TEMPERATURE,
-    check_temperature,
-    default_sgd,
     init_state,
-    resolve_temperature,
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.prior_precision import check_prior_precision
-from flatbayes.posteriors.requirements import SnapshotRequirements
-from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd, noise_std
+from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd, noise_std
+from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
 from flatbayes.posteriors.snapshots import (
     Storage,
     add_snapshot,
     allocate_snapshots,
-    check_snapshot_options,
     count_stored_snapshots,
-    draw_snapshot_index,
     get_storage_device,
     list_cpu_statistics,
     store_snapshot,
@@ -58,7 +50,7 @@ from flatbayes.posteriors.snapshots import (
 
 
 @dataclass(frozen=True)
-class EntropyMCMC(Posterior):
+class EntropyMCMC(SnapshotSampler):
     """Snapshots of two coupled Langevin chains, one in flat basins.
 
     The optimizer must be torch.optim.SGD without momentum. The noise follows its current learning rate.
@@ -97,31 +89,10 @@ class EntropyMCMC(Posterior):
     def __post_init__(self) -> None:
         if not 0 < self.coupling < float("inf"):
             raise ValueError(f"coupling is a variance: it must be positive and finite, got {self.coupling}.")
-        check_prior_precision(self.prior_precision)
-        check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
-        check_snapshot_options(self.max_snapshots, self.storage)
+        super().__post_init__()
 
-    requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
-    tolerates_skipped_steps = False
+    stochastic = True  # a pair is two networks
     uses_gradient_only = True
-
-    @property
-    def _temperature(self) -> float:
-        return resolve_temperature(self.temperature)
-
-    def with_automatic_options(self) -> Posterior:
-        """Return this sampler, at a low temperature if none is set."""
-        return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self
-
-    @property
-    def snapshot_requirements(self) -> SnapshotRequirements:
-        """At least one pair, and up to `max_snapshots`."""
-        return SnapshotRequirements(1, self.max_snapshots)
-
-    @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """SGD without momentum, and with weight decay unless `prior_precision` is given."""
-        return default_sgd(self.prior_precision, momentum=0.0)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model, optimizer, an anchor at the weights, and empty storages; see `Posterior.init`.
@@ -186,15 +157,6 @@ class EntropyMCMC(Posterior):
         rows = state.statistics["anchor_snapshots" if index % 2 else "snapshots"]
         with swap_values(params, unflatten(rows[index // 2], params)), eval_mode(state.model):
             yield state.model
-
-    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the model with the weights of a snapshot.
-
-        Raises:
-            RuntimeError: No snapshot was collected.
-        """
-        index = draw_snapshot_index(self.count_stored_snapshots(state), generator, "EntropyMCMC")
-        return self.load_snapshot(state, index)
 
     def _find_anchor_decay(self, group: Mapping[str, Any], num_data: int) -> float:
         """Return the weight decay of the anchors of a parameter group."""

@@ -34,20 +34,17 @@ from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.draw_options import AutoFloat, check_scale
 from flatbayes.posteriors.optimization import (
-    check_temperature,
     default_sgd,
     init_state,
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import Trajectory
-from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd
+from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd
 from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
 from flatbayes.posteriors.snapshots import (
     Storage,
     allocate_snapshots,
-    check_snapshot_options,
     list_cpu_statistics,
 )
 
@@ -94,9 +91,7 @@ class SGHMC(SnapshotSampler):
     def __post_init__(self) -> None:
         if not 0 < self.friction <= 1:
             raise ValueError(f"friction must be above 0 and at most 1 (that is SGLD), got {self.friction}.")
-        check_prior_precision(self.prior_precision)
-        check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
-        check_snapshot_options(self.max_snapshots, self.storage)
+        super().__post_init__()
         check_scale(self.scale)
 
     uses_gradient_only = True

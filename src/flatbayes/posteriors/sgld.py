@@ -35,26 +35,17 @@ from flatbayes.core.tensor_lists import clone_tensors, widen
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.draw_options import AutoFloat, check_scale
 from flatbayes.posteriors.optimization import (
-    check_temperature,
-    default_sgd,
     init_state,
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import Trajectory
 from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
 from flatbayes.posteriors.snapshots import (
     Storage,
     allocate_snapshots,
-    check_snapshot_options,
     list_cpu_statistics,
 )
-
-ZERO_TEMPERATURE_HINT = (
-    "At temperature 0 a sampler has no noise: use MAP for the final weights, SWAG for late iterates."
-)
-"""Added to the message that refuses a temperature."""
 
 Noise = Literal["gaussian", "lattice"]
 """Distribution of the step of a weight: normal, or one of two values."""
@@ -103,17 +94,10 @@ class SGLD(SnapshotSampler):
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be {' or '.join(get_args(Noise))}, got {self.noise!r}.")
-        check_prior_precision(self.prior_precision)
-        check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
-        check_snapshot_options(self.max_snapshots, self.storage)
+        super().__post_init__()
         check_scale(self.scale)
 
     uses_gradient_only = True
-
-    @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """SGD without momentum, and with weight decay unless `prior_precision` is given."""
-        return default_sgd(self.prior_precision, momentum=0.0)
 
     @property
     def trajectory(self) -> Trajectory:

@@ -1,4 +1,4 @@
-"""Base class of samplers whose draws are the stored snapshots of one chain."""
+"""Base class of samplers whose draws are the stored snapshots of their chains."""
 
 import math
 from collections.abc import Iterator
@@ -8,23 +8,42 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from flatbayes.core import State
+from flatbayes.core import OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.tensor_lists import unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat
-from flatbayes.posteriors.optimization import AUTOMATIC_TEMPERATURE, resolve_temperature
+from flatbayes.posteriors.optimization import (
+    AUTOMATIC_TEMPERATURE,
+    check_temperature,
+    default_sgd,
+    resolve_temperature,
+)
 from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import SnapshotRequirements
-from flatbayes.posteriors.snapshots import Storage, add_snapshot, count_stored_snapshots, draw_snapshot_index
+from flatbayes.posteriors.snapshots import (
+    Storage,
+    add_snapshot,
+    check_snapshot_options,
+    count_stored_snapshots,
+    draw_snapshot_index,
+)
+
+ZERO_TEMPERATURE_HINT = (
+    "At temperature 0 a sampler has no noise: use MAP for the final weights, SWAG for late iterates."
+)
+"""Added to the message that refuses a temperature."""
 
 
 class SnapshotSampler(Posterior):
     """A sampler whose draws are the snapshots in a storage of `flatbayes.posteriors.snapshots`.
 
-    A subclass is a dataclass with the fields `temperature`, `max_snapshots`, `storage` and `scale`.
+    A subclass is a dataclass with the fields `prior_precision`, `temperature`, `max_snapshots`, `storage` and, if it
+    does not override `load_snapshot`, `scale`.
     """
 
+    prior_precision: float | None
     temperature: float | None
     max_snapshots: int
     storage: Storage
@@ -33,6 +52,11 @@ class SnapshotSampler(Posterior):
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
 
+    def __post_init__(self) -> None:
+        check_prior_precision(self.prior_precision)
+        check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
+        check_snapshot_options(self.max_snapshots, self.storage)
+
     @property
     def _temperature(self) -> float:
         return resolve_temperature(self.temperature)
@@ -40,6 +64,11 @@ class SnapshotSampler(Posterior):
     def with_automatic_options(self) -> Posterior:
         """Return this sampler, at a low temperature if none is set."""
         return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self  # type: ignore[type-var]
+
+    @property
+    def default_optimizer(self) -> OptimizerFactory:
+        """SGD without momentum, and with weight decay unless `prior_precision` is given."""
+        return default_sgd(self.prior_precision, momentum=0.0)
 
     @property
     def stochastic(self) -> bool:
@@ -75,5 +104,5 @@ class SnapshotSampler(Posterior):
         Raises:
             RuntimeError: No snapshot was collected.
         """
-        index = draw_snapshot_index(count_stored_snapshots(state), generator, type(self).__name__)
+        index = draw_snapshot_index(self.count_stored_snapshots(state), generator, type(self).__name__)
         return self.load_snapshot(state, index)

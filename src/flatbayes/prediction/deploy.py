@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.devices import move_tensor
+from flatbayes.core.input_trees import cast_floating
 from flatbayes.core.linear_head import extract_features
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
@@ -18,7 +19,7 @@ from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.variational_network import find_variational_layers
 from flatbayes.prediction.example_inputs import get_floating_shape, make_example_inputs
-from flatbayes.prediction.inputs import cast_floating, convert_integers
+from flatbayes.prediction.inputs import convert_integers
 from flatbayes.prediction.outputs import CalibratedSummary, PredictiveSummary, SummaryTensors, make_summary
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.varying_layer import StackedLayerNetwork, draw_layer, find_varying_layers

@@ -16,7 +16,6 @@ from flatbayes.core.input_trees import (
     count_examples,
     flatten_tree,
     make_inputs,
-    map_tensors,
     split_examples,
 )
 from flatbayes.core.names import format_count
@@ -205,13 +204,6 @@ def find_nonfinite_rows(predictive: Predictive) -> Tensor:
     while is_finite.ndim > 1:
         is_finite = is_finite.all(-1)
     return (~is_finite).nonzero().flatten()
-
-
-def cast_floating(inputs: Any, dtype: torch.dtype | None) -> Any:
-    """Convert floating-point inputs to the precision of the networks, if they have one; other types stay."""
-    if dtype is None:
-        return inputs
-    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
 
 
 def is_input_tuple(inputs: object, structure: InputStructure) -> bool:

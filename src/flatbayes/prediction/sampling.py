@@ -20,7 +20,7 @@ from flatbayes.core.adapters import check_unmerged
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.devices import has_float64, is_accelerator, move_tensor
 from flatbayes.core.display import format_fields
-from flatbayes.core.input_trees import ModelInputs, map_tensors
+from flatbayes.core.input_trees import ModelInputs, cast_floating, map_tensors
 from flatbayes.core.network_interface import InputStructure, get_interface
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed, spawn_unnamed_seed
@@ -28,7 +28,7 @@ from flatbayes.core.traversal import list_parameters
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
-from flatbayes.prediction.inputs import cast_floating, convert_integers
+from flatbayes.prediction.inputs import convert_integers
 from flatbayes.prediction.placement import autocast, place_batches
 from flatbayes.prediction.training_inputs import TrainingInputs
 

@@ -75,7 +75,6 @@ class NetworkPotential:
         inputs: Tensor,
         targets: Tensor,
         config: ReferenceConfig,
-        num_data: int | None = None,
     ) -> None:
         """Move the weights of the network into one vector.
 
@@ -85,9 +84,8 @@ class NetworkPotential:
             inputs: All training inputs, as the network takes them.
             targets: Their targets.
             config: Options of the density.
-            num_data: Number of labelled examples; by default that of the targets.
         """
-        self.num_data = len(targets) if num_data is None else num_data
+        self.num_data = len(targets)
         self.num_gradients = self.num_calls = 0
         self.residual_sum = 0.0
         self._network, self._loss_fn, self._inputs, self._targets = network, loss_fn, inputs, targets

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
-from flatbayes.reporting.failed_checks import describe_failed_checks
 from flatbayes.reporting.formats import Side, format_interval, format_number, format_side, format_signed, wrap_label
-from flatbayes.reporting.miscalibration import describe_miscalibration
 from flatbayes.reporting.queries import (
     MAX_FLATNESSES_IN_TITLE,
     format_conclusion,
@@ -23,7 +21,12 @@ from flatbayes.reporting.queries import (
     select_family,
     select_runs,
 )
-from flatbayes.reporting.radius import describe_forecast, describe_radii
+from flatbayes.reporting.remarks import (
+    describe_failed_checks,
+    describe_forecast,
+    describe_miscalibration,
+    describe_radii,
+)
 
 if TYPE_CHECKING:  # slow to import
     from rich.table import Table

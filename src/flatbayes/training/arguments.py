@@ -1,20 +1,29 @@
 """Arguments of `fit`: their types, and names, classes and mappings where instances are meant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flatbayes import models
 from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.core.network_interface import OutputSelector
-from flatbayes.data import DataSource, Standardize
+from flatbayes.core.randomness import Stream, make_generator
+from flatbayes.data import DataSource, DataSplits, Standardize, is_array_pair, load_training_splits
 from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction.example_batches import batch_examples, has_tree_items, is_tree_pair
 from flatbayes.prediction.labelled import infer_task
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.network_defaults import choose_config
 from flatbayes.training.warm_start import PretrainedWeights
+
+DATA_ADVICE = (
+    "Pass data splits, a Dataset, a pair (inputs, targets) of tensors, arrays or data frames, or a DataLoader (or "
+    "list) of (inputs, targets) batches"
+)
 
 
 class NetworkOptions(TypedDict, total=False):
@@ -98,6 +107,75 @@ def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
             "flatbayes.data.make_source(path).load(seed=0) for a file or folder."
         )
     return data
+
+
+def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: Any = None, seed: int = 0) -> Any:
+    """Data of `fit` as splits, or as an iterable of batches with a length.
+
+    Pairs of arrays and map-style datasets are read into memory; where inputs are dictionaries or tuples of tensors,
+    batches are made of them as they are. A loader of an iterable-style dataset needs no
+    length.
+
+    Args:
+        data: What the user gave.
+        val: Validation data that the user gave beside it.
+        batch_size: Batch size for an iterable-style dataset, and for inputs that are dictionaries or tuples.
+        likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
+        seed: Seed of the order of batches that are made here.
+
+    Raises:
+        TypeError: They are none of these, or data and validation data are of different kinds.
+        ValueError: They are empty.
+    """
+    if isinstance(data, IterableDataset):
+        data = _batch_stream(data, batch_size)
+    if is_tree_pair(data) or has_tree_items(data):
+        generator = make_generator(Stream.BATCHES, seed)
+        data = batch_examples(data, batch_size, shuffle=True, generator=generator)
+    if isinstance(data, DataSplits):
+        if val is not None:
+            raise TypeError("The splits have a validation split: leave out val, or replace it in the splits.")
+        return data
+    if is_array_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
+        return load_training_splits(data, val, infer_task(likelihood))
+    if isinstance(data, DataLoader):
+        return data
+    if isinstance(data, DataSource):
+        raise TypeError(f"A {type(data).__name__} must be read first: pass {type(data).__name__}(...).load(seed=0).")
+    is_plain = isinstance(data, Tensor | np.ndarray | Mapping | str | bytes | Iterator) or hasattr(data, "columns")
+    if is_plain or not (hasattr(data, "__iter__") and hasattr(data, "__len__")):
+        reason = " can be read only once" if isinstance(data, Iterator) else " is not data to train on"
+        raise TypeError(f"A {type(data).__name__}{reason}. {DATA_ADVICE}.")
+    if len(data) == 0:
+        raise ValueError(f"There are no batches: the {type(data).__name__} is empty. {DATA_ADVICE}.")
+    return data
+
+
+def normalize_validation(val: Any, batch_size: int) -> Iterable[Any]:
+    """Validation data beside a loader, as an iterable of batches.
+
+    Raises:
+        TypeError: It is a pair of arrays, or splits.
+    """
+    if isinstance(val, IterableDataset):
+        return _batch_stream(val, batch_size)
+    if isinstance(val, Dataset) or is_tree_pair(val):
+        return batch_examples(val, batch_size)
+    if isinstance(val, DataSplits | Tensor | np.ndarray | Iterator | str) or is_array_pair(val):
+        raise TypeError(
+            "Beside a loader, val is a loader too, or a list of batches or a dataset that are ready for the model; "
+            f"got a {type(val).__name__}."
+        )
+    return val  # type: ignore[no-any-return]
+
+
+def _batch_stream(dataset: IterableDataset[Any], batch_size: int) -> DataLoader[Any]:
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            "An IterableDataset without a length cannot be divided into epochs of batches: give it __len__, or pass "
+            "DataLoader(dataset, batch_size=...)."
+        )
+    return DataLoader(dataset, batch_size)
 
 
 def resolve_likelihood(likelihood: Any, inferred: Likelihood) -> Likelihood:

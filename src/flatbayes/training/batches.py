@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.accelerators import get_free_memory
-from flatbayes.core.input_trees import split_batch
+from flatbayes.core.input_trees import cast_integers, split_batch
 from flatbayes.core.names import format_count
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, spawn_seeds
 from flatbayes.data import LazyImages
 from flatbayes.likelihoods import Likelihood
-from flatbayes.training.loader_pass import convert_integers
 
 MAX_DEVICE_MEMORY_FRACTION = 0.5
 
@@ -269,7 +268,7 @@ class LoaderBatches:
             if count == self.num_batches:
                 break
             inputs, targets = split_batch(batch)
-            inputs = convert_integers(inputs) if self.converts_integers else inputs
+            inputs = cast_integers(inputs) if self.converts_integers else inputs
             yield inputs, targets if self.likelihood is None else self.likelihood.prepare_targets(targets)
             count += 1
         if count < self.num_batches:

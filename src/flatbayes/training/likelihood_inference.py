@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels, slice_examples, split_batch
+from flatbayes.core.input_trees import (
+    MULTI_LABEL_ADVICE,
+    cast_integers,
+    holds_several_labels,
+    slice_examples,
+    split_batch,
+)
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
@@ -17,7 +23,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
 from flatbayes.training.initial_noise import start_at_residuals
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import convert_integers, format_empty_loader
+from flatbayes.training.loader_pass import format_empty_loader
 from flatbayes.training.model_builder import ModelFactory, make_adapted_builder, make_model_builder
 
 ADVICE = (
@@ -121,7 +127,7 @@ def count_outputs(model: nn.Module | ModelFactory, inputs: Any, output: OutputSe
     )
     network = build().eval()
     errors = list[Exception]()
-    for candidate in (inputs, convert_integers(inputs)):  # as `check_loader_inputs` converts them
+    for candidate in (inputs, cast_integers(inputs)):  # as `check_loader_inputs` converts them
         with torch.no_grad():
             try:
                 return int(network(cast_inputs(network, candidate))[0].numel())

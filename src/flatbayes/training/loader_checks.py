@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import set_training_mode
-from flatbayes.core.input_trees import ModelInputs, count_examples, map_tensors, slice_examples
+from flatbayes.core.input_trees import ModelInputs, cast_integers, count_examples, map_tensors, slice_examples
 from flatbayes.core.names import format_count
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData
 from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import convert_integers
-from flatbayes.training.loader_size import predict_last_size
+from flatbayes.training.loader_pass import predict_last_size
 from flatbayes.training.run_factory import RunFactory
 
 
@@ -50,7 +49,7 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
         sample = smallest[:1] if isinstance(smallest, Tensor) else slice_examples(inputs, slice(1))
         _check_batch_of_one(
             network,
-            convert_integers(sample) if converts else sample,
+            cast_integers(sample) if converts else sample,
             f"Make the loader with drop_last=True, another batch_size{_advise_steps(accumulation_steps)}",
         )
     return factory
@@ -87,7 +86,7 @@ def _needs_conversion(network: nn.Module, inputs: Tensor) -> bool:
         return False  # other errors are not about dtypes, and training raises them
     if any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in network.modules()):
         return False
-    return _find_error(network, cast_inputs(network, convert_integers(inputs))) is None
+    return _find_error(network, cast_inputs(network, cast_integers(inputs))) is None
 
 
 def _check_batch_of_one(network: nn.Module, inputs: ModelInputs, advice: str) -> None:

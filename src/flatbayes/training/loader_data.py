@@ -14,7 +14,7 @@ from torch.utils.data import DistributedSampler, IterableDataset
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import count_examples, map_tensors, slice_examples, split_batch
+from flatbayes.core.input_trees import cast_integers, count_examples, map_tensors, slice_examples, split_batch
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
@@ -31,7 +31,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group, get_process_layout
 from flatbayes.training.fabric import Fabric, SingleDevice
-from flatbayes.training.loader_pass import LoaderPass, convert_integers, read_pass, select_labelled
+from flatbayes.training.loader_pass import LoaderPass, read_pass, select_labelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,13 +174,13 @@ class LoaderData(TrainingData):
         likelihood = self.infer_likelihood()
         inputs, targets = split_batch(batch)
         inputs, targets = select_labelled(likelihood, inputs, likelihood.prepare_targets(targets))
-        return convert_integers(inputs) if self.converts_integers else inputs, targets
+        return cast_integers(inputs) if self.converts_integers else inputs, targets
 
     @property
     def example_batch(self) -> tuple[Any, Tensor]:
         """The beginning of the first batch."""
         inputs, targets = self.loader_pass.example_batch
-        inputs = convert_integers(inputs) if self.converts_integers else inputs
+        inputs = cast_integers(inputs) if self.converts_integers else inputs
         return slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), targets[:NUM_CHECK_EXAMPLES]
 
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
@@ -189,7 +189,7 @@ class LoaderData(TrainingData):
             set_epoch(self.loader, 0)
             batches = islice(iter(self.loader), config.collection.num_norm_batches)
             inputs = [split_batch(batch)[0] for batch in batches]
-        inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
+        inputs = [cast_integers(batch) for batch in inputs] if self.converts_integers else inputs
         return [batch for batch in inputs if count_examples(batch) > 1] or inputs
 
     @cached_property

@@ -1,27 +1,18 @@
-"""A pass over a user's loader before training, which counts the labelled examples and checks the batches."""
+"""Number of examples of a loader: from a pass before training, which checks the batches, or from its samplers."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
-from flatbayes.core.input_trees import count_examples, split_batch
-from flatbayes.core.randomness import Stream, make_generator
-from flatbayes.data import DataSource, DataSplits, is_array_pair, load_training_splits
+from flatbayes.core.input_trees import count_examples, slice_examples, split_batch
+from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Likelihood
-from flatbayes.prediction.example_batches import batch_examples, has_tree_items, is_tree_pair
-from flatbayes.prediction.labelled import infer_task
-
-DATA_ADVICE = (
-    "Pass data splits, a Dataset, a pair (inputs, targets) of tensors, arrays or data frames, or a DataLoader (or "
-    "list) of (inputs, targets) batches"
-)
+from flatbayes.training.batches import LoaderBatches
 
 
 @dataclass(frozen=True)
@@ -41,85 +32,6 @@ class LoaderPass:
     smallest_inputs: Any
 
 
-def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: Any = None, seed: int = 0) -> Any:
-    """Data of `fit` as splits, or as an iterable of batches with a length.
-
-    Pairs of arrays and map-style datasets are read into memory; where inputs are dictionaries or tuples of tensors,
-    batches are made of them as they are. A loader of an iterable-style dataset needs no
-    length.
-
-    Args:
-        data: What the user gave.
-        val: Validation data that the user gave beside it.
-        batch_size: Batch size for an iterable-style dataset, and for inputs that are dictionaries or tuples.
-        likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
-        seed: Seed of the order of batches that are made here.
-
-    Raises:
-        TypeError: They are none of these, or data and validation data are of different kinds.
-        ValueError: They are empty.
-    """
-    if isinstance(data, IterableDataset):
-        data = _batch_stream(data, batch_size)
-    if is_tree_pair(data) or has_tree_items(data):
-        generator = make_generator(Stream.BATCHES, seed)
-        data = batch_examples(data, batch_size, shuffle=True, generator=generator)
-    if isinstance(data, DataSplits):
-        if val is not None:
-            raise TypeError("The splits have a validation split: leave out val, or replace it in the splits.")
-        return data
-    if is_array_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
-        return load_training_splits(data, val, infer_task(likelihood))
-    if isinstance(data, DataLoader):
-        return data
-    if isinstance(data, DataSource):
-        raise TypeError(f"A {type(data).__name__} must be read first: pass {type(data).__name__}(...).load(seed=0).")
-    is_plain = isinstance(data, Tensor | np.ndarray | Mapping | str | bytes | Iterator) or hasattr(data, "columns")
-    if is_plain or not (hasattr(data, "__iter__") and hasattr(data, "__len__")):
-        reason = " can be read only once" if isinstance(data, Iterator) else " is not data to train on"
-        raise TypeError(f"A {type(data).__name__}{reason}. {DATA_ADVICE}.")
-    if len(data) == 0:
-        raise ValueError(f"There are no batches: the {type(data).__name__} is empty. {DATA_ADVICE}.")
-    return data
-
-
-def normalize_validation(val: Any, batch_size: int) -> Iterable[Any]:
-    """Validation data beside a loader, as an iterable of batches.
-
-    Raises:
-        TypeError: It is a pair of arrays, or splits.
-    """
-    if isinstance(val, IterableDataset):
-        return _batch_stream(val, batch_size)
-    if isinstance(val, Dataset) or is_tree_pair(val):
-        return batch_examples(val, batch_size)
-    if isinstance(val, DataSplits | Tensor | np.ndarray | Iterator | str) or is_array_pair(val):
-        raise TypeError(
-            "Beside a loader, val is a loader too, or a list of batches or a dataset that are ready for the model; "
-            f"got a {type(val).__name__}."
-        )
-    return val  # type: ignore[no-any-return]
-
-
-def _batch_stream(dataset: IterableDataset[Any], batch_size: int) -> DataLoader[Any]:
-    if not hasattr(dataset, "__len__"):
-        raise TypeError(
-            "An IterableDataset without a length cannot be divided into epochs of batches: give it __len__, or pass "
-            "DataLoader(dataset, batch_size=...)."
-        )
-    return DataLoader(dataset, batch_size)
-
-
-def convert_integers(inputs: Any) -> Any:
-    """Inputs with tensors of integers as floating numbers of the default dtype."""
-
-    def convert(leaf: Any) -> Any:
-        is_integer = isinstance(leaf, Tensor) and not (leaf.is_floating_point() or leaf.is_complex())
-        return leaf.to(torch.get_default_dtype()) if is_integer else leaf
-
-    return tree_map(convert, inputs)
-
-
 def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
     """The examples of a batch that have a target.
 
@@ -131,9 +43,7 @@ def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tup
     is_labelled = likelihood.find_labelled(targets)
     if is_labelled is None or bool(is_labelled.all()):
         return inputs, targets
-    return tree_map(lambda leaf: leaf[is_labelled] if isinstance(leaf, Tensor) else leaf, inputs), targets[
-        is_labelled
-    ]
+    return slice_examples(inputs, is_labelled), targets[is_labelled]
 
 
 def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool = False) -> LoaderPass:
@@ -179,3 +89,69 @@ def format_empty_loader(loader: Iterable[Any]) -> str:
         f"The loader gives no batch{drops}. Use a smaller batch_size or drop_last=False, or check that the data are "
         "not empty or exhausted."
     )
+
+
+def count_loader_examples(loader: Any, num_processes: int = 1, num_batches: int | None = None) -> int | None:
+    """Number of examples that a pass over a loader gives, of all processes together.
+
+    Args:
+        loader: A `DataLoader`.
+        num_processes: Processes that train together; each has a share of the examples if the sampler is distributed.
+        num_batches: Number of batches in an epoch of each process, if that may be fewer than all.
+
+    Returns:
+        The number; None for other loaders, and for data sets or samplers without a length.
+    """
+    sampler, size, drop_last = _describe_batches(loader)
+    is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    examples = loader.dataset if is_stream else sampler
+    if size is None or not isinstance(examples, Sized):
+        return None if is_stream else _count_batch_sampler(loader)
+    try:
+        count = len(examples)
+    except TypeError:  # a subclass of a class with a length
+        return None
+    count = count // size * size if drop_last else count
+    is_distributed = isinstance(sampler, DistributedSampler)
+    num_shares = num_processes if is_distributed else 1
+    if num_batches is not None:
+        is_split = num_processes > 1 and not is_distributed  # into whole batches
+        count = min(count, num_batches * size * (num_processes if is_split else 1))
+    if isinstance(sampler, DistributedSampler) and isinstance(sampler.dataset, Sized):
+        return min(count * num_shares, len(sampler.dataset))  # some examples may be repeated
+    return count
+
+
+def predict_last_size(loader: Any) -> int | None:
+    """Size of the last batch of a loader with a batch size; None if that is unknown."""
+    sampler, size, drop_last = _describe_batches(loader)
+    if drop_last or size is None or not isinstance(sampler, Sized):
+        return None
+    try:
+        return len(sampler) % size or size
+    except TypeError:
+        return None
+
+
+def _describe_batches(loader: Any) -> tuple[Any, int | None, bool]:
+    """Sampler of examples, batch size, and whether a smaller last batch is left out; no size for other samplers."""
+    batch_sampler: Any = getattr(loader, "batch_sampler", None)
+    while hasattr(batch_sampler, "batch_sampler"):  # the share of a process in accelerate
+        batch_sampler = batch_sampler.batch_sampler
+    if type(batch_sampler) is BatchSampler:
+        return batch_sampler.sampler, batch_sampler.batch_size, batch_sampler.drop_last
+    return getattr(loader, "sampler", None), None, False
+
+
+def _count_batch_sampler(loader: Any) -> int | None:
+    """Sum of the sizes of the batches of indices of a batch sampler of the user's."""
+    batch_sampler: Any = getattr(loader, "batch_sampler", None)
+    if not isinstance(batch_sampler, Sized) or not isinstance(batch_sampler, Iterable):
+        return None
+    batches = LoaderBatches(loader)
+    random_state = batches.state_dict()
+    try:
+        with preserve_rng(None):
+            return sum(len(indices) for indices in batch_sampler)
+    finally:
+        batches.load_state_dict(random_state)

@@ -117,8 +117,7 @@ def train_members(
                 by_name = train_group(users_setups[0].factory, run, session, callback, recording)
                 outcomes = [by_name[branch.name] for branch in run.branches]
             except KeyboardInterrupt as stop:
-                number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-                raise make_interrupted(users_setups[0], results[users[0]], run, session, members, number) from None
+                raise make_interrupted(stop, users_setups[0], results[users[0]], run, session) from None
             except Exception as error:
                 if error is not run.leader.error and not isinstance(error, RuntimeError | ValueError):
                     raise  # such as a full disk, which concerns the other fits too
@@ -157,22 +156,20 @@ def restore_outcomes(
 
 
 def make_interrupted(
+    stop: KeyboardInterrupt,
     setup: TrainingSetup,
     results: Sequence[GroupResult],
     run: TrainingRun,
     session: Session,
-    members: Sequence[int],
-    signal_number: int,
 ) -> KeyboardInterrupt:
     """The interruption of a run, with what was fitted so far.
 
     Args:
+        stop: What ended the run; its argument is the number of the signal, if it was not SIGINT.
         setup: The fit.
         results: Results of the earlier runs.
         run: The run.
         session: Its session.
-        members: Its members.
-        signal_number: The signal.
     """
     states = [state for result in results for state in result.states] or run.states
     if not states:
@@ -183,19 +180,20 @@ def make_interrupted(
             finalize_states(setup.factory, setup.factory.posterior, states, session)
         except Exception as error:  # the caller must still learn of the interruption
             missing = str(error)
+    status, members = run.status, run.status.progress.members
     trained = (
         f"member {members[0] + 1} of {setup.factory.posterior.num_members}"
         if len(members) == 1
         else f"{len(members)} vectorized members"
     )
-    status = run.status
     place = (
         f"after {status.completed_epochs} of {format_count(run.config.num_epochs, 'epoch')} of {trained}, after step "
         f"{status.progress.step} of {status.progress.total_steps}"
     )
     resume_step = session.manager.find_latest_step(session.run_index)
     missing = missing or _find_obstacle(setup, states[0])
-    return Interrupted(place, setup.make_fitted(states, interrupted=place), resume_step, missing, signal_number)
+    number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
+    return Interrupted(place, setup.make_fitted(states, interrupted=place), resume_step, missing, number)
 
 
 def _find_obstacle(setup: TrainingSetup, state: State) -> str:

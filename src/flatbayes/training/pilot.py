@@ -8,7 +8,6 @@ the end of the best training is the result, so that nothing is trained twice.
 """
 
 import math
-import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,8 +217,7 @@ class Pilot:
                     raise
                 failure = error
             except KeyboardInterrupt as stop:
-                number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-                raise make_interrupted(self.setups[0], [], run, session, self.members, number) from None
+                raise make_interrupted(stop, self.setups[0], [], run, session) from None
         status = run.status
         best = score if score is None or status.best is None else min(score, status.best.val_nll)
         outcome = self.outcomes[candidate] = PilotOutcome(

@@ -16,7 +16,7 @@ from flatbayes.data.splits import check_split_values
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
-from flatbayes.training.arguments import resolve_likelihood
+from flatbayes.training.arguments import normalize_data, normalize_validation, resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
@@ -24,7 +24,6 @@ from flatbayes.training.input_scale import keep_token_ids, match_input_scale
 from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import normalize_data, normalize_validation
 from flatbayes.training.model_builder import (
     OUTPUT_ARGUMENTS,
     ModelFactory,

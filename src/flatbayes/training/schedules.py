@@ -231,7 +231,7 @@ def get_automatic_snapshots_per_epoch(epochs: float, start_fraction: float) -> i
         epochs: Number of epochs, which may be a fraction.
         start_fraction: Fraction of training before the first snapshot.
     """
-    return max(1, math.ceil(MIN_SNAPSHOTS / (epochs * (1 - start_fraction))))
+    return max(1, math.ceil(round(MIN_SNAPSHOTS / (epochs * (1 - start_fraction)), 6)))  # 1 - 0.9 is below 0.1
 
 
 def select_evenly_spaced_epochs(epochs: int, num_selected: int) -> set[int]:

@@ -1,10 +1,12 @@
-"""Sentences that name the posteriors of a comparison that are over- or underconfident beyond chance."""
+"""Lines below the table of a comparison: miscalibration, failed self-checks, chosen radii, and a forecast."""
 
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
 from typing import Literal
 
+from flatbayes.core.names import format_count
+from flatbayes.diagnostics.flatness_forecast import forecast_from_history
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.metrics import CoverageCurve, ReliabilityBins
@@ -82,6 +84,66 @@ def describe_miscalibration(results: ComparisonResult) -> str:
         else:
             entries += [f"{posterior}, {name}, {value.direction} ({value.text})" for name, value in bad.items()]
     return f"Badly calibrated: {'; '.join(entries)}." if entries else ""
+
+
+def describe_failed_checks(results: ComparisonResult) -> str:
+    """A line for every check that failed in half of the runs of a posterior, with one of its messages; else empty.
+
+    Args:
+        results: The results.
+    """
+    posteriors_by_check: dict[str, list[str]] = {}
+    messages: dict[str, str] = {}
+    for posterior in dict.fromkeys(run.posterior for run in results.runs):
+        runs = [run for flat in (False, True) for run in queries.select_runs(results, posterior, flat)]
+        for name in dict.fromkeys(name for run in runs for name in run.failed_checks):
+            failed = [run for run in runs if name in run.failed_checks]
+            if 2 * len(failed) >= len(runs):
+                count = f"{len(failed)} of {format_count(len(runs), 'run')}"
+                posteriors_by_check.setdefault(name, []).append(f"{posterior} ({count})")
+                messages.setdefault(name, failed[0].failed_checks[name])
+    return "\n".join(
+        f"Check {name} failed: {', '.join(posteriors)}; such as: {messages[name]}."
+        for name, posteriors in posteriors_by_check.items()
+    )
+
+
+def describe_radii(results: ComparisonResult) -> str:
+    """A line with the radii of every posterior, by seed; empty if none was chosen on validation data.
+
+    Args:
+        results: The results.
+    """
+    texts, num_zero, num_runs = [], 0, 0
+    name = ""
+    for posterior in dict.fromkeys(run.posterior for run in results.runs):
+        records = [run.radius for run in queries.select_runs(results, posterior, True) if run.radius]
+        values = [value for record in records if isinstance(value := record.get("value"), int | float)]
+        if values:
+            name = str(records[0].get("name", "rho"))
+            texts.append(f"{posterior} {', '.join(f'{value:g}' for value in values)}")
+            num_zero, num_runs = num_zero + sum(value == 0 for value in values), num_runs + len(values)
+    if not texts:
+        return ""
+    note = f" In {num_zero} of {format_count(num_runs, 'run')} flatness does not pay." if num_zero else ""
+    return f"{name} chosen on validation data, by seed: {'; '.join(texts)}.{note}"
+
+
+def describe_forecast(results: ComparisonResult) -> str:
+    """The forecast from the plain run whose rise is the median of all plain runs; empty without a validation history.
+
+    Args:
+        results: The results.
+    """
+    forecasts = [
+        forecast
+        for posterior in dict.fromkeys(run.posterior for run in results.runs)
+        for run in queries.select_runs(results, posterior, False)
+        if run.history is not None and (forecast := forecast_from_history(run.history.val_nll)) is not None
+    ]
+    if not forecasts:
+        return ""
+    return f"Forecast: {sorted(forecasts, key=lambda forecast: forecast.rise)[len(forecasts) // 2].text}"
 
 
 def _measure_run(run: RunResult) -> tuple[float, float, int] | None:
