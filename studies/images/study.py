@@ -102,7 +102,7 @@ class Setting:
 
     @property
     def level(self) -> str:
-        """Which layers are trained, one of `LEVELS`."""
+        """Which layers are trained: `head`, `block` or `all`."""
         return "all" if self.is_default else self.trained
 
     @property
