@@ -145,6 +145,28 @@ def test_an_interval_has_the_numbers_whose_score_is_at_most_the_threshold(score,
     assert torch.equal(intervals.size, intervals.upper - intervals.lower)
 
 
+@pytest.mark.parametrize("score", NUMBER_SCORES, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_targets_that_tie_with_the_threshold_are_inside(score, dtype):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        mean, std = torch.rand(2, generator=generator).tolist()
+        targets = torch.randint(0, 5, (99,), generator=generator).to(dtype)
+        predictive = GaussianPredictive(*(torch.full((1, 99), v, dtype=dtype) for v in (mean, 0.1 + std)))
+        predictor = fit_conformal(predictive, targets, score, level=0.8)
+        is_inside = score.compute_scores(predictive, targets, 0.8) <= predictor.thresholds["all"].values[0]
+        assert torch.equal(predictor.predict(predictive).contains(targets), is_inside)
+        assert is_inside.sum() >= 80
+
+
+def test_an_infinite_threshold_contains_everything_also_without_a_standard_deviation():
+    zeros = torch.zeros(1, 2, dtype=torch.float64)
+    predictive = GaussianPredictive(zeros, zeros.index_fill(1, torch.tensor([1]), 1.0))
+    for threshold, expected in ((math.inf, [True, True]), (-math.inf, [False, False])):
+        region = NormalizedResidual().predict_region(predictive, torch.tensor([[threshold]]).double(), 0.9)
+        assert region.contains(torch.tensor([3.0, 3.0])).tolist() == expected
+
+
 def test_conformal_quantile_intervals_may_shrink_below_those_of_the_posterior_and_be_empty():
     predictive = Gaussian().predictive([torch.zeros(20, 2)])
     lower, upper = predictive.interval(0.8)
