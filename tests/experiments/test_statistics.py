@@ -83,6 +83,12 @@ def test_the_type_1_error_is_at_most_its_level(num_seeds, monkeypatch):
         assert sum(verdicts) <= (0 if num_seeds == 2 else 20), name  # 7.5 expected, standard deviation 2.7
 
 
+@pytest.mark.parametrize(("plain", "flat"), [([], []), ([0.1], [0.1, 0.2]), ([0.1, math.nan], [0.2, 0.3])])
+def test_values_that_are_no_pairs_are_refused(plain, flat):
+    with pytest.raises(ValueError, match="finite value of plain and of flat training for each seed"):
+        compare_pairs(plain, flat, higher_is_better=True)
+
+
 def test_p_value_and_effect_are_those_of_the_paired_t_test():
     from scipy.stats import ttest_rel
 
