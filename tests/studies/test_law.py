@@ -56,6 +56,10 @@ def test_outcomes_follow_the_interval(interval, outcome):
     assert make_twin("a", 1.0, 0.05, interval=interval).outcome == outcome
 
 
+def test_several_seeds_without_an_interval_are_a_tie():
+    assert make_twin("a", 1.0, 0.05, num_seeds=2).outcome == "tie"
+
+
 def test_means_are_over_data_sets_without_ties():
     pair = [make_twin("a", 1.0, 0.1), make_twin("a", 1.0, 0.1), make_twin("b", 1.0, 0.1)]
     assert model.average_by_data(pair, np.array([1.0, np.nan, 0.0])).tolist() == [1.0, 0.0]
