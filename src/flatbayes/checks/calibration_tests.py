@@ -6,7 +6,8 @@ K(s) = sum_i log sum_c p_i(c)^(1 - s), and its maximum likelihood estimate is te
 of the signed root of the likelihood ratio with the saddlepoint correction of Lugannani and Rice (Advances in Applied
 Probability 1980) in the form of Barndorff-Nielsen (Biometrika 1986), which is accurate in the tails and for few
 examples. Nearly uniform predictions may have their estimate beyond the range of temperatures: the p-value is then
-that of the score test, (S - K'(0)) / sqrt(K''(0)). For numbers the alternative is the family of standard deviations times a factor, whose test is exact.
+that of the score test, (S - K'(0)) / sqrt(K''(0)). For numbers the alternative is the family of standard deviations
+times a factor, whose test is exact.
 """
 
 import math
