@@ -63,7 +63,7 @@ class Twin:
 
     @property
     def outcome(self) -> Literal["flat", "plain", "tie"]:
-        """The winner, by the interval of the gain; with one seed by its sign, with several without an interval a tie."""
+        """The winner, by the interval of the gain; without one by the sign of one seed, and a tie of several."""
         low, high = self.interval or ((self.gain, self.gain) if self.num_seeds == 1 else (-math.inf, math.inf))
         return "flat" if low > 0 else "plain" if high < 0 else "tie"
 

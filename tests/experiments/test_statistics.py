@@ -97,6 +97,7 @@ def test_p_value_and_effect_are_those_of_the_paired_t_test():
     assert pair.p_value == pytest.approx(ttest_rel(flat, plain).pvalue, rel=1e-10)
     assert pair.effect_size == pytest.approx(-ttest_rel(flat, plain).statistic / math.sqrt(5), rel=1e-10)
     assert (pair.num_flat_better, pair.num_plain_better) == (4, 1)
+    assert compare_pairs(plain, flat, higher_is_better=True).effect_size == -pair.effect_size
     assert compare_pairs(plain, plain, higher_is_better=False).p_value == 1.0
 
 
