@@ -18,7 +18,7 @@ from flatbayes.calibration import (
     conformal_rank,
     fit_conformal,
 )
-from flatbayes.calibration.quantiles import hash_to_uniforms, required_examples
+from flatbayes.calibration.quantiles import hash_to_uniforms, required_examples, sample_coverage_interval
 from flatbayes.calibration.scores import adaptive_scores, interval_residuals, normalized_residuals
 from flatbayes.likelihoods import CategoricalPredictive, Gaussian, GaussianPredictive
 
@@ -75,6 +75,16 @@ def test_the_quantile_is_an_order_statistic_and_infinite_for_few_scores():
     assert by_target.tolist() == [5.0, -2.0]
     with pytest.raises(ValueError, match="1 score of calibration examples is NaN"):
         conformal_quantile(torch.tensor([1.0, math.nan]), 0.5)
+
+
+def test_the_range_of_an_observed_coverage_is_beta_binomial():
+    assert sample_coverage_interval(8, 5, 0.9, 0.95) == (1.0, 1.0)  # too few calibration examples: everything
+    assert sample_coverage_interval(9, 0, 0.9, 0.95) == (0.0, 1.0)
+    # Of 9 scores the largest is the threshold: P(k of m) ~ (k + 1) ... (k + 8).
+    weights = [math.prod(range(k + 1, k + 9)) for k in range(21)]
+    cumulated = [sum(weights[: k + 1]) / sum(weights) for k in range(21)]
+    ends = [next(k for k in range(21) if cumulated[k] >= p) / 20 for p in (0.025, 0.975)]
+    assert sample_coverage_interval(9, 20, 0.9, 0.95) == tuple(ends)
 
 
 def test_scores_of_classes_by_hand():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flatbayes.diagnostics import flatness_forecast
 from studies.law import model, twins
 from studies.law.figure import draw_figure
 from studies.law.page import END, START, update_page
@@ -65,6 +66,16 @@ def test_means_are_over_data_sets_without_ties():
     assert model.average_by_data(pair, np.array([1.0, np.nan, 0.0])).tolist() == [1.0, 0.0]
     assert model.bootstrap_mean(np.array([1.0, 0.0, np.nan])) == (0.0, 1.0)
     assert model.bootstrap_mean(np.array([0.5, 0.5])) == (0.5, 0.5)
+    equal = [make_twin("a", 1.0, 0.0)] * 2
+    assert model.score_right(equal, [0.5, 0.4]).tolist() == [0.0, 1.0]  # no gain is no win
+
+
+def test_features_have_the_floor_of_the_forecast():
+    assert model.FLOORS["rise"] == flatness_forecast.MIN_RISE
+    rule, forecast = model.Rule(("rise",), 2.64, (1.11,)), flatness_forecast.forecast_flatness
+    for rise in (0.0, 5e-4, 0.1):
+        expected = forecast(val_nll=rise, lowest_val_nll=0.0).probability
+        assert rule.predict([make_twin("a", 2 * rise, 0.1)]) == [pytest.approx(expected)]
 
 
 def test_readers_pair_seeds_and_use_the_chosen_radius(tmp_path):
@@ -99,6 +110,30 @@ def test_the_radius_is_chosen_on_validation_examples_from_values_above_0(tmp_pat
     (twin,) = twins.read_all(tmp_path, {})
     assert twin.gain == pytest.approx(0.1)  # of radius 1, although 0.1 is better on test examples
     assert twin.rise == pytest.approx(0.2)
+
+
+def test_twins_with_default_options_have_the_history_of_plain_training(tmp_path):
+    history = {"last_loss": 0.1, "val_nll": 0.9, "lowest_val_nll": 0.7}
+    records = {
+        "MAP plain": {"history": history, "val": {"nll": 0.8}, "metrics": {"nll": 0.6}},
+        "MAP fixed": {"metrics": {"nll": 0.5}},
+        "SWAG plain": {"history": history, "val": {"nll": None}, "metrics": {"nll": 0.6}},
+        "SWAG fixed": {"metrics": {"nll": 0.5}},  # left out: there is no validation NLL
+    }
+    jobs = [{"task": task, "train": 20, "records": records} for task in ("a", "b")]
+    (tmp_path / "defaults-after.json").write_text(json.dumps({"jobs": jobs}))
+    (tmp_path / "radius-forecast.json").write_text(json.dumps({"a": {"error": "diverged", "num_weights": 50}}))
+    first, second = twins.read_all(tmp_path, {})
+    assert (first.data, first.method, first.radius, first.num_seeds, first.outcome) == (
+        "a",
+        "MAP",
+        "fixed",
+        1,
+        "flat",
+    )
+    assert (first.plain_nll, first.flat_nll, first.train_loss) == (0.6, 0.5, 0.1)
+    assert (first.gap, first.rise, first.weights_per_example) == (pytest.approx(0.7), pytest.approx(0.2), 2.5)
+    assert (second.data, second.weights_per_example) == ("b", None)
 
 
 def test_summary_figure_and_page_hold_together(separable, tmp_path):
