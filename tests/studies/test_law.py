@@ -136,6 +136,21 @@ def test_twins_with_default_options_have_the_history_of_plain_training(tmp_path)
     assert (second.data, second.weights_per_example) == ("b", None)
 
 
+def test_comparisons_have_the_gain_of_flat_over_plain_by_seed(tmp_path):
+    nlls = {("Plain", 0): 0.9, ("Plain", 1): 0.7, ("Plain", 2): None, ("Plain", 3): 5.0}
+    nlls |= {("SAM(rho=0.1)", 0): 0.4, ("SAM(rho=0.1)", 1): 0.6, ("SAM(rho=0.1)", 2): 0.1}
+    runs = [
+        {"posterior": "SWAG", "flatness": flatness, "seed": seed, "metrics": {"nll": nll}}
+        for (flatness, seed), nll in nlls.items()
+    ]
+    (tmp_path / "uci-energy.json").write_text(json.dumps({"runs": runs}))
+    features = dict.fromkeys(twins.FEATURES, 0.5)
+    (twin,) = twins.read_all(tmp_path, {"uci-energy": features})
+    assert (twin.study, twin.data, twin.method, twin.num_seeds) == ("uci", "energy", "SWAG", 2)
+    assert (twin.plain_nll, twin.flat_nll) == (pytest.approx(0.8), pytest.approx(0.5))
+    assert not list(twins.read_all(tmp_path, {}))  # without features
+
+
 def test_summary_figure_and_page_hold_together(separable, tmp_path):
     rules = {name: model.RULES[name] for name in ("gap", "weights per example")}
     tuned = make_twin("cifar10", 1.0, -0.1, study="images")
