@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import beta, betabinom, binom, kstest
@@ -18,7 +19,7 @@ from flatbayes.calibration import (
     conformal_rank,
     fit_conformal,
 )
-from flatbayes.calibration.quantiles import hash_to_uniforms, required_examples, sample_coverage_interval
+from flatbayes.calibration.quantiles import _mix, hash_to_uniforms, required_examples, sample_coverage_interval
 from flatbayes.calibration.scores import adaptive_scores, interval_residuals, normalized_residuals
 from flatbayes.likelihoods import CategoricalPredictive, Gaussian, GaussianPredictive
 
@@ -105,6 +106,12 @@ def test_scores_of_numbers_by_hand():
     assert normalized_residuals(*torch.tensor([[1.0, 2.0], [0.5, 0.0], [0.0, 2.0]])).tolist() == [2.0, 0.0]
     lower, upper = torch.tensor([0.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 2.0])
     assert interval_residuals(lower, upper, torch.tensor([-1.0, 0.5, 5.0])).tolist() == [1.0, -0.5, 3.0]
+
+
+def test_the_hash_is_that_of_splitmix64():
+    golden = 0x9E3779B97F4A7C15  # the generator adds it to its state before each output; these are the first two
+    outputs = _mix(np.array([0, golden], dtype=np.uint64))
+    assert list(map(int, outputs)) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
 def test_random_numbers_are_uniform_and_depend_on_the_prediction_and_the_seed_only():

@@ -99,6 +99,7 @@ def test_p_value_and_effect_are_those_of_the_paired_t_test():
     assert (pair.num_flat_better, pair.num_plain_better) == (4, 1)
     assert compare_pairs(plain, flat, higher_is_better=True).effect_size == -pair.effect_size
     assert compare_pairs(plain, plain, higher_is_better=False).p_value == 1.0
+    assert compare_pairs(plain, plain, higher_is_better=False).interval == (0.0, 0.0)
 
 
 def test_the_coverage_of_bootstrap_intervals_is_their_level():
@@ -110,6 +111,8 @@ def test_the_coverage_of_bootstrap_intervals_is_their_level():
     assert bootstrap_interval(samples[0]) == bootstrap_interval(samples[0])
     assert bootstrap_interval([1.0] * 20) is None
     assert bootstrap_interval([1.0, 2.0, 3.0]) is None
+    assert bootstrap_interval(samples[0][:9]) is None
+    assert bootstrap_interval(samples[0][:10]) is not None
 
 
 def test_holm_is_between_no_correction_and_bonferroni():

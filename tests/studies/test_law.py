@@ -11,7 +11,7 @@ from flatbayes.diagnostics import flatness_forecast
 from studies.law import model, twins
 from studies.law.figure import draw_figure
 from studies.law.page import END, START, update_page
-from studies.law.summary import summarize
+from studies.law.summary import measure_recovered, summarize
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -68,6 +68,16 @@ def test_means_are_over_data_sets_without_ties():
     assert model.bootstrap_mean(np.array([0.5, 0.5])) == (0.5, 0.5)
     equal = [make_twin("a", 1.0, 0.0)] * 2
     assert model.score_right(equal, [0.5, 0.4]).tolist() == [0.0, 1.0]  # no gain is no win
+
+
+def test_recovered_parts_are_quartiles_over_data_sets():
+    pairs = [
+        make_twin(name, 2.0, gain) for name, gain in (("a", 0.1), ("a", 0.3), ("b", 0.4), ("c", 0.8), ("d", 1.0))
+    ]
+    low = make_twin("e", 0.1, 9.0)  # a rise of 0.05 is below the threshold
+    assert measure_recovered([*pairs, low], "rise", 0.5) == pytest.approx(
+        {"lower_quartile": 0.35, "median": 0.6, "upper_quartile": 0.85, "data_sets": 4}
+    )
 
 
 def test_features_have_the_floor_of_the_forecast():
