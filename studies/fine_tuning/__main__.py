@@ -123,7 +123,7 @@ def render_setting(setting: Mapping[str, Any]) -> str:
     lines += ["", "Bold: the better mean, where the 95 % interval of the paired difference excludes 0."]
     if p_values:
         lines[-1] += (
-            f" After Holm's correction over all {len(rows)} comparisons of this table, flat is better in "
+            f" After Holm's correction over all {len(rows)} comparisons of this setting, flat is better in "
             f"{counts['flat']} and plain in {counts['plain']} (smallest p {min(p_values):.2g})."
         )
     return "\n".join(lines)

@@ -192,8 +192,10 @@ def _format_size(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> s
     if row["flat"] >= row["plain"]:
         return f"fewer than {row['size']:,}"
     keys = ("trained", "posterior")
-    largest = max(other["size"] for other in rows if all(other[key] == row[key] for key in keys))
-    return f"more than {largest:,}"
+    plain = {other["size"]: other["plain"] for other in rows if all(other[key] == row[key] for key in keys)}
+    if plain[min(plain)] < row["flat"]:
+        return f"fewer than {min(plain):,}"
+    return f"more than {max(plain):,}"
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

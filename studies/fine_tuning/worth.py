@@ -12,7 +12,7 @@ Twins = Mapping[str, Sequence[dict[str, Any]]]
 
 
 def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
-    """Size of the plain ensemble of the same calibrated NLL, 1 to 3, averaged over seeds, plain and flat.
+    """Size of the plain ensemble of the same calibrated NLL, 1 to 3, averaged over the seeds of both, plain and flat.
 
     Args:
         twins: Trainings of both.
@@ -22,15 +22,20 @@ def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
         for t in twins["plain"]
         if "ensemble_nlls" in t.get("test", {}).get("Ensemble", {})
     }
-    values: dict[str, dict[str, list[float]]] = {}
+    values: dict[str, dict[str, dict[int, float]]] = {}
     for twin, trainings in twins.items():
         for training in trainings:
             for name, metrics in training.get("test", {}).items():
                 value = metrics.get("nll_calibrated")
                 if training["seed"] in curves and value is not None:
                     size = ensemble_equivalent(value, curves[training["seed"]])
-                    values.setdefault(name, {}).setdefault(twin, []).append(size)
-    return {name: {twin: fmean(sizes) for twin, sizes in by.items()} for name, by in values.items()}
+                    values.setdefault(name, {}).setdefault(twin, {})[training["seed"]] = size
+    seeds = {name: set.intersection(*map(set, by.values())) for name, by in values.items()}
+    return {
+        name: {twin: fmean(sizes[seed] for seed in seeds[name]) for twin, sizes in by.items()}
+        for name, by in values.items()
+        if seeds[name]
+    }
 
 
 def compare_sizes(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class Twin:
         num_seeds: Seeds or splits.
         plain_nll: Test NLL of plain training.
         flat_nll: Test NLL of flat training.
-        interval: 95 % interval of the gain, `plain_nll - flat_nll`; None for one seed.
+        interval: 95 % interval of the gain, `plain_nll - flat_nll`; None for fewer than three seeds.
         train_loss: Training loss at the end of plain training, per example.
         gap: Validation NLL minus training loss at the end of plain training.
         rise: Validation NLL at the end minus the lowest one on the way; None where it was not evaluated on the way.
@@ -63,8 +63,8 @@ class Twin:
 
     @property
     def outcome(self) -> Literal["flat", "plain", "tie"]:
-        """The winner, by the interval of the gain; with one seed by its sign."""
-        low, high = self.interval or (self.gain, self.gain)
+        """The winner, by the interval of the gain; without one by the sign of one seed, and a tie of several."""
+        low, high = self.interval or ((self.gain, self.gain) if self.num_seeds == 1 else (-math.inf, math.inf))
         return "flat" if low > 0 else "plain" if high < 0 else "tie"
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,6 +48,13 @@ def test_the_recursion_by_hand():
     assert stream.error_bound() == pytest.approx(1.1 / (0.2 * 8))
 
 
+def test_an_error_rate_of_rounding_is_zero():
+    stream = AdaptiveConformal(level=0.6, rate=1 / 3)
+    stream.error_rate = follow_errors(0.4, [True, True], 0.4, 1 / 3)
+    assert 0 < stream.error_rate < 1e-16
+    assert stream.threshold == math.inf
+
+
 @pytest.mark.parametrize("window", [None, 50])
 @pytest.mark.parametrize("kind", ["shift", "adversarial"])
 def test_errors_stay_within_the_bound_whatever_the_data(kind, window):

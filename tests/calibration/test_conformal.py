@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import beta, betabinom, binom, kstest
@@ -18,7 +19,7 @@ from flatbayes.calibration import (
     conformal_rank,
     fit_conformal,
 )
-from flatbayes.calibration.quantiles import hash_to_uniforms, required_examples
+from flatbayes.calibration.quantiles import _mix, hash_to_uniforms, required_examples, sample_coverage_interval
 from flatbayes.calibration.scores import adaptive_scores, interval_residuals, normalized_residuals
 from flatbayes.likelihoods import CategoricalPredictive, Gaussian, GaussianPredictive
 
@@ -77,6 +78,16 @@ def test_the_quantile_is_an_order_statistic_and_infinite_for_few_scores():
         conformal_quantile(torch.tensor([1.0, math.nan]), 0.5)
 
 
+def test_the_range_of_an_observed_coverage_is_beta_binomial():
+    assert sample_coverage_interval(8, 5, 0.9, 0.95) == (1.0, 1.0)  # too few calibration examples: everything
+    assert sample_coverage_interval(9, 0, 0.9, 0.95) == (0.0, 1.0)
+    # Of 9 scores the largest is the threshold: P(k of m) ~ (k + 1) ... (k + 8).
+    weights = [math.prod(range(k + 1, k + 9)) for k in range(21)]
+    cumulated = [sum(weights[: k + 1]) / sum(weights) for k in range(21)]
+    ends = [next(k for k in range(21) if cumulated[k] >= p) / 20 for p in (0.025, 0.975)]
+    assert sample_coverage_interval(9, 20, 0.9, 0.95) == tuple(ends)
+
+
 def test_scores_of_classes_by_hand():
     probs, uniforms = torch.tensor([[0.1, 0.6, 0.3], [0.4, 0.2, 0.4]]), torch.tensor([0.5, 0.25])
     expected = torch.tensor([[0.95, 0.3, 0.75], [0.1, 0.85, 0.5]], dtype=torch.float64)  # equal p: first class first
@@ -95,6 +106,12 @@ def test_scores_of_numbers_by_hand():
     assert normalized_residuals(*torch.tensor([[1.0, 2.0], [0.5, 0.0], [0.0, 2.0]])).tolist() == [2.0, 0.0]
     lower, upper = torch.tensor([0.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 2.0])
     assert interval_residuals(lower, upper, torch.tensor([-1.0, 0.5, 5.0])).tolist() == [1.0, -0.5, 3.0]
+
+
+def test_the_hash_is_that_of_splitmix64():
+    golden = 0x9E3779B97F4A7C15  # the generator adds it to its state before each output; these are the first two
+    outputs = _mix(np.array([0, golden], dtype=np.uint64))
+    assert list(map(int, outputs)) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
 def test_random_numbers_are_uniform_and_depend_on_the_prediction_and_the_seed_only():
@@ -143,6 +160,28 @@ def test_an_interval_has_the_numbers_whose_score_is_at_most_the_threshold(score,
             assert ((score.compute_scores(predictive, end + sign * offset, 0.8) <= threshold) == is_inside).all()
             assert (intervals.contains(end + sign * offset) == is_inside).all()
     assert torch.equal(intervals.size, intervals.upper - intervals.lower)
+
+
+@pytest.mark.parametrize("score", NUMBER_SCORES, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_targets_that_tie_with_the_threshold_are_inside(score, dtype):
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(300):
+        mean, std = torch.rand(2, generator=generator).tolist()
+        targets = (-1) ** trial * torch.randint(0, 5, (99,), generator=generator).to(dtype)  # at both ends
+        predictive = GaussianPredictive(*(torch.full((1, 99), v, dtype=dtype) for v in (mean, 0.1 + std)))
+        predictor = fit_conformal(predictive, targets, score, level=0.8)
+        is_inside = score.compute_scores(predictive, targets, 0.8) <= predictor.thresholds["all"].values[0]
+        assert torch.equal(predictor.predict(predictive).contains(targets), is_inside)
+        assert is_inside.sum() >= 80
+
+
+def test_an_infinite_threshold_contains_everything_also_without_a_standard_deviation():
+    zeros = torch.zeros(1, 2, dtype=torch.float64)
+    predictive = GaussianPredictive(zeros, zeros.index_fill(1, torch.tensor([1]), 1.0))
+    for threshold, expected in ((math.inf, [True, True]), (-math.inf, [False, False])):
+        region = NormalizedResidual().predict_region(predictive, torch.tensor([[threshold]]).double(), 0.9)
+        assert region.contains(torch.tensor([3.0, 3.0])).tolist() == expected
 
 
 def test_conformal_quantile_intervals_may_shrink_below_those_of_the_posterior_and_be_empty():

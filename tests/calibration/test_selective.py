@@ -15,6 +15,14 @@ from flatbayes.likelihoods.categorical_predictive import set_abstention
 pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
 
 
+def test_no_candidate_is_left_out():
+    confidences = torch.linspace(0.5, 1, 2000, dtype=torch.float64)
+    for step in range(1, NUM_CANDIDATES):
+        num_right = 2000 * step // NUM_CANDIDATES  # all others are wrong, and 100 of them are too many
+        threshold = choose_threshold(confidences, torch.arange(2000) < 2000 - num_right, 0.06, 0.9)
+        assert (confidences >= threshold).sum() == num_right
+
+
 def test_the_lowest_valid_candidate_by_hand():
     confidences = torch.linspace(0.5, 0.995, 100, dtype=torch.float64)[torch.randperm(100)]
     is_wrong = confidences < 0.745  # the 50 least confident are wrong

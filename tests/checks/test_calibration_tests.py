@@ -40,6 +40,21 @@ def test_temperature_test_where_every_label_is_the_most_probable_class_is_exact(
     assert test.p_value == pytest.approx(2 * 0.6 * 0.8 * 0.9)
 
 
+def test_labels_that_tie_for_the_most_probable_class_are_as_likely_as_their_sum():
+    log_probs = torch.tensor([[0.4, 0.4, 0.2], [0.5, 0.3, 0.2]], dtype=torch.float64).log()
+    assert run_temperature_test(log_probs, torch.tensor([1, 0])).p_value == pytest.approx(2 * 0.8 * 0.5)
+    assert run_temperature_test(torch.full((30, 2), math.log(0.5)), torch.zeros(30, dtype=torch.int64)).p_value == 1
+
+
+@pytest.mark.parametrize("num_right", [40, 45, 56, 65])  # of 100: the estimate is at an end of the temperatures
+def test_temperature_test_of_nearly_uniform_predictions_is_binomial(num_right):
+    log_probs = torch.tensor([[0.5001, 0.4999]], dtype=torch.float64).log().repeat(100, 1)
+    test = run_temperature_test(log_probs, (torch.arange(100) >= num_right).long())
+    assert test.temperature == (100 if num_right < 50 else 0.01)
+    z = (num_right - 50.01) / math.sqrt(100 * 0.5001 * 0.4999)
+    assert test.p_value == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-6)
+
+
 def test_a_label_of_probability_zero_is_impossible():
     log_probs = torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])
     assert run_temperature_test(log_probs, torch.tensor([0, 1])).p_value == 0

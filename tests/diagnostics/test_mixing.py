@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, rankdata
 
 from flatbayes.diagnostics.mixing import (
     compute_autocovariances,
@@ -132,3 +134,18 @@ def test_invalid_shapes_raise(diagnostic, shape):
 def test_values_that_are_not_finite_raise(diagnostic):
     with pytest.raises(ValueError, match="not finite"):
         diagnostic(torch.tensor([[0.0, 1.0, math.nan, 2.0]]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])  # equal chains, and chains of different scales, which folding detects
+def test_rank_normalized_r_hat_is_that_of_its_definition(scale):
+    chains = torch.randn(2, 31, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    chains = (64 * chains * torch.tensor([[1.0], [scale]])).round() / 64  # the median and distances from it are exact
+    halves = np.concatenate([chains.numpy()[:, :15], chains.numpy()[:, -15:]])
+
+    def compute_r_hat(values):
+        scores = norm.ppf((rankdata(values).reshape(4, 15) - 0.375) / 60.25)
+        within = scores.var(1, ddof=1).mean()
+        return math.sqrt((14 / 15 * within + scores.mean(1).var(ddof=1)) / within)
+
+    expected = max(compute_r_hat(halves), compute_r_hat(abs(halves - np.median(halves))))
+    assert split_r_hat(chains, rank_normalized=True) == pytest.approx(expected, rel=1e-12)

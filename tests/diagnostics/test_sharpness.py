@@ -91,6 +91,7 @@ def test_random_starts_escape_a_stationary_point():
     surface = quadratic(torch.zeros(3), hessian)
     assert one_step_gap(surface, 0.2) == 0
     assert worst_gap(surface, 0.2, num_random_starts=0) == 0
+    assert run_ascent(surface, lambda grads: euclidean_perturbation(grads, 0.2), None, 5) == [0.0]  # it stops
     assert worst_gap(surface, 0.2, 60, num_random_starts=1) == pytest.approx(5 * 0.2**2 / 2, rel=1e-10)
 
 

@@ -83,6 +83,12 @@ def test_the_type_1_error_is_at_most_its_level(num_seeds, monkeypatch):
         assert sum(verdicts) <= (0 if num_seeds == 2 else 20), name  # 7.5 expected, standard deviation 2.7
 
 
+@pytest.mark.parametrize(("plain", "flat"), [([], []), ([0.1], [0.1, 0.2]), ([0.1, math.nan], [0.2, 0.3])])
+def test_values_that_are_no_pairs_are_refused(plain, flat):
+    with pytest.raises(ValueError, match="finite value of plain and of flat training for each seed"):
+        compare_pairs(plain, flat, higher_is_better=True)
+
+
 def test_p_value_and_effect_are_those_of_the_paired_t_test():
     from scipy.stats import ttest_rel
 
@@ -91,7 +97,9 @@ def test_p_value_and_effect_are_those_of_the_paired_t_test():
     assert pair.p_value == pytest.approx(ttest_rel(flat, plain).pvalue, rel=1e-10)
     assert pair.effect_size == pytest.approx(-ttest_rel(flat, plain).statistic / math.sqrt(5), rel=1e-10)
     assert (pair.num_flat_better, pair.num_plain_better) == (4, 1)
+    assert compare_pairs(plain, flat, higher_is_better=True).effect_size == -pair.effect_size
     assert compare_pairs(plain, plain, higher_is_better=False).p_value == 1.0
+    assert compare_pairs(plain, plain, higher_is_better=False).interval == (0.0, 0.0)
 
 
 def test_the_coverage_of_bootstrap_intervals_is_their_level():
@@ -103,6 +111,8 @@ def test_the_coverage_of_bootstrap_intervals_is_their_level():
     assert bootstrap_interval(samples[0]) == bootstrap_interval(samples[0])
     assert bootstrap_interval([1.0] * 20) is None
     assert bootstrap_interval([1.0, 2.0, 3.0]) is None
+    assert bootstrap_interval(samples[0][:9]) is None
+    assert bootstrap_interval(samples[0][:10]) is not None
 
 
 def test_holm_is_between_no_correction_and_bonferroni():

@@ -50,6 +50,16 @@ def test_wasserstein_distance_of_mixtures_is_that_of_samples():
     assert wasserstein_distance(*mixtures[0], *mixtures[1]) == pytest.approx(sum(expected) / 4, rel=1e-3)
 
 
+def test_wasserstein_distance_of_narrow_members_far_apart():
+    means = torch.tensor([[0.0], [1.0], [1000.0]], dtype=torch.float64)
+    stds = torch.full_like(means, 1e-3)
+    assert wasserstein_distance(means, stds, means + 5e-4, stds) == pytest.approx(5e-4, rel=1e-3)
+    zeros = torch.zeros(1, 1)
+    assert wasserstein_distance(zeros, zeros, zeros + 2, zeros) == pytest.approx(2, abs=1e-6)
+    folded = 2 * math.erf(math.sqrt(2)) + math.sqrt(2 / math.pi) * math.exp(-2)  # E|X| of N(2, 1)
+    assert wasserstein_distance(zeros, zeros, zeros + 2, zeros + 1) == pytest.approx(folded, abs=1e-4)
+
+
 def test_wasserstein_distance_of_several_targets_and_many_examples():
     means, stds = make_mixture(2, 3000, 0)
     moved = means + torch.arange(3000) / 1000

@@ -75,7 +75,8 @@ def test_nlls_of_ensembles():
         (0.1, [0.5, 0.3, 0.2], 3.0),
         (0.4, [0.5, 0.6, 0.3], 2.5),  # two members count as one, which is better
         (0.6, [0.5, 0.6], 1.0),
-        (0.5, [0.5, 0.5], 2.0),
+        (0.5, [0.5, 0.5], 1.0),  # the smallest that predicts as well (Ashukha et al.)
+        (0.3, [0.5, 0.3, 0.4, 0.2], 2.0),
         (0.4, [0.5], 1.0),
     ],
 )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from flatbayes.metrics import accuracy, apply_temperature, fit_temperature, nll
+from flatbayes.metrics.temperature import nll_slope
 
 
 def predictions(num=400, classes=5, sharpness=1.0, seed=0):
@@ -103,6 +104,11 @@ class TestEnds:
 
     def test_one_example(self):
         assert fit_temperature(self.right[:1], torch.tensor([0]), 0) == 0.01
+
+
+def test_the_slope_of_many_nearly_uniform_classes_does_not_underflow():
+    log_probs = torch.full((2, 3000), -math.log(3000), dtype=torch.float64)
+    assert nll_slope(log_probs, torch.tensor([0, 1]), 100.0) == 0
 
 
 def test_probabilities_of_zero_stay_zero():

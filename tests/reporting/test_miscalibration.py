@@ -65,6 +65,8 @@ def test_one_twin_is_named_alone():
         (classification_run("SAM", 0.9, 0.8), "overconfident"),
         (classification_run("SAM", 0.7, 0.8), "underconfident"),
         (classification_run("SAM", 0.9, 0.8, count=20), None),  # may be chance
+        (classification_run("SAM", 0.96, 1.0, count=50), None),  # has a probability of .96^50 = 13 %
+        (classification_run("SAM", 0.99, 0.95, count=100), "overconfident"),  # 5 errors where 1 is expected
         (regression_run("SAM", 0.95), None),
         (regression_run("SAM", 0.8), "overconfident"),
         (regression_run("SAM", 0.8, count=8), None),  # may be chance

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flatbayes.diagnostics import flatness_forecast
 from studies.law import model, twins
 from studies.law.figure import draw_figure
 from studies.law.page import END, START, update_page
-from studies.law.summary import summarize
+from studies.law.summary import measure_recovered, summarize
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -56,11 +57,35 @@ def test_outcomes_follow_the_interval(interval, outcome):
     assert make_twin("a", 1.0, 0.05, interval=interval).outcome == outcome
 
 
+def test_several_seeds_without_an_interval_are_a_tie():
+    assert make_twin("a", 1.0, 0.05, num_seeds=2).outcome == "tie"
+
+
 def test_means_are_over_data_sets_without_ties():
     pair = [make_twin("a", 1.0, 0.1), make_twin("a", 1.0, 0.1), make_twin("b", 1.0, 0.1)]
     assert model.average_by_data(pair, np.array([1.0, np.nan, 0.0])).tolist() == [1.0, 0.0]
     assert model.bootstrap_mean(np.array([1.0, 0.0, np.nan])) == (0.0, 1.0)
     assert model.bootstrap_mean(np.array([0.5, 0.5])) == (0.5, 0.5)
+    equal = [make_twin("a", 1.0, 0.0)] * 2
+    assert model.score_right(equal, [0.5, 0.4]).tolist() == [0.0, 1.0]  # no gain is no win
+
+
+def test_recovered_parts_are_quartiles_over_data_sets():
+    pairs = [
+        make_twin(name, 2.0, gain) for name, gain in (("a", 0.1), ("a", 0.3), ("b", 0.4), ("c", 0.8), ("d", 1.0))
+    ]
+    low = make_twin("e", 0.1, 9.0)  # a rise of 0.05 is below the threshold
+    assert measure_recovered([*pairs, low], "rise", 0.5) == pytest.approx(
+        {"lower_quartile": 0.35, "median": 0.6, "upper_quartile": 0.85, "data_sets": 4}
+    )
+
+
+def test_features_have_the_floor_of_the_forecast():
+    assert model.FLOORS["rise"] == flatness_forecast.MIN_RISE
+    rule, forecast = model.Rule(("rise",), 2.64, (1.11,)), flatness_forecast.forecast_flatness
+    for rise in (0.0, 5e-4, 0.1):
+        expected = forecast(val_nll=rise, lowest_val_nll=0.0).probability
+        assert rule.predict([make_twin("a", 2 * rise, 0.1)]) == [pytest.approx(expected)]
 
 
 def test_readers_pair_seeds_and_use_the_chosen_radius(tmp_path):
@@ -95,6 +120,45 @@ def test_the_radius_is_chosen_on_validation_examples_from_values_above_0(tmp_pat
     (twin,) = twins.read_all(tmp_path, {})
     assert twin.gain == pytest.approx(0.1)  # of radius 1, although 0.1 is better on test examples
     assert twin.rise == pytest.approx(0.2)
+
+
+def test_twins_with_default_options_have_the_history_of_plain_training(tmp_path):
+    history = {"last_loss": 0.1, "val_nll": 0.9, "lowest_val_nll": 0.7}
+    records = {
+        "MAP plain": {"history": history, "val": {"nll": 0.8}, "metrics": {"nll": 0.6}},
+        "MAP fixed": {"metrics": {"nll": 0.5}},
+        "SWAG plain": {"history": history, "val": {"nll": None}, "metrics": {"nll": 0.6}},
+        "SWAG fixed": {"metrics": {"nll": 0.5}},  # left out: there is no validation NLL
+    }
+    jobs = [{"task": task, "train": 20, "records": records} for task in ("a", "b")]
+    (tmp_path / "defaults-after.json").write_text(json.dumps({"jobs": jobs}))
+    (tmp_path / "radius-forecast.json").write_text(json.dumps({"a": {"error": "diverged", "num_weights": 50}}))
+    first, second = twins.read_all(tmp_path, {})
+    assert (first.data, first.method, first.radius, first.num_seeds, first.outcome) == (
+        "a",
+        "MAP",
+        "fixed",
+        1,
+        "flat",
+    )
+    assert (first.plain_nll, first.flat_nll, first.train_loss) == (0.6, 0.5, 0.1)
+    assert (first.gap, first.rise, first.weights_per_example) == (pytest.approx(0.7), pytest.approx(0.2), 2.5)
+    assert (second.data, second.weights_per_example) == ("b", None)
+
+
+def test_comparisons_have_the_gain_of_flat_over_plain_by_seed(tmp_path):
+    nlls = {("Plain", 0): 0.9, ("Plain", 1): 0.7, ("Plain", 2): None, ("Plain", 3): 5.0}
+    nlls |= {("SAM(rho=0.1)", 0): 0.4, ("SAM(rho=0.1)", 1): 0.6, ("SAM(rho=0.1)", 2): 0.1}
+    runs = [
+        {"posterior": "SWAG", "flatness": flatness, "seed": seed, "metrics": {"nll": nll}}
+        for (flatness, seed), nll in nlls.items()
+    ]
+    (tmp_path / "uci-energy.json").write_text(json.dumps({"runs": runs}))
+    features = dict.fromkeys(twins.FEATURES, 0.5)
+    (twin,) = twins.read_all(tmp_path, {"uci-energy": features})
+    assert (twin.study, twin.data, twin.method, twin.num_seeds) == ("uci", "energy", "SWAG", 2)
+    assert (twin.plain_nll, twin.flat_nll) == (pytest.approx(0.8), pytest.approx(0.5))
+    assert not list(twins.read_all(tmp_path, {}))  # without features
 
 
 def test_summary_figure_and_page_hold_together(separable, tmp_path):

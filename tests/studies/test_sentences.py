@@ -9,10 +9,10 @@ from torch import nn
 from flatbayes import MAP, SWAG
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from studies.fine_tuning.choices import describe_twins
-from studies.fine_tuning.page import END, render_tables
+from studies.fine_tuning.page import END, _format_size, render_tables
 from studies.fine_tuning.selection import select_twins
 from studies.fine_tuning.summary import average_cost
-from studies.fine_tuning.worth import find_equal_size
+from studies.fine_tuning.worth import compare_sizes, find_equal_size, measure_ensemble_equivalents
 from studies.sentences import study, summary
 from studies.sentences.__main__ import main
 from studies.sentences.study import Setting, Training
@@ -244,6 +244,31 @@ def test_equal_size_is_interpolated_in_the_logarithm():
     assert find_equal_size(0.3, [100, 400], [0.6, 0.4]) is None
     assert find_equal_size(0.7, [100, 400], [0.6, 0.4]) is None
     assert find_equal_size(0.45, [100, 200, 400], [0.6, 0.4, 0.5]) == pytest.approx(100 * math.sqrt(2) ** 1.5)
+
+
+def test_ensemble_sizes_are_means_over_the_seeds_of_both_twins():
+    def train(seed, nll, **ensemble):
+        return {"seed": seed, "test": {"MAP": {"nll_calibrated": nll}, "Ensemble": ensemble}}
+
+    curve = {"ensemble_nlls": [0.8, 0.6, 0.4]}
+    twins = {"plain": [train(0, 0.7, **curve), train(1, 0.4, **curve)], "flat": [train(0, 0.5), train(2, 0.4)]}
+    sizes = measure_ensemble_equivalents(twins)
+    assert sizes["MAP"] == {"plain": pytest.approx(1.5), "flat": pytest.approx(2.5)}  # of seed 0
+    assert measure_ensemble_equivalents({**twins, "flat": []})["MAP"]["plain"] == pytest.approx(2.25)
+
+
+def test_sizes_beyond_the_curve_are_told():
+    def describe(size, plain, flat):
+        return {
+            "trained": "full",
+            "size": size,
+            "rows": [{"posterior": "MAP", "metric": "nll", "interval": (0, 1), "plain": plain, "flat": flat}],
+        }
+
+    rows = compare_sizes([describe(100, 0.5, 0.3), describe(400, 0.7, 0.6)])  # plain training grows worse
+    assert [_format_size(row, rows) for row in rows] == ["more than 400", "fewer than 100"]
+    rows = compare_sizes([describe(100, 0.5, 0.6), describe(400, 0.4, 0.45)])
+    assert [_format_size(row, rows) for row in rows] == ["fewer than 100", "200"]
 
 
 def test_a_setting_whose_twins_have_all_epochs_is_finished_sooner():

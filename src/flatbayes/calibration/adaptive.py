@@ -80,11 +80,10 @@ class AdaptiveConformal:
     @property
     def threshold(self) -> float:
         """Largest score inside the next regions: infinite, where they contain everything, or minus infinite."""
-        if self.error_rate <= 0:
-            return math.inf
-        if self.error_rate >= 1:
-            return -math.inf
-        return float(conformal_quantile(torch.tensor(list(self._scores), dtype=torch.float64), 1 - self.error_rate))
+        level = 1 - self.error_rate  # rounds to 1 for a tiny error rate
+        if not 0 < level < 1:
+            return math.inf if level >= 1 else -math.inf
+        return float(conformal_quantile(torch.tensor(list(self._scores), dtype=torch.float64), level))
 
     def predict(self, predictive: Predictive) -> PredictionSets | PredictionIntervals:
         """The regions of predictions, at the present threshold. The stream is not changed.

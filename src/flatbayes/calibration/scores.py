@@ -27,6 +27,9 @@ from flatbayes.calibration.quantiles import hash_to_uniforms
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 
+ROUNDING_STEPS = 4
+"""Bound of the rounding error between a score and the end of its interval, in units of the last place."""
+
 
 class ConformalScore(ABC):
     """Nonconformity score of targets, and the region of the targets whose score is at most a threshold.
@@ -192,7 +195,7 @@ class NormalizedResidual(NumberScore):
     Examples:
         >>> predictive = Gaussian().predictive([torch.zeros(2, 2)])
         >>> intervals = NormalizedResidual().predict_region(predictive, torch.tensor([[2.0]]), 0.9)
-        >>> bool((intervals.upper == predictive.mean + 2 * predictive.std).all())
+        >>> torch.allclose(intervals.upper, predictive.mean + 2 * predictive.std)
         True
     """
 
@@ -204,8 +207,9 @@ class NormalizedResidual(NumberScore):
     def predict_region(self, predictive: Predictive, thresholds: Tensor, level: float) -> PredictionIntervals:
         """Mean ± threshold · std."""
         predictive = self._get_numbers(predictive)
-        half = match_targets(thresholds, predictive.mean) * predictive.std
-        return PredictionIntervals(predictive.mean - half, predictive.mean + half)
+        thresholds = match_targets(thresholds, predictive.mean)
+        half = torch.where(thresholds.isinf(), thresholds, thresholds * predictive.std)  # infinity times 0 is NaN
+        return move_ends(predictive.mean, predictive.mean, half)
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ class QuantileResidual(NumberScore):
         >>> predictive = Gaussian().predictive([torch.zeros(2, 2)])
         >>> lower, upper = predictive.interval(0.9)
         >>> intervals = QuantileResidual().predict_region(predictive, torch.tensor([[0.5]]), 0.9)
-        >>> bool((intervals.upper == upper + 0.5).all())
+        >>> torch.allclose(intervals.upper, upper + 0.5)
         True
     """
 
@@ -230,8 +234,7 @@ class QuantileResidual(NumberScore):
         """From q_low - threshold to q_high + threshold; empty where these cross."""
         predictive = self._get_numbers(predictive)
         lower, upper = predictive.interval(level)
-        thresholds = match_targets(thresholds, lower)
-        return PredictionIntervals(lower - thresholds, upper + thresholds)
+        return move_ends(lower, upper, match_targets(thresholds, lower))
 
 
 SCORES: tuple[type[ConformalScore], ...] = (LAC, APS, RAPS, NormalizedResidual, QuantileResidual)
@@ -294,6 +297,16 @@ def normalized_residuals(mean: Tensor, std: Tensor, targets: Tensor) -> Tensor:
 def interval_residuals(lower: Tensor, upper: Tensor, targets: Tensor) -> Tensor:
     """max(q_low - y, y - q_high): negative inside the interval."""
     return torch.maximum(lower - targets, targets - upper)
+
+
+def move_ends(lower: Tensor, upper: Tensor, distance: Tensor) -> PredictionIntervals:
+    """From lower - distance to upper + distance, and the rounding error of a score farther on both sides.
+
+    Without it a target whose score is the threshold, and every one that ties with it, may be outside by rounding.
+    """
+    size = torch.maximum(lower.abs(), upper.abs()) + distance.abs()
+    slack = (ROUNDING_STEPS * torch.finfo(size.dtype).eps * size).masked_fill(size.isinf(), 0.0)
+    return PredictionIntervals(lower - distance - slack, upper + distance + slack)
 
 
 def match_targets(thresholds: Float[Tensor, "rows targets"], values: Tensor) -> Tensor:

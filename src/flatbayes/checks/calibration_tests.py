@@ -5,7 +5,9 @@ s = 1 - 1 / T with the sufficient statistic S = -sum_i log p_i(y_i), the summed 
 K(s) = sum_i log sum_c p_i(c)^(1 - s), and its maximum likelihood estimate is temperature scaling. The p-value is that
 of the signed root of the likelihood ratio with the saddlepoint correction of Lugannani and Rice (Advances in Applied
 Probability 1980) in the form of Barndorff-Nielsen (Biometrika 1986), which is accurate in the tails and for few
-examples. For numbers the alternative is the family of standard deviations times a factor, whose test is exact.
+examples. Nearly uniform predictions may have their estimate beyond the range of temperatures: the p-value is then
+that of the score test, (S - K'(0)) / sqrt(K''(0)). For numbers the alternative is the family of standard deviations
+times a factor, whose test is exact.
 """
 
 import math
@@ -15,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flatbayes.metrics.temperature import MIN_TEMPERATURE, apply_temperature, fit_temperature
+from flatbayes.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, apply_temperature, fit_temperature
 
 NEAR_ZERO = 1e-4
 """Signed roots below this have no correction, which is then 0 / 0."""
@@ -50,23 +52,30 @@ def run_temperature_test(
     True
     """
     log_probs = log_probs.detach().double().cpu()
-    label_log_probs = log_probs.gather(1, labels[:, None].cpu())[:, 0]
+    label_log_probs = _select(log_probs, labels)
     if bool(label_log_probs.isneginf().any()):
         return TemperatureTest(math.inf, math.inf, 0.0)
     temperature = fit_temperature(log_probs, labels, prior_examples=0)
-    s = 1 - 1 / temperature
-    tempered = apply_temperature(log_probs, temperature)
-    gain = float((tempered.gather(1, labels[:, None].cpu())[:, 0] - label_log_probs).sum())
-    if temperature <= MIN_TEMPERATURE:  # every label is the most probable class: the probability of this is exact
-        return TemperatureTest(
-            temperature, gain / len(labels), min(1.0, 2 * math.exp(float(log_probs.amax(1).sum())))
-        )
+    gain = float((_select(apply_temperature(log_probs, temperature), labels) - label_log_probs).sum())
+    top = log_probs.amax(1, keepdim=True)
+    if bool((label_log_probs == top[:, 0]).all()):  # the probability that all labels are most probable is exact
+        p_value = 2 * math.exp(float(log_probs.masked_fill(log_probs < top, -math.inf).logsumexp(1).sum()))
+        return TemperatureTest(temperature, gain / len(labels), min(1.0, p_value))
+    is_at_end = temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE)
+    probs = apply_temperature(log_probs, 1.0 if is_at_end else temperature).exp()
     finite = log_probs.masked_fill(log_probs.isneginf(), 0.0)  # times a probability of 0
-    probs = tempered.exp()
-    variance = ((probs * finite.square()).sum(1) - (probs * finite).sum(1).square()).clamp_min(0).sum()
-    root = math.copysign(math.sqrt(max(0.0, 2 * gain)), s)
-    corrected = correct_signed_root(root, s * math.sqrt(float(variance)))
-    return TemperatureTest(temperature, gain / len(labels), math.erfc(abs(corrected) / math.sqrt(2)))
+    means = (probs * finite).sum(1)
+    std = math.sqrt(float(((probs * finite.square()).sum(1) - means.square()).clamp_min(0).sum()))
+    if is_at_end:  # the likelihood has its maximum elsewhere: the score test
+        score = float((means - label_log_probs).sum()) / std
+    else:
+        s = 1 - 1 / temperature
+        score = correct_signed_root(math.copysign(math.sqrt(max(0.0, 2 * gain)), s), s * std)
+    return TemperatureTest(temperature, gain / len(labels), math.erfc(abs(score) / math.sqrt(2)))
+
+
+def _select(log_probs: Tensor, labels: Tensor) -> Tensor:
+    return log_probs.gather(1, labels[:, None].cpu())[:, 0]
 
 
 def correct_signed_root(root: float, standardized: float) -> float:

@@ -72,7 +72,7 @@ def measure_spread(predictive: Predictive) -> tuple[float, float] | None:
     """Mean mutual information in nats, and the part of the uncertainty that the networks' differences are.
 
     The part is that of the mean entropy for classes, and of the mean variance for numbers, where the information of
-    one network about a target is at least half of the ratio of the variances.
+    one network about a target is at least half of the ratio of the variances, if the means are normal.
 
     Args:
         predictive: Predictions for some examples.

@@ -78,6 +78,9 @@ def compare_pairs(
         higher_is_better: Direction of the metric.
         confidence_level: Confidence level of the intervals.
 
+    Raises:
+        ValueError: There are no values, not as many plain as flat ones, or one is not finite.
+
     Examples:
         >>> comparison = compare_pairs(
         ...     [0.31, 0.30, 0.33], [0.28, 0.28, 0.29], higher_is_better=False
@@ -85,6 +88,11 @@ def compare_pairs(
         >>> round(comparison.difference, 3), comparison.winner
         (-0.03, 'flat')
     """
+    if not 0 < len(plain) == len(flat) or not all(map(math.isfinite, (*plain, *flat))):
+        raise ValueError(
+            f"A comparison needs a finite value of plain and of flat training for each seed, got {list(plain)} and "
+            f"{list(flat)}. Leave out the seeds where one of them is missing."
+        )
     differences = [b - a for a, b in zip(plain, flat, strict=True)]
     mean, sign = fmean(differences), 1 if higher_is_better else -1
     rounding = MIN_RELATIVE_SPREAD * max(map(abs, (*plain, *flat)))

@@ -4,6 +4,8 @@ Agreement and total variation compare class probabilities; the 1-Wasserstein dis
 distributions of a number, which are mixtures of normal distributions.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,10 +13,14 @@ from torch import Tensor
 from flatbayes.core.devices import iter_row_blocks
 from flatbayes.metrics.checks import check_same_probs
 
-NUM_NODES = 512
+NUM_NODES = 1024
 """Points at which the distribution functions are compared."""
 HALF_WIDTH_STDS = 6.0
-"""The points reach this many standard deviations beyond the mean of every member."""
+"""The points reach this many standard deviations beyond the mean of every member, and are dense around each."""
+MIN_NODES_PER_MEMBER = 13
+"""Points around each member, of which as many as `NUM_NODES` are used in all."""
+MIN_STD_FRACTION = 1e-9
+"""Smallest standard deviation, as a part of the distance of the means; smaller ones count as this."""
 
 
 def agreement(probs: Float[Tensor, "examples classes"], reference_probs: Float[Tensor, "examples classes"]) -> float:
@@ -104,9 +110,14 @@ def wasserstein_distance(
 
 def _integrate_distance(mixtures: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Distances of two mixtures, each of means and standard deviations of the shape (members, targets)."""
-    low = torch.cat([mean - HALF_WIDTH_STDS * std for mean, std in mixtures]).amin(0)
-    high = torch.cat([mean + HALF_WIDTH_STDS * std for mean, std in mixtures]).amax(0)
-    nodes = low + (high - low) * torch.linspace(0, 1, NUM_NODES, dtype=torch.float64)[:, None]
-    first, second = (torch.special.ndtr((nodes[:, None] - mean) / std).mean(1) for mean, std in mixtures)
+    means, stds = (torch.cat(values) for values in zip(*mixtures, strict=True))
+    smallest = (MIN_STD_FRACTION * (means.amax(0) - means.amin(0))).clamp_min(torch.finfo(means.dtype).tiny)
+    count = max(MIN_NODES_PER_MEMBER, math.ceil(NUM_NODES / len(means)))
+    offsets = torch.linspace(-HALF_WIDTH_STDS, HALF_WIDTH_STDS, count, dtype=torch.float64)[:, None, None]
+    nodes = (means + offsets * stds.maximum(smallest)).flatten(0, 1).sort(0).values
+    nodes = nodes[torch.linspace(0, len(nodes) - 1, NUM_NODES).round().long()]
+    first, second = (
+        torch.special.ndtr((nodes[:, None] - mean) / std.maximum(smallest)).mean(1) for mean, std in mixtures
+    )
     distances: Tensor = torch.trapezoid((first - second).abs(), nodes, dim=0)
     return distances

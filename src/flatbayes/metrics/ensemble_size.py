@@ -92,7 +92,7 @@ def ensemble_nlls(
 
 
 def ensemble_equivalent(value: float, nlls: Sequence[float]) -> float:
-    """Size of the ensemble with this NLL, interpolated linearly between sizes.
+    """Size of the smallest ensemble with this NLL, interpolated linearly between sizes.
 
     Args:
         value: Cross-fitted NLL of a method.
@@ -113,6 +113,6 @@ def ensemble_equivalent(value: float, nlls: Sequence[float]) -> float:
         return math.nan
     curve = list(accumulate(nlls, min))
     for size, (worse, better) in enumerate(pairwise(curve), 1):
-        if value > better:
+        if value >= better:
             return size + (max(0.0, worse - value) / (worse - better) if worse > better else 0.0)
-    return float(len(curve)) if value <= curve[-1] else 1.0
+    return float(len(curve))

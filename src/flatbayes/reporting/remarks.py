@@ -17,7 +17,7 @@ MIN_CONFIDENCE_GAP = 0.02
 COVERAGE_RANGE = (0.90, 0.98)
 """Range of the coverage of 95 % intervals that is not mentioned."""
 NUM_STANDARD_ERRORS = 2.0
-"""A deviation within this many binomial standard errors of one run may be chance."""
+"""A deviation within this many standard errors of one run may be chance: binomial ones at the predicted rate."""
 
 Direction = Literal["overconfident", "underconfident"]
 
@@ -42,8 +42,7 @@ class Calibration:
     def direction(self) -> Direction | None:
         """Whether predictions are over- or underconfident; None if the deviation is small, or may be chance."""
         gap = self.predicted - self.observed
-        rate = self.predicted if self.is_coverage else self.observed
-        error = sqrt(max(rate * (1 - rate), 1e-9) / self.num_examples)
+        error = sqrt(self.predicted * (1 - self.predicted) / self.num_examples)
         low, high = COVERAGE_RANGE
         is_small = low <= self.observed <= high if self.is_coverage else abs(gap) < MIN_CONFIDENCE_GAP
         if is_small or abs(gap) <= NUM_STANDARD_ERRORS * error:
