@@ -43,7 +43,13 @@ from flatbayes.posteriors.optimization import (
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import SnapshotRequirements
-from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd, noise_std
+from flatbayes.posteriors.sgld import (
+    ZERO_TEMPERATURE_HINT,
+    add_langevin_noise,
+    check_plain_sgd,
+    iter_sampled,
+    noise_std,
+)
 from flatbayes.posteriors.snapshots import (
     Storage,
     add_snapshot,
@@ -157,15 +163,14 @@ class EntropyMCMC(Posterior):
         def coupled_closure() -> Tensor:
             loss = closure()
             densify_gradients(params)
-            for group in state.optimizer.param_groups if state.optimizer is not None else []:
-                members = [param for param in group["params"] if param.grad is not None]
+            for group, members in iter_sampled(state):
                 lr, decay = float(group["lr"]), self._find_anchor_decay(group, state.num_data)
                 std = noise_std(lr, self._temperature, state.num_data, friction=1.0)
                 couple_anchors(members, [anchors[param] for param in members], lr, strength, decay, std)
             return loss
 
         loss = step_optimizer(state, coupled_closure, self.prior_precision, self._temperature)
-        add_langevin_noise(state.optimizer, self._temperature, state.num_data, friction=1.0)
+        add_langevin_noise(state, self._temperature, friction=1.0)
         return loss
 
     def collect(self, state: State) -> None:
