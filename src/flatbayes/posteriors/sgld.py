@@ -151,7 +151,7 @@ class SGLD(SnapshotSampler):
 
     def _step_on_lattice(self, state: State, closure: Closure) -> Tensor:
         """Turn the step of the optimizer, and its length, into the direction of a step on the lattice."""
-        start = list[tuple[list[Tensor], list[Tensor], float]]()
+        start = list[tuple[Sequence[Tensor], Sequence[Tensor], float]]()
 
         def record_start() -> Tensor:
             loss = closure()
@@ -198,7 +198,7 @@ def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> 
     return math.sqrt(2 * friction * lr * temperature / num_data)
 
 
-def iter_sampled(state: State) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+def iter_sampled(state: State) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
     """Yield the parameter groups of the optimizer, with the parameters in them that the chain samples.
 
     These are trainable parameters of the model that have a gradient: without a force they would diffuse without
