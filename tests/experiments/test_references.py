@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from flatbayes import MAP, MLP, SAM, SGVB, SWAG, Arrays, Digits, Ensemble, TrainingConfig, compare
+from flatbayes import MAP, MLP, SAM, SGVB, SWAG, Arrays, BLoB, Digits, Ensemble, Laplace, TrainingConfig, compare
 from flatbayes.experiments import ComparisonResult, Method
 from flatbayes.experiments.calibrated_nll import NO_ENSEMBLE
 from flatbayes.experiments.references import ReferenceFile
@@ -141,6 +141,8 @@ def test_other_densities_are_a_warning(splits, files):
         (Ensemble(SWAG()), (0.05, 1.0)),
         (SGVB(prior_precision=2.0, temperature=0.5), (2.0, 0.5)),
         (SGVB(prior_precision={"*": 2.0}), (None, 1.0)),
+        (BLoB(prior_std=0.5, temperature=0.5), (4.0, 0.5)),
+        (Laplace(tune="evidence"), (None, 1.0)),
     ],
 )
 def test_density_of_a_posterior(posterior, expected):

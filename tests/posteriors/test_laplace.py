@@ -13,6 +13,7 @@ from flatbayes.posteriors.curvature import maximize_evidence
 from flatbayes.posteriors.curvature_structures import make_curvature
 from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
+from flatbayes.posteriors.last_layer import factorize_covariance
 from flatbayes.posteriors.linearised import LinearisedNetwork
 
 NOISE, PRIOR, NUM_DATA, FEATURES = 0.3, 1.7, 40, 3
@@ -224,6 +225,15 @@ def test_covariances_are_inverses_of_dense_precisions():
         posterior = Laplace(structure, prior_precision=PRIOR, temperature=0.5)
         expected = (curvature / 0.5 + PRIOR * torch.eye(len(curvature))).inverse()
         torch.testing.assert_close(covariance(posterior, finished(posterior)), expected)
+
+
+def test_the_covariance_of_an_indefinite_curvature_has_the_prior_in_its_negative_directions():
+    """Rounding can make the sum with the prior indefinite, so that there is no Cholesky factor."""
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    curvature, precision = torch.tensor([4.0, 0.0, -1.0], dtype=torch.float64), torch.tensor(0.5)
+    root = factorize_covariance(rotation * curvature @ rotation.T, precision)
+    expected = rotation / torch.tensor([4.5, 0.5, 0.5], dtype=torch.float64) @ rotation.T
+    torch.testing.assert_close(root @ root.T, expected, rtol=0, atol=1e-12)
 
 
 def test_covariance_of_kronecker_factors_includes_the_prior_exactly():

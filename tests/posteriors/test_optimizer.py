@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from flatbayes.core import State
+from flatbayes.core.spec import short_name
 from flatbayes.flatness import SAM
 from flatbayes.integrations.posterior_steps import PosteriorSteps
-from flatbayes.posteriors import MAP, SGVB, SWAG, Ensemble
-from flatbayes.posteriors.optimization import build_optimizer
+from flatbayes.posteriors import MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, EntropyMCMC
+from flatbayes.posteriors.optimization import ExistingOptimizer, build_optimizer
 from flatbayes.training import TrainingConfig, fit, fit_together
 from support import POSTERIORS, network
 
@@ -108,3 +109,19 @@ def test_the_optimizer_of_another_loop_may_train_other_networks_too():
     PosteriorSteps.init(SGVB(), net, optimizer, 12)
     assert all(param.requires_grad for param in other.parameters())
     assert len(optimizer.param_groups[0]["params"]) == len([*net.parameters(), *other.parameters()])
+
+
+@pytest.mark.parametrize("posterior", [SGLD(), SGLD(noise="lattice"), SGHMC(), EntropyMCMC()], ids=short_name)
+def test_a_sampler_moves_the_trainable_parameters_of_its_network_only(posterior):
+    """An optimizer of another loop can have frozen parameters, and those of other networks."""
+    net, other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), nn.Linear(2, 2)
+    net[0].requires_grad_(False)
+    params = [*net.parameters(), *other.parameters()]
+    state = posterior.init(net, ExistingOptimizer(lambda _: torch.optim.SGD(params, lr=1e-3)), 12)
+    before = [param.detach().clone() for param in params]
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.zeros_like(param) if param.requires_grad else None
+        posterior.step(state, lambda: torch.zeros(()))
+    is_changed = [not torch.equal(old, new) for old, new in zip(before, params, strict=True)]
+    assert is_changed == [False, False, True, True, False, False]

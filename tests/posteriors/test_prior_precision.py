@@ -73,6 +73,12 @@ def test_the_vector_has_one_precision_per_weight(transposed):
     assert not vector.requires_grad
 
 
+def test_precisions_of_a_network_in_half_precision_are_not_rounded():
+    model = nn.Linear(2, 1, dtype=torch.bfloat16)
+    vector = expand_precisions({"weight": 100.3, "bias": 0.7}, dict(model.named_parameters()))
+    assert torch.equal(vector, torch.tensor([100.3, 100.3, 0.7]))
+
+
 @pytest.mark.parametrize(
     ("method", "given"), alternating_params([SGVB, LRT], [{"head.*": 16.0, "*": 4.0}, "initial"]), ids=str
 )

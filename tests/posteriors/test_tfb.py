@@ -98,6 +98,11 @@ def test_directions_that_b_maps_to_nothing_have_no_noise():
     assert not product_noise(model, TFB(std=0.1)).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_adapter_that_is_zero_has_no_noise(dtype):
+    assert torch.equal(invert_columns(torch.zeros(5, 2, dtype=dtype)), torch.zeros(2, 2, dtype=dtype))
+
+
 def test_draws_change_inner_factors_only_and_are_restored():
     model, posterior = Adapted(), TFB(std=0.1)
     state, before = make_state(model, posterior), {k: v.clone() for k, v in model.state_dict().items()}

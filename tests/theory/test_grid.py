@@ -9,6 +9,7 @@ from flatbayes.theory import (
     flatness_identity,
     gibbs_posterior,
     grid_kl,
+    grid_points,
     jeffreys_divergence,
     mean_sharpness,
     normalize_density,
@@ -50,6 +51,19 @@ def brute_force(loss, radius):
     index = torch.cartesian_prod(*(torch.arange(n) for n in loss.shape)).reshape(loss.numel(), -1)
     inside = (index[:, None] - index[None]).pow(2).sum(-1) <= radius**2 + 1e-6
     return torch.where(inside, loss.flatten(), -math.inf).amax(1).reshape(loss.shape)
+
+
+# ---- the grid
+
+
+def test_points_are_the_centres_of_equal_cells():
+    plane = grid_points(2, half_width=3.0, cells_per_side=3)
+    assert torch.equal(plane[2, 1], torch.tensor([2.0, 0.0], dtype=torch.float64))
+    assert torch.equal(plane[:, 0, 0], grid_points(1, 3.0, 3)[:, 0])
+    assert torch.equal(grid_points(1, 3.0, cells_per_side=1), torch.zeros(1, 1, dtype=torch.float64))
+    for arguments in ((0, 3.0, 3), (3, 3.0, 3), (1, 3.0, 0)):
+        with pytest.raises(ValueError, match=f"got {arguments[0]} and {arguments[2]}"):
+            grid_points(*arguments)
 
 
 # ---- the worst loss

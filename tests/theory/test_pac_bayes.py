@@ -273,6 +273,7 @@ def test_mean_bound_refuses_what_is_no_loss(values):
 
 
 def test_held_out_bound_holds_for_a_coin_and_is_the_root():
+    assert holdout_bound(0.0, 1, 0.25) == pytest.approx(0.75, abs=1e-15)
     bound = holdout_bound(0.1, 50, 0.05)
     assert binary_kl(0.1, bound) == pytest.approx(math.log(20) / 50)
     # The exact probability of k or fewer errors, at the largest error rate that the bound allows.

@@ -323,6 +323,7 @@ def test_where_the_maximum_goes_reference():
         (1.145773521699924, 1.3476298633137793), abs=1e-14
     )
     assert worst_expected_loss_gradient(0.4, 0.5, 2.0, 0.3) == pytest.approx((1.4, 1.0), abs=1e-14)
+    assert worst_expected_loss_gradient(0.0, 0.5, 2.0, 0.3) == (0.0, 1.0)  # at the kink
 
 
 def test_worst_loss_expectation_equals_a_monte_carlo_estimate():

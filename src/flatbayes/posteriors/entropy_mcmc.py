@@ -36,7 +36,7 @@ from flatbayes.posteriors.optimization import (
     step_optimizer,
     temper_precision,
 )
-from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd, noise_std
+from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd, iter_sampled, noise_std
 from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
 from flatbayes.posteriors.snapshots import (
     Storage,
@@ -128,15 +128,14 @@ class EntropyMCMC(SnapshotSampler):
         def coupled_closure() -> Tensor:
             loss = closure()
             densify_gradients(params)
-            for group in state.optimizer.param_groups if state.optimizer is not None else []:
-                members = [param for param in group["params"] if param.grad is not None]
+            for group, members in iter_sampled(state):
                 lr, decay = float(group["lr"]), self._find_anchor_decay(group, state.num_data)
                 std = noise_std(lr, self._temperature, state.num_data, friction=1.0)
                 couple_anchors(members, [anchors[param] for param in members], lr, strength, decay, std)
             return loss
 
         loss = step_optimizer(state, coupled_closure, self.prior_precision, self._temperature)
-        add_langevin_noise(state.optimizer, self._temperature, state.num_data, friction=1.0)
+        add_langevin_noise(state, self._temperature, friction=1.0)
         return loss
 
     def collect(self, state: State) -> None:

@@ -87,7 +87,8 @@ class IVON(Posterior):
             `gradsq`: num_data / T times the squared gradient of the batch. It is not on the scale of the Hessian,
             but has less variance.
         rescale_lr: Multiply the learning rate by h0 + weight decay, so that first steps are those of SGD.
-        clip_radius: Largest change of a weight per step, in units of the learning rate; None does not clip.
+        clip_radius: Largest change of a weight per step, in units of the learning rate; None does not clip. The
+            authors' code clips before it rescales: its radius is this one divided by h0 + weight decay.
         params: Parameters with a distribution; the other trainable ones are trained with h = h0 and without noise.
             `weights`: all except those of normalization layers (torch.nn: batch, instance, layer, group and RMS
             norm). `biases`, `no_biases`: the biases among these, or the others. `norms`: those of normalization

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.names import format_names
 from flatbayes.core.parameter_selection import match_names, named_trainable
-from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.tensor_lists import flatten, widen
 
 PriorPrecision = float | dict[str, float] | Literal["initial"]
 """One precision for all parameters, precisions by name pattern, or "initial": from each tensor's initial values."""
@@ -119,8 +119,9 @@ def initial_scale(name: str, param: Tensor, named_params: Mapping[str, Tensor]) 
 
 
 def expand_precisions(precisions: Mapping[str, float], params: Mapping[str, nn.Parameter]) -> Tensor:
-    """Return one precision per weight in one vector, in the order and dtype of the parameters."""
-    return flatten([torch.full_like(param, precisions[name]) for name, param in params.items()])
+    """Return one precision per weight in one vector, in the order of the parameters and at least float32."""
+    values = [torch.full_like(p, precisions[name], dtype=widen(p.dtype)) for name, p in params.items()]
+    return flatten(values)
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -12,11 +12,11 @@ This is Langevin dynamics with momentum; friction 1 is SGLD. It samples the same
 where curvatures differ much. At a finite learning rate the variances are too large by the fraction
 lr * curvature / (2 (2 - friction)), about half of SGLD's.
 
-The velocities of a chain at rest have the variance lr * temperature / num_data, so they are scaled with the root of
-the learning rate when it changes: v / sqrt(lr) is the momentum, of one distribution at every rate. With velocities
-that keep their size, a learning rate that decreases within 1 / friction steps leaves them too large, and they widen
-the weights: after 100 steps of four `Cyclical` waves, with friction 0.3, the variance at the end was 1.57 times that
-of the posterior. It is 1.08 times now, and 1.02 to 1.03 with 400 steps.
+The velocities of a chain at rest have the variance 2 / (2 - friction) * lr * temperature / num_data, so they are
+scaled with the root of the learning rate when it changes: v / sqrt(lr) is the momentum, of one distribution at every
+rate. With velocities that keep their size, a learning rate that decreases within 1 / friction steps leaves them too
+large, and they widen the weights: after 100 steps of four `Cyclical` waves, with friction 0.3, the variance at the
+end was 1.57 times that of the posterior. It is 1.08 times now, and 1.02 to 1.03 with 400 steps.
 
 The code published with flat-seeking Bayesian networks uses the name SGLD for SGD with momentum and noise of standard
 deviation 4e-6 falling to 5e-7; that is `presets.NEAR_NOISELESS_SGLD`, a nearly noiseless cold posterior.
@@ -134,10 +134,10 @@ class SGHMC(SnapshotSampler):
         if state.optimizer is not None:
             velocities = dict(zip(params, unflatten(velocity, params), strict=True))
             for group in state.optimizer.param_groups:
-                rescale_velocities([velocities[param] for param in group["params"]], group)
+                rescale_velocities([velocities[param] for param in group["params"] if param in velocities], group)
         with torch.no_grad():
             torch._foreach_add_(params, unflatten(velocity, params), alpha=1 - self.friction)
-        add_langevin_noise(state.optimizer, self._temperature, state.num_data, self.friction)
+        add_langevin_noise(state, self._temperature, self.friction)
         velocity.copy_(flatten(params).sub_(before))
         return loss
 

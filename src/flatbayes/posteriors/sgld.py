@@ -21,9 +21,9 @@ does not widen the chain, as long as |q| <= 1. Where |q| > 1 part of the drift i
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -130,17 +130,16 @@ class SGLD(SnapshotSampler):
         if self.noise == "lattice":
             return self._step_on_lattice(state, closure)
         loss = step_optimizer(state, closure, self.prior_precision, self._temperature)
-        add_langevin_noise(state.optimizer, self._temperature, state.num_data, friction=1.0)
+        add_langevin_noise(state, self._temperature, friction=1.0)
         return loss
 
     def _step_on_lattice(self, state: State, closure: Closure) -> Tensor:
         """Turn the step of the optimizer, and its length, into the direction of a step on the lattice."""
-        start = list[tuple[list[Tensor], list[Tensor], float]]()
+        start = list[tuple[Sequence[Tensor], Sequence[Tensor], float]]()
 
         def record_start() -> Tensor:
             loss = closure()
-            for group in state.optimizer.param_groups if state.optimizer is not None else []:
-                params = [param for param in group["params"] if param.grad is not None]
+            for group, params in iter_sampled(state):
                 spacing = noise_std(float(group["lr"]), self._temperature, state.num_data, friction=1.0)
                 if params and spacing > 0:
                     start.append((params, clone_tensors(params), spacing))
@@ -183,22 +182,31 @@ def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> 
     return math.sqrt(2 * friction * lr * temperature / num_data)
 
 
-@torch.no_grad()
-def add_langevin_noise(optimizer: Optimizer | None, temperature: float, num_data: int, friction: float) -> None:
-    """Add `noise_std` times standard normal noise to every parameter that has a gradient, in place.
+def iter_sampled(state: State) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
+    """Yield the parameter groups of the optimizer, with the parameters in them that the chain samples.
 
-    Parameters without a gradient get no noise, since without a force they would diffuse without bound.
+    These are trainable parameters of the model that have a gradient: without a force they would diffuse without
+    bound. The optimizer of another loop can have parameters of other networks, which have no prior either.
 
     Args:
-        optimizer: Holds the parameters and their learning rates.
+        state: The state, after the closure has computed the gradients.
+    """
+    own = set(trainable_parameters(state.model))
+    for group in [] if state.optimizer is None else state.optimizer.param_groups:
+        yield group, [param for param in group["params"] if param in own and param.grad is not None]
+
+
+@torch.no_grad()
+def add_langevin_noise(state: State, temperature: float, friction: float) -> None:
+    """Add `noise_std` times standard normal noise to every parameter of `iter_sampled`, in place.
+
+    Args:
+        state: The state, whose optimizer holds the learning rates.
         temperature: Temperature of the posterior.
-        num_data: Number of training examples.
         friction: Fraction of the velocity lost per step.
     """
-    groups = [] if optimizer is None else optimizer.param_groups
-    for group in groups:
-        std = noise_std(float(group["lr"]), temperature, num_data, friction)
-        params = [param for param in group["params"] if param.grad is not None]
+    for group, params in iter_sampled(state):
+        std = noise_std(float(group["lr"]), temperature, state.num_data, friction)
         for indices, noise in iter_normal_noise(params):
             torch._foreach_add_([params[k] for k in indices], noise, alpha=std)
 

@@ -2,7 +2,7 @@
 
 import math
 
-from flatbayes.posteriors import Ensemble, Posterior
+from flatbayes.posteriors import BLoB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.optimization import find_weight_decay, resolve_temperature
 from flatbayes.reference.result import Reference
 from flatbayes.training import TrainingConfig
@@ -24,12 +24,16 @@ def find_density(posterior: Posterior, config: TrainingConfig, num_data: int) ->
         num_data: Number of training examples.
 
     Returns:
-        The precision, None where it is not one number for all weights; and the temperature, 1 for a posterior that
-        has none.
+        The precision, None where it is not one number for all weights, or is chosen after training; and the
+        temperature, 1 for a posterior that has none.
     """
     while isinstance(posterior, Ensemble):
         posterior = posterior.member
     temperature = resolve_temperature(getattr(posterior, "temperature", None))
+    if isinstance(posterior, BLoB):
+        return posterior.prior_std**-2, temperature
+    if isinstance(posterior, Laplace) and posterior.tune == "evidence":
+        return None, temperature
     precision = getattr(posterior, "prior_precision", None)
     if isinstance(precision, int | float):
         return float(precision), temperature
