@@ -87,7 +87,7 @@ def check_row_labels(first: Any, second: Any, first_name: str, second_name: str,
     Warns:
         DataWarning: They have different row labels.
     """
-    indexes = [getattr(values, "index", None) for values in (first, second)]
+    indexes: list[Any] = [getattr(values, "index", None) for values in (first, second)]
     if not all(hasattr(index, "equals") for index in indexes) or len(indexes[0]) != len(indexes[1]):
         return
     left, right = indexes
