@@ -67,7 +67,7 @@ def test_words_missing_numbers_and_kept_columns(tmp_path, kind):
     else:
         pq.write_table(pa.table(columns | {"id": ["007", "012", "9007199254740993"]}), path)
     names = ("city=", "city=Oslo", "age", "age=")
-    with pytest.warns(DataWarning, match=r"'city' of .* has categories such as 'Rome', which the training data lack"):
+    with pytest.warns(DataWarning, match=r"'city' of .* has the category 'Rome', which the training data lack"):
         [(kept, inputs)] = read_inputs(path, (4,), names, keep_columns=("id", "city", "age"))
     expected = [[0, 0, 7.5, 0], [0, 1, np.nan, 1], [1, 0, 9, 0]]
     torch.testing.assert_close(inputs, torch.tensor(expected, dtype=torch.float64), equal_nan=True)

@@ -7,14 +7,15 @@ from functools import partial
 import pytest
 import torch
 
-from flatbayes.data import Diabetes, Digits, list_corruptions
+from flatbayes.core.spec import to_spec
+from flatbayes.data import Arrays, Diabetes, Digits, list_corruptions
 from flatbayes.diagnostics import measure_posterior_sharpness
 from flatbayes.experiments import Comparison, EvaluationConfig
 from flatbayes.experiments.run_result import RunDetails
 from flatbayes.flatness import SAM
 from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.models import MLP
-from flatbayes.posteriors import SWAG
+from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior, evaluate, evaluate_recalibration
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
@@ -141,3 +142,29 @@ def test_a_table_has_sharpness_and_no_corruptions(tmp_path):
     assert "gap_worst" in table.run(tmp_path, jobs=1).runs[0].metrics
     shifted = replace(table, evaluations=EvaluationConfig(shift=True))
     assert len(shifted.run(tmp_path, jobs=1).failures) == 2
+
+
+def test_arrays_that_are_out_of_distribution_are_told_apart_by_their_content(tmp_path):
+    inputs, labels = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
+
+    def run(ood):
+        comparison = replace(
+            COMPARISON, source=Arrays(inputs, labels), posteriors=(MAP(),), evaluations=EvaluationConfig(ood=ood)
+        )
+        comparison.claim_folder(tmp_path, overwrite=False)
+        return [result.metrics["ood_auroc"] for result in comparison.run(tmp_path, jobs=1).runs]
+
+    first, second = Arrays(inputs + 9, labels), Arrays(inputs + 0.01, labels)
+    far, near = run(first), run(second)
+    assert far != near
+    num_files = len([*tmp_path.glob("runs/*.json")])
+    assert run(first) == run(Arrays(inputs + 9, labels)) == far
+    assert run(second) == near
+    assert len([*tmp_path.glob("runs/*.json")]) == num_files == 8
+    with pytest.raises(TypeError, match="ood is a source of data, .* got a Tensor"):
+        EvaluationConfig(ood=inputs)
+
+
+def test_sources_that_are_described_by_their_arguments_have_no_fingerprint():
+    assert EvaluationConfig(ood=Digits()).describe() == to_spec(EvaluationConfig(ood=Digits()))
+    assert EvaluationConfig().describe() == to_spec(EvaluationConfig())

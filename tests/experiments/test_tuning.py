@@ -11,7 +11,7 @@ from flatbayes.data import Digits
 from flatbayes.experiments import ExperimentRun, default_ranges, tune_hyperparameters
 from flatbayes.experiments import run as run_module
 from flatbayes.experiments.ranges import extend_ranges, is_whole_number, replace_hyperparameters
-from flatbayes.flatness import LESAM, SAM, Delayed, Plain
+from flatbayes.flatness import LESAM, SAM, Delayed, Flatness, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SGHMC, SGVB, SWAG, BLoB, Ensemble, Laplace
 from flatbayes.training import Constant, TrainingConfig, recording
@@ -218,3 +218,20 @@ def test_trials_with_the_same_training_train_once(tmp_path, monkeypatch, posteri
     values = {tuple(trial[name] for name in ranges) for trial in alone.trials}
     if "posterior.size" not in ranges:
         assert len(trained) == num_trainings + 2 * (len(values) + ("flatness.rho" in ranges))
+
+
+def test_a_method_that_is_no_dataclass_has_no_hyperparameters(tmp_path):
+    class Mine(Flatness):
+        gradients_per_step = 1
+
+        def __init__(self):
+            self.rho = 0.1
+
+        def __call__(self, closure, model, progress=None):
+            return closure
+
+    run = replace(RUN, flatness=Mine())
+    with pytest.raises(
+        ValueError, match=r"'flatness.rho' cannot be tuned: Mine is no dataclass, .* @dataclass\(frozen"
+    ):
+        tune_hyperparameters(run, {"flatness.rho": (0.1, 1)}, num_trials=1, num_seeds=1, folder=tmp_path)

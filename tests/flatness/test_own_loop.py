@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -242,3 +244,25 @@ def test_zeroing_in_place_makes_no_difference():
             optimizer.step()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.equal(grads[0], grads[1])
+
+
+def test_what_is_no_model_is_refused():
+    code = """
+from torch import nn
+from flatbayes import flatness
+from flatbayes.core import TrainingProgress
+
+model = nn.Linear(2, 2)
+for name in sorted(set(flatness.__all__) - {"Flatness", "Plain", "Delayed"}):
+    method = getattr(flatness, name)
+    if isinstance(method, type) and issubclass(method, flatness.Flatness):
+        for given in ([*model.parameters()], model.parameters(), print):
+            try:
+                method()(lambda: None, given, TrainingProgress(total_steps=1))()
+            except TypeError as error:
+                assert "The model must be an nn.Module, got a" in str(error), error
+                print(name)
+"""
+    # In a process of its own, without the checks of types that the tests add.
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert len(result.stdout.split()) == 3 * 16

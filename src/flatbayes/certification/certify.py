@@ -11,7 +11,7 @@ The only approximation is the Monte Carlo estimate over Q, whose error the bound
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.progress import track
 from torch import nn
@@ -31,7 +31,7 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
-from flatbayes.data import DataSplits, Split
+from flatbayes.data import Split, make_source
 from flatbayes.data.splits import check_split_values
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Categorical
@@ -48,7 +48,7 @@ FORWARD_BATCH_FACTOR = 4
 
 def certify(
     model: nn.Module | ModelFactory,
-    data: DataSplits,
+    data: Any,
     flatness: Flatness = SAM(),
     config: TrainingConfig = TrainingConfig(),
     certification_config: CertificationConfig = CertificationConfig(),
@@ -63,7 +63,8 @@ def certify(
 
     Args:
         model: A class or function that builds the network, or a network that was not trained on the data.
-        data: A classification data set.
+        data: A classification: splits, a source, or a pair `(inputs, targets)` or dataset, which is split at random
+            by the seed.
         flatness: Perturbation at which the gradients for the prior network are taken.
         config: Training configuration of the prior network.
         certification_config: All other settings.
@@ -80,6 +81,7 @@ def certify(
         >>> 0 < result.error.bound <= 1
         True
     """
+    data = make_source(data).load(seed)
     if data.is_regression:
         raise ValueError(
             "Certificates exist for classification only, since the errors of a regression are unbounded. Use data "

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.arrays import to_plain_array
+
 ModelInputs = Tensor | dict[str, Any] | tuple[Any, ...]
 """Inputs of one batch: a tensor, or a tuple or dictionary of such."""
 
@@ -95,7 +97,8 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
             "DataLoader(examples, batch_size=32), which joins them to batches."
         )
     inputs, targets = make_inputs(batch[0]), batch[1]
-    targets = torch.as_tensor(targets) if isinstance(targets, np.ndarray | list | tuple) else targets
+    if not isinstance(targets, Tensor) and (hasattr(targets, "__array__") or isinstance(targets, list | tuple)):
+        targets = _to_target_tensor(targets)
     if not isinstance(targets, Tensor):
         raise ValueError(
             f"Inputs and targets of a batch must be tensors or arrays, got a {type(inputs).__name__} and a "
@@ -108,6 +111,23 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
             f"{tuple(targets.shape)}."
         )
     return inputs, targets
+
+
+def _to_target_tensor(targets: Any) -> Tensor:
+    """Targets of a batch as a tensor.
+
+    Raises:
+        ValueError: They are no numbers.
+    """
+    if isinstance(targets, list | tuple) and any(isinstance(target, Tensor) for target in targets):
+        return torch.as_tensor(targets)
+    array = to_plain_array(targets)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"The targets of a batch are of the type {array.dtype}, such as {str(array.ravel()[:1].tolist())[:80]}. "
+            "Number the classes from 0, for example with pandas.factorize, or convert the targets to numbers."
+        )
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: ModelInputs) -> Any:
@@ -191,11 +211,16 @@ def _convert(batch: Any, name: str) -> Any:
     if isinstance(batch, Tensor) or batch is None or isinstance(batch, bool):
         return batch
     if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
-        return torch.from_numpy(np.ascontiguousarray(batch))
+        array = np.ascontiguousarray(to_plain_array(batch))
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
     if isinstance(batch, Mapping):
         return {str(key): _convert(value, f"{name}[{key!r}]") for key, value in batch.items()}
     if isinstance(batch, tuple | list) and not all(isinstance(value, str | int | float) for value in batch):
         return tuple(_convert(value, f"{name}[{k}]") for k, value in enumerate(batch))
+    if isinstance(batch, np.ndarray):
+        raise ValueError(
+            f"{name} is an array of the type {batch.dtype}, and inputs of a network are numbers. Encode it."
+        )
     raise ValueError(
         f"{name} is a {type(batch).__name__}, and inputs of a network are tensors or arrays, or tuples and "
         "dictionaries of them. Leave other entries out, or convert them in the data set or the collate function."

@@ -22,7 +22,16 @@ def list_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The result of `model.named_parameters()`: a tied tensor counts once, under its first name."""
+    """The result of `model.named_parameters()`: a tied tensor counts once, under its first name.
+
+    Raises:
+        TypeError: The model is no `nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"The model must be an nn.Module, got a {type(model).__name__}. In a loop of your own pass the network "
+            "itself, not its parameters: flatness(closure, model)."
+        )
     if type(model).named_parameters is not nn.Module.named_parameters:
         return dict(model.named_parameters())  # the class decides which there are
     params, ids = dict[str, nn.Parameter](), set[int]()

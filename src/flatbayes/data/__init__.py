@@ -10,11 +10,12 @@ from flatbayes.data.corruptions import CORRUPTIONS, corrupt_images, infer_white_
 from flatbayes.data.image_folder import ImageFolder
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.imagenet import ImageNet, TinyImageNet
-from flatbayes.data.in_memory import Arrays, FixedSplits, is_array_pair
+from flatbayes.data.in_memory import Arrays, FixedSplits
 from flatbayes.data.inputs import InputReader, read_inputs
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.npz import Npz
 from flatbayes.data.ood import load_ood_inputs, load_test_split, match_input_format
+from flatbayes.data.pairs import is_array_pair
 from flatbayes.data.prediction_writer import PredictionWriter
 from flatbayes.data.readers import find_reader, load_training_splits, make_source
 from flatbayes.data.sklearn_datasets import Diabetes, Digits

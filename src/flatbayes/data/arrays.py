@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels
+from flatbayes.core.names import format_count
 from flatbayes.data.checks import TaskType, holds_fractions, make_class_names, to_int64
 from flatbayes.data.source import RawSplits
 from flatbayes.data.splits import Split
@@ -81,9 +82,13 @@ def to_inputs(array: np.ndarray, description: str) -> Tensor:
         ValueError: The array has another type or shape.
     """
     if array.dtype.kind not in "biuf" or array.ndim not in (2, 3, 4) or 0 in array.shape[1:]:
+        is_column = array.dtype.kind in "biuf" and array.ndim == 1
+        advice = (
+            " For one feature, give it a second axis: values[:, None], or frame[['column']]." if is_column else ""
+        )
         raise ValueError(
             f"{description} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, "
-            f"width] or [n, height, width, channels], got {array.dtype} of the shape {array.shape}."
+            f"width] or [n, height, width, channels], got {array.dtype} of the shape {array.shape}.{advice}"
         )
     if array.ndim == 3:
         array = array[:, None]
@@ -125,6 +130,12 @@ def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -
     """
     if task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
         advice = MULTI_LABEL_ADVICE if holds_several_labels(targets) else ""
+        missing = np.argwhere(np.isnan(targets))
+        if len(missing):
+            advice += (
+                f" {format_count(len(missing), 'value is', 'values are')} missing, the first in row "
+                f"{missing[0][0]} (counted from 0), which makes whole numbers fractions: leave out those examples."
+            )
         return holds_fractions(targets[np.isfinite(targets)], description, advice)
     return task == "regression"
 

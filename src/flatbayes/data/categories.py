@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flatbayes.data.checks import MISSING_WORDS, DataWarning
+from flatbayes.core.arrays import MISSING_WORDS
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.columns import is_text_type, require_numeric_type, to_numbers, to_words
 from flatbayes.data.csv_format import explain_word
 from flatbayes.data.csv_numbers import is_number

@@ -14,8 +14,6 @@ from torch import Tensor
 from flatbayes.core.names import format_count
 from flatbayes.data.feature_names import fill_missing
 
-MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat", "null", "<na>", "<null>"))
-"""Labels in small letters, without surrounding spaces, that stand for a missing label."""
 MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
 FEW_VALUES = 2**12

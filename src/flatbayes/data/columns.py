@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.arrays import MISSING_WORDS
 from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
-from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names, to_int64
+from flatbayes.data.checks import DataWarning, TaskType, holds_fractions, make_class_names, to_int64
 from flatbayes.data.csv_files import explain_words
 from flatbayes.data.csv_numbers import parse_numbers
 from flatbayes.data.feature_names import find_optional_features, split_feature
 from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table
 from flatbayes.data.table_file import TableFile
+from flatbayes.data.unseen_categories import warn_of_unseen_categories
 
 
 def read_column(files: Sequence[Path], name: str) -> ArrowColumn:
@@ -29,7 +31,13 @@ def read_column(files: Sequence[Path], name: str) -> ArrowColumn:
     return pa.chunked_array(chunks)
 
 
-def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, first_row: int = 0) -> Tensor:
+def extract_features(
+    table: ArrowTable,
+    names: Sequence[str],
+    file: TableFile,
+    first_row: int = 0,
+    noted_columns: set[str] | None = None,
+) -> Tensor:
     """Convert columns to float64 features, [rows, features]: numbers, and the indicators of `data.categories`.
 
     Missing numbers are NaN where `names` has an indicator of them.
@@ -39,6 +47,7 @@ def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, f
         names: The features, in order.
         file: The file, for messages.
         first_row: Row number of the first row, for a file that is read in batches.
+        noted_columns: Columns of which a warning has said that they have unseen categories; others are added.
 
     Raises:
         ValueError: A column of numbers is neither numeric nor boolean, or values are missing, infinite or too large
@@ -61,8 +70,10 @@ def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, f
             texts, categories = words[name]
             categories.append(category)
             values[:, index] = texts == category
+    noted_columns = set() if noted_columns is None else noted_columns
     for name, (texts, categories) in words.items():
-        warn_of_unseen_categories(texts, name, categories, file)
+        if name not in noted_columns and warn_of_unseen_categories(texts, name, categories, str(file.path)):
+            noted_columns.add(name)
     with np.errstate(invalid="ignore"):
         is_invalid = ~(np.abs(values) <= np.finfo(np.float32).max)
     optional = find_optional_features(names)
@@ -114,26 +125,6 @@ def to_words(column: ArrowColumn) -> ArrowColumn:
     with require_package("data"):
         import pyarrow as pa
     return column.cast(pa.string()).fill_null("")
-
-
-def warn_of_unseen_categories(words: np.ndarray, column: str, categories: Sequence[str], file: TableFile) -> None:
-    """Warn of words that are no category of the training data.
-
-    Args:
-        words: Words of new examples, [rows].
-        column: Name of their column.
-        categories: The categories of the training data.
-        file: The file, for the message.
-    """
-    unseen = sorted(set(words.tolist()) - set(categories))
-    if unseen:
-        kind = "missing values" if unseen[0] == "" else f"categories such as {unseen[0][:40]!r}"
-        warnings.warn(
-            f"Column {column!r} of {file.path} has {kind}, which the training data lack: the features of its "
-            "categories are all 0 there.",
-            category=DataWarning,
-            stacklevel=4,
-        )
 
 
 def require_numeric_type(column: ArrowColumn, name: str, file: TableFile) -> None:

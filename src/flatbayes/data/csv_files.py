@@ -18,14 +18,12 @@ from flatbayes.data.csv_format import (
     explain_word,
     has_open_quote,
 )
-from flatbayes.data.csv_numbers import is_number
+from flatbayes.data.csv_numbers import is_mark_of_missing, is_number
 from flatbayes.data.parquet import ArrowTable, rebatch_rows, require_columns, require_file, wrap_read_errors
 from flatbayes.data.size_limit import check_memory, get_memory_limit
 
 CSV_SUFFIXES = (".csv", ".tsv")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".zst", ".lz4")
-MARKS_OF_MISSING = ("?", "-", "--", ".", "*", "none", "missing", "unknown")
-"""Words in small letters that often mark a missing number, and that may mean something else."""
 BLOCK_SIZE_BYTES = 2**20
 """Bytes that are read at a time; a line must fit into it."""
 MAX_BATCH_BYTES = 2**26
@@ -264,8 +262,11 @@ def explain_words(path: Path, layout: CsvLayout, name: str) -> str | None:
             words += 1
     if not words:
         return None
-    is_mark = first_word.strip().lower() in MARKS_OF_MISSING
-    other = " If it marks a missing value, leave the field empty." if is_mark else " Encode it as numbers."
+    other = (
+        " If it marks a missing value, leave the field empty."
+        if is_mark_of_missing(first_word)
+        else " Encode it as numbers."
+    )
     advice = explain_word(first_word, layout.decimal) or other
     return (
         f"Column {name!r} of {path} must hold numbers, and {words} of its {total} values are not numbers; the first "

@@ -27,7 +27,7 @@ def compute_fingerprint(splits: DataSplits, names: Sequence[str] = ("train", "va
         splits: The data.
         names: Names of the splits to read.
     """
-    return {name: _describe_split(getattr(splits, name)) for name in names}
+    return {name: describe_split(getattr(splits, name)) for name in names}
 
 
 def explain_change(stored: Mapping[str, str], current: Mapping[str, str]) -> str | None:
@@ -46,7 +46,12 @@ def explain_change(stored: Mapping[str, str], current: Mapping[str, str]) -> str
     return ", and ".join(changes) or None
 
 
-def _describe_split(split: Split) -> str:
+def describe_split(split: Split) -> str:
+    """Number of rows and checksum of the content of a split; of large data, of a sample of their rows.
+
+    Args:
+        split: The split.
+    """
     inputs = split.inputs
     if isinstance(inputs, LazyImages):
         inputs = inputs[_sample_rows(len(inputs), MAX_HASHED_IMAGES)]

@@ -1,6 +1,7 @@
 """Data sources of what a program holds in memory: arrays, tensors, data frames, and given splits."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -8,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.arrays import check_missing_labels, holds_fractions, holds_numbers, to_floats, to_plain_array
 from flatbayes.core.display import format_fields
-from flatbayes.core.names import format_count
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
-from flatbayes.data.checks import TaskType, make_class_names
-from flatbayes.data.data_frames import frame_to_array, is_data_frame, list_columns, order_columns
+from flatbayes.data.checks import DataWarning, TaskType, make_class_names
+from flatbayes.data.data_frames import is_data_frame, list_columns, order_columns
+from flatbayes.data.frame_features import frame_to_array, list_other_columns
+from flatbayes.data.pairs import check_pair
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import DataSplits
 
@@ -76,7 +79,8 @@ class Arrays(DataSource):
         is_text = any(array.dtype.kind in "OUS" for array in targets)
         class_names: tuple[str, ...] = ()
         if is_text:
-            class_names, targets = encode_texts(targets)
+            descriptions = [f"The targets of the {names[split]}" for split in arrays]
+            class_names, targets = encode_texts(dict(zip(descriptions, targets, strict=True)))
         named = {
             split: NamedArrays(
                 inputs, array, f"The inputs of the {names[split]}", f"The targets of the {names[split]}"
@@ -135,20 +139,6 @@ class FixedSplits(DataSource):
         return self.splits
 
 
-def is_array_pair(data: object) -> bool:
-    """Whether this is a pair of inputs and targets, each a tensor or what NumPy converts to an array.
-
-    Examples:
-        >>> is_array_pair((torch.zeros(3, 2), torch.zeros(3))), is_array_pair("task.csv")
-        (True, False)
-    """
-    return (
-        isinstance(data, tuple | list)
-        and len(data) == 2
-        and all(isinstance(entry, Tensor) or hasattr(entry, "__array__") for entry in data)
-    )
-
-
 def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets as arrays of the same length; a column of targets, [n, 1], becomes [n].
 
@@ -159,17 +149,19 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
 
     Raises:
         ValueError: Their numbers of examples differ, or a data frame has columns that are no numbers.
+        TypeError: The inputs are sparse, or the targets are something else.
     """
-    columns = getattr(inputs, "dtypes", None)
-    if columns is not None and is_data_frame(inputs):
-        names = [str(name) for name, dtype in columns.items() if getattr(dtype, "kind", "O") not in "biuf"]
+    check_pair(inputs, targets, description)
+    if is_data_frame(inputs):
+        names = list_other_columns(inputs)
         if names:
             raise ValueError(
                 f"The columns {', '.join(names)} of the {description} are no numbers. Encode them, for example with "
                 "a scikit-learn pipeline before FlatBayesClassifier, or read the file with Table, which does."
             )
-    inputs = frame_to_array(inputs) if is_data_frame(inputs) else inputs
-    x, y = (_to_array(values) for values in (inputs, targets))
+        inputs = frame_to_array(inputs, f"data frame of the {description}")
+    x, y = _to_array(inputs), _to_array(targets)
+    x = to_floats(x) if x.dtype == object and holds_numbers(x) else x
     if not (x.ndim and y.ndim) or len(x) != len(y):
         raise ValueError(
             f"Inputs and targets of the {description} must have the same number of examples, got the shapes "
@@ -178,26 +170,30 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
     return x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 
-def encode_texts(targets: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
+def encode_texts(targets: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Class names in alphabetic order, and the labels of each array.
 
     Args:
-        targets: Labels of each split as texts, [n].
+        targets: Labels of each split as texts, [n], by what they are, for messages.
 
     Raises:
         ValueError: A label is missing, or an array has more than one axis.
     """
-    if any(array.ndim != 1 for array in targets):
-        raise ValueError("Labels that are texts must have the shape [n], one class for each example.")
-    flat = np.concatenate(targets)
-    missing = sum(value is None or value != value for value in flat.tolist())  # NaN differs from itself
-    if missing:
-        raise ValueError(
-            f"{missing} of {format_count(len(flat), 'label')} {'is' if missing == 1 else 'are'} missing. Leave out "
-            "these examples."
+    for description, labels in targets.items():
+        if labels.ndim != 1:
+            raise ValueError(
+                f"{description} are texts, and labels must have the shape [n], one class for each example; got "
+                f"{labels.shape}."
+            )
+        check_missing_labels(labels, description)
+    names, codes = np.unique(np.concatenate([*targets.values()]).astype(str), return_inverse=True)
+    if "None" in names:
+        warnings.warn(
+            "'None' is a class. If it stands for a missing label, leave those examples out.",
+            category=DataWarning,
+            stacklevel=4,
         )
-    names, codes = np.unique(flat.astype(str), return_inverse=True)
-    ends = np.cumsum([len(array) for array in targets])[:-1]
+    ends = np.cumsum([len(array) for array in targets.values()])[:-1]
     return tuple(names.tolist()), np.split(codes.astype(np.int64), ends)
 
 
@@ -205,5 +201,7 @@ def _to_array(values: Any) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return np.asarray(values.float() if values.dtype in (torch.bfloat16, torch.float16) else values)
-    array = np.asarray(values)
+    array = to_plain_array(values)
+    if array.dtype == object and holds_fractions(array):
+        array = to_floats(array)
     return array if array.flags.writeable else array.copy()  # torch shares memory only with arrays that are writeable

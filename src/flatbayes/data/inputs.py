@@ -149,9 +149,12 @@ class InputReader:
     def _read_feature_chunks(self) -> InputChunks:
         names = self.feature_names
         file = TableFile.open(self.path, self.csv_format, self.expected_csv_format)
-        first_row = 0
+        first_row, noted_columns = 0, set[str]()
         for table in file.iter_batches(names, self.keep_columns, self.chunk_size):
-            yield _select_columns(table, self.keep_columns), extract_features(table, names, file, first_row)
+            yield (
+                _select_columns(table, self.keep_columns),
+                extract_features(table, names, file, first_row, noted_columns),
+            )
             first_row += len(table)
 
     def _read_parquet_image_chunks(self) -> InputChunks:

@@ -13,8 +13,9 @@ from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, list_image_files
 from flatbayes.data.image_parquet import ImageParquet
-from flatbayes.data.in_memory import Arrays, FixedSplits, is_array_pair
+from flatbayes.data.in_memory import Arrays, FixedSplits
 from flatbayes.data.npz import Npz
+from flatbayes.data.pairs import is_array_pair
 from flatbayes.data.parquet import find_image_columns, find_split_files, require_file
 from flatbayes.data.source import DataSource, check_raw_splits, fill_missing_inputs, take_all
 from flatbayes.data.splits import DataSplits

@@ -1,5 +1,6 @@
 """Training, validation and test splits as tensors, lazy images, or encoded images."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +14,7 @@ from flatbayes.core.display import format_html_table
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import check_finite, check_label_range
+from flatbayes.data.checks import DataWarning, check_finite, check_label_range
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image, infer_layout
 from flatbayes.data.lazy_images import LazyImages
@@ -29,6 +30,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 """Names of folders, and first words of the names of parquet files, with the splits that they mean."""
+MAX_LISTED_CLASSES = 3
+"""Largest number of classes in a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,3 +239,31 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
             check_label_range(split.targets, data.num_classes, name)
         elif len(split):
             check_finite(split.targets.reshape(len(split), -1), f"targets of the {name} examples", data.target_names)
+
+
+def warn_of_untrained_classes(data: DataSplits) -> None:
+    """Warn of classes that validation or test examples have, and no training example.
+
+    Args:
+        data: The splits.
+    """
+    if data.is_regression:
+        return
+    trained = set(data.train.targets.unique().tolist())
+    places = {
+        name: sorted(set(split.targets.unique().tolist()) - trained)
+        for name, split in {"validation": data.val, "test": data.test}.items()
+    }
+    classes = sorted({label for labels in places.values() for label in labels})
+    if classes:
+        listed = ", ".join(repr(data.class_names[label]) for label in classes[:MAX_LISTED_CLASSES])
+        more = f" and {len(classes) - MAX_LISTED_CLASSES} more" if len(classes) > MAX_LISTED_CLASSES else ""
+        verb = "has" if len(classes) == 1 else "have"
+        owners = " and ".join(name for name, labels in places.items() if labels)
+        warnings.warn(
+            f"{len(classes)} of the {data.num_classes} classes {verb} no training example, but some among the "
+            f"{owners} examples, which are predicted wrongly: {listed}{more}. If a label is written in several ways, "
+            "write it alike; else give training examples, or leave these classes out.",
+            category=DataWarning,
+            stacklevel=5,
+        )

@@ -5,6 +5,7 @@ All posteriors share the examples, the random directions and the scale, so that 
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -32,8 +33,8 @@ from flatbayes.prediction import FittedPosterior
 
 def compute_draw_slices(
     fitted_posteriors: Mapping[str, FittedPosterior],
-    inputs: ModelInputs,
-    targets: Tensor,
+    inputs: Any,
+    targets: Any = None,
     num_slices: int = 5,
     *,
     num_steps: int = 21,
@@ -48,8 +49,8 @@ def compute_draw_slices(
 
     Args:
         fitted_posteriors: The posteriors by name.
-        inputs: Examples in the form of the training data.
-        targets: Targets of the examples.
+        inputs: Examples in the form of the training data. Without `targets`, a split or a pair `(inputs, targets)`.
+        targets: Targets of the examples, in a form that `evaluate` takes.
         num_slices: Slices of each posterior; with fewer draws, several directions through the same draw.
         num_steps: Points of a slice.
         max_distance: Largest distance on each side; at 1 each filter is perturbed by noise of its own norm.
@@ -72,12 +73,13 @@ def compute_draw_slices(
     distances = torch.linspace(-max_distance, max_distance, num_steps).tolist()
     slices: dict[str, list[LossSlice]] = {name: [] for name in fitted_posteriors}
     console = PlainConsole(stderr=True)
+    examples: list[tuple[ModelInputs, Tensor]] = []
     pairs = [(name, k) for name in fitted_posteriors for k in range(num_slices)]
     for name, k in track(pairs, "slicing the loss", console=console, transient=True, disable=not show_progress):
         fitted = fitted_posteriors[name]
         sample_ids = fitted.sample_ids(num_slices, seed)
         with fitted.sampled_network(sample_ids[k % len(sample_ids)]) as network:
-            examples = prepare_batches(fitted, inputs, targets, batch_size)
+            examples = prepare_batches(fitted, inputs, targets, batch_size) if k == 0 else examples
             surface = LossSurface(network, fitted.likelihood.loss, examples, keep_mode=True)
             slices[name].append(loss_along(surface, random_direction(surface, seed, k), distances))
     return slices
@@ -85,8 +87,8 @@ def compute_draw_slices(
 
 def compute_solution_plane(
     fitted_posteriors: Mapping[str, FittedPosterior],
-    inputs: ModelInputs,
-    targets: Tensor,
+    inputs: Any,
+    targets: Any = None,
     num_draws: int = 10,
     *,
     num_steps: int = 21,
@@ -102,8 +104,8 @@ def compute_solution_plane(
 
     Args:
         fitted_posteriors: The posteriors by name, all with networks of the same shapes.
-        inputs: Examples in the form of the training data.
-        targets: Targets of the examples.
+        inputs: Examples in the form of the training data. Without `targets`, a split or a pair `(inputs, targets)`.
+        targets: Targets of the examples, in a form that `evaluate` takes.
         num_draws: Draws of each posterior to project; 0 for none.
         num_steps: Points on each side of the grid.
         norm_batches: Batches of inputs, before the transform, on which BatchNorm statistics are re-estimated at every

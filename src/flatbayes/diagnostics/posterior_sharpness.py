@@ -24,7 +24,8 @@ from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_error, measure_sharpness
 from flatbayes.plotting.sharpness import plot_measures
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.inputs import check_finite_inputs, to_inputs
+from flatbayes.prediction.inputs import check_finite_inputs, fill_missing_features, to_inputs
+from flatbayes.prediction.labelled import make_labelled_tensors
 
 if TYPE_CHECKING:  # optional packages
     import pandas as pd
@@ -161,8 +162,8 @@ class PosteriorSharpness:
 
 def measure_posterior_sharpness(
     fitted: FittedPosterior,
-    inputs: ModelInputs,
-    targets: Tensor,
+    inputs: Any,
+    targets: Any = None,
     sharpness_config: SharpnessConfig = SharpnessConfig(),
     num_draws: int = 10,
     *,
@@ -180,8 +181,8 @@ def measure_posterior_sharpness(
     Args:
         fitted: The posterior. Its networks are restored; the BatchNorm statistics of new draws are cached in it, as
             in predictions.
-        inputs: Examples in the form of the training data.
-        targets: Targets of the examples.
+        inputs: Examples in the form of the training data. Without `targets`, a split or a pair `(inputs, targets)`.
+        targets: Targets of the examples, in a form that `evaluate` takes.
         sharpness_config: Radii and computational effort.
         num_draws: Networks to draw, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass; it does not change the loss, the mean over all examples.
@@ -223,13 +224,14 @@ def measure_posterior_sharpness(
             if network is not fitted.states[sample_id[1]].model:
                 notes[WRAPPED_DRAW_NOTE.format(type(network).__name__)] = None
             draws.append(measure_network(network, keep_mode=True))
-    return PosteriorSharpness(sharpness_config, len(targets), tuple(trained), tuple(draws), tuple(notes))
+    num_examples = sum(len(targets) for _, targets in examples)
+    return PosteriorSharpness(sharpness_config, num_examples, tuple(trained), tuple(draws), tuple(notes))
 
 
 def compare_sharpness(
     fitted_posteriors: Mapping[str, FittedPosterior],
-    inputs: ModelInputs,
-    targets: Tensor,
+    inputs: Any,
+    targets: Any = None,
     sharpness_config: SharpnessConfig = SharpnessConfig(),
     num_draws: int = 10,
     *,
@@ -242,8 +244,8 @@ def compare_sharpness(
 
     Args:
         fitted_posteriors: The posteriors by name.
-        inputs: Examples in the form of the training data.
-        targets: Targets of the examples.
+        inputs: Examples in the form of the training data. Without `targets`, a split or a pair `(inputs, targets)`.
+        targets: Targets of the examples, in a form that `evaluate` takes.
         sharpness_config: Radii and computational effort.
         num_draws: Networks to draw from each posterior.
         batch_size: Examples per forward pass.
@@ -284,21 +286,24 @@ def compare_sharpness(
 
 
 def prepare_batches(
-    fitted: FittedPosterior, inputs: ModelInputs, targets: Tensor, batch_size: int = 256
+    fitted: FittedPosterior, inputs: Any, targets: Any = None, batch_size: int = 256
 ) -> list[tuple[ModelInputs, Tensor]]:
     """Batches for the networks of a posterior: transformed inputs, in their precision and on their device.
 
     Args:
         fitted: The posterior.
-        inputs: Examples in the form of the training data.
-        targets: Targets of the examples.
+        inputs: Examples in the form of the training data. Without `targets`, a split or a pair `(inputs, targets)`.
+        targets: Targets of the examples, in a form that `evaluate` takes.
         batch_size: Examples in a batch.
 
     Raises:
         ValueError: There are no examples, not as many inputs as targets, or some are not finite.
+        TypeError: There are no targets, or the examples are a loader.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    inputs, targets = make_labelled_tensors(fitted, inputs, targets)
+    names = fitted.info.get("feature_names", ())
     examples = to_inputs(inputs, fitted.input_structure)
     num_examples = count_examples(examples)
     if num_examples != len(targets) or not num_examples:
@@ -306,7 +311,8 @@ def prepare_batches(
             "Sharpness needs at least one example, and one target for each, got "
             f"{format_count(num_examples, 'input')} and {format_count(len(targets), 'target')}."
         )
-    check_finite_inputs([examples], 0, fitted.info.get("feature_names", ()))
+    check_finite_inputs([examples], 0, names)
+    examples = fill_missing_features(examples, names, fitted.transform)
     if targets.is_floating_point():
         check_finite(targets.reshape(num_examples, -1), "targets", fitted.info.get("target_names", ()))
     device_targets = move_tensor(targets, fitted.device)

@@ -19,6 +19,7 @@ from flatbayes.posteriors import MAP
 from flatbayes.prediction import CompiledPosterior, FittedPosterior
 from flatbayes.prediction.deploy import InputPreprocessor
 from flatbayes.prediction.example_inputs import make_example_inputs
+from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.fit import fit
 from flatbayes.training.model_builder import ModelFactory, make_model_builder
@@ -30,7 +31,7 @@ PREPROCESSING_BATCH_SIZE = 512
 def distill(
     fitted: FittedPosterior,
     model: nn.Module | ModelFactory,
-    inputs: Tensor,
+    inputs: Any,
     config: TrainingConfig = TrainingConfig(),
     flatness: Flatness = SAM(),
     *,
@@ -49,7 +50,8 @@ def distill(
         model: The student or a function that builds it, as in `fit`. It has one output for each class plus one, or
             three for each target of a regression; a function with a parameter `num_outputs` or `num_classes` is
             called with that number.
-        inputs: Raw training examples of the student, in the form of the posterior's training data.
+        inputs: Raw training examples of the student, in the form of the posterior's training data: a tensor, an array
+            or a data frame.
         config: How the student is trained; use `OptimizationConfig(clip_norm=1)` for a regression.
         flatness: Flatness method of the training.
         num_draws: Networks whose predictions are averaged for the targets.
@@ -74,6 +76,7 @@ def distill(
             "The posterior was fitted to inputs of several tensors, and distillation takes inputs in one tensor. Use "
             "the posterior itself, or train a student on fitted.predict(inputs).mean."
         )
+    inputs = make_input_tensor(inputs, fitted.info, fitted.transform)
     targets = student.make_targets(fitted.predict(inputs, num_draws, seed=seed)).cpu()
     preprocessed = torch.cat([fitted.preprocess(batch).cpu() for batch in inputs.split(PREPROCESSING_BATCH_SIZE)])
     shape, count = tuple(preprocessed.shape[1:]), student.num_outputs

@@ -18,10 +18,15 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from flatbayes.core.arrays import find_missing
 from flatbayes.core.components import resolve_component
+from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
+from flatbayes.data.data_frames import is_data_frame, list_columns
+from flatbayes.data.frame_features import list_other_columns, to_column_numbers
 from flatbayes.data.hold_out import hold_out_validation
+from flatbayes.data.pairs import check_row_labels
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Predictive
 from flatbayes.likelihoods.labels import to_tensor
@@ -122,6 +127,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
             X: Examples, shape (examples, features), or of any shape that the model takes.
         """
         check_is_fitted(self)
+        check_examples(X)
         inputs = to_tensor(validate_data(self, X, dtype=FLOAT_TYPES, allow_nd=True, reset=False))
         seed = getattr(self, "seed_", 0)  # estimators that flatbayes 0.1 has pickled have none
         return self.posterior_.predict(inputs, self.num_draws, seed=seed, vectorized=False)
@@ -135,7 +141,8 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
         if needs_validation(config, flatness):
             data = hold_out_validation(data, self.validation_fraction, self.seed_)
-        model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
+        hidden = self.hidden.tolist() if isinstance(self.hidden, np.ndarray) else self.hidden
+        model = partial(MLP, hidden=hidden) if self.model is None else self.model
         self.posterior_ = fit(
             model, data, posterior, flatness, config, seed=self.seed_, show_progress=bool(self.verbose)
         )
@@ -168,6 +175,35 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def check_examples(X: Any, y: Any = None) -> None:
+    """Check what scikit-learn does not: columns of a data frame, missing labels, and the labels of rows.
+
+    Args:
+        X: Examples.
+        y: Labels or targets; None for a prediction.
+
+    Raises:
+        ValueError: A column holds no numbers, labels are missing, or `X` and `y` have the same row labels in another
+            order.
+
+    Warns:
+        DataWarning: `X` and `y` have different row labels.
+    """
+    if is_data_frame(X):
+        list_columns(X, "data frame X")
+        for name in list_other_columns(X):
+            to_column_numbers({str(column): X[column] for column in X.columns}[name], name, "data frame X")
+    check_row_labels(X, y, "X", "y")
+    labels = np.asarray(y) if hasattr(y, "__array__") or isinstance(y, list) else np.empty(0)
+    if labels.dtype == object:
+        rows = np.flatnonzero(find_missing(labels))
+        if len(rows):
+            raise ValueError(
+                f"{format_count(len(rows), 'label is', 'labels are')} missing, the first ({labels.ravel()[rows[0]]}) "
+                f"in row {rows[0]} (counted from 0). Leave those examples out."
+            )
 
 
 def get_nested_params(name: str, value: Any) -> dict[str, Any]:

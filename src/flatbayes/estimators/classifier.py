@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits
+from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, check_examples, make_data_splits
 from flatbayes.likelihoods.labels import to_tensor
 
 
@@ -66,6 +66,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         Raises:
             ValueError: Examples and labels differ in number, or there is only one class.
         """
+        check_examples(X, y)
         X, y = validate_data(self, X, y, dtype=FLOAT_TYPES, allow_nd=True)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)

@@ -10,7 +10,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits
+from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, check_examples, make_data_splits
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.likelihoods.labels import to_tensor
 
@@ -67,6 +67,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         Raises:
             ValueError: Examples and targets differ in number, or a target is constant.
         """
+        check_examples(X, y)
         X, y = validate_data(
             self, X, y, dtype=FLOAT_TYPES, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
         )

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSource, DataSplits, Split, list_corruptions, load_test_split, match_input_format
+from flatbayes.data.fingerprint import describe_split
 from flatbayes.diagnostics import LossSlice, SharpnessConfig, compute_draw_slices, measure_posterior_sharpness
 from flatbayes.experiments.run_result import RunDetails, SeverityCurve
 from flatbayes.prediction import (
@@ -67,6 +70,18 @@ class EvaluationConfig:
         for name in ("max_examples", "num_sharpness_draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.ood is not None and not isinstance(self.ood, DataSource):
+            raise TypeError(
+                f"ood is a source of data, such as Digits() or Arrays(inputs, labels), got a "
+                f"{type(self.ood).__name__}."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """The fields as plain data; out-of-distribution inputs that only exist in memory with their fingerprint."""
+        description: dict[str, Any] = to_spec(self, allow_instances=True)
+        if self.ood is not None and holds_content(self.ood):
+            description["init_args"]["ood"]["content"] = describe_split(_load_ood_split(self.ood))
+        return description
 
     def compute_metrics(
         self, fitted: FittedPosterior, data: DataSplits, split_name: str, num_draws: int, seed: int
@@ -118,6 +133,15 @@ class EvaluationConfig:
             )
             metrics |= sharpness
         return metrics, RunDetails(temperature, shift, loss_slice)
+
+
+def holds_content(source: DataSource) -> bool:
+    """Whether a source holds examples itself, which a description of its arguments leaves out."""
+    try:
+        to_spec(source)
+    except TypeError:
+        return True
+    return False
 
 
 def _measure_calibration(

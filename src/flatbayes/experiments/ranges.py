@@ -5,7 +5,7 @@ A name is the path of a field: `flatness.rho`, `posterior.temperature`, or `flat
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import reduce
 from typing import Any, get_args, get_type_hints
 
@@ -118,6 +118,11 @@ def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
                 "such as flatness.rho."
             )
         component, attribute = reduce(getattr, path[:-1], getattr(run, owner)), path[-1]
+        if not is_dataclass(component):
+            raise ValueError(
+                f"{name!r} cannot be tuned: {type(component).__name__} is no dataclass, whose fields are the "
+                "hyperparameters. Declare it with @dataclass(frozen=True)."
+            )
         values = {f.name: getattr(component, f.name) for f in fields(component)}
         numeric = [
             field

@@ -192,9 +192,10 @@ def describe_fields(experiment: Any) -> dict[str, JsonValue]:
     """The fields of a run or a comparison as plain data; options of `fit` only if one is set, as in earlier versions.
 
     Args:
-        experiment: A dataclass with a field `options`.
+        experiment: A dataclass with the fields `options` and `evaluations`.
     """
     spec: dict[str, JsonValue] = to_spec(experiment, allow_instances=True)["init_args"]
+    spec["evaluations"] = experiment.evaluations.describe()
     return {name: value for name, value in spec.items() if name != "options" or experiment.options.list_set()}
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.arrays import check_missing_labels, holds_fractions, holds_numbers, to_floats, to_plain_array
 from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels
-from flatbayes.core.names import format_count
+from flatbayes.core.names import format_count, shorten
 
 IGNORE_INDEX = -100
 """Label of an example without a label, as in torch."""
@@ -52,6 +53,12 @@ def to_class_indices(
         fractions = (labels != labels.round()) | ~labels.isfinite()
         if fractions.any():
             row = int(fractions.nonzero()[0])
+            if not labels[row].isfinite():
+                count = int((~labels.isfinite()).sum())
+                raise ValueError(
+                    f"{format_count(count, 'label is', 'labels are')} missing or not finite, the first "
+                    f"({float(labels[row]):g}) for example {row}. Leave out the examples without a label."
+                )
             raise ValueError(
                 f"Labels must be whole numbers, indices of classes, got {float(labels[row]):g} for example {row}. "
                 "For numbers to predict, use a Gaussian likelihood."
@@ -102,10 +109,14 @@ def encode_labels(targets: Any, class_names: object) -> Tensor:
     """
     if isinstance(targets, Tensor):
         return targets
-    array = np.asarray(targets)
+    array = to_plain_array(targets)
     names = list(map(str, class_names)) if isinstance(class_names, list | tuple) else []
+    if array.dtype == object and holds_numbers(array) and (not names or holds_fractions(array)):
+        array = to_floats(array)
     if array.dtype.kind not in "OUS":
         return _match_numbers(array, names)
+    array = array.astype(str) if array.dtype.kind == "S" else array
+    check_missing_labels(array, "The given labels", names)
     unknown = sorted({str(label) for label in array.ravel().tolist()} - set(names))
     if unknown:
         raise ValueError(
@@ -133,8 +144,21 @@ def to_tensor(values: Any) -> Tensor:
 
     Args:
         values: Tensor, array, series or list.
+
+    Raises:
+        ValueError: They are no numbers.
     """
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    if isinstance(values, Tensor):
+        return values
+    array = np.array(to_plain_array(values))
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"Expected numbers, got values of the type {array.dtype}, such as {shorten(str(array.ravel()[0]))!r}. "
+            "Convert them."
+            if array.size
+            else f"Expected numbers, got an empty array of the type {array.dtype}."
+        )
+    return torch.from_numpy(array)
 
 
 def _to_indices_or_probs(rows: Tensor, *, check_values: bool) -> Tensor:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from numbers import Integral
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -34,6 +35,21 @@ def check_image_shape(input_shape: Sequence[int], model_name: str) -> int:
             "Use MLP for inputs of any other shape, or reshape them: one grey image of 8 x 8 is (1, 8, 8)."
         )
     return input_shape[0]
+
+
+def check_hidden(hidden: Any) -> None:
+    """Check the numbers of units of hidden layers.
+
+    Raises:
+        TypeError: They are no sequence of whole numbers.
+        ValueError: One is below 1.
+    """
+    is_sequence = isinstance(hidden, Sequence) and not isinstance(hidden, str)
+    if not is_sequence or not all(isinstance(units, Integral) for units in hidden):
+        example = f", such as ({hidden},)" if isinstance(hidden, Integral) else ", such as (64, 64)"
+        raise TypeError(f"hidden has the units of each hidden layer{example}; got {hidden!r}.")
+    for units in hidden:
+        check_sizes("hidden", [units])
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.building import check_arguments, check_sizes
+from flatbayes.models.building import check_arguments, check_hidden
 
 
 class MLP(nn.Module):
@@ -24,6 +24,7 @@ class MLP(nn.Module):
     Raises:
         ValueError: A size is not positive, the dropout rate is outside [0, 1), or `constant_scale` is set and the
             number of outputs is odd.
+        TypeError: `hidden` is no sequence of whole numbers.
 
     Examples:
         >>> model = MLP(input_shape=(8,), num_classes=2, hidden=(16,))
@@ -43,8 +44,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
-        for units in hidden:
-            check_sizes("hidden", [units])
+        check_hidden(hidden)
         sizes = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for size, units in pairwise(sizes):

@@ -3,7 +3,14 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.building import check_arguments, check_depth, check_image_shape, check_sizes, init_kaiming_
+from flatbayes.models.building import (
+    check_arguments,
+    check_depth,
+    check_hidden,
+    check_image_shape,
+    check_sizes,
+    init_kaiming_,
+)
 
 WIDTH_FACTORS = (1, 2, 4, 8, 8)
 """Channels of each stage, as multiples of those of the first stage."""
@@ -51,8 +58,7 @@ class VGG(nn.Module):
         channels = check_image_shape(input_shape, "VGG")
         check_depth("VGG", depth, list(CONVS_PER_STAGE))
         check_sizes("width", [width])
-        for units in hidden:
-            check_sizes("hidden", [units])
+        check_hidden(hidden)
         layers: list[nn.Module] = []
         for factor, convolutions in zip(WIDTH_FACTORS, CONVS_PER_STAGE[depth], strict=True):
             for _ in range(convolutions):

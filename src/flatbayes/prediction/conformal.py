@@ -16,6 +16,8 @@ from flatbayes.calibration import (
 )
 from flatbayes.calibration.targets import to_names
 from flatbayes.core.files import read_json, write_json
+from flatbayes.data import is_array_pair
+from flatbayes.data.pairs import check_row_labels
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs
@@ -61,6 +63,7 @@ class ConformalPosterior:
         Raises:
             ValueError: The inputs are not valid, or groups are missing.
         """
+        check_row_labels(inputs, groups, "inputs", "groups")
         predictive = self.fitted.predict(inputs, self.num_draws, batch_size=batch_size, seed=self.seed)
         return self.predictor.predict(predictive, groups)
 
@@ -79,6 +82,7 @@ class ConformalPosterior:
             ValueError: The targets or groups do not match the predictions.
             TypeError: There are no targets.
         """
+        check_row_labels(_get_inputs(data), groups, "inputs", "groups")
         predictive, targets, is_labelled = predict_labelled(
             self.fitted, data, targets, self.num_draws, batch_size=batch_size, seed=self.seed
         )
@@ -167,6 +171,7 @@ def conformalize(
         >>> evaluation.estimates[0].is_as_guaranteed
         True
     """
+    check_row_labels(_get_inputs(data), groups, "inputs", "groups")
     predictive, targets, is_labelled = predict_labelled(
         fitted, data, targets, num_draws, batch_size=batch_size, seed=seed
     )
@@ -174,6 +179,11 @@ def conformalize(
         groups = _select_groups(groups, is_labelled)
     predictor = fit_conformal(predictive, targets, score, level=level, groups=groups, allow_empty=allow_empty)
     return ConformalPosterior(fitted, predictor, num_draws, seed)
+
+
+def _get_inputs(data: Any) -> Any:
+    """Inputs of a pair; anything else is unchanged."""
+    return data[0] if is_array_pair(data) else data
 
 
 def _select_groups(groups: Any, is_labelled: Tensor | None) -> list[str] | None:

@@ -78,6 +78,7 @@ class CompiledPosterior(nn.Module):
         """For classes `mean`, `entropy` and `mutual_information`; for numbers `mean`, `std` and `epistemic_std`."""
         if torch.compiler.is_compiling():
             return self._predict(inputs)
+        check_tensor(inputs)
         with seeded_rng(FORWARD_SEED, self):  # of a network that uses random numbers in eval mode too
             return self._predict(inputs)
 
@@ -89,6 +90,19 @@ class CompiledPosterior(nn.Module):
             outputs += network_outputs if isinstance(network, StackedLayerNetwork) else [network_outputs]
         predictions: SummaryTensors = self.summary(outputs)
         return predictions
+
+
+def check_tensor(inputs: object) -> None:
+    """Check that inputs of a compiled posterior are a tensor.
+
+    Raises:
+        TypeError: They are something else.
+    """
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"A compiled posterior takes raw inputs as a tensor, [n, ...], got a {type(inputs).__name__}: pass "
+            "torch.tensor(array), with the features of a table in the order of fitted.info['feature_names']."
+        )
 
 
 class InputPreprocessor(nn.Module):

@@ -36,6 +36,7 @@ from flatbayes.metrics.calibration import bin_confidences
 from flatbayes.metrics.classification import score_examples
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
 
@@ -244,7 +245,7 @@ def make_class_predictor(
     show_progress: bool,
     precision: PredictionPrecision | None,
     compiled: bool,
-) -> Callable[[Tensor | LazyImages], CategoricalPredictive]:
+) -> Callable[[Any], CategoricalPredictive]:
     """Function that predicts the classes of inputs, for evaluations of more than one set of examples.
 
     Args:
@@ -261,7 +262,8 @@ def make_class_predictor(
     """
     input_shape = fitted.info.get("input_shape")
 
-    def predict(inputs: Tensor | LazyImages) -> CategoricalPredictive:
+    def predict(inputs: Any) -> CategoricalPredictive:
+        inputs = make_input_tensor(inputs, fitted.info, fitted.transform)
         if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
             raise ValueError(
                 f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "

@@ -25,7 +25,7 @@ def is_tree_pair(data: object) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2 or not _is_tree(data[0]):
         return False
     if isinstance(data[1], tuple | list):
-        return bool(data[1]) and all(isinstance(value, Number) for value in data[1])
+        return bool(data[1]) and all(isinstance(value, Number | str) for value in data[1])
     return isinstance(data[1], Tensor) or hasattr(data[1], "__array__")
 
 

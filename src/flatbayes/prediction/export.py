@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.randomness import RandomState, preserve_rng
-from flatbayes.prediction.deploy import CompiledPosterior
+from flatbayes.prediction.deploy import CompiledPosterior, check_tensor
 
 INPUT_NAME = "inputs"
 ONNX_TYPES = {
@@ -138,6 +138,7 @@ def export_program(
             "The shape of the inputs is unknown, or the network takes integers, such as tokens: pass `inputs`, a "
             "batch of at least one example."
         )
+    check_tensor(example)
     device = next(module.networks.parameters()).device
     example = convert_example(example, example.dtype if dtype is None else dtype)
     pair = torch.cat([example[:1], example[:1]]).to(device)  # torch.export turns a batch size of 1 into a constant

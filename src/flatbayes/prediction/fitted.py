@@ -17,10 +17,9 @@ from flatbayes.core.display import format_entries, format_html_table
 from flatbayes.core.input_trees import ModelInputs, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
-from flatbayes.data.data_frames import convert_data_frame
+from flatbayes.data.frame_features import convert_inputs
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
-from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
@@ -33,6 +32,7 @@ from flatbayes.prediction.inputs import (
     explain_shapes,
     fill_missing_features,
     iter_chunks,
+    make_input_tensor,
     match_image_layout,
 )
 from flatbayes.prediction.network_runner import NetworkRunner
@@ -206,7 +206,7 @@ class FittedPosterior(NetworkSampler):
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
         inputs = convert_dataset(inputs, batch_size, is_raw=self.transform is not None)
         inputs = match_image_layout(
-            convert_data_frame(inputs, self.info.get("feature_names")), self.info.get("input_shape")
+            convert_inputs(inputs, self.info.get("feature_names")), self.info.get("input_shape")
         )
         check_batch_axis(inputs, example_shape)
         predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
@@ -262,8 +262,7 @@ class FittedPosterior(NetworkSampler):
         """
         if self.training_inputs is None:
             return None
-        inputs = convert_data_frame(inputs, self.info.get("feature_names"))
-        filled = self._fill_missing(to_tensor(inputs))
+        filled = make_input_tensor(inputs, self.info, self.transform)
         return self.training_inputs.measure(filled, lambda batch: represent_inputs(self, batch))
 
     def _fill_missing(self, batch: ModelInputs) -> Any:

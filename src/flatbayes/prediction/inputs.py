@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any, cast
 
 import numpy as np
@@ -23,8 +24,10 @@ from flatbayes.core.network_interface import InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
 from flatbayes.data.feature_names import fill_missing
+from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.standardize import Standardize
 from flatbayes.likelihoods import Predictive
+from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.prediction.placement import count_bytes
 
 MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES = 2**16, 2**28
@@ -93,6 +96,24 @@ def fill_missing_features(batch: ModelInputs, feature_names: object, transform: 
     if not isinstance(batch, Tensor) or not isinstance(transform, Standardize) or not names:
         return batch
     return fill_missing(batch, names, transform.mean) if batch.shape[1:] == (len(names),) else batch
+
+
+def make_input_tensor(inputs: Any, info: Mapping[str, Any], transform: object) -> Any:
+    """All inputs as one tensor in the form of the training, with means in place of missing numbers.
+
+    Args:
+        inputs: A tensor, an array or a data frame; lazy images are unchanged.
+        info: Metadata of the training.
+        transform: The transform of inputs.
+
+    Raises:
+        ValueError: They are none of these, or a data frame has other columns than in training.
+        TypeError: They are sparse, or a single column or row of a data frame.
+    """
+    inputs = match_image_layout(convert_inputs(inputs, info.get("feature_names")), info.get("input_shape"))
+    if isinstance(inputs, LazyImages):
+        return inputs
+    return fill_missing_features(to_tensor(inputs), info.get("feature_names"), transform)
 
 
 def match_image_layout(inputs: Any, input_shape: object) -> Any:
@@ -249,10 +270,10 @@ def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
             f"{type(batch).__name__}: pass such a tuple, or batches of them."
         )
     if not isinstance(batch, Tensor | np.ndarray | Mapping | list | tuple):
-        raise ValueError(
-            f"Expected a tensor, an array, or batches of them, got a {type(batch).__name__}. For other inputs, "
-            "pass a DataLoader or another iterable of (inputs, ...) batches."
-        )
+        advice = "For other inputs, pass a DataLoader or another iterable of (inputs, ...) batches."
+        if isinstance(batch, Number):
+            advice = "Make an array of a nested list, numpy.asarray(inputs), one row for each example."
+        raise ValueError(f"Expected a tensor, an array, or batches of them, got a {type(batch).__name__}. {advice}")
     return make_inputs(batch)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -11,10 +10,14 @@ from torch.utils.data import Dataset, IterableDataset
 from flatbayes.core.input_trees import split_batch
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.checks import TaskType
+from flatbayes.data.data_frames import convert_target_frame
+from flatbayes.data.frame_features import convert_inputs
+from flatbayes.data.pairs import check_pair
 from flatbayes.likelihoods import Custom, Gaussian
+from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.prediction.example_batches import batch_examples, is_tree_pair
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.inputs import Inputs
+from flatbayes.prediction.inputs import Inputs, match_image_layout
 
 
 class LabelledBatches:
@@ -53,14 +56,17 @@ def select_examples(
         batch_size: Batch size for a dataset.
 
     Raises:
-        TypeError: The data hold no targets.
+        TypeError: The data hold no targets, or are sparse.
+        ValueError: Inputs and targets have the same row labels in another order.
     """
-    if targets is not None:
+    is_pair = targets is None and (is_array_pair(data) or is_tree_pair(data))
+    if is_pair:
+        data, targets = data
+    if is_pair or targets is not None:
+        check_pair(data, targets, "given examples")
         return data, targets
     if isinstance(data, Split):
         return data.inputs, data.targets
-    if is_array_pair(data) or is_tree_pair(data):
-        return data[0], data[1]
     if isinstance(data, DataSplits | DataSource):
         raise TypeError(
             f"Say which split is evaluated: evaluate(fitted, data.test), where data are the splits; got a "
@@ -71,12 +77,37 @@ def select_examples(
         return split.inputs, split.targets
     if isinstance(data, Dataset):
         return LabelledBatches(batch_examples(data, batch_size)), None
-    if isinstance(data, Tensor | np.ndarray | Mapping | str) or not isinstance(data, Iterable):
+    is_plain = isinstance(data, Tensor | Mapping | str) or hasattr(data, "__array__")
+    if is_plain or not isinstance(data, Iterable):
         raise TypeError(
             f"A {type(data).__name__} holds no targets: evaluate(fitted, inputs, targets), or pass a pair (inputs, "
             "targets), a split, a dataset or a loader."
         )
     return LabelledBatches(data), None
+
+
+def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = None) -> tuple[Any, Tensor]:
+    """Inputs in the form of the training, and targets as a tensor, of examples that are needed all at once.
+
+    Args:
+        fitted: The posterior.
+        data: Inputs, if targets are given; else a split or a pair.
+        targets: Targets of these inputs, or None.
+
+    Raises:
+        TypeError: The data hold no targets, or are read in parts.
+        ValueError: Inputs or targets are not those of the training.
+    """
+    inputs, targets = select_examples(fitted, data, targets)
+    if targets is None:
+        raise TypeError(
+            f"These examples are needed all at once, and a {type(data).__name__} is read in parts: pass a split, or "
+            "a pair (inputs, targets) of as many examples as should be used."
+        )
+    info = fitted.info
+    inputs = match_image_layout(convert_inputs(inputs, info.get("feature_names")), info.get("input_shape"))
+    targets = encode_labels(convert_target_frame(targets, info.get("target_names")), info.get("class_names"))
+    return inputs, targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 
 def infer_task(likelihood: object) -> TaskType:

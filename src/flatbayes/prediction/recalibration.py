@@ -13,13 +13,13 @@ from flatbayes.calibration.map_fitting import fit_calibration
 from flatbayes.calibration.maps import CalibrationMethod
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.display import format_fields
-from flatbayes.data import Split
 from flatbayes.metrics import apply_temperature, aurc, fit_temperature
 from flatbayes.metrics.calibration import classwise_ece_of_log_probs, equal_mass_error
 from flatbayes.metrics.classification import score_examples
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.evaluation import make_class_predictor, predict_labelled
 from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.labelled import make_labelled_tensors
 from flatbayes.prediction.placement import PredictionPrecision
 
 
@@ -99,8 +99,8 @@ def calibrate(
 
 def evaluate_recalibration(
     fitted: FittedPosterior,
-    val: Split,
-    test: Split,
+    val: Any,
+    test: Any,
     num_draws: int = 30,
     *,
     batch_size: int = 256,
@@ -113,8 +113,8 @@ def evaluate_recalibration(
 
     Args:
         fitted: The posterior.
-        val: Raw validation examples, not used in training.
-        test: Raw test examples.
+        val: Raw validation examples, not used in training: a split, or a pair `(inputs, targets)`.
+        test: Raw test examples, likewise.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
@@ -132,11 +132,12 @@ def evaluate_recalibration(
         >>> evaluate_recalibration(fitted, data.val, data.test, num_draws=2).temperature > 0
         True
     """
-    warn_if_few(len(val), MIN_EXAMPLES, "a temperature", "It may be worse than none")
+    (val_inputs, val_labels), (test_inputs, labels) = (make_labelled_tensors(fitted, data) for data in (val, test))
+    warn_if_few(len(val_labels), MIN_EXAMPLES, "a temperature", "It may be worse than none")
     predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
-    val_log_probs, test_log_probs = (predict(split.inputs).log_probs.cpu() for split in (val, test))
-    temperature = fit_temperature(val_log_probs, val.targets.cpu())
-    labels = test.targets.cpu()
+    val_log_probs, test_log_probs = (predict(inputs).log_probs.cpu() for inputs in (val_inputs, test_inputs))
+    temperature = fit_temperature(val_log_probs, val_labels.cpu())
+    labels = labels.cpu()
     return RecalibrationResult(
         temperature,
         raw=_calibration_metrics(test_log_probs, labels),

@@ -17,6 +17,7 @@ from flatbayes.likelihoods import CategoricalPredictive
 from flatbayes.metrics import aupr, auroc, classification_metrics, entropy_divergence, fpr_at_tpr
 from flatbayes.prediction.evaluation import make_class_predictor
 from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.placement import PredictionPrecision
 
 CLEAN = "clean"
@@ -166,8 +167,8 @@ def evaluate_corruptions(
 
 def evaluate_ood(
     fitted: FittedPosterior,
-    test_inputs: Tensor,
-    ood_inputs: Tensor,
+    test_inputs: Any,
+    ood_inputs: Any,
     num_draws: int = 30,
     *,
     batch_size: int = 256,
@@ -180,7 +181,8 @@ def evaluate_ood(
 
     Args:
         fitted: The posterior.
-        test_inputs: Raw inputs from the distribution of the training data, not used in training.
+        test_inputs: Raw inputs from the distribution of the training data, not used in training: a tensor, an array
+            or a data frame.
         ood_inputs: Raw inputs from another distribution, of the same shape.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
@@ -197,6 +199,9 @@ def evaluate_ood(
         >>> ood.num_test, ood.num_ood
         (100, 100)
     """
+    test_inputs, ood_inputs = (
+        make_input_tensor(inputs, fitted.info, fitted.transform) for inputs in (test_inputs, ood_inputs)
+    )
     if test_inputs.shape[1:] != ood_inputs.shape[1:]:
         raise ValueError(
             f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "

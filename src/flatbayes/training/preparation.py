@@ -12,7 +12,7 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
-from flatbayes.data.splits import check_split_values
+from flatbayes.data.splits import check_split_values, warn_of_untrained_classes
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -80,6 +80,7 @@ def prepare_runs(
             examples = hold_out_validation(examples, HELD_OUT_FRACTION, seed)
         num_held_out = 0 if is_given else len(examples.val)
         check_split_values(examples, ("train", "val"))
+        warn_of_untrained_classes(examples)
         training_data = make_training_data(examples, transform, num_data, num_held_out=num_held_out)
     else:
         val = None if val is None else normalize_validation(val, config.batch_size)

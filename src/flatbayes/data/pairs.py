@@ -1,0 +1,113 @@
+"""Pairs of inputs and targets in memory: what is one, and whether its rows belong to each other."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from flatbayes.core.names import shorten
+from flatbayes.data.checks import DataWarning
+from flatbayes.data.data_frames import is_data_frame
+
+
+def is_array_pair(data: object) -> bool:
+    """Whether this is a pair of inputs, a tensor or what NumPy converts to an array, and the targets of all examples.
+
+    Examples:
+        >>> is_array_pair((torch.zeros(3, 2), torch.zeros(3))), is_array_pair((np.zeros((3, 2)), ["a", "b", "a"]))
+        (True, True)
+        >>> is_array_pair("task.csv"), is_array_pair([(torch.zeros(3, 2), torch.zeros(3))] * 2)
+        (False, False)
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    return isinstance(data[0], Tensor) or hasattr(data[0], "__array__") or hasattr(data[0], "toarray")
+
+
+def check_pair(inputs: Any, targets: Any, description: str) -> None:
+    """Check that inputs and targets are dense, that targets are an array or a list, and that rows belong together.
+
+    Args:
+        inputs: Inputs of all examples.
+        targets: Their targets.
+        description: What the examples are, for messages.
+
+    Raises:
+        TypeError: Inputs or targets are sparse, or the targets are something else.
+        ValueError: Inputs and targets have the same row labels in another order.
+
+    Warns:
+        DataWarning: Inputs and targets have different row labels.
+    """
+    for name, values in {"inputs": inputs, "targets": targets}.items():
+        check_dense(values, f"{name} of the {description}")
+    is_sequence = isinstance(targets, Sequence) and not isinstance(targets, str | bytes)
+    if not (isinstance(targets, Tensor) or hasattr(targets, "__array__") or is_sequence):
+        is_column = is_data_frame(inputs) and isinstance(targets, str) and targets in list(inputs.columns)
+        advice = f" Separate the column: (frame.drop(columns={targets!r}), frame[{targets!r}])." if is_column else ""
+        raise TypeError(
+            f"The targets of the {description} are an array, a tensor, a series or a list with one target for each "
+            f"example, got a {type(targets).__name__}: {shorten(repr(targets))}.{advice}"
+        )
+    check_row_labels(inputs, targets, "inputs", "targets", f" of the {description}")
+
+
+def check_dense(values: object, description: str) -> None:
+    """Refuse a sparse matrix of SciPy.
+
+    Args:
+        values: Inputs or targets.
+        description: What they are, for the message.
+
+    Raises:
+        TypeError: They are sparse.
+    """
+    if hasattr(values, "toarray"):
+        raise TypeError(
+            f"The {description} are sparse, a {type(values).__name__}, and networks take dense ones: call its "
+            "method toarray()."
+        )
+
+
+def check_row_labels(first: Any, second: Any, first_name: str, second_name: str, owner: str = "") -> None:
+    """Compare the row labels (the index) of two data frames or series, whose rows are matched by position.
+
+    Args:
+        first: Data frame or series; anything else has no row labels.
+        second: The same for what belongs to it.
+        first_name: What the first is, for messages.
+        second_name: What the second is.
+        owner: What has both, with a space before it.
+
+    Raises:
+        ValueError: They have the same row labels in another order, so that position and label say different things.
+
+    Warns:
+        DataWarning: They have different row labels.
+    """
+    indexes: list[Any] = [getattr(values, "index", None) for values in (first, second)]
+    if not all(hasattr(index, "equals") for index in indexes) or len(indexes[0]) != len(indexes[1]):
+        return
+    left, right = indexes
+    if left.equals(right):
+        return
+    labels = list(left), list(right)
+    row = next((k for k, (a, b) in enumerate(zip(*labels, strict=True)) if a != b), 0)
+    where = (
+        f"row {row} (counted from 0) is {labels[0][row]!r} in {first_name} and {labels[1][row]!r} in {second_name}"
+    )
+    description = f"{first_name[0].upper()}{first_name[1:]} and {second_name}{owner}"
+    if Counter(labels[0]) == Counter(labels[1]):
+        raise ValueError(
+            f"{description} have the same row labels (index) in another order: {where}. Bring {second_name} into "
+            f"the order of {first_name}, {second_name}.loc[{first_name}.index]; or, if the rows are in the "
+            f"same order already, pass {second_name}.to_numpy()."
+        )
+    warnings.warn(
+        f"{description} have different row labels (index): {where}. Rows are matched by their position. If "
+        f"that is right, pass {second_name}.to_numpy(), which leaves out this warning; else select by label.",
+        category=DataWarning,
+        stacklevel=4,
+    )
