@@ -173,6 +173,7 @@ class FlatCallback(Callback):
             None if num_batches is None else count_optimizer_steps(num_batches, trainer.accumulate_grad_batches),
             self._tracker_config.count_examples(trainer.train_dataloader, num_batches),
             trainer.train_dataloader,
+            mixed_precision="precision='bf16-mixed'",
         )
         if state_dict is not None:
             self._tracker.load_state_dict(state_dict)
