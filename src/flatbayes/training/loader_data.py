@@ -47,6 +47,7 @@ class LoaderData(TrainingData):
         val: Validation batches; None for no validation.
         likelihood: Likelihood of the targets; the batches cannot be read without it.
         converts_integers: Whether inputs that are integers become floating, for a network that takes no integers.
+        num_held_out: Number of validation examples that were training examples of the user.
     """
 
     loader: Iterable[Any]
@@ -54,6 +55,7 @@ class LoaderData(TrainingData):
     val: Iterable[Any] | None = None
     likelihood: Likelihood | None = None
     converts_integers: bool = False
+    num_held_out: int = 0
 
     @cached_property
     def loader_pass(self) -> LoaderPass:
@@ -99,9 +101,11 @@ class LoaderData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Shape of an example in one tensor, and whether inputs are floating, or integers that were converted."""
+        """Shape of an example in one tensor, held-out examples, whether inputs are floating or were converted."""
         inputs = self.loader_pass.example_batch[0]
-        shape = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
+        shape: dict[str, Any] = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
+        if self.num_held_out:
+            shape["held_out"] = self.num_held_out
         if self.converts_integers:
             return {**shape, "inputs": "converted"}
         return {**shape, "inputs": "floating"} if isinstance(inputs, Tensor) and inputs.is_floating_point() else shape

@@ -24,7 +24,7 @@ from flatbayes.training.input_scale import keep_token_ids, match_input_scale
 from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import normalize_data, normalize_validation
+from flatbayes.training.loader_pass import hold_out_examples, normalize_data, normalize_validation
 from flatbayes.training.model_builder import (
     OUTPUT_ARGUMENTS,
     ModelFactory,
@@ -74,6 +74,9 @@ def prepare_runs(
         ValueError: The arguments do not go together.
     """
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
+    num_held_out = 0
+    if val is None and needs_validation(config, flatness):
+        data, val, num_held_out = hold_out_examples(data, likelihood, seed)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood, seed)
     if isinstance(examples, DataSplits):
         is_given = isinstance(data, DataSplits) or val is not None
@@ -84,7 +87,7 @@ def prepare_runs(
         training_data = make_training_data(examples, transform, num_data, num_held_out=num_held_out)
     else:
         val = None if val is None else normalize_validation(val, config.batch_size)
-        training_data = make_training_data(examples, num_data=num_data, val=val)
+        training_data = make_training_data(examples, num_data=num_data, val=val, num_held_out=num_held_out)
     if config.epochs is None and not isinstance(data, DataSplits) and not training_data.has_validation:
         warnings.warn(NO_VALIDATION, DataWarning, stacklevel=4)
     if not isinstance(likelihood, Likelihood):
@@ -259,7 +262,7 @@ def make_training_data(
         raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
     if isinstance(data, DataSplits):
         return InMemoryData(data, transform, num_held_out)
-    return LoaderData(data, num_data, val)
+    return LoaderData(data, num_data, val, num_held_out=num_held_out)
 
 
 def needs_validation(config: TrainingConfig, flatness: Flatness) -> bool:
