@@ -34,6 +34,7 @@ from flatbayes.training.model_builder import (
     takes_num_outputs,
 )
 from flatbayes.training.network_defaults import choose_optimizer, has_trained_weights
+from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
@@ -168,7 +169,8 @@ def complete_factory(factory: RunFactory) -> RunFactory:
     """
     if factory.is_automatic:
         factory = replace(factory, posterior=factory.posterior.with_automatic_options())
-    if factory.posterior.depends_on_model or factory.is_automatic or factory.config.optimizer is None:
+    has_default = factory.config.optimizer is None or isinstance(factory.config.optimizer, DefaultOptimizer)
+    if factory.posterior.depends_on_model or factory.is_automatic or has_default:
         factory = adapt_to_network(factory, factory.init_network(0))
     return apply_prior_option(apply_default_radius(factory))
 
@@ -180,13 +182,17 @@ def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
         factory: The factory.
         network: A network with its initial weights.
     """
-    posterior = factory.posterior
+    posterior, given = factory.posterior, factory.config.optimizer
     is_trained = bool(factory.warm_start.weights) or has_trained_weights(network)
-    default = choose_optimizer(posterior.default_optimizer, network) if factory.config.optimizer is None else None
+    is_given = given is not None and not isinstance(given, DefaultOptimizer)
+    default = None if is_given else choose_optimizer(posterior.default_optimizer, network)
     if posterior.depends_on_model:
         posterior = posterior.adapt_to(network)
     if default is not None:
         posterior = posterior.without_weight_decay()
+    if isinstance(given, DefaultOptimizer):
+        config = replace(factory.config, optimizer=given.bind(default or given.default))
+        factory, default = replace(factory, config=config), None
     return replace(factory, posterior=posterior, is_trained=is_trained, default_optimizer=default)
 
 
