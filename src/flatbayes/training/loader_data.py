@@ -69,6 +69,12 @@ class LoaderData(TrainingData):
         vars(converted)["loader_pass"] = self.loader_pass
         return converted
 
+    def with_likelihood(self, likelihood: Likelihood) -> "LoaderData":
+        """The same data with another likelihood of the same targets; the loader is not read again."""
+        other = replace(self, likelihood=likelihood)
+        vars(other)["loader_pass"] = self.loader_pass
+        return other
+
     def count_data(self, world: ProcessGroupInfo) -> int:
         """Number of labelled examples that a pass gives, of all processes together.
 
