@@ -31,6 +31,7 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.training import OptimizationConfig, TrainingConfig, fit
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.preparation import needs_validation
 
 MAX_RANDOM_SEED = 2**31 - 1
@@ -118,6 +119,8 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
         if needs_validation(config, flatness):
             data = hold_out_validation(data, self.validation_fraction, self.seed_)
+        if self.model is None and isinstance(self.hidden, int):
+            raise ValueError(f"hidden has the units of each hidden layer: write hidden=({self.hidden},).")
         model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
         self.posterior_ = fit(
             model, data, posterior, flatness, config, seed=self.seed_, show_progress=bool(self.verbose)
@@ -134,7 +137,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         return TrainingConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            optimizer=None if rate is None else partial(default, lr=rate),
+            optimizer=None if rate is None else _set_learning_rate(default, rate),
             optimization=OptimizationConfig(prior_factor="auto" if is_prior_free else None),
         )
 
@@ -151,6 +154,38 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _set_learning_rate(default: Any, rate: float) -> Any:
+    """The default optimizer of posterior and network with another learning rate.
+
+    Args:
+        default: That of the posterior.
+        rate: The learning rate.
+    """
+    is_bound = isinstance(default, partial)
+    return DefaultOptimizer(default, {"lr": rate}) if is_bound else partial(default, lr=rate)
+
+
+def refuse_fit_params(estimator: BaseEstimator, params: Mapping[str, Any]) -> None:
+    """Refuse further arguments of `fit`, such as weights of examples.
+
+    Args:
+        estimator: The estimator.
+        params: The arguments by name.
+
+    Raises:
+        TypeError: There are some.
+    """
+    if params:
+        advice = (
+            " All rows have the same weight: give a row several times, np.repeat(X, counts, axis=0), or draw rows "
+            "with probabilities that are their weights; score takes sample_weight."
+        )
+        raise TypeError(
+            f"{type(estimator).__name__}.fit takes X and y, got {', '.join(params)}."
+            f"{advice if 'sample_weight' in params else ''}"
+        )
 
 
 def get_nested_params(name: str, value: Any) -> dict[str, Any]:

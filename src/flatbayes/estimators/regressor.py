@@ -10,7 +10,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits
+from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits, refuse_fit_params
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.likelihoods.labels import to_tensor
@@ -90,16 +90,19 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, **fit_params: Any) -> Self:
         """Fit the posterior.
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
             y: Targets, numbers of shape (examples,) or (examples, targets).
+            **fit_params: None; others, such as `sample_weight`, are refused with advice.
 
         Raises:
+            TypeError: There are further arguments.
             ValueError: Examples and targets differ in number, or a target is constant.
         """
+        refuse_fit_params(self, fit_params)
         X, y = validate_data(
             self, X, y, dtype=FLOAT_TYPES, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
