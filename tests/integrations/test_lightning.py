@@ -403,6 +403,15 @@ def test_parameters_that_are_unfrozen_in_training_are_refused():
         trainer(Unfreezing(), flat).fit(Module(), loader())
 
 
+def test_names_and_likelihoods_that_are_none_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"network='nets' is no submodule of Module\. Did you mean net\?"):
+        trainer(FlatCallback(SAM(), network="nets"), epochs=1).fit(Module(), loader())
+    callback = FlatCallback(SAM())
+    trainer(callback, epochs=1).fit(Module(), loader())
+    with pytest.raises(TypeError, match="likelihood must be an instance such as Categorical"):
+        callback.make_posterior("categorical")
+
+
 def test_trained_weights_of_low_precision_give_a_warning():
     module = Module()
     module.net.bfloat16()
