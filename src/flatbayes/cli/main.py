@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -220,7 +221,7 @@ def _instantiate_options(
         raise ValueError(f"--{unset[0]} is null: give a name, or leave the option out for its default.")
     for key, spec in deferred.items():
         plain = spec.as_dict() if isinstance(spec, Namespace) else spec
-        value = instantiate(plain, bind=True) if key == "optimizer" else plain
+        value: Any = instantiate(plain, bind=True) if key == "optimizer" else plain
         if key == "optimizer" and optimizer_options:
             value = DefaultOptimizer(value, {name: value.keywords[name] for name in optimizer_options})
         instances[options.subcommand][key] = value

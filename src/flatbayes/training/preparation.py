@@ -98,7 +98,7 @@ def prepare_runs(
     if config.epochs is None and not isinstance(data, DataSplits) and not training_data.has_validation:
         warnings.warn(NO_VALIDATION, DataWarning, stacklevel=4)
     is_inferred = not isinstance(likelihood, Likelihood)
-    if is_inferred:
+    if not isinstance(likelihood, Likelihood):
         inferred = infer_likelihood(training_data, config, model, output, new_head=new_head)
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
     if isinstance(training_data, LoaderData):
