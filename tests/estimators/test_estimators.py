@@ -15,6 +15,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import has_fit_parameter
+from torch import nn
 
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
 from flatbayes.flatness import ASAM, SAM, Plain
@@ -22,6 +24,7 @@ from flatbayes.models import ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig
+from flatbayes.training.preparation import prepare_runs
 
 SMALL = {"hidden": (16,), "epochs": 12, "num_draws": 5, "random_state": 0}
 
@@ -200,3 +203,39 @@ def test_a_radius_is_chosen_on_held_out_examples(iris):
     assert [radius for radius, _ in record["scores"]] == [0.0, 0.1, 1.0]
     assert estimator.posterior_.states[0].num_data < len(X)
     assert FlatBayesClassifier().set_params(flatness__rho="auto").flatness == SAM(rho="auto")
+
+
+@pytest.mark.parametrize("estimator", [FlatBayesClassifier(), FlatBayesRegressor()], ids=["classes", "numbers"])
+def test_weights_of_rows_are_refused_in_fit_with_advice(iris, estimator):
+    x, y = iris
+    weights = np.ones(len(x))
+    for fitting in (estimator.fit, make_pipeline(estimator).fit):
+        name = "" if fitting == estimator.fit else f"{type(estimator).__name__.lower()}__"
+        with pytest.raises(TypeError, match=r"got sample_weight\. All rows have the same weight.*np.repeat"):
+            fitting(x, y, **{f"{name}sample_weight": weights})
+    with pytest.raises(TypeError, match="got groups.$"):
+        estimator.fit(x, y, groups=weights)
+    assert not has_fit_parameter(estimator, "sample_weight")
+
+
+def test_score_takes_weights_of_rows(iris):
+    x, y = iris
+    classifier = FlatBayesClassifier(MAP(), Plain(), epochs=1, random_state=0).fit(x, y)
+    counts = np.arange(len(x)) % 3
+    repeated = classifier.score(np.repeat(x, counts, axis=0), np.repeat(y, counts))
+    assert classifier.score(x, y, sample_weight=counts) == pytest.approx(repeated)
+
+
+def test_a_learning_rate_keeps_the_default_optimizer_of_the_network(iris):
+    estimator = FlatBayesClassifier(MAP(), Plain(), learning_rate=0.002, epochs=1)
+    config = estimator._resolve_training_config()
+    networks = {"SGD": nn.Linear(4, 3), "AdamW": nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3))}
+    for name, network in networks.items():
+        factory, _ = prepare_runs(network, iris, MAP(), Plain(), config)
+        optimizer = factory.config.optimizer
+        assert (optimizer.func.__name__, optimizer.keywords["lr"]) == (name, 0.002)
+
+
+def test_units_of_a_single_layer_are_a_tuple(iris):
+    with pytest.raises(ValueError, match=r"write hidden=\(16,\)"):
+        FlatBayesClassifier(hidden=16).fit(*iris)

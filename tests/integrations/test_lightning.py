@@ -24,6 +24,7 @@ from flatbayes import (
     Plain,
     TrainingProgress,
 )
+from flatbayes.training.trial import NetworkWarning
 from support import LIGHTNING_WARNINGS, alternating_params
 
 pytestmark = LIGHTNING_WARNINGS
@@ -398,8 +399,25 @@ class Unfreezing(lightning.Callback):
 
 def test_parameters_that_are_unfrozen_in_training_are_refused():
     flat = FlatCallback(SAM(), SWAG(rank=2))
-    with pytest.raises(ValueError, match=r"unfrozen after the start.*\['net.0.bias', 'net.0.weight'\]"):
+    with pytest.raises(ValueError, match=r"unfrozen or added: \['net.0.weight', 'net.0.bias'\]"):
         trainer(Unfreezing(), flat).fit(Module(), loader())
+
+
+def test_names_and_likelihoods_that_are_none_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"network='nets' is no submodule of Module\. Did you mean net\?"):
+        trainer(FlatCallback(SAM(), network="nets"), epochs=1).fit(Module(), loader())
+    callback = FlatCallback(SAM())
+    trainer(callback, epochs=1).fit(Module(), loader())
+    with pytest.raises(TypeError, match="likelihood must be an instance such as Categorical"):
+        callback.make_posterior("categorical")
+
+
+def test_trained_weights_of_low_precision_give_a_warning():
+    module = Module()
+    module.net.bfloat16()
+    module.forward = lambda x: module.net(x.bfloat16()).float()
+    with pytest.warns(NetworkWarning, match="are bfloat16.*use precision='bf16-mixed' where"):
+        trainer(FlatCallback(SAM()), epochs=1).fit(module, loader())
 
 
 class Failing(Module):

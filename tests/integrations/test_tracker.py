@@ -13,6 +13,7 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import MAP, SGVB, SWAG
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig
+from flatbayes.training.trial import NetworkWarning
 
 
 class Wrapper(nn.Module):
@@ -72,7 +73,27 @@ def test_parameters_that_are_unfrozen_in_training_are_refused(posterior):
     tracker = start_tracking(network, posterior)
     tracker.check_parameters()
     network[0].requires_grad_(True)
-    with pytest.raises(ValueError, match=r"unfrozen after the start.*\['0.bias', '0.weight'\]\. \w+ has"):
+    with pytest.raises(ValueError, match=r"unfrozen or added: \['0.weight', '0.bias'\]\), and \w+ has"):
+        tracker.check_parameters()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_trained_weights_of_low_precision_give_a_warning(dtype, recwarn):
+    network = make_network().to(dtype)
+    with pytest.warns(NetworkWarning, match=f"are {str(dtype)[6:]}, .* and use autocast to bfloat16 where"):
+        start_tracking(network, MAP())
+    recwarn.clear()
+    start_tracking(nn.Sequential(network.requires_grad_(False), nn.Linear(3, 3)), MAP())  # adapters
+    start_tracking(make_network(), MAP())
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), SGVB()], ids=["SWAG", "SGVB"])
+def test_layers_that_are_replaced_in_training_are_refused(posterior):
+    network = make_network()
+    tracker = start_tracking(network, posterior)
+    network[0] = type(network[0])(network[0].in_features, network[0].out_features)
+    with pytest.raises(ValueError, match=r"replaced: \['0.weight', '0.bias'\]"):
         tracker.check_parameters()
 
 

@@ -19,6 +19,7 @@ from flatbayes import (
     VaSSO,
     fit,
 )
+from flatbayes.training.trial import NetworkWarning
 from support import alternating_params
 
 transformers = pytest.importorskip("transformers")
@@ -180,6 +181,11 @@ def test_clips_the_final_gradient(tmp_path):
 def test_bf16(tmp_path):
     run = trained(tmp_path, SAM(rho=0.2), bf16=True, gradient_accumulation_steps=2)
     assert_equal(run.model, by_hand(SAM(rho=0.2), accumulate=2, bf16=True)[0])
+
+
+def test_trained_weights_of_low_precision_give_a_warning(tmp_path):
+    with pytest.warns(NetworkWarning, match=r"are bfloat16.*use TrainingArguments\(bf16=True\) where"):
+        trained(tmp_path, SAM(), model=bert().bfloat16(), num_train_epochs=1)
 
 
 def test_labels_may_be_taken_out(tmp_path):

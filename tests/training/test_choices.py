@@ -21,6 +21,7 @@ from flatbayes.posteriors.optimization import find_weight_decay
 from flatbayes.prediction import evaluate
 from flatbayes.training import Checkpoints, Interrupted, TrainingConfig, choices, fit, pilot
 from flatbayes.training.candidates import MAX_WEIGHT_DECAY, Candidate, Score, compute_relative_score
+from flatbayes.training.data import InMemoryData
 from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.radius import MAX_COST
 from flatbayes.training.run_factory import find_prior_precision
@@ -259,6 +260,30 @@ def test_scores_differ_from_the_reference_by_the_worse_of_both_differences():
     assert compute_relative_score(Score(end=0.45, best=0.3), reference) == pytest.approx(0.35)
     assert compute_relative_score(Score(end=0.3, best=0.3), reference) == 0.3
     assert compute_relative_score(Score(end=None, best=None), reference) is None
+
+
+@pytest.mark.parametrize("posterior", [MAP(), Ensemble(MAP(), 2)], ids=["one network", "vectorized networks"])
+def test_the_end_of_a_training_is_predicted_once_and_scored_as_the_validation_does(posterior, monkeypatch):
+    calls, ends = [], []
+    predict, validate = InMemoryData._predict_split, pilot.Pilot._validate
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return predict(*arguments)
+
+    def recorded(self, run):
+        before = len(calls)
+        score, losses = validate(self, run)
+        ends.append((len(calls) - before, score, float(losses.mean()), run.validate(run.leader.get_state().model)[0]))
+        return score, losses
+
+    monkeypatch.setattr(InMemoryData, "_predict_split", counted)
+    monkeypatch.setattr(pilot.Pilot, "_validate", recorded)
+    fit(NET, make_data(0.3), posterior, SAM(rho="auto"), TrainingConfig(epochs=8, batch_size=16))
+    assert len(ends) > 1
+    for num_passes, score, mean, validated in ends:
+        assert (num_passes, score) == (1, validated["val_nll"])
+        assert score == pytest.approx(mean, rel=1e-6)
 
 
 @pytest.mark.parametrize("network", [MLP, partial(ConvNet, width=2)])

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from flatbayes import MAP, MLP, SAM, SWAG, Arrays, Plain, evaluate, fit, fit_together
+from flatbayes import MAP, MLP, SAM, SWAG, Arrays, Categorical, Gaussian, Plain, evaluate, fit, fit_together
 from flatbayes.data import Split
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, MAX_HELD_OUT, hold_out_validation
+from flatbayes.prediction.example_batches import read_targets
 from flatbayes.training import Callback, TrainingConfig
 from flatbayes.training.cross_conformal import fit_cross_conformal
 from flatbayes.training.draw_choice import explain_validation
+from flatbayes.training.loader_pass import hold_out_examples
 from flatbayes.training.preparation import prepare_runs
 
 SHORT = TrainingConfig(min_epochs=2, min_steps=8, batch_size=16)
@@ -51,6 +53,56 @@ def test_a_seventh_is_held_out_where_nothing_is_given(form):
     val = data if form == "dataset" else (x[:20], y[:20])
     given = fit(nn.Linear(3, 2), data, MAP(), Plain(), SHORT, val=val)
     assert ("held_out" not in given.info, given.states[0].num_data) == (True, 200)
+
+
+class Named(Dataset):
+    """Items that are dictionaries."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, row):
+        return {"first": self.x[row, :1], "rest": self.x[row, 1:], "labels": self.y[row]}
+
+
+class TakesNamed(nn.Linear):
+    def forward(self, first, rest):
+        return super().forward(torch.cat([first, rest], 1))
+
+
+@pytest.mark.parametrize("form", ["pair", "dataset"])
+@pytest.mark.parametrize("likelihood", [Categorical(2), Gaussian()], ids=["classes", "numbers"])
+def test_examples_with_dictionaries_of_inputs_are_held_out_too(form, likelihood):
+    (x, y), messages = make_numbers(200), Messages()
+    y = (y > 0).long() if isinstance(likelihood, Categorical) else y
+    data = ({"first": x[:, :1], "rest": x[:, 1:]}, y) if form == "pair" else Named(x, y)
+    arguments = {"likelihood": likelihood, "callback": messages}
+    fitted = fit(TakesNamed(3, 2), data, MAP(), Plain(), SHORT, **arguments)
+    assert (fitted.info["held_out"], fitted.states[0].num_data) == (30, 170)
+    assert "170 training examples, 30 held out for validation" in fitted.summary()
+    assert any("30 examples are held out" in text for text in messages.texts)
+    assert fitted.info["training"]["history"]["val_nll"]
+    assert "held_out" not in fit(TakesNamed(3, 2), data, MAP(), Plain(), {"epochs": 2}, **arguments).info
+    given = fit(TakesNamed(3, 2), data, MAP(), Plain(), SHORT, val=data, **arguments)
+    assert ("held_out" not in given.info, given.states[0].num_data) == (True, 200)
+
+
+def test_the_rows_are_those_of_a_pair_of_arrays():
+    x, y = make_numbers(200)
+    y = (y > 1).long()
+    splits = prepare_runs(MLP, (x, y), MAP(), Plain(), SHORT, seed=4)[0].training_data.splits
+    for data in (({"x": x}, y), Named(x, y)):
+        train, val, count = hold_out_examples(data, None, seed=4)
+        assert count == 30
+        assert torch.equal(read_targets(val), splits.val.targets)
+        assert torch.equal(read_targets(train), splits.train.targets)
+    assert torch.equal(hold_out_examples(({"x": x}, y), None, seed=4)[1][0]["x"], splits.val.inputs)
+    tokens = {"x": x}, torch.randint(0, 5, (200, 7))
+    assert hold_out_examples(tokens, Categorical(5), seed=0)[2] == 30
+    assert hold_out_examples(({"x": x[:40]}, y[:40]), None, seed=0)[1:] == (None, 0)
 
 
 def test_the_same_examples_are_held_out_for_both_twins_and_together():

@@ -1,5 +1,6 @@
 """Inputs of trained networks: as given where the network was trained on them as they are, standardized elsewhere."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -7,8 +8,25 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes import MAP, SAM, SWAG, FittedPosterior, Laplace, Plain, TrainingConfig, compare, evaluate, fit
+from flatbayes import (
+    MAP,
+    SAM,
+    SGVB,
+    SWAG,
+    FittedPosterior,
+    Gaussian,
+    Laplace,
+    MCDropout,
+    Plain,
+    TrainingConfig,
+    compare,
+    evaluate,
+    fit,
+)
+from flatbayes.core.spec import short_name
 from flatbayes.data import Arrays, Standardize
+from flatbayes.data.checks import DataWarning
+from flatbayes.posteriors import TFB
 from flatbayes.training import fit_together
 
 AS_TRAINED, ADAM = TrainingConfig(epochs=0), partial(torch.optim.Adam, lr=0.01)
@@ -133,3 +151,77 @@ def test_what_is_no_token_id_is_refused_or_standardized():
         fit(TokenNetwork(), (TOKENS + 0.5, LABELS), MAP(), Plain(), SHORT)
     whole = fit(nn.Linear(2, 2), (TOKENS, LABELS), MAP(), Plain(), SHORT)
     assert whole.transform.mean.is_floating_point()
+
+
+def make_numbers():
+    """A linear target far from standard, with a noise of 5, from features far from standard."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 5 + 3 * torch.randn(300, 4, generator=generator)
+    return inputs, 10 * inputs[:, 0] + 20 * inputs[:, 1] + 100 + 5 * torch.randn(300, generator=generator)
+
+
+def standardize(values):
+    return (values - values.mean(0)) / values.std(0, correction=0)
+
+
+def solve(inputs, targets):
+    """A linear network that predicts the targets, with a noise of the first raw scale."""
+    design = torch.cat([inputs, torch.ones(len(inputs), 1)], 1).double()
+    solution = torch.linalg.lstsq(design, targets.double()[:, None]).solution[:, 0]
+    network = nn.Linear(4, 2)
+    with torch.no_grad():
+        network.weight.zero_()
+        network.weight[0] = solution[:-1]
+        network.bias.copy_(torch.tensor([solution[-1], 5.0]))
+    return network
+
+
+def compute_rmse(fitted, x, y):
+    return float((fitted.predict(x).mean.flatten() - y).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("form", ["instance", "function", "init"])
+@pytest.mark.parametrize("posterior", [MAP(), Laplace(prior_precision=1.0)], ids=["MAP", "Laplace"])
+@pytest.mark.parametrize("standardized", [False, True], ids=["inputs as given", "standardized inputs"])
+def test_a_network_that_predicts_targets_in_their_own_unit_keeps_doing_so(form, posterior, standardized):
+    x, y = make_numbers()
+    network = solve(standardize(x) if standardized else x, y)
+    model = {"instance": network, "function": lambda: copy.deepcopy(network), "init": lambda: nn.Linear(4, 2)}[form]
+    init = network.state_dict() if form == "init" else None
+    with pytest.warns(DataWarning, match=r"in their own unit: its first outputs explain 99% .* Gaussian\(1\)"):
+        fitted = fit(model, (x, y), posterior, Plain(), AS_TRAINED, init=init)
+    assert compute_rmse(fitted, x, y) < 6
+    assert (fitted.likelihood.location, fitted.likelihood.scale) == ((0.0,), (1.0,))
+
+
+def test_a_loader_of_numbers_and_a_given_likelihood_are_read_alike():
+    x, y = make_numbers()
+    loader = DataLoader(TensorDataset(x, y), batch_size=50)
+    with pytest.warns(DataWarning, match="in their own unit"):
+        fitted = fit(solve(x, y), loader, MAP(), Plain(), AS_TRAINED)
+    assert compute_rmse(fitted, x, y) < 6
+    given = fit(solve(x, y), (x, y), MAP(), Plain(), AS_TRAINED, likelihood=Gaussian())
+    assert compute_rmse(given, x, y) < 6  # inputs as they are
+
+
+def test_networks_of_standardized_targets_and_fresh_ones_get_standardized_targets():
+    x, y = make_numbers()
+    fitted = fit(solve(standardize(x), standardize(y)), (x, y), MAP(), Plain(), AS_TRAINED)
+    assert fitted.likelihood.location == pytest.approx((float(y.mean()),))
+    assert compute_rmse(fitted, x, y) < 6
+    fresh = fit(nn.Linear(4, 2), (x, y), MAP(), Plain(), TrainingConfig(epochs=1))
+    assert fresh.likelihood.location == pytest.approx((float(y.mean()),))
+
+
+@pytest.mark.parametrize("posterior", [MAP(), Laplace(), SGVB(), TFB(), MCDropout(rate=0.1)], ids=short_name)
+def test_a_function_that_returns_a_trained_network_is_as_the_network(data, posterior):
+    network = nn.Sequential(*train(*data), nn.Dropout(0.1))
+    fits = [fit(model, data, posterior, Plain(), AS_TRAINED) for model in (network, lambda: copy.deepcopy(network))]
+    assert torch.equal(*(fitted.predict(data[0], num_draws=3).mean for fitted in fits))
+
+
+def test_a_function_that_builds_a_new_network_is_refused_without_training(data):
+    trained = train(*data)
+    for model in (make_network, lambda: nn.Sequential(copy.deepcopy(trained)[:-1], nn.Linear(30, 3))):
+        with pytest.raises(ValueError, match="epochs must be at least 1.*a function that returns it"):
+            fit(model, data, MAP(), Plain(), AS_TRAINED)

@@ -154,6 +154,20 @@ def test_frozen_weights_of_low_precision_are_fine(recwarn):
     assert not any("lost to rounding" in str(warning.message) for warning in recwarn)
 
 
+def test_the_trial_has_the_optimizer_of_the_training():
+    built = []
+
+    class Recording(MAP):
+        def init(self, model, make_optimizer, num_data):
+            state = super().init(model, make_optimizer, num_data)
+            built.append(type(state.optimizer))
+            return state
+
+    transformer = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    fit(transformer, PAIR, Recording(), Plain(), {"epochs": 1})
+    assert set(built) == {torch.optim.AdamW}
+
+
 @pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])
 @pytest.mark.parametrize("posterior", [SWAG(rank=2), Laplace(prior_precision=1.0)], ids=str)
 def test_results_are_those_without_a_trial(posterior, with_generator, monkeypatch):

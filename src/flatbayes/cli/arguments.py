@@ -8,7 +8,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -43,7 +43,19 @@ HELP_AXES = ("posterior", "flatness", "model", "data", "schedule", OPTIMIZER_OPT
 """Options whose classes `--help NAME` describes, in the order in which a name is looked up."""
 
 
-def normalize_arguments(verb: str, parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+class NormalizedArguments(NamedTuple):
+    """Command-line arguments of a verb that the parser reads.
+
+    Attributes:
+        arguments: Arguments after the verb, with full option names.
+        optimizer_options: Options of the default optimizer that are given, where no optimizer is named.
+    """
+
+    arguments: list[str]
+    optimizer_options: tuple[str, ...] = ()
+
+
+def normalize_arguments(verb: str, parser: ArgumentParser, arguments: Sequence[str]) -> NormalizedArguments:
     """Command-line arguments of a verb with full option names and values that the parser reads.
 
     Args:
@@ -58,12 +70,12 @@ def normalize_arguments(verb: str, parser: ArgumentParser, arguments: Sequence[s
     tokens = list(split_tokens(arguments))
     for token in tokens:
         if token.flag in ("-h", "--help"):
-            return _normalize_help(table, token)
+            return NormalizedArguments(_normalize_help(table, token))
     line = _CommandLine(table, list_positionals(parser))
     for token in sort_tokens(tokens, [*table.class_options(), LIST_OPTION]):
         line.add(token)
     line.finish()
-    return [*line.positionals, *line.options]
+    return NormalizedArguments([*line.positionals, *line.options], tuple(line.optimizer_options))
 
 
 def list_positionals(parser: ArgumentParser) -> list[argparse.Action]:
@@ -80,6 +92,7 @@ class _CommandLine:
         self.positionals: list[str] = []
         self.options: list[str] = []
         self.given: dict[str, Any] = {}
+        self.optimizer_options: list[str] = []
 
     def add(self, token: Token) -> None:
         """Rewrite one option."""
@@ -207,7 +220,12 @@ class _CommandLine:
 
     def _select_optimizer(self, name: str) -> None:
         """Name the default optimizer of the posterior before an option of it."""
-        if not name.startswith(f"{OPTIMIZER_OPTION}.") or OPTIMIZER_OPTION in self.table.selected:
+        if not name.startswith(f"{OPTIMIZER_OPTION}."):
+            return
+        if OPTIMIZER_OPTION in self.table.selected and not self.optimizer_options:
+            return
+        self.optimizer_options.append(name.partition(".")[2])
+        if OPTIMIZER_OPTION in self.table.selected:
             return
         optimizer = default_optimizer(self.table, self.given)
         if optimizer is None:

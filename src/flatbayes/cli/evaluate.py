@@ -24,6 +24,7 @@ from flatbayes.experiments.run_folder import THRESHOLDS_FILE, RunFolder
 from flatbayes.experiments.run_result import RunCost, RunResult
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import Evaluation, FittedPosterior, check_num_draws, evaluate
+from flatbayes.prediction.description import name_flatness
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.placement import PredictionPrecision
 
@@ -125,7 +126,9 @@ def evaluate_run(
         failed_checks={finding.name: finding.message for finding in report.failed},
         regions=regions,
     )
-    console.print(make_table(evaluation, result, len(split), fitted.info.get("target_names")))
+    title = f"{result.posterior} x {name_flatness(result.flatness, fitted.info)}"
+    title += f" on {format_count(len(split), f'{split_name} example')}"
+    console.print(make_table(evaluation, title, fitted.info.get("target_names")))
     if fitted.calibration is not None:
         console.print(f"calibration: {fitted.calibration.describe()}", highlight=False, soft_wrap=True)
     if regions_text:
@@ -174,18 +177,15 @@ def evaluate_thresholds(
     return evaluation.summary(), evaluation.to_dict()
 
 
-def make_table(evaluation: Evaluation, result: RunResult, num_examples: int, target_names: list[str] | None) -> Table:
+def make_table(evaluation: Evaluation, title: str, target_names: list[str] | None) -> Table:
     """The metrics with their definitions; for a posterior with a calibration, also those without it.
 
     Args:
         evaluation: The metrics.
-        result: The same, with the names of method and split.
-        num_examples: Number of examples.
+        title: Method and examples.
         target_names: Names of several targets; None numbers them.
     """
-    table = Table(
-        title=f"{result.posterior} x {result.flatness} on {format_count(num_examples, f'{result.split} example')}"
-    )
+    table = Table(title=title)
     raw = evaluation.raw_metrics
     table.add_column("metric")
     for column in ("raw", "calibrated") if raw else ("value",):

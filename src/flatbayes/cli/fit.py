@@ -1,6 +1,7 @@
 """Verb `fit`: train one posterior and save it in a run folder."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -48,7 +49,9 @@ from flatbayes.training.callbacks.loggers import LoggerKind
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 from flatbayes.training.dry_run import try_runs
 from flatbayes.training.fit import train_prepared
+from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.preparation import prepare_runs
+from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.setup import TrainingSetup
 
 
@@ -114,6 +117,7 @@ def run(options: Namespace) -> None:
         **trained,
     )
     try_runs(factory)
+    training_config = _name_optimizer(training_config, factory)
     fingerprint = factory.training_data.fingerprint
     config = {
         "data": to_spec(options.data),
@@ -228,6 +232,12 @@ def _load_finished(folder: RunFolder, model_path: str) -> FittedPosterior | None
             raise ValueError(f"{error} There is no checkpoint to continue from: --overwrite trains again.") from error
         console.print(f"{error} Training continues from its checkpoints.", style="yellow", soft_wrap=True)
         return None
+
+
+def _name_optimizer(config: TrainingConfig, factory: RunFactory) -> TrainingConfig:
+    """The configuration with the optimizer of the network, where options of the default one are given."""
+    is_default = isinstance(config.optimizer, DefaultOptimizer)
+    return replace(config, optimizer=factory.config.optimizer) if is_default else config
 
 
 def _get_model_path(model: Any) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -156,7 +157,8 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     from flatbayes.cli.models import check_model_path, has_trained_model
 
     parser, verb_parser = _get_parsers(verb)
-    arguments = [verb, *normalize_arguments(verb, verb_parser, arguments[1:])]
+    normalized = normalize_arguments(verb, verb_parser, arguments[1:])
+    arguments = [verb, *normalized.arguments]
     resolved = resolve_arguments(arguments)
     requested = next((argument[2:] for argument in resolved if re.match(r"--[\w.]+\.help\b", argument)), None)
     if requested is not None:
@@ -172,7 +174,7 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         verb_parser.set_defaults(import_module("flatbayes.cli.options").fine_tuning_defaults())
         parser = build_parser({verb: verb_parser})
         options = parse_options(parser, resolved)
-    return _instantiate_options(parser, options)
+    return _instantiate_options(parser, options, normalized.optimizer_options)
 
 
 def _normalize_verb(arguments: Sequence[str]) -> list[str]:
@@ -203,8 +205,11 @@ def _run_verb(options: Namespace) -> None:
         raise
 
 
-def _instantiate_options(parser: ArgumentParser, options: Namespace) -> Namespace:
+def _instantiate_options(
+    parser: ArgumentParser, options: Namespace, optimizer_options: Sequence[str] = ()
+) -> Namespace:
     from flatbayes.cli.aliases import RUN_FOLDER_VERBS
+    from flatbayes.training.optimizers import DefaultOptimizer
 
     # The model is built later, with the shapes of the data, and the optimizer once there are weights.
     verb = options[options.subcommand]
@@ -216,5 +221,8 @@ def _instantiate_options(parser: ArgumentParser, options: Namespace) -> Namespac
         raise ValueError(f"--{unset[0]} is null: give a name, or leave the option out for its default.")
     for key, spec in deferred.items():
         plain = spec.as_dict() if isinstance(spec, Namespace) else spec
-        instances[options.subcommand][key] = instantiate(plain, bind=True) if key == "optimizer" else plain
+        value: Any = instantiate(plain, bind=True) if key == "optimizer" else plain
+        if key == "optimizer" and optimizer_options:
+            value = DefaultOptimizer(value, {name: value.keywords[name] for name in optimizer_options})
+        instances[options.subcommand][key] = value
     return instances

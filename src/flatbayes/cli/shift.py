@@ -40,6 +40,7 @@ from flatbayes.prediction import (
     evaluate_ood,
     evaluate_recalibration,
 )
+from flatbayes.prediction.description import name_flatness
 from flatbayes.reporting.shift import (
     corruption_table,
     ood_table,
@@ -155,15 +156,15 @@ def run(options: Namespace) -> None:
             console.print(corruption_table(rows))
             console.print(severity_table(rows))
     with tolerate_read_only():
-        _write_results(results, rows, out_folder)
+        labels = results["run"]
+        title = f"{labels['posterior']} x {name_flatness(labels['flatness'], fitted.info)} on {labels['data']}"
+        _write_results(results, rows, title, out_folder)
 
 
-def _write_results(results: dict[str, Any], rows: Sequence[CorruptionMetrics], folder: Path) -> None:
+def _write_results(results: dict[str, Any], rows: Sequence[CorruptionMetrics], title: str, folder: Path) -> None:
     write_json(folder / SHIFT_FILE, results)
     console.print(f"results  {folder / SHIFT_FILE}", highlight=False, soft_wrap=True)
     if rows:
-        labels = results["run"]
-        title = f"{labels['posterior']} x {labels['flatness']} on {labels['data']}"
         figure = write_shift_figure(rows, title, folder / SHIFT_FIGURE_FILE)
         console.print(f"figure   {figure}", highlight=False, soft_wrap=True)
 

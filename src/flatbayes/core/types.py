@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.traversal import named_parameters, trainable_by_name
 
 Closure = Callable[[], Tensor]
 """Zeroes the gradients, computes the mean negative log likelihood (no prior, no weight decay, no KL) of one
@@ -38,6 +39,8 @@ class State:
         cpu_statistics: Names of the statistics that stay in main memory on whatever device the model is.
         updated_buffers: Names of the model's buffers that the last epoch of training changed, such as the running
             statistics of normalization layers that are not frozen; None if that is unknown.
+        trained: The parameters that were trained at the start, by name, which the statistics are of; None for those
+            of the model that require gradients.
 
     Examples:
         >>> posterior = SWAG(rank=2)
@@ -53,6 +56,14 @@ class State:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     cpu_statistics: frozenset[str] = frozenset()
     updated_buffers: frozenset[str] | None = None
+    trained: dict[str, nn.Parameter] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.trained is None:
+            self.trained = trainable_by_name(self.model)
+        else:  # of a copy of the model
+            params = named_parameters(self.model)
+            self.trained = {name: params[name] for name in self.trained if name in params}
 
     __repr__ = format_fields
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from flatbayes.data.splits import DataSplits
 from flatbayes.data.stratified_split import VAL_STREAM, draw_stratified
@@ -23,11 +24,28 @@ def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSpl
         fraction: Fraction of the training examples, at most 2,000 of them.
         seed: Seed of the choice.
     """
-    targets = data.train.targets
+    rows = choose_held_out(data.train.targets, fraction, seed, is_regression=data.is_regression)
+    if rows is None:
+        return data
+    train, val = rows
+    return replace(data, train=data.train.take(train), val=data.train.take(val))
+
+
+def choose_held_out(
+    targets: Tensor, fraction: float, seed: int, *, is_regression: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Row numbers of the examples that train, and of those that are held out; None where these would be too few.
+
+    Args:
+        targets: Targets of all examples, with one row for each.
+        fraction: Fraction of the examples that is held out.
+        seed: Seed of the choice.
+        is_regression: Whether the targets are no classes, of which one example each trains.
+    """
     num_val = min(round(fraction * len(targets)), MAX_HELD_OUT)
     if num_val < MIN_HELD_OUT:
-        return data
-    classes = torch.zeros(len(targets), dtype=torch.int64) if data.is_regression else targets
+        return None
+    classes = torch.zeros(len(targets), dtype=torch.int64) if is_regression else targets
     first = {int(label): row for row, label in reversed(list(enumerate(classes.tolist())))}
     is_free = torch.ones(len(targets), dtype=torch.bool)
     is_free[list(first.values())] = False
@@ -35,4 +53,4 @@ def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSpl
     val = free[draw_stratified(classes[free], min(num_val, len(free)), [seed, VAL_STREAM])[0]]
     is_train = torch.ones(len(targets), dtype=torch.bool)
     is_train[val] = False
-    return replace(data, train=data.train.take(is_train.nonzero().flatten()), val=data.train.take(val.sort().values))
+    return is_train.nonzero().flatten(), val.sort().values

@@ -1,5 +1,6 @@
 """Selection of the data source for what users have: a path, by suffix or content, or examples in memory."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,11 @@ def make_source(data: Any, **options: Any) -> DataSource:
     if isinstance(data, DataSplits):
         return FixedSplits(data, **options)
     if isinstance(data, tuple | list) and len(data) == 2:
+        if isinstance(data[0], Mapping):
+            raise TypeError(
+                "The inputs are a dictionary, and a source has one array of them. `fit` and `evaluate` take "
+                "dictionaries; `compare` and `tune` do not: give them one array that the network takes apart."
+            )
         return Arrays(*data, **options)
     if isinstance(data, Dataset):
         return TorchDataset(data, **options)

@@ -36,6 +36,7 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.training import OptimizationConfig, TrainingConfig, fit
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.preparation import needs_validation
 
 MAX_RANDOM_SEED = 2**31 - 1
@@ -158,7 +159,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         return TrainingConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            optimizer=None if rate is None else partial(default, lr=rate),
+            optimizer=None if rate is None else _set_learning_rate(default, rate),
             optimization=OptimizationConfig(prior_factor="auto" if is_prior_free else None),
         )
 
@@ -204,6 +205,38 @@ def check_examples(X: Any, y: Any = None) -> None:
                 f"{format_count(len(rows), 'label is', 'labels are')} missing, the first ({labels.ravel()[rows[0]]}) "
                 f"in row {rows[0]} (counted from 0). Leave those examples out."
             )
+
+
+def _set_learning_rate(default: Any, rate: float) -> Any:
+    """The default optimizer of posterior and network with another learning rate.
+
+    Args:
+        default: That of the posterior.
+        rate: The learning rate.
+    """
+    is_bound = isinstance(default, partial)
+    return DefaultOptimizer(default, {"lr": rate}) if is_bound else partial(default, lr=rate)
+
+
+def refuse_fit_params(estimator: BaseEstimator, params: Mapping[str, Any]) -> None:
+    """Refuse further arguments of `fit`, such as weights of examples.
+
+    Args:
+        estimator: The estimator.
+        params: The arguments by name.
+
+    Raises:
+        TypeError: There are some.
+    """
+    if params:
+        advice = (
+            " All rows have the same weight: give a row several times, np.repeat(X, counts, axis=0), or draw rows "
+            "with probabilities that are their weights; score takes sample_weight."
+        )
+        raise TypeError(
+            f"{type(estimator).__name__}.fit takes X and y, got {', '.join(params)}."
+            f"{advice if 'sample_weight' in params else ''}"
+        )
 
 
 def get_nested_params(name: str, value: Any) -> dict[str, Any]:

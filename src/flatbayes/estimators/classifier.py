@@ -9,7 +9,13 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, check_examples, make_data_splits
+from flatbayes.estimators.base import (
+    FLOAT_TYPES,
+    PosteriorEstimator,
+    check_examples,
+    make_data_splits,
+    refuse_fit_params,
+)
 from flatbayes.likelihoods.labels import to_tensor
 
 
@@ -56,16 +62,19 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         ((2, 3), True)
     """
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, **fit_params: Any) -> Self:
         """Fit the posterior.
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
             y: Class labels, numbers or strings, shape (examples,).
+            **fit_params: None; others, such as `sample_weight`, are refused with advice.
 
         Raises:
+            TypeError: There are further arguments.
             ValueError: Examples and labels differ in number, or there is only one class.
         """
+        refuse_fit_params(self, fit_params)
         check_examples(X, y)
         X, y = validate_data(self, X, y, dtype=FLOAT_TYPES, allow_nd=True)
         check_classification_targets(y)

@@ -1,6 +1,6 @@
 """Scikit-learn regressor: predictions are mixtures over the networks of a posterior."""
 
-from typing import Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -10,7 +10,13 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, check_examples, make_data_splits
+from flatbayes.estimators.base import (
+    FLOAT_TYPES,
+    PosteriorEstimator,
+    check_examples,
+    make_data_splits,
+    refuse_fit_params,
+)
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.likelihoods.labels import to_tensor
 
@@ -57,16 +63,19 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         ((2,), (2,))
     """
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, **fit_params: Any) -> Self:
         """Fit the posterior.
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
             y: Targets, numbers of shape (examples,) or (examples, targets).
+            **fit_params: None; others, such as `sample_weight`, are refused with advice.
 
         Raises:
+            TypeError: There are further arguments.
             ValueError: Examples and targets differ in number, or a target is constant.
         """
+        refuse_fit_params(self, fit_params)
         check_examples(X, y)
         X, y = validate_data(
             self, X, y, dtype=FLOAT_TYPES, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2

@@ -97,7 +97,10 @@ class TuningResult:
     @property
     def best_name(self) -> str:
         """Posterior and flatness with the best hyperparameters, as text."""
-        return f"{short_name(self.posterior)} x {short_name(self.flatness)}"
+        is_plain = self.flatness_pays is False
+        return (
+            f"{short_name(self.posterior)} x {'Plain (chosen radius 0)' if is_plain else short_name(self.flatness)}"
+        )
 
     def __repr__(self) -> str:
         score = f"{self.metric} {self.best_score:.4g} on validation data"

@@ -59,7 +59,10 @@ def make_fitted_posterior(
     Raises:
         RuntimeError: Too few snapshots have been collected, and training goes on or has done all of its steps.
         ValueError: Training examples are needed, and the batches are not of this form.
+        TypeError: The likelihood is no instance.
     """
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(f"likelihood must be an instance such as Categorical(10) or Gaussian(), got {likelihood!r}.")
     posterior = tracker.config.posterior
     if tracker.lacks_snapshots():
         if not tracker.stopped_early():

@@ -45,7 +45,7 @@ with require_package("lightning"):
         except ImportError:
             from pytorch_lightning import Callback
 
-    from flatbayes.integrations.lightning_checks import check_steps, check_supported, get_class_names
+    from flatbayes.integrations.lightning_checks import check_steps, check_supported, get_class_names, get_network
     from flatbayes.integrations.lightning_closure import (
         MicroBatch,
         MicroBatchRecord,
@@ -167,12 +167,13 @@ class FlatCallback(Callback):
         total_steps = _to_finite_int(trainer.estimated_stepping_batches)
         self._tracker = TrainingTracker.start_tracking(
             self._tracker_config,
-            pl_module.get_submodule(self.network),
+            get_network(pl_module, self.network),
             trainer.optimizers[0],
             TrainingProgress(step=trainer.global_step, total_steps=total_steps),
             None if num_batches is None else count_optimizer_steps(num_batches, trainer.accumulate_grad_batches),
             self._tracker_config.count_examples(trainer.train_dataloader, num_batches),
             trainer.train_dataloader,
+            mixed_precision="precision='bf16-mixed'",
         )
         if state_dict is not None:
             self._tracker.load_state_dict(state_dict)

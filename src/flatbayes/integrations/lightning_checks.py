@@ -3,6 +3,9 @@
 import inspect
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from flatbayes.core.names import format_suggestion
 from flatbayes.posteriors import Posterior
 
 if TYPE_CHECKING:  # modules and trainers may be those of pytorch_lightning as well
@@ -53,3 +56,23 @@ def check_steps(posterior: Posterior, accumulation_steps: int, has_loss_scaler: 
 def get_class_names(instance: object) -> set[str]:
     """Names of the class of an object and of its bases."""
     return {cls.__name__ for cls in type(instance).__mro__}
+
+
+def get_network(module: "LightningModule", name: str) -> nn.Module:
+    """The submodule of a name.
+
+    Args:
+        module: The module.
+        name: Name of the submodule; empty for the module itself.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        names = [child for child, _ in module.named_children()]
+        raise ValueError(
+            f"network={name!r} is no submodule of {type(module).__name__}. {format_suggestion(name, names)}It has "
+            f"{', '.join(names)}."
+        ) from error

@@ -84,6 +84,7 @@ class PosteriorSteps:
                 state = posterior.init(network, ExistingOptimizer(use_optimizer), num_data)
         finally:
             remove_params(optimizer, len(scales))
+        state.trained = None  # the posterior may be over some of the parameters; the tracker checks them
         steps = PosteriorSteps(posterior, state, scales, noise_seed=None if is_optimizer_step(posterior) else seed)
         steps._adopt_layers(network)
         return steps

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.core.context import offer_distribution
-from flatbayes.core.names import format_count, format_names
+from flatbayes.core.names import format_count
 from flatbayes.core.parameter_selection import (
     only_requires_grad,
     select_parameters,
@@ -24,9 +24,11 @@ from flatbayes.core.traversal import trainable_by_name
 from flatbayes.integrations.posterior_steps import PosteriorSteps
 from flatbayes.integrations.tracker_config import TrackerConfig
 from flatbayes.integrations.tracker_file import TrackerState
+from flatbayes.posteriors.parameter_guard import refuse_changes
 from flatbayes.training.compatibility import check_snapshot_count
 from flatbayes.training.identity import describe_name
 from flatbayes.training.schedules import get_automatic_snapshots_per_epoch, is_collection_step
+from flatbayes.training.trial import find_low_precisions, warn_of_low_precision
 
 
 @dataclass
@@ -41,7 +43,7 @@ class TrainingTracker:
         loader: The training data loader.
         epoch_buffers: Buffers of the network at the start of the epoch.
         has_ended: Whether training has ended.
-        param_names: Names of the parameters that the posterior is over.
+        params: The parameters that the posterior is over, by name.
     """
 
     config: TrackerConfig
@@ -51,7 +53,7 @@ class TrainingTracker:
     loader: Any = field(default=None, repr=False)
     epoch_buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
     has_ended: bool = False
-    param_names: frozenset[str] = frozenset()
+    params: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def start_tracking(
@@ -62,6 +64,8 @@ class TrainingTracker:
         steps_per_epoch: int | None,
         num_data: int,
         loader: Any = None,
+        *,
+        mixed_precision: str = "autocast to bfloat16",
     ) -> "TrainingTracker":
         """A tracker with empty statistics.
 
@@ -73,6 +77,8 @@ class TrainingTracker:
             steps_per_epoch: Optimizer steps in an epoch; None if training has no epochs.
             num_data: Number of training examples.
             loader: The training data loader, for what is computed on training examples after training.
+            mixed_precision: Option of the loop for mixed precision, which a warning of trained weights in bfloat16 or
+                float16 names.
 
         Raises:
             ValueError: The posterior does not go with the network or the optimizer, or snapshots are collected and
@@ -83,14 +89,15 @@ class TrainingTracker:
                 f"{type(config.posterior).__name__} collects snapshots late in training, and the number of steps is "
                 "unknown: set max_steps."
             )
+        low_precisions = find_low_precisions(network)
+        if low_precisions:
+            warn_of_low_precision(low_precisions, mixed_precision)
         params = select_parameters(network, config.params, "params")
         with only_requires_grad(network, params):
             steps = PosteriorSteps.init(config.posterior, network, optimizer, num_data)
         steps_per_epoch = steps_per_epoch or progress.total_steps or 1
         buffers = clone_buffers(network)
-        return TrainingTracker(
-            config, steps, progress, steps_per_epoch, loader, buffers, param_names=frozenset(params)
-        )
+        return TrainingTracker(config, steps, progress, steps_per_epoch, loader, buffers, params=params)
 
     def offer_distribution(self) -> AbstractContextManager[None]:
         """Context for gradients that are computed before the step, in which the weights have their distribution."""
@@ -100,20 +107,12 @@ class TrainingTracker:
         """Check before a step that the parameters that the posterior is over are those of the start.
 
         Raises:
-            ValueError: A callback has frozen or unfrozen some, and the posterior has statistics of each.
+            ValueError: A callback has frozen, unfrozen or replaced some, and the posterior has statistics of each.
         """
-        if not self.steps.state.statistics:
-            return
-        is_whole = self.config.params == "all"
-        names = (trainable_by_name(self.steps.state.model) if is_whole else self.select_posterior_params()).keys()
-        changed = names ^ self.param_names
-        if changed:
-            name = type(self.config.posterior).__name__
-            raise ValueError(
-                f"Parameters were frozen or unfrozen after the start of training: {format_names(sorted(changed))}. "
-                f"{name} has statistics of the {len(self.param_names)} that were trained then. Freeze and unfreeze "
-                "before, such as in a first training without flatbayes, or use MAP()."
-            )
+        state, config = self.steps.state, self.config
+        if state.statistics:
+            current = trainable_by_name(state.model) if config.params == "all" else self.select_posterior_params()
+            refuse_changes(self.params, current, type(config.posterior).__name__)
 
     def advance(self) -> None:
         """Count an optimizer step, and collect a snapshot if one is due."""

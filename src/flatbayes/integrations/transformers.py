@@ -149,8 +149,7 @@ class FlatTrainerMixin(_TrainerBase):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Record a micro-batch; at the last of a step, compute the gradient of the flatness over all of them.
 
-        Returns:
-            The loss of the step at its last micro-batch, and zero before.
+        Returns the loss of the step at its last micro-batch, and zero before.
         """
         if is_single_pass(inputs):
             raise ValueError(
@@ -299,6 +298,7 @@ class _TrackerCallback(TrainerCallback):
             steps_per_epoch,
             config.count_examples(kwargs["train_dataloader"]),
             kwargs["train_dataloader"],
+            mixed_precision="TrainingArguments(bf16=True)",
         )
         trainer._tracker = tracker
         if trainer._resume_path is not None:

@@ -12,6 +12,7 @@ from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.context import WeightDistribution
 from flatbayes.posteriors.draw_options import DrawOption, get_draw_option
 from flatbayes.posteriors.optimization import default_sgd
+from flatbayes.posteriors.parameter_guard import guard_methods
 from flatbayes.posteriors.requirements import LossRequirement, SnapshotRequirements, Trajectory
 
 RENAMED_MEMBERS = {
@@ -20,7 +21,6 @@ RENAMED_MEMBERS = {
     "needs_one_loss": "requires_stationary_loss",
 }
 """Members of version 0.1 -> 0.2. A class with an old name would get the default of the new one without notice."""
-
 
 DEPENDENT_MEMBERS = {
     "gradients_per_step": ("step",),
@@ -61,6 +61,7 @@ class Posterior(ABC):
                 f"{cls.__name__} defines members of flatbayes 0.1. Rename "
                 f"{', '.join(f'{name} to {RENAMED_MEMBERS[name]}' for name in old_names)}."
             )
+        guard_methods(cls)
         for name, described in DEPENDENT_MEMBERS.items():
             if min(map(cls._find_owner, described)) < cls._find_owner(name):
                 setattr(cls, name, vars(Posterior)[name])

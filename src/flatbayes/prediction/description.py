@@ -24,7 +24,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
     training, cost = _get_mapping(info, "training"), _get_mapping(info, "cost")
     entries = {
         "posterior": short_name(posterior),
-        "flatness": str(training.get("flatness", UNKNOWN)),
+        "flatness": name_flatness(str(training.get("flatness", UNKNOWN)), info),
         "radius": str(_get_mapping(info, "radius").get("reason", "")),
         "prior": str(_get_mapping(info, "prior").get("reason", "")),
         "model": describe_network(states, info.get("model")),
@@ -50,6 +50,16 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "device": _describe_device(states),
     }
     return {name: text for name, text in entries.items() if text}
+
+
+def name_flatness(name: str, info: Mapping[str, Any]) -> str:
+    """Name of the flatness that the networks were trained with.
+
+    Args:
+        name: Name of the flatness.
+        info: Plain data of the artefact, with the radius that was chosen on validation examples, if it was.
+    """
+    return "Plain (chosen radius 0)" if _get_mapping(info, "radius").get("value") == 0 else name
 
 
 def _describe_optimizer(spec: Any, factor: Any) -> str:

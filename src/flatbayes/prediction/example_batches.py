@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from flatbayes.core.input_trees import count_examples, slice_examples, split_batch
+from flatbayes.core.input_trees import count_examples, slice_examples, split_batch, split_labels
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.torch_dataset import read_examples
 
@@ -61,6 +61,38 @@ def batch_examples(
         inputs, targets = split_batch(data)
         data = [(slice_examples(inputs, k), targets[k]) for k in range(count_examples(inputs))]
     return DataLoader(data, batch_size, shuffle=shuffle, generator=generator, collate_fn=collate_examples)
+
+
+def read_targets(data: Any) -> Tensor:
+    """Targets of all examples of a pair or dataset for which `is_tree_pair` or `has_tree_items` holds.
+
+    Args:
+        data: The examples; those of a dataset are read once.
+
+    Raises:
+        ValueError: Targets have several shapes, or an example has none.
+    """
+    if is_tree_pair(data):
+        return split_batch(data)[1]
+    items = (data[k] for k in range(len(data)))
+    targets = [split_labels(item)[1] if isinstance(item, Mapping) else item[1] for item in items]
+    try:
+        return torch.stack([torch.as_tensor(target) for target in targets])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"The targets of the dataset cannot be joined to one tensor: {error}.") from error
+
+
+def take_examples(data: Any, rows: Tensor) -> Any:
+    """Some examples of such a pair or dataset, as a pair or dataset.
+
+    Args:
+        data: The examples.
+        rows: Their numbers.
+    """
+    if is_tree_pair(data):
+        inputs, targets = split_batch(data)
+        return slice_examples(inputs, rows), targets[rows]
+    return Subset(data, rows.tolist())
 
 
 def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:

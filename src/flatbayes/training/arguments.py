@@ -12,9 +12,16 @@ from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSource, DataSplits, Standardize, is_array_pair, load_training_splits
+from flatbayes.data.hold_out import HELD_OUT_FRACTION, choose_held_out
 from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
-from flatbayes.prediction.example_batches import batch_examples, has_tree_items, is_tree_pair
+from flatbayes.prediction.example_batches import (
+    batch_examples,
+    has_tree_items,
+    is_tree_pair,
+    read_targets,
+    take_examples,
+)
 from flatbayes.prediction.labelled import infer_task
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.network_defaults import choose_config
@@ -149,6 +156,29 @@ def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: 
     if len(data) == 0:
         raise ValueError(f"There are no batches: the {type(data).__name__} is empty. {DATA_ADVICE}.")
     return data
+
+
+def hold_out_examples(data: Any, likelihood: Any, seed: int) -> tuple[Any, Any, int]:
+    """Hold out validation examples, where inputs are dictionaries or tuples of tensors that are given one by one.
+
+    Args:
+        data: What the user gave.
+        likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
+        seed: Seed of the choice.
+
+    Returns:
+        Training examples, validation examples, and the number of the latter; the data, None and 0 for other data, or
+        where there would be too few.
+    """
+    if not (is_tree_pair(data) or has_tree_items(data)):
+        return data, None, 0
+    targets = read_targets(data)
+    has_classes = targets.ndim == 1 and not targets.is_floating_point() and infer_task(likelihood) != "regression"
+    rows = choose_held_out(targets, HELD_OUT_FRACTION, seed, is_regression=not has_classes)
+    if rows is None:
+        return data, None, 0
+    train, val = (take_examples(data, part) for part in rows)
+    return train, val, len(rows[1])
 
 
 def normalize_validation(val: Any, batch_size: int) -> Iterable[Any]:

@@ -1,5 +1,7 @@
 """Trainings that a pilot compares on validation data: which they are, what they score, and which is better."""
 
+import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -86,24 +88,34 @@ def compute_relative_score(score: Score, reference: Score) -> float | None:
     return score.best + max(0.0, score.end - reference.end - (score.best - reference.best))
 
 
-def measure_losses(likelihood: Likelihood, predictions: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """Loss of every example, shape [n], float64 on the CPU; None if the likelihood gives no finite numbers.
+def measure_losses(
+    likelihood: Likelihood, predictions: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[float | None, Tensor | None]:
+    """Mean loss of all examples, and the loss of each one.
 
     Args:
-        likelihood: Has the mean loss of a batch; it gets batches of one example.
+        likelihood: Has the mean loss of a batch; for single losses it gets batches of one example.
         predictions: Outputs of a network, and targets.
+
+    Returns:
+        The mean loss, None if it is not finite; and the losses, shape [n], float64 on the CPU, None if the likelihood
+        gives no finite numbers for single examples.
     """
-    losses: list[Tensor] = []
+    means, counts, losses = list[float](), list[int](), list[Tensor]()
     failed = False
     for outputs, targets in predictions:  # to the end, whatever happens
+        means.append(float(likelihood.loss(outputs, targets)))
+        counts.append(len(targets))
         try:
             losses += [
                 likelihood.loss(outputs[k : k + 1], targets[k : k + 1]).reshape(()) for k in range(len(targets))
             ]
         except (RuntimeError, ValueError, IndexError, TypeError):  # a loss of several examples, such as a ranking
             failed = True
+    mean = means[0] if len(means) == 1 else sum(map(operator.mul, means, counts)) / sum(counts)
     values = torch.stack(losses).detach().to("cpu", torch.float64) if losses else torch.zeros(0)
-    return None if failed or len(values) < 2 or not bool(values.isfinite().all()) else values
+    is_usable = not failed and len(values) > 1 and bool(values.isfinite().all())
+    return mean if math.isfinite(mean) else None, values if is_usable else None
 
 
 def compute_standard_error(score: Score, reference: Score) -> float:

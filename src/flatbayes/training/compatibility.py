@@ -132,30 +132,21 @@ def check_snapshot_count(posterior: Posterior, num_snapshots: int, training: str
     return None
 
 
-def check_initial_weights(
-    model: nn.Module | ModelFactory, posterior: Posterior, config: TrainingConfig, *, has_init: bool
-) -> None:
-    """Refuse an ensemble of copies of one network, and zero epochs without trained weights.
+def check_initial_weights(model: nn.Module | ModelFactory, posterior: Posterior, *, has_init: bool) -> None:
+    """Refuse an ensemble of copies of one network.
 
     Args:
         model: A network, or what builds one.
         posterior: Its `num_members` is the number of networks.
-        config: Its `epochs` may be 0 for trained weights.
         has_init: Whether there are trained weights to start from.
 
     Raises:
-        ValueError: One network is given where several fresh ones are needed, or there is nothing trained.
+        ValueError: One network is given where several fresh ones are needed.
     """
-    is_network = isinstance(model, nn.Module)
-    if is_network and posterior.num_members > 1 and not has_init:
+    if isinstance(model, nn.Module) and posterior.num_members > 1 and not has_init:
         raise ValueError(
             f"{type(posterior).__name__} trains {posterior.num_members} networks from fresh initial weights, and was "
             "given one network. Pass its class, or a function that builds a new one."
-        )
-    if config.epochs == 0 and not (has_init or is_network):
-        raise ValueError(
-            f"epochs must be at least 1, got {config.epochs}: without training there must be a trained network to "
-            "start from, init."
         )
 
 

@@ -1,11 +1,14 @@
-"""Inputs of arrays and data sets that are not standardized: token ids, and those of some trained networks.
+"""Inputs and targets that are not standardized: token ids, and those of some trained networks.
 
-A network that was trained elsewhere may take inputs as they are in the data. Training examples tell: the loss is
-lower on the inputs that it was trained on.
+A network that was trained elsewhere may take inputs, and predict targets, as they are in the data. Training examples
+tell: the loss is lower on the inputs and targets that it was trained on.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +17,16 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
-from flatbayes.likelihoods import Categorical, Likelihood
-from flatbayes.training.data import InMemoryData
+from flatbayes.data.checks import DataWarning
+from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.training.data import InMemoryData, TrainingData
+from flatbayes.training.loader_data import LoaderData
 
-NUM_EXAMPLES, MIN_GAIN = 256, 0.1
-"""Examples that are predicted; and the fraction by which the NLL of a trained network is below that of a constant."""
+NUM_EXAMPLES, MIN_EXAMPLES, MIN_GAIN = 256, 8, 0.1
+"""Most and fewest examples that are predicted; and the fraction by which the loss of a trained network is below that
+of a constant."""
+MAX_UNEXPLAINED = 0.5
+"""Fraction of the variance of targets that a network trained on targets in their own unit leaves unexplained."""
 
 
 def keep_token_ids(data: InMemoryData, build_model: Callable[[], nn.Module]) -> InMemoryData:
@@ -53,8 +61,8 @@ def _can_call(network: nn.Module, inputs: Tensor) -> bool:
 def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likelihood) -> InMemoryData:
     """The data without a standardization of the inputs if the network was trained without it.
 
-    That is so if it predicts training examples better than their class frequencies do, and better than with
-    standardized inputs. Only classifications are compared: outputs for numbers have a scale of their own.
+    That is so if it predicts training examples better than a constant does, and better than with standardized inputs:
+    by the negative log likelihood for classes, by the squared error for numbers.
 
     Args:
         data: Data whose inputs are standardized by default.
@@ -62,25 +70,122 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
         likelihood: Distribution of the targets.
 
     Returns:
-        The data, with the two losses if inputs are used as they are.
+        The data, with the two losses of a classification if inputs are used as they are.
     """
-    inputs, targets = data.splits.train.inputs, data.splits.train.targets
-    if not isinstance(likelihood, Categorical) or not isinstance(inputs, Tensor):
+    if not isinstance(likelihood, Categorical | Gaussian) or not isinstance(data.splits.train.inputs, Tensor):
         return data
-    rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), NUM_EXAMPLES)).long()
+    rows = select_rows(data)
+    targets = data.splits.train.targets[rows]
+    inputs = data.splits.train.inputs[rows]
+    given, standardized = (predict_examples(network, scale(inputs)) for scale in (as_given(data), data.standardize))
+    if given is None or standardized is None:
+        return data
+    try:
+        if isinstance(likelihood, Gaussian):
+            losses = [measure_unexplained(likelihood, outputs, targets) for outputs in (given, standardized)]
+            constant_loss = 1.0
+        else:
+            losses = [float(likelihood.loss(outputs, targets)) for outputs in (given, standardized)]
+            labels = targets[targets >= 0]
+            shares = torch.bincount(labels).double() / max(1, len(labels))
+            constant_loss = float(-torch.xlogy(shares, shares).sum())
+    except Exception:  # of outputs of another shape, which the trial step explains
+        return data
+    if not (losses[0] <= (1 - MIN_GAIN) * constant_loss and losses[0] < losses[1]):
+        return data
+    scale_nlls = None if isinstance(likelihood, Gaussian) else (losses[0], losses[1])
+    return replace(data, transform_override=as_given(data), scale_nlls=scale_nlls)
+
+
+def match_target_scale(data: TrainingData, network: nn.Module, likelihood: Gaussian) -> Gaussian:
+    """The likelihood of targets in their own unit if the network was trained to predict them so.
+
+    That is so if its first outputs explain the training targets as they are, for inputs as they are or standardized,
+    and explain them better than as standardized targets.
+
+    Args:
+        data: The data.
+        network: The network with its initial weights.
+        likelihood: Gaussian in the scale of the training targets.
+
+    Returns:
+        The likelihood, with a warning if it is another one.
+    """
+    batches = list_example_batches(data)
+    floor = likelihood.floor * min(likelihood.scale)
+    own_unit = Gaussian(likelihood.num_targets, floor=floor, noise_factor=likelihood.noise_factor)
+    unexplained = dict.fromkeys((own_unit, likelihood), math.inf)
+    for inputs, targets in batches:
+        outputs = predict_examples(network, inputs)
+        if outputs is None or outputs.shape != (len(targets), likelihood.num_outputs) or len(targets) < MIN_EXAMPLES:
+            return likelihood
+        for candidate in unexplained:
+            loss = measure_unexplained(candidate, outputs, targets)
+            unexplained[candidate] = min(unexplained[candidate], loss)
+    if not (unexplained[own_unit] <= MAX_UNEXPLAINED and unexplained[own_unit] < unexplained[likelihood]):
+        return likelihood
+    warnings.warn(
+        f"The network predicts the targets in their own unit: its first outputs explain "
+        f"{1 - unexplained[own_unit]:.0%} of their variance. So targets are not standardized: the likelihood is "
+        f"Gaussian({likelihood.num_targets}), whose last outputs are raw scales of the noise in this unit. Give "
+        "another likelihood if that is wrong; learning rates then depend on the unit.",
+        DataWarning,
+        stacklevel=6,
+    )
+    return own_unit
+
+
+def list_example_batches(data: TrainingData) -> list[tuple[Any, Tensor]]:
+    """Examples that a network may have been trained on: with inputs as given and standardized, or of a loader."""
+    if isinstance(data, LoaderData):
+        return [data.loader_pass.example_batch]
+    if not isinstance(data, InMemoryData) or not isinstance(data.splits.train.inputs, Tensor):
+        return []
+    rows = select_rows(data)
+    inputs, targets = data.splits.train.inputs[rows], data.splits.train.targets[rows]
+    transforms = [data.standardize] if data.transform_override is not None else [as_given(data), data.standardize]
+    return [(transform(inputs), targets) for transform in transforms]
+
+
+def measure_unexplained(likelihood: Gaussian, outputs: Tensor, targets: Tensor) -> float:
+    """Squared error of the predicted means, divided by that of the mean target; the mean over the targets.
+
+    Args:
+        likelihood: Has the unit of the outputs.
+        outputs: Means, then raw scales, [n, 2 targets].
+        targets: Targets in their own unit, [n] or [n, targets].
+    """
+    num_targets = likelihood.num_targets
+    rows = targets.reshape(len(targets), num_targets).double()
+    location, scale = (torch.tensor(values).double() for values in (likelihood.location, likelihood.scale))
+    means = location + scale * outputs[:, :num_targets].double().to(rows.device)
+    variance = (rows - rows.mean(0)).square().mean(0)
+    return float(((rows - means).square().mean(0) / variance.clamp_min(1e-300)).mean())
+
+
+def as_given(data: InMemoryData) -> Standardize:
+    """The transform that leaves inputs as they are."""
     mean, std = data.standardize.mean, data.standardize.std
-    as_given = Standardize(mean=torch.zeros_like(mean), std=torch.ones_like(std))
-    losses = []
-    for transform in (as_given, data.standardize):
-        try:
-            with eval_mode(network), torch.no_grad():
-                outputs = network(cast_inputs(network, transform(inputs[rows])))
-                losses.append(float(likelihood.loss(outputs, targets[rows])))
-        except Exception:  # which the trial step explains
-            return data
-    labels = targets[rows][targets[rows] >= 0]
-    shares = torch.bincount(labels).double() / max(1, len(labels))
-    constant_nll = float(-torch.xlogy(shares, shares).sum())
-    if losses[0] > (1 - MIN_GAIN) * constant_nll or losses[0] >= losses[1]:
-        return data
-    return replace(data, transform_override=as_given, scale_nlls=(losses[0], losses[1]))
+    return Standardize(mean=torch.zeros_like(mean), std=torch.ones_like(std))
+
+
+def select_rows(data: InMemoryData) -> Tensor:
+    """Evenly spaced training examples."""
+    count = len(data.splits.train)
+    return torch.linspace(0, count - 1, min(count, NUM_EXAMPLES)).long()
+
+
+@torch.no_grad()
+def predict_examples(network: nn.Module, inputs: Any) -> Tensor | None:
+    """Outputs for some examples; None if the network cannot take them, which the trial step explains.
+
+    Args:
+        network: The network.
+        inputs: Inputs of the examples.
+    """
+    try:
+        with eval_mode(network), preserve_rng(network):
+            outputs = network(cast_inputs(network, inputs))
+    except Exception:
+        return None
+    return outputs if isinstance(outputs, Tensor) else None

@@ -47,6 +47,7 @@ class LoaderData(TrainingData):
         val: Validation batches; None for no validation.
         likelihood: Likelihood of the targets; the batches cannot be read without it.
         converts_integers: Whether inputs that are integers become floating, for a network that takes no integers.
+        num_held_out: Number of validation examples that were training examples of the user.
     """
 
     loader: Iterable[Any]
@@ -54,6 +55,7 @@ class LoaderData(TrainingData):
     val: Iterable[Any] | None = None
     likelihood: Likelihood | None = None
     converts_integers: bool = False
+    num_held_out: int = 0
 
     @cached_property
     def loader_pass(self) -> LoaderPass:
@@ -66,6 +68,12 @@ class LoaderData(TrainingData):
         converted = replace(self, converts_integers=True)
         vars(converted)["loader_pass"] = self.loader_pass
         return converted
+
+    def with_likelihood(self, likelihood: Likelihood) -> "LoaderData":
+        """The same data with another likelihood of the same targets; the loader is not read again."""
+        other = replace(self, likelihood=likelihood)
+        vars(other)["loader_pass"] = self.loader_pass
+        return other
 
     def count_data(self, world: ProcessGroupInfo) -> int:
         """Number of labelled examples that a pass gives, of all processes together.
@@ -99,9 +107,11 @@ class LoaderData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Shape of an example in one tensor, and whether inputs are floating, or integers that were converted."""
+        """Shape of an example in one tensor, held-out examples, whether inputs are floating or were converted."""
         inputs = self.loader_pass.example_batch[0]
-        shape = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
+        shape: dict[str, Any] = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
+        if self.num_held_out:
+            shape["held_out"] = self.num_held_out
         if self.converts_integers:
             return {**shape, "inputs": "converted"}
         return {**shape, "inputs": "floating"} if isinstance(inputs, Tensor) and inputs.is_floating_point() else shape

@@ -1,10 +1,13 @@
 """Optimizers by name, by class, or bound to their arguments; and the default ones with options for few examples."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from flatbayes.core import OptimizerFactory
 from flatbayes.core.names import format_suggestion, list_classes, match_name
@@ -14,6 +17,42 @@ MIN_PRIOR_PRECISION = 2.0
 of studies/defaults (docs/defaults.md)."""
 MAX_TABLE_LEARNING_RATE = 0.03
 """Largest learning rate of SGD with momentum where options are defaults and inputs are rows of a table, likewise."""
+
+
+@dataclass(frozen=True)
+class DefaultOptimizer:
+    """The default optimizer of posterior and network, with some options of its own.
+
+    Attributes:
+        default: The default optimizer of the posterior; a `functools.partial` with its options.
+        options: Values of the options that are given.
+    """
+
+    default: "partial[torch.optim.Optimizer]"
+    options: dict[str, Any]
+
+    def __call__(self, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer where the network has no default of its own."""
+        return self.bind(self.default)(params)
+
+    def bind(self, default: Any) -> "partial[torch.optim.Optimizer]":
+        """A default optimizer with the options that are given.
+
+        Args:
+            default: That of posterior and network; a `functools.partial`.
+
+        Raises:
+            ValueError: It has no option of that name.
+        """
+        names = inspect.signature(default.func).parameters.keys() - {"params"}
+        unknown = self.options.keys() - names
+        if unknown:
+            kind = default.func.__name__
+            raise ValueError(
+                f"The default optimizer of this network is {kind}, which has no option {', '.join(sorted(unknown))}. "
+                f"Leave it out, or name the optimizer: --optimizer {self.default.func.__name__}."
+            )
+        return partial(default.func, **default.keywords | self.options)
 
 
 def resolve_optimizer(optimizer: Any) -> Any:

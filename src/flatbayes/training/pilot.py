@@ -208,8 +208,7 @@ class Pilot:
             warnings.simplefilter("always")
             try:
                 train(run, session, CallbackList([self.progress, BudgetGuard(run, limit)]))
-                score = self._validate(run)
-                losses = self._measure_losses(run)
+                score, losses = self._validate(run)
             except BudgetError:
                 is_finished = False
             except (RuntimeError, ValueError) as error:
@@ -257,15 +256,10 @@ class Pilot:
         for k in range(len(self.outcomes)):
             self.manager.remove_run(PILOT_RUN_INDEX + k)
 
-    def _validate(self, run: TrainingRun) -> float | None:
-        assert run.validate is not None
-        nll = run.validate(run.leader.get_state().model)[0]["val_nll"]
-        return nll if math.isfinite(nll) else None
-
-    def _measure_losses(self, run: TrainingRun) -> torch.Tensor | None:
+    def _validate(self, run: TrainingRun) -> tuple[float | None, torch.Tensor | None]:
+        """Validation NLL of the first network, and the loss of every validation example."""
         factory = self.setups[0].factory
-        predictions = factory.training_data.predict_validation(run.states[0].model)
-        return measure_losses(factory.likelihood, predictions)
+        return measure_losses(factory.likelihood, factory.training_data.predict_validation(run.states[0].model))
 
     def _create_run(self, candidate: Candidate) -> TrainingRun:
         users = [setup.factory for setup in self.setups if self.members in setup.groups]

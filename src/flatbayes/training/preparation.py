@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,13 +15,18 @@ from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.data.splits import check_split_values, warn_of_untrained_classes
 from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Likelihood
+from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.posteriors import Posterior
-from flatbayes.training.arguments import normalize_data, normalize_validation, resolve_likelihood
+from flatbayes.training.arguments import (
+    hold_out_examples,
+    normalize_data,
+    normalize_validation,
+    resolve_likelihood,
+)
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
-from flatbayes.training.input_scale import keep_token_ids, match_input_scale
+from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
@@ -33,6 +39,7 @@ from flatbayes.training.model_builder import (
     takes_num_outputs,
 )
 from flatbayes.training.network_defaults import choose_optimizer, has_trained_weights
+from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
@@ -44,6 +51,11 @@ NO_VALIDATION = (
 UNTRAINED_HEAD = (
     "The last layer is a new one with random weights, and without training (epochs=0) it keeps them. Set epochs to 1 "
     "or more, or leave out new_head if the trained last layer is the one to be used."
+)
+NOTHING_TRAINED = (
+    "epochs must be at least 1, got 0: without training there must be a trained network to start from, and the model "
+    "is a class or function that builds a network with new weights whenever it is called. Give the trained network "
+    "itself, a function that returns it, or its weights, init."
 )
 
 
@@ -73,6 +85,9 @@ def prepare_runs(
         ValueError: The arguments do not go together.
     """
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
+    num_held_out = 0
+    if val is None and needs_validation(config, flatness):
+        data, val, num_held_out = hold_out_examples(data, likelihood, seed)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood, seed)
     if isinstance(examples, DataSplits):
         is_given = isinstance(data, DataSplits) or val is not None
@@ -84,9 +99,10 @@ def prepare_runs(
         training_data = make_training_data(examples, transform, num_data, num_held_out=num_held_out)
     else:
         val = None if val is None else normalize_validation(val, config.batch_size)
-        training_data = make_training_data(examples, num_data=num_data, val=val)
+        training_data = make_training_data(examples, num_data=num_data, val=val, num_held_out=num_held_out)
     if config.epochs is None and not isinstance(data, DataSplits) and not training_data.has_validation:
         warnings.warn(NO_VALIDATION, DataWarning, stacklevel=4)
+    is_inferred = not isinstance(likelihood, Likelihood)
     if not isinstance(likelihood, Likelihood):
         inferred = infer_likelihood(training_data, config, model, output, new_head=new_head)
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
@@ -111,15 +127,60 @@ def prepare_runs(
     factory = RunFactory(
         posterior, usual, likelihood, training_data, config, build_model, seed, warm_start, auto_flatness
     )
-    may_be_trained = bool(warm_start.weights) or isinstance(model, nn.Module) or config.epochs is None
-    if isinstance(training_data, InMemoryData) and training_data.transform_override is None and may_be_trained:
-        training_data = match_input_scale(training_data, factory.init_network(0), likelihood)
-        factory = replace(factory, training_data=training_data)
+    if may_be_trained(factory, model, new_head=new_head):
+        factory = match_scales(factory, has_transform=transform is not None, is_inferred=is_inferred)
     if isinstance(training_data, LoaderData):
         factory = check_loader_inputs(factory, training_data)
-    elif isinstance(training_data, InMemoryData) and factory.config.epochs:
-        check_batch_size(factory, training_data)
+    elif isinstance(factory.training_data, InMemoryData) and factory.config.epochs:
+        check_batch_size(factory, factory.training_data)
     return complete_factory(factory), describe_model(model, model_arguments)
+
+
+def builds_trained(factory: RunFactory) -> bool:
+    """Whether the networks of two members start from the same weights, as those of a function that loads them.
+
+    Args:
+        factory: Makes networks with weights that depend on the seed, unless what builds them does not use it.
+    """
+    first, second = (factory.init_network(member).state_dict() for member in range(2))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def may_be_trained(factory: RunFactory, model: nn.Module | ModelFactory, *, new_head: bool) -> bool:
+    """Whether training may start from trained weights.
+
+    Args:
+        factory: Makes the networks.
+        model: As for `fit`.
+        new_head: As for `fit`.
+
+    Raises:
+        ValueError: There is no training, and the weights are new ones.
+    """
+    epochs = factory.config.epochs if not factory.is_automatic else None
+    if factory.warm_start.weights or isinstance(model, nn.Module) or epochs is None or builds_trained(factory):
+        return True
+    if epochs == 0 and not new_head:
+        raise ValueError(NOTHING_TRAINED)
+    return False
+
+
+def match_scales(factory: RunFactory, *, has_transform: bool, is_inferred: bool) -> RunFactory:
+    """The factory with inputs and targets as they are, where a trained network was trained without standardization.
+
+    Args:
+        factory: The factory of a network that may be trained.
+        has_transform: Whether the user gave the standardization of the inputs.
+        is_inferred: Whether the likelihood was inferred from the targets.
+    """
+    data, likelihood, network = factory.training_data, factory.likelihood, factory.init_network(0)
+    if is_inferred and isinstance(likelihood, Gaussian):
+        likelihood = match_target_scale(data, network, likelihood)
+    if isinstance(data, InMemoryData) and data.transform_override is None and not has_transform:
+        data = match_input_scale(data, network, likelihood)
+    elif isinstance(data, LoaderData) and likelihood is not factory.likelihood:
+        data = data.with_likelihood(likelihood)
+    return replace(factory, training_data=data, likelihood=likelihood)
 
 
 def check_method(
@@ -145,7 +206,7 @@ def check_method(
     Raises:
         ValueError: The arguments do not go together.
     """
-    check_initial_weights(model, posterior, config, has_init=has_init)
+    check_initial_weights(model, posterior, has_init=has_init)
     usual = make_usual_flatness(flatness)
     auto_flatness = None if usual is flatness else flatness
     check_compatibility(posterior, usual, config)
@@ -165,7 +226,8 @@ def complete_factory(factory: RunFactory) -> RunFactory:
     """
     if factory.is_automatic:
         factory = replace(factory, posterior=factory.posterior.with_automatic_options())
-    if factory.posterior.depends_on_model or factory.is_automatic or factory.config.optimizer is None:
+    has_default = factory.config.optimizer is None or isinstance(factory.config.optimizer, DefaultOptimizer)
+    if factory.posterior.depends_on_model or factory.is_automatic or has_default:
         factory = adapt_to_network(factory, factory.init_network(0))
     return apply_prior_option(apply_default_radius(factory))
 
@@ -177,15 +239,19 @@ def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
         factory: The factory.
         network: A network with its initial weights.
     """
-    posterior = factory.posterior
+    posterior, given = factory.posterior, factory.config.optimizer
     is_trained = bool(factory.warm_start.weights) or has_trained_weights(network)
+    is_given = given is not None and not isinstance(given, DefaultOptimizer)
     default = None
-    if factory.config.optimizer is None:
+    if not is_given:
         default = choose_optimizer(posterior.default_optimizer, network, is_trained=is_trained)
     if posterior.depends_on_model:
         posterior = posterior.adapt_to(network)
     if default is not None:
         posterior = posterior.without_weight_decay()
+    if isinstance(given, DefaultOptimizer):
+        config = replace(factory.config, optimizer=given.bind(default or given.default))
+        factory, default = replace(factory, config=config), None
     return replace(factory, posterior=posterior, is_trained=is_trained, default_optimizer=default)
 
 
@@ -261,7 +327,7 @@ def make_training_data(
         raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
     if isinstance(data, DataSplits):
         return InMemoryData(data, transform, num_held_out)
-    return LoaderData(data, num_data, val)
+    return LoaderData(data, num_data, val, num_held_out=num_held_out)
 
 
 def needs_validation(config: TrainingConfig, flatness: Flatness) -> bool:

@@ -65,7 +65,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             low_precisions = find_low_precisions(network) if config.epochs else set()
             inputs = convert_inputs(inputs, shared_dtype(network.parameters()), config)
             posterior, loss_fn = factory.posterior, make_training_loss(factory.likelihood, config)
-            state = posterior.init(network, config.optimizer or posterior.default_optimizer, len(targets))
+            state = factory.make_branch(len(targets)).init_state(network)
             groups = state.optimizer.param_groups  # type: ignore[union-attr]  # there is one after init with a factory
             optimizer = torch.optim.SGD([{"params": group["params"]} for group in groups], TRIAL_LEARNING_RATE)
             engine = Engine.create(fabric, state.model, optimizer, config)
@@ -120,17 +120,17 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
         warn_of_equal_members([factory.init_network(member) for member in range(2)])
 
 
-def warn_of_low_precision(dtypes: Collection[torch.dtype]) -> None:
+def warn_of_low_precision(dtypes: Collection[torch.dtype], option: str = "precision.mode='bf16-mixed'") -> None:
     """Warn of trained weights in types in which small updates are lost.
 
     Args:
         dtypes: The types.
+        option: Option of the training for mixed precision, for the message.
     """
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     warnings.warn(
         f"Weights that are trained are {names}, in which small updates are lost to rounding. Convert them to "
-        "float32, model.float(), and use precision.mode='bf16-mixed' where that is too slow. Frozen weights may stay "
-        "as they are.",
+        f"float32, model.float(), and use {option} where that is too slow. Frozen weights may stay as they are.",
         NetworkWarning,
         stacklevel=3,
     )
