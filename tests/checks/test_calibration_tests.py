@@ -46,6 +46,11 @@ def test_labels_that_tie_for_the_most_probable_class_are_as_likely_as_their_sum(
     assert run_temperature_test(torch.full((30, 2), math.log(0.5)), torch.zeros(30, dtype=torch.int64)).p_value == 1
 
 
+def test_certain_and_wrong_predictions_of_a_training_that_diverged_are_refused():
+    log_probs = torch.tensor([[0.0, -1e22], [-1e22, 0.0]], dtype=torch.float64)
+    assert run_temperature_test(log_probs, torch.tensor([1, 1])).p_value == 0
+
+
 @pytest.mark.parametrize("num_right", [40, 45, 56, 65])  # of 100: the estimate is at an end of the temperatures
 def test_temperature_test_of_nearly_uniform_predictions_is_binomial(num_right):
     log_probs = torch.tensor([[0.5001, 0.4999]], dtype=torch.float64).log().repeat(100, 1)

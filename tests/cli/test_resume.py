@@ -167,13 +167,13 @@ class TestEndOfTraining:
         for module, name in (
             ("flatbayes.training.dry_run", "run_trial"),
             ("flatbayes.training.fit", "run_trial"),
-            ("flatbayes.data.fingerprint", "_describe_split"),
+            ("flatbayes.data.fingerprint", "describe_split"),
         ):
             function = getattr(sys.modules[module], name)
             record = lambda *args, function=function: [calls.append(function.__name__), function(*args)][1]  # noqa: E731
             monkeypatch.setattr(sys.modules[module], name, record)
         assert run() == 0
-        assert sorted(calls) == [*["_describe_split"] * 3, "run_trial"]
+        assert sorted(calls) == [*["describe_split"] * 3, "run_trial"]
 
     def test_checkpoints_stay_if_the_artefact_cannot_be_read_back(self, run, here, monkeypatch, capsys):
         def fail(*args, **kwargs):

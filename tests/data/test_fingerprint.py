@@ -7,7 +7,7 @@ import torch
 
 from flatbayes.data import DataSplits, Digits, Split
 from flatbayes.data import fingerprint as module
-from flatbayes.data.fingerprint import compute_fingerprint, explain_change
+from flatbayes.data.fingerprint import compute_fingerprint, describe_split, explain_change
 
 SPLITS = Digits(train_size=60).load(0)
 
@@ -57,4 +57,4 @@ def test_large_data_are_sampled(monkeypatch):
 def test_one_column_in_fortran_order():
     column = torch.arange(6.0, dtype=torch.float64).reshape(1, 6).T  # contiguous, with a stride of 6 in its last axis
     splits = [Split(inputs=inputs, targets=torch.arange(6)) for inputs in (column, torch.arange(6).double()[:, None])]
-    assert module._describe_split(splits[0]) == module._describe_split(splits[1])
+    assert describe_split(splits[0]) == describe_split(splits[1])

@@ -28,7 +28,9 @@ def test_targets_may_be_of_any_kind(inputs, convert):
 
 
 @pytest.mark.parametrize(
-    "targets", ["label", 3, None, {0: "x"}, iter("xy"), dict(enumerate("xy")).values()], ids=repr
+    "targets",
+    ["label", 3, None, {0: "x"}, iter("xy"), dict(enumerate("xy")).values()],
+    ids=lambda targets: type(targets).__name__,
 )
 def test_targets_of_another_kind_are_refused(targets):
     assert is_array_pair((FRAME, targets))

@@ -237,5 +237,5 @@ def test_a_learning_rate_keeps_the_default_optimizer_of_the_network(iris):
 
 
 def test_units_of_a_single_layer_are_a_tuple(iris):
-    with pytest.raises(ValueError, match=r"write hidden=\(16,\)"):
+    with pytest.raises(TypeError, match=r"such as \(16,\)"):
         FlatBayesClassifier(hidden=16).fit(*iris)

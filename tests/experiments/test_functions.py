@@ -116,7 +116,8 @@ def test_tuning_returns_the_best_hyperparameters():
     assert result.flatness == (SAM(rho=scores[min(scores)]) if result.flatness_pays else Plain())
     assert result.summary().splitlines()[1].split()[1] == f"{min(scores):.4f}"
     assert len(result.to_pandas()) == 3
-    assert f"x {short_name(result.flatness)}, nll {result.best_score:.4g}" in repr(result)
+    label = short_name(result.flatness) if result.flatness_pays else "Plain (chosen radius 0)"
+    assert f"x {label}, nll {result.best_score:.4g}" in repr(result)
     assert result.plot().get_xlabel() == "flatness.rho"
     with pytest.raises(ValueError, match="no hyperparameter 'x'"):
         result.plot("x")

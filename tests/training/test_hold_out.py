@@ -15,9 +15,9 @@ from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, MAX_HELD_OUT, hold_out_validation
 from flatbayes.prediction.example_batches import read_targets
 from flatbayes.training import Callback, TrainingConfig
+from flatbayes.training.arguments import hold_out_examples
 from flatbayes.training.cross_conformal import fit_cross_conformal
 from flatbayes.training.draw_choice import explain_validation
-from flatbayes.training.loader_pass import hold_out_examples
 from flatbayes.training.preparation import prepare_runs
 
 SHORT = TrainingConfig(min_epochs=2, min_steps=8, batch_size=16)

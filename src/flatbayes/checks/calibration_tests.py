@@ -66,6 +66,8 @@ def run_temperature_test(
     finite = log_probs.masked_fill(log_probs.isneginf(), 0.0)  # times a probability of 0
     means = (probs * finite).sum(1)
     std = math.sqrt(float(((probs * finite.square()).sum(1) - means.square()).clamp_min(0).sum()))
+    if std == 0:  # a label that is not the most probable one has no probability
+        return TemperatureTest(temperature, gain / len(labels), 0.0)
     if is_at_end:  # the likelihood has its maximum elsewhere: the score test
         score = float((means - label_log_probs).sum()) / std
     else:

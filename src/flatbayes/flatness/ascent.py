@@ -276,7 +276,8 @@ def check_radius(radius: float, meaning: str = "rho is the radius of a ball", *,
     Raises:
         ValueError: It is not.
     """
-    if isinstance(radius, str) or not 0 <= radius <= sys.float_info.max:  # also of integers that no float can hold
+    is_huge = isinstance(radius, int) and radius > sys.float_info.max  # an integer that no float can hold
+    if isinstance(radius, str) or is_huge or not 0 <= radius < math.inf:
         raise ValueError(f"{meaning}: it must be finite and at least 0{alternative}, got {radius!r}.")
 
 

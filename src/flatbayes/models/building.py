@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+import numpy as np
 from torch import nn
 
 Stem = Literal["small", "large"]
@@ -44,7 +45,7 @@ def check_hidden(hidden: Any) -> None:
         TypeError: They are no sequence of whole numbers.
         ValueError: One is below 1.
     """
-    is_sequence = isinstance(hidden, Sequence) and not isinstance(hidden, str)
+    is_sequence = isinstance(hidden, Sequence | np.ndarray) and not isinstance(hidden, str)
     if not is_sequence or not all(isinstance(units, Integral) for units in hidden):
         example = f", such as ({hidden},)" if isinstance(hidden, Integral) else ", such as (64, 64)"
         raise TypeError(f"hidden has the units of each hidden layer{example}; got {hidden!r}.")
