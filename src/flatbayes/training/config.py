@@ -47,7 +47,7 @@ class TrainingConfig:
         batch_size: Examples per step, over all processes.
         optimizer: Builds the optimizer: a class of torch.optim or your own. Its weight decay is the prior unless the
             posterior has one. By default SGD, lr 0.1 (tables: 0.03); transformers and large trained networks:
-            AdamW, lr 3e-4 and 1e-3; variational: Adam, lr 1e-3.
+            AdamW, lr 3e-4, 1e-3; variational: Adam, lr 1e-3.
         schedule: Learning rate over training.
         num_validations: Evaluations on the validation split during training; 0 for never.
         validate_every_n_epochs: Epochs between two evaluations, instead of `num_validations`.
