@@ -9,7 +9,7 @@ from torch import nn
 
 from flatbayes import MAP, SWAG, Categorical, FittedPosterior
 from flatbayes.core.buffers import eval_mode
-from flatbayes.posteriors.parameter_guard import train_as_at_start
+from flatbayes.posteriors.parameter_guard import find_trained, train_as_at_start
 from support import POSTERIORS, Counted, batch, descent, named, network, train
 
 WITH_STATISTICS = [p for p in POSTERIORS if p.init(network(), descent(p), 36).statistics]
@@ -135,3 +135,14 @@ def test_a_state_with_another_network_is_over_its_parameters_of_the_same_names()
     copied = with_fields(state, model=deepcopy(state.model))
     assert copied.trained.keys() == state.trained.keys()
     assert all(dict(copied.model.named_parameters())[name] is param for name, param in copied.trained.items())
+
+
+def test_a_move_that_replaces_parameters_is_no_change():
+    """The device "meta" stands for one whose tensors are of another type."""
+    model = nn.Linear(4, 3)
+    state = SWAG(rank=2).init(model, descent(SWAG(rank=2)), 36)
+    weight, bias = state.trained["weight"], state.trained["bias"]
+    model.weight, model.bias = (nn.Parameter(param.detach().to("meta")) for param in (weight, bias))
+    assert find_trained(state) == {"weight": model.weight, "bias": model.bias}
+    model.weight, model.bias = (nn.Parameter(param.detach().clone()) for param in (weight, bias))
+    assert find_trained(state) == {"weight": weight, "bias": bias}  # replaced on the same device

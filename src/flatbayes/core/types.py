@@ -61,17 +61,20 @@ class State:
     def __post_init__(self) -> None:
         if self.trained is None:
             self.trained = trainable_by_name(self.model)
-        else:  # of a copy of the model
-            params = named_parameters(self.model)
-            self.trained = {name: params[name] for name in self.trained if name in params}
+        self._find_trained()  # in a copy of the model
 
     __repr__ = format_fields
 
     def to(self, device: torch.device | str) -> None:
         """Move the model, and the statistics that are held beside it, in place."""
         self.model.to(device)
+        self._find_trained()  # some devices replace the parameters
         for name in self.statistics.keys() - self.cpu_statistics:
             self.statistics[name] = self.statistics[name].to(device)
+
+    def _find_trained(self) -> None:
+        params = named_parameters(self.model)
+        self.trained = {name: params[name] for name in self.trained or () if name in params}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to resume bit for bit, except for the random state."""
