@@ -1,5 +1,7 @@
 """Defaults that follow from the network: AdamW for transformers and large trained networks, `FINE_TUNING`."""
 
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -24,6 +26,7 @@ from flatbayes import (
     fit,
 )
 from flatbayes.flatness import SAM
+from flatbayes.posteriors import BSAM, IVON
 from flatbayes.training import FINE_TUNING, fit_together, network_defaults
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.network_defaults import choose_optimizer, has_layer_norm, has_trained_weights
@@ -229,3 +232,29 @@ def test_options_of_trained_weights_are_not_those_of_a_fresh_table():
         assert factory.is_trained == is_trained
         assert factory.has_default_training == (not is_trained)
         assert factory.config.schedule == (FINE_TUNING if is_trained else TrainingConfig()).schedule
+
+
+@pytest.mark.parametrize("posterior", [IVON(), BSAM(), Ensemble(IVON(), size=2)], ids=["IVON", "BSAM", "Ensemble"])
+def test_the_noise_of_variational_steps_is_small_for_trained_networks(posterior, digits):
+    trained = fit(partial(PreResNet, depth=8), digits, MAP(), Plain(), SHORT).states[0].model
+    config = FINE_TUNING.with_options(min_epochs=1, min_steps=1)
+
+    def fit_temperature(model, config):
+        builder = partial(deepcopy, model) if isinstance(posterior, Ensemble) else model
+        found = fit(builder, digits, posterior, Plain(), config).posterior
+        return (found.member if isinstance(found, Ensemble) else found).temperature
+
+    assert fit_temperature(trained, config) == 0.1
+    assert fit_temperature(trained, SHORT) is None  # a number of epochs is given: the Bayesian posterior
+    assert fit_temperature(PreResNet((1, 8, 8), 10, depth=8), config) is None
+    assert replace(IVON(), temperature=0.5).with_automatic_options(is_trained=True).temperature == 0.5
+
+
+@pytest.mark.parametrize("posterior", [IVON, BSAM])
+def test_no_temperature_is_one(posterior, digits):
+    networks = [
+        fit(partial(ConvNet, width=4), digits, posterior(temperature=t), Plain(), SHORT).states[0].model
+        for t in (None, 1.0)
+    ]
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.equal(one, other)

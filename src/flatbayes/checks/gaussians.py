@@ -16,6 +16,7 @@ from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.posteriors import BSAM, IVON, LRT, SGVB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.curvature_structures import make_curvature
 from flatbayes.posteriors.laplace import LAST_LAYER_STRUCTURES, PredictiveMode
+from flatbayes.posteriors.optimization import resolve_temperature
 from flatbayes.posteriors.variational import raw_to_std
 from flatbayes.prediction import FittedPosterior
 
@@ -48,7 +49,7 @@ def check_collapse(evidence: Evidence) -> Finding | str:
             f"the inputs explain {format_percent(information)} of the uncertainty about the target",
             information,
             f"at least {format_percent(MIN_INFORMATION)}",
-            f"a lower temperature (now {method.temperature:g}), {initial}or a smaller network",
+            f"a lower temperature (now {resolve_temperature(method.temperature):g}), {initial}or a smaller network",
         )
     return Finding(
         "collapse",

@@ -19,7 +19,7 @@ gradient has no noise of its own it falls as 1 / sqrt(N), so standard deviations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -35,9 +35,11 @@ from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unfl
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
+    FINE_TUNING_TEMPERATURE,
     check_temperature,
     default_sgd,
     init_state,
+    resolve_temperature,
     resolve_weight_decay,
     step_optimizer,
 )
@@ -60,7 +62,8 @@ class BSAM(Posterior):
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = temperature * prior_precision / num_data.
         temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)); 1 is the Bayesian posterior.
-            The authors use 1/4 on CIFAR, for the images that augmentation adds.
+            The authors use 1/4 on CIFAR, for the images that augmentation adds. None: 0.1 for a trained network and
+            an automatic number of epochs, since more noise destroys its weights; else 1.
         damping: Added to the target of s.
         initial_scale: Initial value of every s.
         beta1: Decay of the momentum.
@@ -78,7 +81,7 @@ class BSAM(Posterior):
 
     rho: float = 0.01
     prior_precision: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     damping: float = 0.1
     initial_scale: float = 1.0
     beta1: float = 0.9
@@ -88,7 +91,7 @@ class BSAM(Posterior):
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
-        check_temperature(self.temperature)
+        check_temperature(self._temperature)
         check_scale(self.scale)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -108,6 +111,15 @@ class BSAM(Posterior):
     tolerates_skipped_steps = False  # momentum and s would keep the gradient that is not finite
 
     @property
+    def _temperature(self) -> float:
+        return resolve_temperature(self.temperature)
+
+    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
+        """Return this posterior, at a low temperature for a trained network if none is set."""
+        is_cooled = is_trained and self.temperature is None
+        return replace(self, temperature=FINE_TUNING_TEMPERATURE) if is_cooled else self
+
+    @property
     def default_optimizer(self) -> OptimizerFactory:
         """SGD with the learning rate and weight decay of the authors for CIFAR-10."""
         return default_sgd(self.prior_precision, lr=0.5, momentum=0.0, weight_decay=2e-4)
@@ -124,7 +136,7 @@ class BSAM(Posterior):
         advice = "the momentum of BSAM is beta1"
         check_plain_sgd(state.optimizer, "BSAM", "has its own momentum and step sizes", advice)
         mean = flatten_wide(trainable_parameters(model))
-        decay = resolve_weight_decay(state, self.prior_precision, self.temperature, "BSAM")
+        decay = resolve_weight_decay(state, self.prior_precision, self._temperature, "BSAM")
         state.statistics = {
             "mean": mean,
             "scale": torch.full_like(mean, self.initial_scale),
@@ -152,7 +164,7 @@ class BSAM(Posterior):
             yield state.model
 
     def _compute_std(self, state: State) -> Float[Tensor, " params"]:
-        return (state.statistics["scale"] * (state.num_data / self.temperature)).rsqrt_()
+        return (state.statistics["scale"] * (state.num_data / self._temperature)).rsqrt_()
 
     def _compute_direction(self, state: State, closure: Closure, params: list[nn.Parameter]) -> Tensor:
         """Update momentum and s, and set `.grad` to the direction of the step. Returns the mean loss."""

@@ -56,9 +56,9 @@ class Ensemble(Posterior):
         """Return an ensemble of the adapted member."""
         return replace(self, member=self.member.adapt_to(model))
 
-    def with_automatic_options(self) -> Posterior:
+    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
         """Return an ensemble of the member with these defaults."""
-        return replace(self, member=self.member.with_automatic_options())
+        return replace(self, member=self.member.with_automatic_options(is_trained=is_trained))
 
     def without_weight_decay(self) -> Posterior:
         """Return an ensemble of the member for such an optimizer."""

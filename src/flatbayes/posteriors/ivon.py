@@ -23,7 +23,7 @@ is that of the maximum, and else to first order in the radius.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -43,9 +43,11 @@ from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unfl
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
+    FINE_TUNING_TEMPERATURE,
     check_temperature,
     default_sgd,
     init_state,
+    resolve_temperature,
     resolve_weight_decay,
     step_optimizer,
 )
@@ -76,7 +78,8 @@ class IVON(Posterior):
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = temperature * prior_precision / num_data.
         temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
-            below 1 a colder one. num_data / T is the effective sample size (`ess`) of the authors' code.
+            below 1 a colder one. num_data / T is the effective sample size (`ess`) of the authors' code. None: 0.1
+            for a trained network and an automatic number of epochs, since more noise destroys its weights; else 1.
         initial_hessian: h0, the initial value of every h, in units of the mean loss. Initial standard deviations are
             1 / sqrt(num_data / T * (h0 + weight decay)).
         beta1: Decay of the momentum.
@@ -104,7 +107,7 @@ class IVON(Posterior):
     """
 
     prior_precision: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     initial_hessian: float = 0.5
     beta1: float = 0.9
     beta2: float = 0.99999
@@ -117,7 +120,7 @@ class IVON(Posterior):
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
-        check_temperature(self.temperature)
+        check_temperature(self._temperature)
         check_selection(self.params, "params")
         check_scale(self.scale)
         for name in ("beta1", "beta2"):
@@ -142,6 +145,15 @@ class IVON(Posterior):
     def gradients_per_step(self) -> float:
         """One for each weight sample."""
         return float(self.num_samples)
+
+    @property
+    def _temperature(self) -> float:
+        return resolve_temperature(self.temperature)
+
+    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
+        """Return this posterior, at a low temperature for a trained network if none is set."""
+        is_cooled = is_trained and self.temperature is None
+        return replace(self, temperature=FINE_TUNING_TEMPERATURE) if is_cooled else self
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -171,7 +183,7 @@ class IVON(Posterior):
             "hessian": torch.full_like(mean, self.initial_hessian),
             "momentum": mean.new_zeros(sum(param.numel() for param in [*params, *others])),
             "weight_decay": mean.new_tensor(
-                resolve_weight_decay(state, self.prior_precision, self.temperature, "IVON")
+                resolve_weight_decay(state, self.prior_precision, self._temperature, "IVON")
             ),
             "step": torch.zeros((), dtype=torch.int64, device="cpu"),  # read without waiting for a device
         }
@@ -205,7 +217,7 @@ class IVON(Posterior):
             yield state.model
 
     def _compute_std(self, state: State) -> Float[Tensor, " params"]:
-        statistics, sample_size = state.statistics, state.num_data / self.temperature
+        statistics, sample_size = state.statistics, state.num_data / self._temperature
         return gaussian_std(statistics["hessian"], statistics["weight_decay"], sample_size)
 
     def _compute_direction(
@@ -225,7 +237,7 @@ class IVON(Posterior):
         loss, (grad, curvature, *other_grads) = average_sample_gradients(
             closure, params, others, mean, std, self.num_samples, squared=is_squared
         )
-        curvature = curvature.mul_(state.num_data / self.temperature) if is_squared else curvature.div_(std)
+        curvature = curvature.mul_(state.num_data / self._temperature) if is_squared else curvature.div_(std)
         update_hessian(hessian, curvature, decay, self.beta2)
         weights = mean
         if others:

@@ -84,8 +84,8 @@ class Posterior(ABC):
         """
         return self
 
-    def with_automatic_options(self) -> "Posterior":
-        """Return this posterior with the defaults for an automatic number of epochs. Default: itself."""
+    def with_automatic_options(self, *, is_trained: bool = False) -> "Posterior":
+        """Return this posterior with the defaults for an automatic number of epochs, of a trained network or not."""
         return self
 
     def without_weight_decay(self) -> "Posterior":

@@ -61,7 +61,7 @@ class SnapshotSampler(Posterior):
     def _temperature(self) -> float:
         return resolve_temperature(self.temperature)
 
-    def with_automatic_options(self) -> Posterior:
+    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:  # for both
         """Return this sampler, at a low temperature if none is set."""
         return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self  # type: ignore[type-var]
 

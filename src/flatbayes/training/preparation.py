@@ -224,8 +224,6 @@ def complete_factory(factory: RunFactory) -> RunFactory:
     Raises:
         ValueError: The strength of the prior is to be chosen, and no pilot is possible.
     """
-    if factory.is_automatic:
-        factory = replace(factory, posterior=factory.posterior.with_automatic_options())
     has_default = factory.config.optimizer is None or isinstance(factory.config.optimizer, DefaultOptimizer)
     if factory.posterior.depends_on_model or factory.is_automatic or has_default:
         factory = adapt_to_network(factory, factory.init_network(0))
@@ -241,6 +239,8 @@ def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
     """
     posterior, given = factory.posterior, factory.config.optimizer
     is_trained = bool(factory.warm_start.weights) or has_trained_weights(network)
+    if factory.is_automatic:
+        posterior = posterior.with_automatic_options(is_trained=is_trained)
     is_given = given is not None and not isinstance(given, DefaultOptimizer)
     default = None
     if not is_given:
