@@ -44,7 +44,7 @@ def compute_published_steps(posterior, model, lr, decay, steps, random_sizes=(3,
     mean = flatten([*model.parameters()])
     size, total = sum(random_sizes), len(mean)
     h, momentum = torch.full_like(mean, posterior.initial_hessian), torch.zeros_like(mean)
-    ess = NUM_DATA / posterior.temperature
+    ess = NUM_DATA / (posterior.temperature or 1.0)
     for t in range(1, steps + 1):
         std = 1 / (ess * (h + decay)).sqrt()
         gs, curvatures = [], []
@@ -84,7 +84,7 @@ def compute_published_steps(posterior, model, lr, decay, steps, random_sizes=(3,
 )
 def test_steps_are_those_of_the_published_algorithm(posterior):
     model, weight_decay = Weights(), 0.05 if posterior.prior_precision is None else 0.0
-    decay = weight_decay or posterior.prior_precision * posterior.temperature / NUM_DATA
+    decay = weight_decay or posterior.prior_precision * (posterior.temperature or 1.0) / NUM_DATA
     state = posterior.init(model, partial(torch.optim.SGD, lr=0.1, weight_decay=weight_decay), NUM_DATA)
     sizes = (3, 2, 2) if posterior.params == "all" else (2, 2)
     torch.manual_seed(3)
