@@ -43,9 +43,7 @@ def find_trained(state: State) -> Mapping[str, nn.Parameter]:
         state: The state.
     """
     trained, params = state.trained or {}, dict(state.model.named_parameters())
-    is_moved = bool(trained) and all(
-        name in params and params[name].device != param.device for name, param in trained.items()
-    )
+    is_moved = all(name in params and params[name].device != param.device for name, param in trained.items())
     return {name: params[name] for name in trained} if is_moved else trained
 
 
