@@ -1,5 +1,6 @@
 """Parameters that are frozen, unfrozen, added or replaced after the start of a posterior, in a loop of the user."""
 
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace as with_fields
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from flatbayes import MAP, SWAG, Categorical, FittedPosterior
 from flatbayes.core.buffers import eval_mode
-from flatbayes.posteriors.parameter_guard import find_trained, train_as_at_start
+from flatbayes.posteriors.parameter_guard import train_as_at_start
 from support import POSTERIORS, Counted, batch, descent, named, network, train
 
 WITH_STATISTICS = [p for p in POSTERIORS if p.init(network(), descent(p), 36).statistics]
@@ -137,12 +138,21 @@ def test_a_state_with_another_network_is_over_its_parameters_of_the_same_names()
     assert all(dict(copied.model.named_parameters())[name] is param for name, param in copied.trained.items())
 
 
-def test_a_move_that_replaces_parameters_is_no_change():
+def test_a_move_of_the_state_that_replaces_parameters_is_no_change():
     """The device "meta" stands for one whose tensors are of another type."""
-    model = nn.Linear(4, 3)
-    state = SWAG(rank=2).init(model, descent(SWAG(rank=2)), 36)
-    weight, bias = state.trained["weight"], state.trained["bias"]
-    model.weight, model.bias = (nn.Parameter(param.detach().to("meta")) for param in (weight, bias))
-    assert find_trained(state) == {"weight": model.weight, "bias": model.bias}
-    model.weight, model.bias = (nn.Parameter(param.detach().clone()) for param in (weight, bias))
-    assert find_trained(state) == {"weight": weight, "bias": bias}  # replaced on the same device
+    state = SWAG(rank=2).init(nn.Linear(4, 3), descent(SWAG(rank=2)), 36)
+    before = dict(state.trained)
+    with torch_overwrites_parameters():
+        state.to("meta")
+    assert state.trained == dict(state.model.named_parameters())
+    assert state.trained.keys() == before.keys()
+    assert all(state.trained[name] is not param for name, param in before.items())
+
+
+@contextmanager
+def torch_overwrites_parameters():
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)

@@ -19,7 +19,7 @@ gradient has no noise of its own it falls as 1 / sqrt(N), so standard deviations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -35,21 +35,19 @@ from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unfl
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
-    FINE_TUNING_TEMPERATURE,
     check_temperature,
     default_sgd,
     init_state,
-    resolve_temperature,
     resolve_weight_decay,
     step_optimizer,
 )
-from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.sgld import check_plain_sgd
+from flatbayes.posteriors.tempered_posterior import TemperedPosterior
 
 
 @dataclass(frozen=True)
-class BSAM(Posterior):
+class BSAM(TemperedPosterior):
     """A Gaussian from SAM with a scale and noise for every weight.
 
     Use it to compare with the published method; with `Plain`.
@@ -104,20 +102,12 @@ class BSAM(Posterior):
         if self.num_sub_batches < 1:
             raise ValueError(f"num_sub_batches must be at least 1, got {self.num_sub_batches}.")
 
+    fine_tuning_temperature = 0.1  # the noise of a higher one destroys trained weights
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
     gradients_per_step = 2.0  # over all sub-batches
     perturbs_weights = True
     tolerates_skipped_steps = False  # momentum and s would keep the gradient that is not finite
-
-    @property
-    def _temperature(self) -> float:
-        return resolve_temperature(self.temperature)
-
-    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
-        """Return this posterior, at a low temperature for a trained network if none is set."""
-        is_cooled = is_trained and self.temperature is None
-        return replace(self, temperature=FINE_TUNING_TEMPERATURE) if is_cooled else self
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

@@ -23,7 +23,7 @@ is that of the maximum, and else to first order in the radius.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -43,17 +43,15 @@ from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unfl
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
-    FINE_TUNING_TEMPERATURE,
     check_temperature,
     default_sgd,
     init_state,
-    resolve_temperature,
     resolve_weight_decay,
     step_optimizer,
 )
-from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.sgld import check_plain_sgd
+from flatbayes.posteriors.tempered_posterior import TemperedPosterior
 from flatbayes.posteriors.variational import average_sample_gradients
 
 HessianEstimator = Literal["price", "gradsq"]
@@ -61,7 +59,7 @@ HessianEstimator = Literal["price", "gradsq"]
 
 
 @dataclass(frozen=True)
-class IVON(Posterior):
+class IVON(TemperedPosterior):
     """A Gaussian for every weight, by natural-gradient steps.
 
     Use it for variational inference at the cost of one gradient a step and no second parameter vector to train.
@@ -136,6 +134,7 @@ class IVON(Posterior):
             names = " or ".join(get_args(HessianEstimator))
             raise ValueError(f"hessian_estimator must be {names}, got {self.hessian_estimator!r}.")
 
+    fine_tuning_temperature = 0.1  # the noise of a higher one destroys trained weights
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
     has_weight_distribution = True
@@ -145,15 +144,6 @@ class IVON(Posterior):
     def gradients_per_step(self) -> float:
         """One for each weight sample."""
         return float(self.num_samples)
-
-    @property
-    def _temperature(self) -> float:
-        return resolve_temperature(self.temperature)
-
-    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
-        """Return this posterior, at a low temperature for a trained network if none is set."""
-        is_cooled = is_trained and self.temperature is None
-        return replace(self, temperature=FINE_TUNING_TEMPERATURE) if is_cooled else self
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

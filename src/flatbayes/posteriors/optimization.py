@@ -186,11 +186,6 @@ def resolve_weight_decay(state: State, prior_precision: float | None, temperatur
     return decays.pop()
 
 
-AUTOMATIC_TEMPERATURE, FINE_TUNING_TEMPERATURE = 0.01, 0.1
-"""Temperatures where none is set and the number of epochs is automatic: of samplers (docs/defaults.md), and of `IVON`
-and `BSAM` for trained networks, whose weights the noise of a temperature of 1 destroys."""
-
-
 def resolve_temperature(temperature: float | None) -> float:
     """The temperature, 1 where none is set.
 

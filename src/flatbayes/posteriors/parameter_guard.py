@@ -34,19 +34,6 @@ def guard_methods(posterior_class: type) -> None:
             setattr(posterior_class, name, guard(method))
 
 
-def find_trained(state: State) -> Mapping[str, nn.Parameter]:
-    """The parameters that were trained at `init`, by name; those of the network where a move has replaced them.
-
-    A move to another type of device may replace all parameters of a network.
-
-    Args:
-        state: The state.
-    """
-    trained, params = state.trained or {}, dict(state.model.named_parameters())
-    is_moved = all(name in params and params[name].device != param.device for name, param in trained.items())
-    return {name: params[name] for name in trained} if is_moved else trained
-
-
 def refuse_changes(trained: Mapping[str, nn.Parameter], current: Mapping[str, nn.Parameter], method: str) -> None:
     """Check that the parameters that are trained are those of the start.
 
@@ -84,7 +71,7 @@ def train_as_at_start(state: State) -> Iterator[None]:
     Args:
         state: The state, whose network may have been frozen or unfrozen since.
     """
-    trained = list(find_trained(state).values()) if state.statistics else []
+    trained = list((state.trained or {}).values()) if state.statistics else []
     frozen = [param for param in trained if not param.requires_grad]
     trained_ids = {id(param) for param in trained}
     unfrozen = [p for p in trainable_by_name(state.model).values() if trained and id(p) not in trained_ids]
@@ -106,7 +93,7 @@ def _guard_training(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def guarded(self: Any, state: State, *args: Any, **kwargs: Any) -> Any:
         if state.statistics and state.trained is not None:
-            refuse_changes(find_trained(state), trainable_by_name(state.model), type(self).__name__)
+            refuse_changes(state.trained, trainable_by_name(state.model), type(self).__name__)
         return method(self, state, *args, **kwargs)
 
     return guarded

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,13 +12,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.tensor_lists import unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat
-from flatbayes.posteriors.optimization import (
-    AUTOMATIC_TEMPERATURE,
-    check_temperature,
-    default_sgd,
-    resolve_temperature,
-)
-from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.optimization import check_temperature, default_sgd
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import SnapshotRequirements
 from flatbayes.posteriors.snapshots import (
@@ -29,6 +22,7 @@ from flatbayes.posteriors.snapshots import (
     count_stored_snapshots,
     draw_snapshot_index,
 )
+from flatbayes.posteriors.tempered_posterior import TemperedPosterior
 
 ZERO_TEMPERATURE_HINT = (
     "At temperature 0 a sampler has no noise: use MAP for the final weights, SWAG for late iterates."
@@ -36,7 +30,7 @@ ZERO_TEMPERATURE_HINT = (
 """Added to the message that refuses a temperature."""
 
 
-class SnapshotSampler(Posterior):
+class SnapshotSampler(TemperedPosterior):
     """A sampler whose draws are the snapshots in a storage of `flatbayes.posteriors.snapshots`.
 
     A subclass is a dataclass with the fields `prior_precision`, `temperature`, `max_snapshots`, `storage` and, if it
@@ -44,11 +38,11 @@ class SnapshotSampler(Posterior):
     """
 
     prior_precision: float | None
-    temperature: float | None
     max_snapshots: int
     storage: Storage
     scale: AutoFloat | None
 
+    automatic_temperature = fine_tuning_temperature = 0.01  # docs/defaults.md
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
 
@@ -56,14 +50,6 @@ class SnapshotSampler(Posterior):
         check_prior_precision(self.prior_precision)
         check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
-
-    @property
-    def _temperature(self) -> float:
-        return resolve_temperature(self.temperature)
-
-    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:  # for both
-        """Return this sampler, at a low temperature if none is set."""
-        return replace(self, temperature=AUTOMATIC_TEMPERATURE) if self.temperature is None else self  # type: ignore[type-var]
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
