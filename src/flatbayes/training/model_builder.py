@@ -73,6 +73,15 @@ def build_without_data(model: nn.Module | ModelFactory) -> nn.Module | None:
     return None if not callable(model) or _find_missing(model, {}) else make_model_builder(model, {})()
 
 
+def is_model_class(model: nn.Module | ModelFactory) -> bool:
+    """Whether a class builds the networks, perhaps with arguments of `functools.partial`: their weights are new ones.
+
+    Args:
+        model: A network, or what builds one.
+    """
+    return inspect.isclass(model.func if isinstance(model, partial) else model)
+
+
 def takes_num_outputs(model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]) -> bool:
     """Whether what builds the network is told the number of outputs.
 
@@ -136,14 +145,13 @@ def _get_parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parame
         TypeError: `partial` has bound an argument that the function does not have.
     """
     if isinstance(function, partial):
-        parameters, name = (
-            inspect.signature(function.func).parameters,
-            getattr(function.func, "__name__", "the model"),
-        )
-        has_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-        for key in [] if has_any else [key for key in function.keywords if key not in parameters]:
+        parameters = inspect.signature(function.func).parameters
+        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        wrong = [] if takes_any else [key for key in function.keywords if key not in parameters]
+        if wrong:
+            name = getattr(function.func, "__name__", "the model")
             raise TypeError(
-                f"{name} has no argument {key}. {format_suggestion(key, parameters)}Its arguments are "
+                f"{name} has no argument {wrong[0]}. {format_suggestion(wrong[0], parameters)}Its arguments are "
                 f"{format_names(parameters)}."
             )
     return inspect.signature(function).parameters

@@ -6,7 +6,6 @@ networks from others: transformers have layer normalization and no batch normali
 are all equal.
 """
 
-import inspect
 import re
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from flatbayes.core import OptimizerFactory
 from flatbayes.core.parameter_selection import NORM_TYPES
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
-from flatbayes.training.model_builder import build_without_data
+from flatbayes.training.model_builder import build_without_data, is_model_class
 
 TRANSFORMER_LEARNING_RATE, TRAINED_LEARNING_RATE, WEIGHT_DECAY = 3e-4, 1e-3, 0.01
 """Of AdamW for transformers, and for other networks with trained weights."""
@@ -65,7 +64,7 @@ def choose_config(model: Any, init: Any) -> TrainingConfig:
     """
     if init is not None:
         return FINE_TUNING
-    if inspect.isclass(model.func if isinstance(model, partial) else model):
+    if is_model_class(model):
         return TrainingConfig()
     with preserve_rng(None):
         network = build_without_data(model)

@@ -34,6 +34,7 @@ from flatbayes.training.model_builder import (
     OUTPUT_ARGUMENTS,
     ModelFactory,
     describe_model,
+    is_model_class,
     make_adapted_builder,
     make_model_builder,
     takes_num_outputs,
@@ -158,7 +159,9 @@ def may_be_trained(factory: RunFactory, model: nn.Module | ModelFactory, *, new_
         ValueError: There is no training, and the weights are new ones.
     """
     epochs = factory.config.epochs if not factory.is_automatic else None
-    if factory.warm_start.weights or isinstance(model, nn.Module) or epochs is None or builds_trained(factory):
+    if factory.warm_start.weights or isinstance(model, nn.Module) or epochs is None:
+        return True
+    if not is_model_class(model) and builds_trained(factory):
         return True
     if epochs == 0 and not new_head:
         raise ValueError(NOTHING_TRAINED)
