@@ -12,7 +12,7 @@ from typing import Any
 
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
-from studies.fine_tuning.choices import describe_twins
+from studies.fine_tuning.choices import describe_twins, is_default
 from studies.sentences.summary import TRAINED
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -74,11 +74,6 @@ def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Map
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def is_default(setting: Mapping[str, Any]) -> bool:
-    """Whether every option of a setting is at its default."""
-    return str(setting["trained"]).startswith("default")
 
 
 def format_means(setting: Mapping[str, Any], metric: str, factor: float, digits: int) -> str:

@@ -17,6 +17,11 @@ def find_preferred(setting: Mapping[str, Any]) -> str:
     return "flat" if setting["selection"]["is_flat_better"] else "plain"
 
 
+def is_default(setting: Mapping[str, Any]) -> bool:
+    """Whether every option of a setting is at its default."""
+    return str(setting["trained"]).startswith("default")
+
+
 def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
     """Gradients of the flat twin divided by those of the plain one: measured, or from the numbers of epochs.
 
@@ -31,9 +36,7 @@ def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
 
 def render_choices(settings: Sequence[Mapping[str, Any]], labels: Labels) -> str:
     """The validation NLL of every candidate, that of each twin in bold."""
-    chosen = [
-        setting for setting in settings if setting["selection"] and not setting["trained"].startswith("default")
-    ]
+    chosen = [setting for setting in settings if setting["selection"] and not is_default(setting)]
     if not chosen:
         return ""
     radii = sorted({c["rho"] for setting in chosen for c in setting["selection"]["candidates"]})
@@ -78,7 +81,7 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
     counts = [sum((c["rho"] > 0) == is_flat for c in record["candidates"]) for is_flat in (False, True)]
     epochs = {c["epochs"] for c in record["candidates"]}
     plain, flat = (record[twin] for twin in TWINS)
-    if setting["trained"].startswith("default"):
+    if is_default(setting):
         ends = setting.get("mean_cost", {}).get("num_epochs")
         when = f" (plain after {ends['plain']:.1f}, flat after {ends['flat']:.1f}, mean)" if ends else ""
         text = (

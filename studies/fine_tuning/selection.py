@@ -1,10 +1,23 @@
-"""Choices on validation examples: the number of epochs of plain training, and radius and epochs of flat training."""
+"""Choices on validation examples: the number of epochs of plain training, and radius and epochs of flat training.
+
+Also what is trained where nothing is chosen.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from flatbayes.posteriors import MAP, SWAG, Laplace, MCDropout, Posterior
+
+DEFAULTS: dict[str, Posterior] = {
+    "MAP": MAP(),
+    "MC-Dropout": MCDropout(),
+    "SWAG": SWAG(),
+    "Laplace": Laplace(),
+}
+"""Posteriors of one training with the default options of `fit` for a pretrained network."""
+DEFAULT_RADIUS = 0.05
 Candidate = tuple[float, int]
 """A radius of SAM, 0 for plain training, and a number of epochs."""
 

@@ -31,7 +31,7 @@ from flatbayes.posteriors import IVON, MAP, SWAG, Ensemble, Laplace, MCDropout, 
 from flatbayes.training import FINE_TUNING, CollectionConfig, OptimizationConfig, PrecisionConfig, SWALinear
 from flatbayes.training.sharing import try_fit_together
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
-from studies.fine_tuning.selection import Candidate, average_nll, select_twins
+from studies.fine_tuning.selection import DEFAULT_RADIUS, DEFAULTS, Candidate, average_nll, select_twins
 from studies.fine_tuning.summary import SELECTION_FILE
 from studies.images.task import (
     CLASSES,
@@ -54,14 +54,6 @@ SHARED: dict[str, Posterior] = {
     "SWAG": SWAG(rank=10),
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.2."""
-DEFAULTS: dict[str, Posterior] = {
-    "MAP": MAP(),
-    "MC-Dropout": MCDropout(),
-    "SWAG": SWAG(),
-    "Laplace": Laplace(),
-}
-"""Posteriors of one training with the default options of `fit` for a pretrained network."""
-DEFAULT_RADIUS = 0.05
 LAPLACE = {
     scale: Laplace(structure="last_layer_kron", tune="evidence", scale=scale) for scale in (1.0, 0.1, 0.01, 0.001)
 }

@@ -37,7 +37,7 @@ from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import try_fit_together
 from studies.fine_tuning.choices import TWINS
 from studies.fine_tuning.evaluation import describe_cost, evaluate_all, measure_law
-from studies.fine_tuning.selection import Candidate, select_twins
+from studies.fine_tuning.selection import DEFAULT_RADIUS, DEFAULTS, Candidate, select_twins
 from studies.fine_tuning.summary import SELECTION_FILE
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
@@ -57,14 +57,6 @@ SHARED: dict[str, Posterior] = {
     "Laplace": Laplace(tune="evidence"),
 }
 """Posteriors of one training, all with the dropout of the pretrained network, 0.1."""
-DEFAULTS: dict[str, Posterior] = {
-    "MAP": MAP(),
-    "MC-Dropout": MCDropout(),
-    "SWAG": SWAG(),
-    "Laplace": Laplace(),
-}
-"""Posteriors of one training with the default options of `fit` for a pretrained network."""
-DEFAULT_RADIUS = 0.05
 OTHERS: dict[str, dict[str, Posterior]] = {
     "tfb": {"TFB": TFB()},
     "sgvb": {"SGVB": SGVB(temperature=0.1, prior_mean="initial")},
