@@ -59,8 +59,8 @@ def refuse_changes(trained: Mapping[str, nn.Parameter], current: Mapping[str, nn
     if texts:
         raise ValueError(
             f"The trained parameters have changed since the posterior was initialised ({'; '.join(texts)}), and "
-            f"{method} has statistics of the {len(trained)} that were trained then. Freeze, unfreeze and replace "
-            "before, in a first training without it, or make its state after the last change; or use MAP()."
+            f"{method} has statistics of the {len(trained)} that were trained then. Make its state after the last "
+            "change, such as after a first training without it; or use MAP(), which has no statistics."
         )
 
 
