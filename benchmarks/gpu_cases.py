@@ -16,7 +16,11 @@ POSTERIORS["MCDropout"] = replace(POSTERIORS["MCDropout"], rate=0.2)
 POSTERIORS["SWAG"] = replace(POSTERIORS["SWAG"], rank=3)
 POSTERIORS["Ensemble"] = replace(POSTERIORS["Ensemble"], size=2)
 FLATNESSES = {name: getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"}
-"""An instance of every exported method by name, with its defaults where a tiny network allows them."""
+FLATNESSES["MSharpness"] = replace(FLATNESSES["MSharpness"], num_sub_batches=2)
+"""An instance of every exported method by name, with its defaults where a tiny network allows them.
+
+Sub-batches of two examples would be chaotic: BatchNorm returns the sign of their difference, whatever the weights.
+"""
 
 
 def choose_flatness(posterior: Posterior) -> Flatness:
