@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flatbayes.core import State
 from flatbayes.core.adapters import share_frozen_parameters
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
+from flatbayes.core.memory_format import choose_memory_format
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network
 from flatbayes.core.spec import instantiate
@@ -162,6 +163,7 @@ def _restore_state(
             f"The posterior in {folder} was fitted to another architecture than {type(model).__name__}: {error}"
         ) from error
     state.model.eval()
+    choose_memory_format(state.model)
     return state
 
 

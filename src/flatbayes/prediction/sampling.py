@@ -21,6 +21,7 @@ from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap
 from flatbayes.core.devices import has_float64, is_accelerator, move_tensor
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import ModelInputs, cast_floating, map_tensors
+from flatbayes.core.memory_format import choose_memory_format
 from flatbayes.core.network_interface import InputStructure, get_interface
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed, spawn_unnamed_seed
@@ -132,6 +133,7 @@ class NetworkSampler:
         previous_kind = describe_device(self.device)
         for state in self.states:
             state.to(device)
+            choose_memory_format(state.model)
         self._set_device_kind(previous_kind, describe_device(self.device))
         self._device_copies = None
         return self

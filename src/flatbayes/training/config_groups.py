@@ -131,7 +131,8 @@ class PrecisionConfig:
 
     Attributes:
         mode: Floating-point type of the forward and backward pass.
-        channels_last: Store images with the channels innermost, which is faster on some devices.
+        channels_last: Store kernels of convolutions, and images, with the channels innermost. By default kernels are
+            stored so on a CPU if a network has a million weights in convolutions.
         compile: Compile the network with torch.compile, for long runs of large networks.
         cudnn_benchmark: Let cuDNN take the fastest algorithm for each shape of a convolution, on a CUDA device;
             rounding then differs from run to run.
@@ -145,7 +146,7 @@ class PrecisionConfig:
     """
 
     mode: Precision = "32-true"
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: bool = False
     cudnn_benchmark: bool = False
     cuda_graph: bool = False

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.devices import has_float64
+from flatbayes.core.memory_format import choose_memory_format
 from flatbayes.core.networks import check_one_device
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.weights import promoted_dtype
@@ -111,8 +112,7 @@ def place_module(module: nn.Module, fabric: Fabric, config: TrainingConfig) -> n
             "convert them, network.float(), or use distribution.accelerator='cpu'."
         )
     placed: nn.Module = fabric.to_device(module)
-    if config.precision.channels_last:
-        placed = placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    choose_memory_format(placed, config.precision.channels_last)
     return placed
 
 

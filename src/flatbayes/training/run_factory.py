@@ -137,7 +137,7 @@ class RunFactory:
             ValueError: The batches are those of a loader.
             RuntimeError: The networks have different shapes.
         """
-        config = self.config
+        config = self.config.with_options(precision={"channels_last": False})
         batches = self.training_data.make_batches(config, 0, fabric)
         if not isinstance(batches, ShuffledBatches):
             raise ValueError("a loader of your own gives one batch at a time, and every network needs its own")

@@ -188,7 +188,7 @@ def _make_trial_config(config: TrainingConfig) -> TrainingConfig:
         num_validations=0,
         validate_every_n_epochs=None,
         collection={"start_fraction": 0.0, "snapshots_per_epoch": NUM_TRIAL_STEPS},
-        precision={"mode": "64-true"},
+        precision={"mode": "64-true", "channels_last": False},
         distribution={"accelerator": "cpu", "devices": 1},
     )
 
