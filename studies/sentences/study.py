@@ -43,7 +43,7 @@ from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
 NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 50, 200
-EPOCHS = {100: 10, 200: 8, 500: 5, 2000: 3}
+EPOCHS = {100: 10, 200: 8}
 EQUAL_LENGTH_SIZE = 200
 """Number of sentences with which the twins are compared with all epochs, too."""
 EPOCH_FRACTIONS = {"plain": (0.25, 0.4, 0.5, 0.6, 0.8, 1.0), "flat": (0.6, 1.0)}
@@ -157,11 +157,11 @@ class Setting:
 SETTINGS = tuple(
     Setting(*pair)
     for pair in [
-        *[(200, "default"), (200, "default-lora"), (100, "default"), (500, "default")],
-        *((n, t) for n in (200, 100, 500, 2000) for t in ("full", "lora")),
+        *product((200, 100, 500, 2000), ("default", "default-lora")),
+        *[(200, "full"), (200, "lora"), (100, "full")],
     ]
 )
-"""In the order of the study."""
+"""In the order of the study: every size with default options, and those in which the study chooses."""
 
 
 @dataclass(frozen=True)
