@@ -26,6 +26,8 @@ __all__ = [
     "WSAM",
     "Arrays",
     "BLoB",
+    "Bernoulli",
+    "BernoulliPredictive",
     "Categorical",
     "CategoricalPredictive",
     "CheckReport",
@@ -146,6 +148,8 @@ if TYPE_CHECKING:
         VaSSO,
     )
     from flatbayes.likelihoods import (
+        Bernoulli,
+        BernoulliPredictive,
         Categorical,
         CategoricalPredictive,
         Custom,
@@ -211,8 +215,8 @@ else:
             "flatbayes.flatness": "ASAM Delayed FisherSAM Flatness FriendlySAM GSAM GaussianSmoothing LESAM LookSAM "
             "MSAM MSharpness Periodic Plain PosteriorSAM RandomPerturbation SAM StableSAM "
             "VaSSO WSAM",
-            "flatbayes.likelihoods": "Categorical CategoricalPredictive Custom Gaussian GaussianPredictive "
-            "Likelihood Predictive",
+            "flatbayes.likelihoods": "Bernoulli BernoulliPredictive Categorical CategoricalPredictive Custom "
+            "Gaussian GaussianPredictive Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "BLoB BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC "
             "SGLD SGVB SVGD SWAG TFB",

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from flatbayes.data import ImageFolder, Npz, Table, TorchDataset, make_source
-from flatbayes.data.checks import check_finite, check_labels, check_targets, holds_fractions, make_class_names
+from flatbayes.data.checks import check_finite, check_fractions, check_labels, check_targets, make_class_names
 
 INF = float("inf")
 
@@ -65,9 +65,9 @@ def test_labels_with_large_gaps_are_refused():
 
 
 def test_fractions_are_regression_targets():
-    assert holds_fractions(np.array([0.0, 0.5]), "y")
+    check_fractions(np.array([0.0, 0.5]), "y")
     with pytest.raises(ValueError, match="y: whole numbers as float32, which may be classes or numbers"):
-        holds_fractions(np.array([0.0, 2.0], dtype=np.float32), "y")
+        check_fractions(np.array([0.0, 2.0], dtype=np.float32), "y")
 
 
 def test_valid_targets_pass():

@@ -21,17 +21,23 @@ ModelInputs = Tensor | dict[str, Any] | tuple[Any, ...]
 LABEL_KEYS = ("labels", "label", "targets", "target")
 """Names under which a batch that is a dictionary may hold its targets."""
 
-MULTI_LABEL_ADVICE = (
-    " Several labels for each example (rows of 0 and 1) have no built-in likelihood: pass a DataLoader, and as "
-    "likelihood a subclass of Likelihood with your loss, or Custom."
-)
+IGNORE_INDEX = -100
+"""Label of an example without a label, as in torch."""
+MULTI_LABEL_ADVICE = " For several labels for each example, each 0 or 1, pass likelihood=Bernoulli(num_labels)."
 
 
 def holds_several_labels(targets: Any) -> bool:
-    """Whether targets, a tensor or array, are rows of 0 and 1 of which some do not have exactly one 1."""
+    """Whether targets, a tensor or array, are rows of 0 and 1 of which some do not have exactly one 1.
+
+    Some may be NaN or `IGNORE_INDEX`, if there are both a 0 and a 1.
+    """
     if targets.ndim != 2 or targets.shape[1] < 2:
         return False
-    return bool(((targets == 0) | (targets == 1)).all()) and not bool((targets.sum(1) == 1).all())
+    is_one, is_zero = targets == 1, targets == 0
+    is_missing = (targets != targets) | (targets == IGNORE_INDEX)  # NaN is not equal to itself
+    if not bool((is_one | is_zero | is_missing).all()) or not bool(is_one.any() & is_zero.any()):
+        return False
+    return not bool((is_one.sum(1) == 1).all())
 
 
 def make_inputs(batch: object, name: str = "inputs") -> ModelInputs:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels
+from flatbayes.core.input_trees import IGNORE_INDEX, MULTI_LABEL_ADVICE, holds_several_labels
 from flatbayes.core.names import format_count
-from flatbayes.data.checks import TaskType, holds_fractions, make_class_names, to_int64
+from flatbayes.data.checks import Task, TaskType, check_fractions, make_class_names, to_int64
 from flatbayes.data.source import RawSplits
 from flatbayes.data.splits import Split
 
@@ -40,16 +40,16 @@ def make_raw_splits(
 
     Args:
         arrays: Arrays of `unsplit`, and of `test` and `val` where they exist.
-        task: classification or regression; None infers it from the targets of `unsplit`.
-        target_name: Name of the regression targets, which are numbered if there are several.
+        task: classification, regression or multi_label; None infers it from the targets of `unsplit`.
+        target_name: Name of the regression targets or labels, which are numbered if there are several.
         name_classes: Makes class names from the labels of each split.
 
     Raises:
         ValueError: An array has another type or shape.
     """
     first = arrays["unsplit"]
-    is_regression = is_regression_array(first.targets, task, first.targets_description)
-    convert_targets = to_regression_targets if is_regression else to_labels
+    task = infer_task(first.targets, task, first.targets_description)
+    convert_targets = CONVERTERS[task]
     splits = {
         name: Split(
             inputs=to_inputs(split.inputs, split.inputs_description),
@@ -62,8 +62,8 @@ def make_raw_splits(
         unsplit=unsplit,
         test=splits.get("test"),
         val=splits.get("val"),
-        class_names=() if is_regression else name_classes([split.targets for split in splits.values()]),
-        target_names=make_target_names(target_name, unsplit.targets) if is_regression else (),
+        class_names=name_classes([split.targets for split in splits.values()]) if task == "classification" else (),
+        target_names=() if task == "classification" else make_target_names(target_name, unsplit.targets),
         feature_names=make_feature_names(unsplit.input_tensor),
     )
 
@@ -122,22 +122,32 @@ def loses_precision(array: np.ndarray) -> bool:
         return bool(spread > 0 and np.spacing(np.abs(array).max().astype(np.float32)) > 1e-3 * spread)
 
 
-def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -> bool:
-    """Whether an array holds regression targets: as `task` says, else if it holds fractions.
+def infer_task(targets: np.ndarray, task: TaskType, description: str) -> Task:
+    """The task of an array: as `task` says, else multi-label for rows of 0 and 1, and regression for fractions.
+
+    Args:
+        targets: The array.
+        task: What the user gave.
+        description: What the array is, for messages.
 
     Raises:
         ValueError: The array is ambiguous.
     """
-    if task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
-        advice = MULTI_LABEL_ADVICE if holds_several_labels(targets) else ""
+    if task is not None:
+        return task
+    if targets.dtype.kind in "biuf" and holds_several_labels(targets):
+        return "multi_label"
+    if targets.dtype.kind == "f" and targets.ndim in (1, 2):
+        advice = MULTI_LABEL_ADVICE if targets.ndim == 2 and targets.shape[1] > 1 else ""
         missing = np.argwhere(np.isnan(targets))
         if len(missing):
             advice += (
                 f" {format_count(len(missing), 'value is', 'values are')} missing, the first in row "
                 f"{missing[0][0]} (counted from 0), which makes whole numbers fractions: leave out those examples."
             )
-        return holds_fractions(targets[np.isfinite(targets)], description, advice)
-    return task == "regression"
+        check_fractions(targets[np.isfinite(targets)], description, advice)
+        return "regression"
+    return "classification"
 
 
 def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
@@ -174,6 +184,35 @@ def to_labels(array: np.ndarray, description: str) -> Tensor:
         raise ValueError(
             f"{description} must be whole numbers (integers) of the shape [n], one class for each example, got "
             f"{array.dtype} of the shape {array.shape}. Convert it, for example with numpy.argmax or "
-            f"astype('int64').{MULTI_LABEL_ADVICE if holds_several_labels(array) else ''}"
+            f"astype('int64').{MULTI_LABEL_ADVICE if array.ndim == 2 and array.shape[1] > 1 else ''}"
         )
     return torch.from_numpy(to_int64(array, description))
+
+
+def to_label_rows(array: np.ndarray, description: str) -> Tensor:
+    """Convert an array to several labels of each example, [n, labels] (int64), `IGNORE_INDEX` for NaN.
+
+    Raises:
+        ValueError: The array has another type or shape.
+    """
+    if array.dtype.kind not in "biuf" or array.ndim != 2 or not array.shape[1]:
+        raise ValueError(
+            f"{description} must be 0 or 1 for each label, of the shape [n, labels], got {array.dtype} of the shape "
+            f"{array.shape}."
+        )
+    known = np.where(np.isnan(array), IGNORE_INDEX, array) if array.dtype.kind == "f" else array
+    is_fraction = known != np.floor(known) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
+    if is_fraction.any():
+        raise ValueError(
+            f"{description} must be 0 or 1 for each label, got {known[is_fraction][0]:g} in row "
+            f"{is_fraction.any(1).argmax()} (counted from 0)."
+        )
+    return torch.from_numpy(to_int64(known, description))
+
+
+CONVERTERS: Mapping[Task, Callable[[np.ndarray, str], Tensor]] = {
+    "classification": to_labels,
+    "regression": to_regression_targets,
+    "multi_label": to_label_rows,
+}
+"""Conversion of targets by task; the second argument says what they are, for messages."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
 from flatbayes.data.feature_names import fill_missing
 
@@ -45,7 +46,9 @@ class DataWarning(UserWarning):
     """
 
 
-TaskType = Literal["classification", "regression"] | None
+Task = Literal["classification", "regression", "multi_label"]
+"""What is predicted: one class, numbers, or several labels that are each 0 or 1."""
+TaskType = Task | None
 """None infers the task from the type of the targets."""
 
 
@@ -224,8 +227,8 @@ def describe_invalid_number(value: float) -> str:
     return "beyond the range of float32 (3.4e38)" if math.isfinite(value) else "missing or not finite"
 
 
-def holds_fractions(values: NDArray[np.floating[Any]], description: str, advice: str = "") -> bool:
-    """Whether floating-point targets are regression targets.
+def check_fractions(values: NDArray[np.floating[Any]], description: str, advice: str = "") -> None:
+    """Check that floating-point targets are regression targets.
 
     Args:
         values: Targets without missing values.
@@ -240,7 +243,6 @@ def holds_fractions(values: NDArray[np.floating[Any]], description: str, advice:
             f"{description}: whole numbers as {values.dtype}, which may be classes or numbers to predict. Write "
             f"classes as integers; {REGRESSION_ADVICE}.{advice}"
         )
-    return True
 
 
 def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
@@ -275,3 +277,29 @@ def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
                     f"Target {name!r} is {float(rows[0, column]):g} in all {len(rows)} {split_name} examples: there "
                     "is nothing to predict. Check that it is read from the right column."
                 )
+
+
+def check_label_rows(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Check that several labels of each example are 0, 1, or `IGNORE_INDEX` where they are not known.
+
+    Args:
+        splits: Labels of each split, [n, labels], by its name.
+        names: One name per label.
+
+    Raises:
+        ValueError: Labels have another shape or value.
+    """
+    for split_name, labels in splits.items():
+        if labels.ndim != 2 or labels.shape[1] != len(names):
+            raise ValueError(
+                f"The targets of the {split_name} examples must be {len(names)} labels for each example, got the "
+                f"shape {tuple(labels.shape)}."
+            )
+        invalid = ((labels != 0) & (labels != 1) & (labels != IGNORE_INDEX)).nonzero().tolist()
+        if invalid:
+            row, column = invalid[0]
+            raise ValueError(
+                f"The {split_name} examples have {format_count(len(invalid), 'label that is', 'labels that are')} "
+                f"neither 0 nor 1; the first is {int(labels[row, column])} in row {row} (counted from 0), label "
+                f"{names[column]!r}. Write {IGNORE_INDEX} for a label that is not known."
+            )

@@ -11,7 +11,7 @@ from torch import Tensor
 from flatbayes.core.arrays import MISSING_WORDS
 from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
-from flatbayes.data.checks import DataWarning, TaskType, holds_fractions, make_class_names, to_int64
+from flatbayes.data.checks import DataWarning, TaskType, check_fractions, make_class_names, to_int64
 from flatbayes.data.csv_files import explain_words
 from flatbayes.data.csv_numbers import parse_numbers
 from flatbayes.data.feature_names import find_optional_features, split_feature
@@ -187,7 +187,8 @@ def is_regression_column(column: ArrowColumn, name: str, task: TaskType) -> bool
         from pyarrow import types
     if task is not None or not (types.is_floating(column.type) or types.is_decimal(column.type)):
         return task == "regression"
-    return holds_fractions(column.drop_null().cast(pa.float64(), safe=False).to_numpy(), f"Column {name!r}")
+    check_fractions(column.drop_null().cast(pa.float64(), safe=False).to_numpy(), f"Column {name!r}")
+    return True
 
 
 def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile | None = None) -> Tensor:

@@ -24,7 +24,7 @@ def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSpl
         fraction: Fraction of the training examples, at most 2,000 of them.
         seed: Seed of the choice.
     """
-    rows = choose_held_out(data.train.targets, fraction, seed, is_regression=data.is_regression)
+    rows = choose_held_out(data.train.targets, fraction, seed, has_classes=bool(data.class_names))
     if rows is None:
         return data
     train, val = rows
@@ -32,7 +32,7 @@ def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSpl
 
 
 def choose_held_out(
-    targets: Tensor, fraction: float, seed: int, *, is_regression: bool
+    targets: Tensor, fraction: float, seed: int, *, has_classes: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Row numbers of the examples that train, and of those that are held out; None where these would be too few.
 
@@ -40,12 +40,12 @@ def choose_held_out(
         targets: Targets of all examples, with one row for each.
         fraction: Fraction of the examples that is held out.
         seed: Seed of the choice.
-        is_regression: Whether the targets are no classes, of which one example each trains.
+        has_classes: Whether the targets are classes, of which one example each trains.
     """
     num_val = min(round(fraction * len(targets)), MAX_HELD_OUT)
     if num_val < MIN_HELD_OUT:
         return None
-    classes = torch.zeros(len(targets), dtype=torch.int64) if is_regression else targets
+    classes = targets if has_classes else torch.zeros(len(targets), dtype=torch.int64)
     first = {int(label): row for row, label in reversed(list(enumerate(classes.tolist())))}
     is_free = torch.ones(len(targets), dtype=torch.bool)
     is_free[list(first.values())] = False

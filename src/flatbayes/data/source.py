@@ -11,7 +11,7 @@ from torch import Tensor
 from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import check_finite, check_labels, check_targets
+from flatbayes.data.checks import check_finite, check_label_rows, check_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.feature_names import fill_missing, find_optional_features
 from flatbayes.data.splits import DataSplits, EncodedSplit, Split, infer_common_layout
@@ -40,7 +40,7 @@ class RawSplits:
         val: The validation split, if the source has one.
         class_names: One name per class; empty for a regression.
         feature_names: One name per feature; empty for images.
-        target_names: One name per regression target; empty for a classification.
+        target_names: One name per regression target, or per label of several; empty for a classification.
         standard_splits: Published splits of `unsplit`; the seed selects one of them.
         csv_format: Format of the CSV file that the examples come from, if any.
 
@@ -164,7 +164,7 @@ class DataSource(ABC):
 
     def _split_rows(self, raw: RawSplits, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row numbers of `raw.unsplit` for training, validation and test."""
-        # Regression targets have no classes to stratify by.
+        # Regression targets and several labels have no classes to stratify by.
         strata = torch.zeros(len(raw.unsplit), dtype=torch.int64) if raw.target_names else raw.unsplit.targets
         if not raw.standard_splits:
             return stratified_split(
@@ -256,7 +256,9 @@ def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> Non
                 f"{tuple(expected_shape)}. Give all splits the same shape."
             )
     targets = {name: split.targets for name, split in splits.items()}
-    if raw.target_names:
+    if raw.target_names and not raw.unsplit.targets.is_floating_point():
+        check_label_rows(targets, raw.target_names)
+    elif raw.target_names:
         check_targets(targets, raw.target_names)
     else:
         check_labels(targets, raw.class_names, allow_rare=allow_rare_classes)

@@ -14,7 +14,7 @@ from flatbayes.core.display import format_html_table
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import DataWarning, check_finite, check_label_range
+from flatbayes.data.checks import DataWarning, check_finite, check_label_range, check_label_rows
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image, infer_layout
 from flatbayes.data.lazy_images import LazyImages
@@ -43,7 +43,8 @@ class Split:
             stored so), or features, [n, features] (float32, or float64 until they are standardized). Streamed images
             are `LazyImages`.
         targets: Class of each example, [n] (int64), counted from 0; or regression targets in their own unit, [n] or
-            [n, targets] (float32 or float64).
+            [n, targets] (float32 or float64); or several labels of each example, [n, labels] (int64), each 0 or 1,
+            and -100 where it is not known.
 
     Examples:
         >>> split = Split(inputs=torch.randn(20, 2), targets=torch.arange(20) % 2)
@@ -140,7 +141,10 @@ def infer_common_layout(selections: Sequence[tuple[EncodedSplit, Tensor]]) -> Im
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplits:
-    """Training, validation and test split of a task: a classification if it has class names, else a regression.
+    """Training, validation and test split of a task.
+
+    It is a classification if it has class names. With target names it is a regression if the targets are
+    floating-point numbers, and multi-label if they are rows of whole numbers.
 
     Attributes:
         train: Examples for training.
@@ -149,7 +153,7 @@ class DataSplits:
         class_names: One name per class, in the order of the labels; empty for a regression.
         feature_names: One name per feature; empty for images.
         augment: Random augmentation of batches of training images; None for none.
-        target_names: One name per regression target; empty for a classification.
+        target_names: One name per regression target or label; empty for a classification.
         csv_format: Format of the CSV file that the examples come from, if any.
 
     Raises:
@@ -175,17 +179,18 @@ class DataSplits:
     def __post_init__(self) -> None:
         if bool(self.class_names) == bool(self.target_names):
             raise ValueError(
-                "A data set has either class_names (classification) or target_names (regression), got "
+                "A data set has either class_names (classification) or target_names (regression, multi-label), got "
                 f"{len(self.class_names)} and {len(self.target_names)} of them."
             )
         for name in ("train", "val", "test"):
             targets = getattr(self, name).targets
             if targets.is_floating_point() != self.is_regression:
-                expected = "numbers (float32 or float64)" if self.is_regression else "classes (int64)"
+                expected = "labels (int64)" if self.is_multi_label else "classes (int64)"
+                expected = "numbers (float32 or float64)" if self.is_regression else expected
                 raise ValueError(
                     f"Targets of the {name} split must be {expected}, got {targets.dtype}. Convert them."
                 )
-            if self.is_regression and targets.shape[1:].numel() != len(self.target_names):
+            if self.target_names and targets.shape[1:].numel() != len(self.target_names):
                 raise ValueError(
                     f"The {name} split has targets of the shape {tuple(targets.shape)}, and {len(self.target_names)} "
                     "target_names. Give one name for each column."
@@ -194,8 +199,8 @@ class DataSplits:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("train", "val", "test"))
         names = self.target_names or self.class_names
-        kind = ("target", "targets") if self.is_regression else ("class", "classes")
-        count = format_count(len(names), *kind)
+        kinds = {self.is_regression: ("target", "targets"), self.is_multi_label: ("label", "labels")}
+        count = format_count(len(names), *kinds.get(True, ("class", "classes")))
         return f"<DataSplits: {sizes} examples of shape {self.input_shape}, {count}>"
 
     def _repr_html_(self) -> str:
@@ -207,7 +212,13 @@ class DataSplits:
     @property
     def is_regression(self) -> bool:
         """Whether the targets are numbers to predict."""
-        return bool(self.target_names)
+        return bool(self.target_names) and not self.is_multi_label
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the targets are several labels of each example, each 0 or 1."""
+        targets = self.train.targets
+        return bool(self.target_names) and targets.ndim == 2 and not targets.is_floating_point()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -235,7 +246,9 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
         if isinstance(split.inputs, Tensor):
             feature_names = data.feature_names if split.inputs.ndim == 2 else ()
             check_finite(split.inputs, f"{name} examples", feature_names)
-        if not data.is_regression:
+        if data.is_multi_label:
+            check_label_rows({name: split.targets}, data.target_names)
+        elif not data.is_regression:
             check_label_range(split.targets, data.num_classes, name)
         elif len(split):
             check_finite(split.targets.reshape(len(split), -1), f"targets of the {name} examples", data.target_names)
@@ -247,7 +260,7 @@ def warn_of_untrained_classes(data: DataSplits) -> None:
     Args:
         data: The splits.
     """
-    if data.is_regression:
+    if not data.class_names:
         return
     trained = set(data.train.targets.unique().tolist())
     places = {

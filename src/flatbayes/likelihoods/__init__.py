@@ -1,6 +1,8 @@
 """Likelihoods: losses for training, and predictive distributions of many networks."""
 
 from flatbayes.core.renames import explain_old_arguments
+from flatbayes.likelihoods.bernoulli import Bernoulli
+from flatbayes.likelihoods.bernoulli_predictive import BernoulliPredictive
 from flatbayes.likelihoods.categorical import Categorical
 from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
 from flatbayes.likelihoods.custom import Custom
@@ -10,6 +12,8 @@ from flatbayes.likelihoods.likelihood import Likelihood, PredictionTable, Predic
 from flatbayes.likelihoods.recalibrated_predictive import RecalibratedPredictive
 
 __all__ = [
+    "Bernoulli",
+    "BernoulliPredictive",
     "Categorical",
     "CategoricalPredictive",
     "Custom",

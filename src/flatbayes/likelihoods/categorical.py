@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from flatbayes.core import LossFn
 from flatbayes.core.devices import is_accelerator, to_double
+from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
 from flatbayes.likelihoods.categorical_sums import CategoricalSums
-from flatbayes.likelihoods.labels import IGNORE_INDEX, to_class_indices
+from flatbayes.likelihoods.labels import to_class_indices
 from flatbayes.likelihoods.likelihood import Likelihood, format_wrong_outputs
 
 

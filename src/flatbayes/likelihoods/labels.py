@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.arrays import check_missing_labels, holds_fractions, holds_numbers, to_floats, to_plain_array
-from flatbayes.core.input_trees import MULTI_LABEL_ADVICE, holds_several_labels
+from flatbayes.core.input_trees import IGNORE_INDEX, MULTI_LABEL_ADVICE, holds_several_labels
 from flatbayes.core.names import format_count, shorten
 
-IGNORE_INDEX = -100
-"""Label of an example without a label, as in torch."""
 NEW_HEAD_ADVICE = "new_head=True of fit, --new_head, makes a fresh one of the right size"
 SUM_TOLERANCE = 1e-3
 """The sum of the class probabilities of an example may differ from 1 by this much."""

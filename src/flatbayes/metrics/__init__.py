@@ -15,6 +15,7 @@ from flatbayes.metrics.definitions import (
     DEFINITIONS,
     HIGHER_IS_BETTER,
     METRIC_FAMILIES,
+    MULTI_LABEL_METRICS,
     REGRESSION_METRICS,
     MetricDefinition,
     MetricFamily,
@@ -22,6 +23,7 @@ from flatbayes.metrics.definitions import (
 from flatbayes.metrics.detection import aupr, auroc, auroc_correct, entropy_divergence, fpr_at_tpr
 from flatbayes.metrics.distances import agreement, total_variation, wasserstein_distance
 from flatbayes.metrics.ensemble_size import cross_fitted_nll, ensemble_equivalent, ensemble_nlls
+from flatbayes.metrics.multi_label import multi_label_metrics
 from flatbayes.metrics.regression import (
     CoverageCurve,
     coverage_curve,
@@ -40,6 +42,7 @@ __all__ = [
     "DEFINITIONS",
     "HIGHER_IS_BETTER",
     "METRIC_FAMILIES",
+    "MULTI_LABEL_METRICS",
     "REGRESSION_METRICS",
     "CoverageCurve",
     "MetricDefinition",
@@ -69,6 +72,7 @@ __all__ = [
     "interval_width",
     "metrics_per_target",
     "miscalibration",
+    "multi_label_metrics",
     "nll",
     "regression_metrics",
     "reliability_bins",

@@ -53,6 +53,23 @@ CLASSIFICATION_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
 )
 """Metrics of `classification_metrics`, in its order."""
 
+MULTI_LABEL_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
+    {
+        "accuracy": MetricDefinition("Accuracy: fraction of labels that are predicted right, 1 - Hamming loss", True),
+        "exact_match": MetricDefinition("Exact match: fraction of examples all of whose labels are right", True),
+        "nll": MetricDefinition("NLL: mean negative log probability of the labels of an example, summed, in nats"),
+        "ece": MetricDefinition(
+            "ECE: 20 equal-width bins (a, b] of the probability of the likelier value of a label"
+        ),
+        "brier": MetricDefinition(
+            "Brier score: squared error of the probabilities of a label, summed over its values, from 0 to 2"
+        ),
+        "macro_auroc": MetricDefinition("AUROC of each label by its probability, mean over the labels", True),
+        "macro_aupr": MetricDefinition("Average precision of each label, mean over the labels", True),
+    }
+)
+"""Metrics of `multi_label_metrics`, in its order."""
+
 REGRESSION_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
     {
         "nll": MetricDefinition(
@@ -150,7 +167,7 @@ METRIC_FAMILIES: Mapping[MetricFamily, Mapping[str, MetricDefinition]] = Mapping
 
 _ALL_METRICS = {
     name: definition
-    for metrics in (CLASSIFICATION_METRICS, REGRESSION_METRICS, *METRIC_FAMILIES.values())
+    for metrics in (MULTI_LABEL_METRICS, CLASSIFICATION_METRICS, REGRESSION_METRICS, *METRIC_FAMILIES.values())
     for name, definition in metrics.items()
 }
 

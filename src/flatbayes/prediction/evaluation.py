@@ -15,6 +15,8 @@ from flatbayes.core.names import format_count
 from flatbayes.data import LazyImages
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.likelihoods import (
+    Bernoulli,
+    BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
     Custom,
@@ -34,6 +36,7 @@ from flatbayes.metrics import (
 )
 from flatbayes.metrics.calibration import bin_confidences
 from flatbayes.metrics.classification import score_examples
+from flatbayes.metrics.multi_label import measure_labels
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor
@@ -291,16 +294,16 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
     """Class labels as class indices, as in training; and which examples have a target, None if all have one."""
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
-    if not isinstance(likelihood, Categorical):
+    if not isinstance(likelihood, Bernoulli | Categorical):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
-    if targets.is_floating_point():
+    if isinstance(likelihood, Categorical) and targets.is_floating_point():
         raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     is_labelled = likelihood.find_labelled(targets)
     if is_labelled is None or is_labelled.all():
         return targets, None
     if not is_labelled.any():
-        raise ValueError(f"Every label is {likelihood.ignore_index}: there are no labelled examples.")
+        raise ValueError(f"Every label is {likelihood.ignore_index} or NaN: there are no labelled examples.")
     return targets, is_labelled
 
 
@@ -309,6 +312,9 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
         case CategoricalPredictive():
             scores = score_examples(predictive.log_probs, targets)
             return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
+        case BernoulliPredictive():
+            metrics, scores = measure_labels(predictive.log_probs, targets)
+            return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)
         case GaussianPredictive():
             targets = _match_target_shape(targets.to(predictive.member_means), predictive.member_means.shape[1:])
             pit = predictive.cdf(targets)

@@ -9,15 +9,18 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.input_trees import split_batch
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
-from flatbayes.data.checks import TaskType
+from flatbayes.data.checks import Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.pairs import check_pair
-from flatbayes.likelihoods import Custom, Gaussian
+from flatbayes.likelihoods import Bernoulli, Custom, Gaussian, Likelihood
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.prediction.example_batches import batch_examples, is_tree_pair
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs, match_image_layout
+
+TASKS: dict[type[Likelihood], Task] = {Gaussian: "regression", Bernoulli: "multi_label"}
+"""Tasks that a likelihood decides; for classes the targets tell."""
 
 
 class LabelledBatches:
@@ -111,14 +114,17 @@ def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = Non
 
 
 def infer_task(likelihood: object) -> TaskType:
-    """`regression` for a Gaussian; None where the targets tell.
+    """`regression` for a Gaussian, `multi_label` for a Bernoulli; None where the targets tell.
 
     Args:
         likelihood: A likelihood, its class or its name; None for none.
     """
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
-    if isinstance(likelihood, str):
-        return "regression" if likelihood.lower() == Gaussian.__name__.lower() else None
     likelihood_class = likelihood if isinstance(likelihood, type) else type(likelihood)
-    return "regression" if issubclass(likelihood_class, Gaussian) else None
+    for known_class, task in TASKS.items():
+        if isinstance(likelihood, str) and likelihood.lower() == known_class.__name__.lower():
+            return task
+        if issubclass(likelihood_class, known_class):
+            return task
+    return None

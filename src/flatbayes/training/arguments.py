@@ -174,7 +174,7 @@ def hold_out_examples(data: Any, likelihood: Any, seed: int) -> tuple[Any, Any, 
         return data, None, 0
     targets = read_targets(data)
     has_classes = targets.ndim == 1 and not targets.is_floating_point() and infer_task(likelihood) != "regression"
-    rows = choose_held_out(targets, HELD_OUT_FRACTION, seed, is_regression=not has_classes)
+    rows = choose_held_out(targets, HELD_OUT_FRACTION, seed, has_classes=has_classes)
     if rows is None:
         return data, None, 0
     train, val = (take_examples(data, part) for part in rows)

@@ -12,7 +12,7 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
 from flatbayes.core.spec import to_spec
-from flatbayes.likelihoods import Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Gaussian, Likelihood
 from flatbayes.training.config_groups import (
     CollectionConfig,
     DistributionConfig,
@@ -30,7 +30,8 @@ from flatbayes.training.schedules import (
     select_evenly_spaced_epochs,
 )
 
-REGRESSION_CLIP_NORM = 1.0
+CLIP_NORM = 1.0
+"""Of regression and several labels, where the user gives none."""
 MAX_AUTOMATIC_SNAPSHOTS = 100
 """Largest number of snapshots of a training whose number of epochs follows from `min_steps`."""
 
@@ -152,11 +153,11 @@ class TrainingConfig:
 
         Args:
             likelihood: Distribution of the targets. The gradient of a Gaussian log density grows without bound as
-                the noise falls.
+                the noise falls, that of several labels with their number.
         """
         if self.optimization.clip_norm != "auto":
             return self
-        clip_norm = REGRESSION_CLIP_NORM if isinstance(likelihood, Gaussian) else None
+        clip_norm = CLIP_NORM if isinstance(likelihood, Bernoulli | Gaussian) else None
         return replace(self, optimization=replace(self.optimization, clip_norm=clip_norm))
 
     @property

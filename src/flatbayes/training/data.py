@@ -18,7 +18,7 @@ from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -180,8 +180,10 @@ class InMemoryData(TrainingData):
         return fingerprint
 
     def infer_likelihood(self) -> Likelihood:
-        """Categorical over the classes, or Gaussian in the scale of the training targets."""
+        """Categorical over the classes, Bernoulli of several labels, or Gaussian in the scale of the targets."""
         data = self.splits
+        if data.is_multi_label:
+            return Bernoulli(len(data.target_names))
         return Gaussian.fit(data.train.targets) if data.is_regression else Categorical(data.num_classes)
 
     is_replicated = True
@@ -257,7 +259,7 @@ class InMemoryData(TrainingData):
         if len(val) == 0:
             return None
         share = val if world.size == 1 else val.take(torch.arange(len(val))[contiguous_slice(len(val), world)])
-        names = ("val_nll",) if self.splits.is_regression else ("val_nll", "val_accuracy")
+        names = ("val_nll", "val_accuracy") if self.splits.class_names else ("val_nll",)
 
         def validate(module: nn.Module) -> dict[str, float]:
             device, metrics = next(module.parameters()).device, dict.fromkeys(names, math.nan)

@@ -16,7 +16,7 @@ from flatbayes.core.input_trees import (
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
-from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
@@ -67,7 +67,7 @@ def infer_loader_likelihood(
     *,
     new_head: bool = False,
 ) -> Likelihood:
-    """`Categorical` for integers, and `Gaussian` in the scale of the targets for fractions.
+    """`Categorical` for integers, `Bernoulli` for rows of 0 and 1, `Gaussian` in their scale for fractions.
 
     The first batch is read; for numbers all batches are, since their mean and scale are needed. No random state
     changes.
@@ -88,12 +88,16 @@ def infer_loader_likelihood(
         if first is None:
             raise ValueError(format_empty_loader(loader))
         inputs, targets = split_batch(first)
+        if new_head and holds_several_labels(targets):
+            return Bernoulli(targets.shape[1])
         if new_head and (is_class_index(targets) or holds_fractions(targets)):
             targets = torch.cat([targets, *(split_batch(batch)[1] for batch in batches)])
             return Categorical(int(targets.max()) + 1) if is_class_index(targets) else Gaussian.fit(targets)
         num_outputs = count_outputs(model, slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), output)
         if is_class_index(targets) and num_outputs > 1:
             return Categorical(num_outputs)
+        if holds_several_labels(targets) and num_outputs == targets.shape[1]:
+            return Bernoulli(num_outputs)
         if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
             return Gaussian.fit(torch.cat([targets, *(split_batch(batch)[1] for batch in batches)]))
     advice = ADVICE

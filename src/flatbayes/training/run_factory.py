@@ -13,7 +13,7 @@ from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
@@ -124,7 +124,7 @@ class RunFactory:
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, member),
             validate=None if validate is None else lambda module: [validate(module)],
             find_labelled=self.likelihood.find_labelled if may_lack_labels else lambda _: None,
-            loss_is_nll=isinstance(self.likelihood, Categorical | Gaussian),
+            loss_is_nll=isinstance(self.likelihood, Bernoulli | Categorical | Gaussian),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 
@@ -156,7 +156,7 @@ class RunFactory:
             config=config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
-            loss_is_nll=isinstance(self.likelihood, Categorical | Gaussian),
+            loss_is_nll=isinstance(self.likelihood, Bernoulli | Categorical | Gaussian),
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
         )
