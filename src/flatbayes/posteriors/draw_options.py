@@ -49,22 +49,26 @@ class DrawOption:
 
     Attributes:
         default: The value of `auto` without validation examples, and until one is chosen; and that of None.
-        candidates: Values to try, in ascending order. The geometric means of the best and its neighbours follow. With
-            a tolerance, the search for the largest accepted value starts with these.
+        candidates: Values to try, in ascending order. With a tolerance, the search for the largest accepted value
+            starts with these.
         tolerance: Accept the largest value within it; None to compare values by their NLL.
         margin: Nats by which the NLL of a larger value may be above the lowest one.
+        has_means: Whether the geometric means of the best value and its neighbours are tried.
     """
 
     default: float | None
     candidates: tuple[float, ...]
     tolerance: Tolerance | None = None
     margin: float = 0.0
+    has_means: bool = True
 
 
 MARGIN = 0.003
 """Margin of the width of draws: far less than the standard error of an NLL of a few hundred examples."""
 COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0), margin=MARGIN)
 """A factor on the covariance of the draws."""
+BURN_IN = DrawOption(0.0, (0.0, 0.125, 0.25, 0.5), has_means=False)
+"""The fraction of the snapshots that draws leave out, from the first on."""
 SCALE_OPTIONS: Mapping[str, DrawOption] = {"scale": COVARIANCE_SCALE}
 """The draw options of a posterior with no other than this."""
 
@@ -88,6 +92,18 @@ def check_scale(scale: AutoFloat | None) -> None:
     if scale not in (AUTO, None) and (isinstance(scale, str) or not 0 < scale < math.inf):
         raise ValueError(
             f"scale multiplies the covariance: it must be positive and finite, or 'auto'; got {scale!r}."
+        )
+
+
+def check_burn_in(burn_in: AutoFloat | None) -> None:
+    """Validate a fraction of the snapshots that is left out.
+
+    Raises:
+        ValueError: It is no number from 0 to 0.5, nor `auto` nor None.
+    """
+    if burn_in not in (AUTO, None) and (isinstance(burn_in, str) or not 0 <= burn_in <= 0.5):
+        raise ValueError(
+            f"burn_in is a fraction of the snapshots, from 0 to 0.5, or 'auto' or None; got {burn_in!r}."
         )
 
 

@@ -34,7 +34,16 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten, widen
 from flatbayes.core.weights import iter_blocks, swap_values, write_blockwise
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
+from flatbayes.posteriors.burn_in import EARLY, EARLY_COUNTS, Window, allocate_early_moments, keep_early_moments
+from flatbayes.posteriors.draw_options import (
+    AUTO,
+    BURN_IN,
+    COVARIANCE_SCALE,
+    AutoFloat,
+    DrawOption,
+    check_burn_in,
+    check_scale,
+)
 from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
@@ -60,6 +69,10 @@ class SWAG(Posterior):
             is the prior, with weight_decay = prior_precision / num_data.
         storage: Where deviations are stored: with the model (`device`) or in main memory (`cpu`).
         bfloat16: Whether deviations are stored in bfloat16, with half the memory and 8 significant bits.
+        burn_in: Fraction of the snapshots that draws leave out, from the first on, at most 0.5. It is rounded, since
+            moments are kept after 4, 8, 16 ... snapshots, those of the last three times with the memory of six
+            copies of the weights. `auto`: chosen on validation examples after training, 0 without any. None: `auto`
+            for a trained network and an automatic number of epochs; otherwise 0, without this memory.
         params: Parameters with a distribution; the other trainable ones have their mean over the iterates in every
             draw. `weights`: all except those of normalization layers (torch.nn: batch, instance, layer, group and
             RMS norm). `biases`, `no_biases`: the biases among these, or the others. `norms`: those of normalization
@@ -77,6 +90,7 @@ class SWAG(Posterior):
     prior_precision: float | None = None
     storage: Storage = "device"
     bfloat16: bool = False
+    burn_in: AutoFloat | None = None
     params: ParameterSelection = field(default="all", hash=False)  # a list cannot be hashed
 
     def __post_init__(self) -> None:
@@ -89,6 +103,7 @@ class SWAG(Posterior):
             )
         if self.scale != 0:
             check_scale(self.scale)
+        check_burn_in(self.burn_in)
 
     has_weight_distribution = True  # from the second snapshot on
     shardable = True  # moments and deviations are elementwise
@@ -100,9 +115,14 @@ class SWAG(Posterior):
         return bool(self.get_draw_option("scale") > 0)
 
     @property
+    def _burn_in(self) -> float:
+        return 0.0 if isinstance(self.burn_in, str | None) else self.burn_in
+
+    @property
     def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance."""
-        return {"scale": replace(COVARIANCE_SCALE, default=0.5)}
+        """The scale of the covariance, after the burn-in if that is to be chosen."""
+        burn_in = {"burn_in": BURN_IN} if self.burn_in == AUTO else {}
+        return {**burn_in, "scale": replace(COVARIANCE_SCALE, default=0.5)}
 
     @property
     def snapshot_requirements(self) -> SnapshotRequirements:
@@ -113,6 +133,10 @@ class SWAG(Posterior):
     def trajectory(self) -> Trajectory:
         """That of MAP: snapshots do not change the training."""
         return Trajectory.of("optimizer", prior_precision=self.prior_precision)
+
+    def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
+        """Return this posterior, with a burn-in that is chosen for a trained network if none is set."""
+        return replace(self, burn_in=AUTO) if is_trained and self.burn_in is None else self
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model, optimizer and empty moments; see `Posterior.init`.
@@ -139,6 +163,9 @@ class SWAG(Posterior):
         if others:
             state.statistics["mean_of_others"] = torch.zeros_like(flatten_wide(others))
         state.cpu_statistics = list_cpu_statistics(self.storage, "deviations")
+        if self.burn_in:
+            state.statistics |= allocate_early_moments(state.statistics)
+            state.cpu_statistics |= {EARLY_COUNTS}
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
@@ -168,6 +195,11 @@ class SWAG(Posterior):
                 row.copy_(deviation)
         if others:
             statistics["mean_of_others"].lerp_(flatten_wide(others), 1 / count)
+        keep_early_moments(statistics, count)
+
+    def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Leave out the moments of early snapshots where none are left out."""
+        return {name: value for name, value in statistics.items() if self.burn_in or not name.startswith(EARLY)}
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the layer that `params` selects, if it is one linear layer."""
@@ -181,22 +213,24 @@ class SWAG(Posterior):
             RuntimeError: Fewer than two snapshots were collected.
         """
         (params, others), statistics = split_parameters(state.model, self.params), state.statistics
-        count, mean, sum_squares = int(statistics["count"]), statistics["mean"], statistics["sum_squares"]
+        count, mean = int(statistics["count"]), statistics["mean"]
         if count < 2:
             raise RuntimeError(
                 f"SWAG needs at least 2 collected snapshots before a draw, got {count}; "
                 "lower collection.start_fraction or train longer."
             )
-        deviations = statistics["deviations"][:count]
-        z2 = torch.randn(len(deviations), generator=generator, dtype=mean.dtype, device=mean.device)
+        window = Window.find(statistics, self._burn_in)
+        z2 = torch.randn(window.num_deviations, generator=generator, dtype=mean.dtype, device=mean.device)
         scale = self.get_draw_option("scale")
 
         def sample_block(block: slice) -> Tensor:
-            block_mean, variance = mean[block], sum_squares[block] / count
+            block_mean = window.get_mean(block)
             z1 = torch.randn(block_mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-            return gaussian_sample(block_mean, variance, deviations[:, block].to(block_mean), scale, z1, z2)
+            deviations = window.get_deviations(block).to(block_mean)
+            return gaussian_sample(block_mean, window.get_variance(block), deviations, scale, z1, z2)
 
-        averaged = swap_values(others, unflatten(statistics["mean_of_others"], others)) if others else nullcontext()
+        means = unflatten(window.get_mean(slice(None), "mean_of_others"), others) if others else []
+        averaged = swap_values(others, means) if others else nullcontext()
         with averaged, write_blockwise(params, sample_block, block_size(mean)), eval_mode(state.model):
             yield state.model
 

@@ -54,7 +54,7 @@ def compare_values(option: DrawOption, measure: Measure, *, with_all: bool = Tru
         _descend(option, add, losses)
     tried = sorted(value for value in losses if value is not None)
     best = select_value(losses, option.margin)
-    if best is not None:
+    if best is not None and option.has_means:
         position = tried.index(best)
         for neighbour in (tried[max(0, position - 1)], tried[min(len(tried) - 1, position + 1)]):
             if neighbour != best:
