@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import SWAG, FittedPosterior, Plain, fit
+from flatbayes import SGHMC, SGLD, SWAG, EntropyMCMC, FittedPosterior, Plain, fit
 from flatbayes.core import State
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.data import DataSplits, Split
@@ -143,3 +143,23 @@ def test_an_artefact_whose_choice_is_no_burn_in_is_loaded(tmp_path):
     loaded = FittedPosterior.load(without.save(tmp_path / "swag"), Normed)
     inputs = data.test.inputs
     assert torch.equal(loaded.predict(inputs, 3).log_probs, without.predict(inputs, 3).log_probs)
+
+
+@pytest.mark.parametrize("posterior_class", [SGLD, SGHMC, EntropyMCMC])
+def test_samplers_draw_the_later_ones_of_the_stored_snapshots(posterior_class):
+    posterior = posterior_class(max_snapshots=10)
+    state, rows = collect(posterior, 9)
+    late = replace(posterior, burn_in=0.5)
+    networks_per_row = 2 if posterior_class is EntropyMCMC else 1
+    assert late.count_stored_snapshots(state) == 5 * networks_per_row  # round(4.5) is 4
+    for index in range(5):
+        with late.load_snapshot(state, networks_per_row * index) as network:
+            weights = torch.cat([param.detach().flatten() for param in network.parameters()])
+        torch.testing.assert_close(weights, rows[4 + index])
+    if posterior_class is not EntropyMCMC:
+        with replace(late, scale=0.25).load_snapshot(state, 0) as network:
+            weights = torch.cat([param.detach().flatten() for param in network.parameters()])
+        torch.testing.assert_close(weights, (rows[4] + rows[4:].mean(0)) / 2)
+    assert posterior.with_automatic_options(is_trained=True).burn_in == "auto"
+    assert "burn_in" in replace(posterior, burn_in="auto").draw_options
+    assert posterior.with_automatic_options().burn_in is None

@@ -107,6 +107,11 @@ def check_burn_in(burn_in: AutoFloat | None) -> None:
         )
 
 
+def get_burn_in(burn_in: AutoFloat | None) -> float:
+    """The fraction of the snapshots that is left out: 0 until it is chosen."""
+    return 0.0 if isinstance(burn_in, str | None) else burn_in
+
+
 def get_draw_option(options: Mapping[str, DrawOption], component: Any, name: str) -> Any:
     """The value of an option, and its default in place of `auto` and None.
 

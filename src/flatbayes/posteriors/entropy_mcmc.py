@@ -31,6 +31,7 @@ from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
+from flatbayes.posteriors.draw_options import AutoFloat, DrawOption
 from flatbayes.posteriors.optimization import (
     init_state,
     step_optimizer,
@@ -42,7 +43,6 @@ from flatbayes.posteriors.snapshots import (
     Storage,
     add_snapshot,
     allocate_snapshots,
-    count_stored_snapshots,
     get_storage_device,
     list_cpu_statistics,
     store_snapshot,
@@ -72,6 +72,9 @@ class EntropyMCMC(SnapshotSampler):
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
         decay_anchor: Whether the prior also acts on the anchor, as in the authors' code. The weights are then not
             samples of the posterior: the prior counts twice.
+        burn_in: Fraction of the stored pairs that draws leave out, from the first on, at most 0.5. `auto`: chosen
+            on validation examples after training, 0 without any. None: `auto` for a trained network and an automatic
+            number of epochs, otherwise 0.
 
     Examples:
         >>> fitted = fit(MLP, data, EntropyMCMC(prior_precision=1.0), config=config)
@@ -85,6 +88,7 @@ class EntropyMCMC(SnapshotSampler):
     max_snapshots: int = 15
     storage: Storage = "device"
     decay_anchor: bool = False
+    burn_in: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.coupling < float("inf"):
@@ -145,16 +149,22 @@ class EntropyMCMC(SnapshotSampler):
         store_snapshot(state.statistics["anchor_snapshots"], int(state.statistics["count"]) + 1, anchors)
         add_snapshot(state.statistics, params)
 
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The burn-in if it is to be chosen."""
+        return self._burn_in_options
+
     def count_stored_snapshots(self, state: State) -> int:
-        """Number of stored networks, two for each pair."""
-        return 2 * count_stored_snapshots(state)
+        """Number of stored networks after the burn-in, two for each pair."""
+        return 2 * super().count_stored_snapshots(state)
 
     @contextmanager
     def load_snapshot(self, state: State, index: int) -> Iterator[nn.Module]:
         """Yield the model with the weights of this snapshot: even numbers are weights, odd ones anchors."""
         params = trainable_parameters(state.model)
         rows = state.statistics["anchor_snapshots" if index % 2 else "snapshots"]
-        with swap_values(params, unflatten(rows[index // 2], params)), eval_mode(state.model):
+        row = self.find_first_row(state) + index // 2
+        with swap_values(params, unflatten(rows[row], params)), eval_mode(state.model):
             yield state.model
 
     def _find_anchor_decay(self, group: Mapping[str, Any], num_data: int) -> float:

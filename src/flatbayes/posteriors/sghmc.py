@@ -74,6 +74,9 @@ class SGHMC(SnapshotSampler):
         scale: Factor on the covariance of the draws: the distance of a snapshot from the mean of the stored ones is
             multiplied by its square root. Training does not depend on it. `auto`: chosen on validation examples after
             training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
+        burn_in: Fraction of the stored snapshots that draws leave out, from the first on, at most 0.5. `auto`: chosen
+            on validation examples after training, 0 without any. None: `auto` for a trained network and an automatic
+            number of epochs, otherwise 0.
 
     Examples:
         >>> fitted = fit(MLP, data, SGHMC(friction=0.1, prior_precision=1.0), SAM(rho=0.1), config)
@@ -87,6 +90,7 @@ class SGHMC(SnapshotSampler):
     max_snapshots: int = 30
     storage: Storage = "device"
     scale: AutoFloat | None = None
+    burn_in: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.friction <= 1:

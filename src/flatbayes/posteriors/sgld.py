@@ -73,6 +73,9 @@ class SGLD(SnapshotSampler):
         scale: Factor on the covariance of the draws: the distance of a snapshot from the mean of the stored ones is
             multiplied by its square root. Training does not depend on it. `auto`: chosen on validation examples after
             training, 1 without any. None: `auto` where the number of epochs is automatic, otherwise 1.
+        burn_in: Fraction of the stored snapshots that draws leave out, from the first on, at most 0.5. `auto`: chosen
+            on validation examples after training, 0 without any. None: `auto` for a trained network and an automatic
+            number of epochs, otherwise 0.
         noise: `gaussian`, or `lattice`: every step of a weight has the same length, which bounds the effect of noisy
             gradients, and the direction is random. Where too many steps are clipped (`clipped_share` in the summary
             of the fit), lower the learning rate: a step is not clipped if sqrt(lr) * |gradient| is at most
@@ -90,6 +93,7 @@ class SGLD(SnapshotSampler):
     storage: Storage = "device"
     scale: AutoFloat | None = None
     noise: Noise = "gaussian"
+    burn_in: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):

@@ -43,6 +43,7 @@ from flatbayes.posteriors.draw_options import (
     DrawOption,
     check_burn_in,
     check_scale,
+    get_burn_in,
 )
 from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
@@ -113,10 +114,6 @@ class SWAG(Posterior):
     def stochastic(self) -> bool:
         """True unless the covariance is scaled to zero."""
         return bool(self.get_draw_option("scale") > 0)
-
-    @property
-    def _burn_in(self) -> float:
-        return 0.0 if isinstance(self.burn_in, str | None) else self.burn_in
 
     @property
     def draw_options(self) -> Mapping[str, DrawOption]:
@@ -219,7 +216,7 @@ class SWAG(Posterior):
                 f"SWAG needs at least 2 collected snapshots before a draw, got {count}; "
                 "lower collection.start_fraction or train longer."
             )
-        window = Window.find(statistics, self._burn_in)
+        window = Window.find(statistics, get_burn_in(self.burn_in))
         z2 = torch.randn(window.num_deviations, generator=generator, dtype=mean.dtype, device=mean.device)
         scale = self.get_draw_option("scale")
 
