@@ -40,12 +40,14 @@ def collect(posterior: SWAG, num_snapshots: int, network: nn.Module | None = Non
         (39, 0.0, 0),
         (39, 0.125, 8),  # 4.9; the first four are not kept any more
         (39, 0.25, 8),
-        (39, 0.5, 16),  # 32 would be more than half
+        (39, 0.5, 16),
         (123, 0.125, 16),
         (123, 0.25, 32),
-        (123, 0.5, 32),  # 64 is more than half
+        (123, 0.5, 64),
+        (52, 0.5, 32),
+        (42, 0.5, 16),  # 32 would be more than three quarters
         (128, 0.5, 64),
-        (7, 0.5, 0),
+        (7, 0.5, 4),
         (8, 0.5, 4),
         (3, 0.5, 0),
     ],

@@ -41,7 +41,7 @@ class Window:
 
     @classmethod
     def find(cls, statistics: Mapping[str, Tensor], fraction: float) -> "Window":
-        """The window whose burn-in is next to a fraction of the snapshots, and at most half of them.
+        """The window whose burn-in is next to a fraction of the snapshots, and at most three quarters of them.
 
         Args:
             statistics: Statistics of all snapshots.
@@ -49,7 +49,7 @@ class Window:
         """
         total = int(statistics["count"])
         counts = statistics[EARLY_COUNTS].tolist() if EARLY_COUNTS in statistics else []
-        usable = {count: row for row, count in enumerate(counts) if 0 < count <= total // 2}
+        usable = {count: row for row, count in enumerate(counts) if 0 < count <= 3 * total / 4}
         num_early = min((0, *sorted(usable)), key=lambda count: abs(count - fraction * total))
         return cls(statistics, usable.get(num_early), num_early)
 
