@@ -189,7 +189,7 @@ def _select_predictions(likelihood: Likelihood, outputs: Tensor) -> Tensor:
     match likelihood:
         case Categorical():
             probs = likelihood.to_logits(outputs.flatten(0, 2)).softmax(-1)
-            return probs.unflatten(0, outputs.shape[:3]).flatten(2)
+            return probs.reshape(*outputs.shape[:2], -1)
         case Gaussian():
             return outputs[..., : likelihood.num_targets].flatten(2)
         case _:

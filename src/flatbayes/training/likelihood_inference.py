@@ -11,6 +11,7 @@ from flatbayes.core.input_trees import (
     MULTI_LABEL_ADVICE,
     cast_integers,
     holds_several_labels,
+    map_tensors,
     slice_examples,
     split_batch,
 )
@@ -183,6 +184,8 @@ def count_outputs(
         make_model_builder(model, arguments or {}, get_inputs), get_inputs, output
     )
     network = build().eval()
+    device = next(network.parameters(), torch.empty(0)).device
+    inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     errors = list[Exception]()
     for candidate in (inputs, cast_integers(inputs)):  # as `check_loader_inputs` converts them
         with torch.no_grad():
