@@ -123,3 +123,15 @@ def test_a_single_logit_is_for_two_classes():
 )
 def test_the_class_of_one_output_is_the_sign_of_the_logit(likelihood):
     assert select_classes(likelihood, torch.tensor([[0.1], [-0.1]])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1)])
+@pytest.mark.parametrize("labels", [torch.arange(7) % 2, (torch.arange(7) % 2).double()[:, None]])
+def test_losses_of_torch_for_one_logit_are_losses_of_the_user(shape, labels):
+    outputs, loss = make_logits(*shape), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(5.0))
+    likelihood = Custom(loss, BINARY)
+    assert likelihood.num_outputs == 1
+    assert likelihood.loss(outputs, labels) == loss(outputs.reshape(7), labels.reshape(7).double())
+    assert likelihood.predictive([outputs]).mean.shape == (7, 2)
+    with pytest.raises(ValueError, match=r"expected \(batch, 1\)"):
+        likelihood.loss(outputs.reshape(7, 1).expand(7, 2), labels)

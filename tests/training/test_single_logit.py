@@ -25,12 +25,14 @@ from flatbayes import (
     Plain,
     TrainingConfig,
     calibrate,
+    compare,
     distill,
     evaluate,
     fit,
 )
 from flatbayes.certification import CertificationConfig, certify
 from flatbayes.data import Arrays
+from flatbayes.diagnostics import SharpnessConfig, measure_posterior_sharpness
 from flatbayes.estimators import FlatBayesClassifier
 from flatbayes.likelihoods import Custom
 from flatbayes.models import MLP
@@ -206,7 +208,7 @@ def test_the_validation_accuracy_is_that_of_two_classes(val_of_loader):
 
 
 def test_the_validation_accuracy_of_a_loss_of_the_user():
-    likelihood = Custom(lambda outputs, targets: BINARY.loss(outputs, targets), BINARY)
+    likelihood = Custom(nn.BCEWithLogitsLoss(), BINARY)
     config = TrainingConfig(epochs=30, num_validations=1)
     fitted = fit(nn.Linear(4, 1), (X, Y), MAP(), Plain(), config, val=(X, Y), likelihood=likelihood)
     assert fitted.info["training"]["last_epoch"]["val_accuracy"] > 0.8
@@ -284,6 +286,23 @@ class Small(nn.Linear):
 
     def forward(self, x):
         return super().forward(x).squeeze(1) if self.squeezes else super().forward(x)
+
+
+@pytest.mark.parametrize("targets", [Y.float(), Y.float()[:, None], Y.bool()], ids=["floats", "column", "booleans"])
+def test_sharpness_takes_the_labels_of_the_training(targets):
+    fitted = train(nn.Linear(4, 1), (X, targets))
+    config = SharpnessConfig(num_eigenvalues=1, num_trace_probes=2)
+    (row, *_), (expected, *_) = (
+        measure_posterior_sharpness(fitted, (X, labels), num_draws=1, sharpness_config=config).rows
+        for labels in (targets, Y)
+    )
+    assert row.trained == expected.trained
+
+
+def test_comparisons_take_whole_numbers_as_classes():
+    options = {"config": CONFIG, "num_seeds": 1, "likelihood": BINARY}
+    result = compare(build, (X, Y.float()), [MAP()], SAM(), **options)
+    assert "accuracy" in result.to_pandas().to_string()
 
 
 def test_the_scikit_learn_classifier():

@@ -20,7 +20,8 @@ class Custom(Likelihood):
     Attributes:
         loss_fn: (outputs, targets) -> the *mean* negative log likelihood of the batch, a differentiable scalar
             without prior, weight decay or KL, which belong to the posterior. Another loss works too, but a
-            temperature of one then has no special meaning.
+            temperature of one then has no special meaning. For an `output_likelihood` with a single logit both
+            have the shape (batch,) and the same type, as `torch.nn.BCEWithLogitsLoss` takes them.
         output_likelihood: Makes predictions out of outputs.
 
     Examples:
@@ -48,6 +49,10 @@ class Custom(Likelihood):
         """
         if targets.dtype == torch.float64:  # of a regression; losses of torch do not backpropagate mixed precision
             targets = targets.to(outputs.dtype)
+        inner = unwrap_custom(self.output_likelihood)
+        if isinstance(inner, Categorical) and inner.single_logit and targets.numel() == len(outputs):
+            outputs = inner.to_logits(outputs)[:, 1]
+            targets = targets.reshape(-1).to(outputs.dtype)
         loss = self.loss_fn(outputs, targets)
         if loss.ndim != 0:
             raise ValueError(

@@ -13,7 +13,7 @@ from flatbayes.data.checks import AmbiguousTargetsError, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.pairs import check_pair
-from flatbayes.likelihoods import Categorical, Gaussian
+from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.prediction.example_batches import batch_examples, is_tree_pair
@@ -120,7 +120,7 @@ def infer_task(likelihood: object) -> TaskType:
     Args:
         likelihood: A likelihood, its class or its name; None for none.
     """
-    return "regression" if _is_named(likelihood, Gaussian) else None
+    return "regression" if names_likelihood(likelihood, Gaussian) else None
 
 
 def read_as_task(
@@ -143,7 +143,7 @@ def read_as_task(
     try:
         return read(infer_task(likelihood))
     except AmbiguousTargetsError as error:
-        if _is_named(likelihood, Categorical):
+        if names_likelihood(likelihood, Categorical):
             return read("classification")
         try:
             examples = read("classification")
@@ -154,8 +154,13 @@ def read_as_task(
         return examples
 
 
-def _is_named(likelihood: object, kind: type) -> bool:
-    """Whether a likelihood, its class or its name is of this kind, in a wrapper of the user or not."""
+def names_likelihood(likelihood: object, kind: type[Likelihood]) -> bool:
+    """Whether a likelihood, its class or its name is of this kind, in a wrapper of the user or not.
+
+    Args:
+        likelihood: A likelihood, its class or its name; None for none.
+        kind: The class.
+    """
     inner = unwrap_custom(likelihood)
     if isinstance(inner, str):
         return inner.lower() == kind.__name__.lower()
