@@ -117,6 +117,21 @@ def test_whole_numbers_are_a_regression_if_the_user_says_so():
     assert Arrays(FEATURES, LABELS, task="regression").load(0).is_regression
 
 
+@pytest.mark.parametrize("dtype", [float, np.float32, np.int32])
+@pytest.mark.parametrize("shape", [(60,), (60, 1)])
+def test_whole_numbers_of_any_type_are_classes_if_the_user_says_so(dtype, shape):
+    splits = Arrays(FEATURES, LABELS.astype(dtype).reshape(shape), task="classification").load(0)
+    assert splits.train.targets.dtype == torch.int64
+    assert splits.class_names == Arrays(FEATURES, LABELS).load(0).class_names
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 2.0**25])
+def test_other_numbers_are_no_classes(value):
+    labels = np.append(LABELS[1:].astype(float), value)
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        Arrays(FEATURES, labels, task="classification").load(0)
+
+
 def test_fixed_splits_are_the_same_for_every_seed():
     splits = Digits(train_size=30).load(0)
     source = make_source(splits)

@@ -85,6 +85,12 @@ def test_fractional_classes_are_refused(csv):
         Table(path=csv("a,y\n1,0.5\n2,1.5\n"), target="y", task="classification").read()
 
 
+def test_whole_numbers_with_a_decimal_point_are_classes_if_the_user_says_so(csv):
+    raw = Table(path=csv("a,y\n1,0.0\n2,1.0\n3,1.0\n"), target="y", task="classification").read()
+    assert raw.class_names == ("0", "1")
+    assert raw.unsplit.targets.tolist() == [0, 1, 1]
+
+
 def test_fractions_are_regression_targets(csv):
     raw = Table(path=csv("a,y\n1,0.5\n2,1\n3,-7\n"), target="y").read()
     assert raw.target_names == ("y",)

@@ -184,7 +184,7 @@ def test_validation_of_a_loader_is_that_of_the_same_splits():
 @pytest.mark.parametrize(
     ("model", "targets", "message"),
     [
-        (nn.Linear(3, 1), torch.as_tensor(Y), "with 1 output for each example"),
+        (nn.Linear(3, 1), torch.as_tensor(Y) + 1, "with 1 output for each example"),
         (nn.Linear(3, 2), torch.as_tensor(Y).float(), "not clear from targets of torch.float32"),
         (nn.Linear(3, 5), torch.as_tensor(PRICES), "with 5 outputs"),
         (nn.Linear(3, 2), torch.as_tensor(Y).bool(), "not clear from targets of torch.bool"),

@@ -32,10 +32,12 @@ from flatbayes.core.console import PlainConsole
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split, make_source
+from flatbayes.data.readers import set_task
 from flatbayes.data.splits import check_split_values
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import Posterior
+from flatbayes.prediction.labelled import read_as_task
 from flatbayes.theory import PriorScale, compute_certificate_from_draws, holdout_bound, inverse_kl
 from flatbayes.training import TrainingConfig
 from flatbayes.training.arguments import resolve_config
@@ -81,7 +83,8 @@ def certify(
         >>> 0 < result.error.bound <= 1
         True
     """
-    data = make_source(data).load(seed)
+    source = make_source(data)
+    data = read_as_task(lambda task: set_task(source, task).load(seed), Categorical)
     if data.is_regression:
         raise ValueError(
             "Certificates exist for classification only, since the errors of a regression are unbounded. Use data "

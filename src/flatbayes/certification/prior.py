@@ -16,6 +16,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Flatness
+from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import MAP
 from flatbayes.training import TrainingConfig, fit
 from flatbayes.training.model_builder import ModelFactory
@@ -30,20 +31,27 @@ class FrozenNetwork(nn.Module):
     Args:
         network: The network.
         transform: Applied to the inputs; None for the identity.
+        likelihood: Has the logits of the classes for the outputs of the network; None if these are the outputs.
     """
 
-    def __init__(self, network: nn.Module, transform: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        transform: Callable[[Tensor], Tensor] | None,
+        likelihood: Categorical | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.transform = transform
+        self.likelihood = likelihood
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Logits of the classes."""
         inputs = x if self.transform is None else self.transform(x)
         inputs = cast_inputs(self.network, inputs.to(next(self.network.parameters()).device))
         with eval_mode(self.network), differentiable_recurrence(self.network):
-            logits: Tensor = self.network(inputs)
-        return logits
+            outputs: Tensor = self.network(inputs)
+        return outputs if self.likelihood is None else self.likelihood.to_logits(outputs)
 
 
 def split_prior_and_bound(num_data: int, prior_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +103,9 @@ def train_prior_network(
     """
     prior_data = replace(data, train=data.train.take(rows))
     fitted = fit(model, prior_data, MAP(), flatness, config, seed=seed, show_progress=show_progress)
-    return FrozenNetwork(fitted.states[0].model, fitted.transform).eval()
+    likelihood = fitted.likelihood
+    assert isinstance(likelihood, Categorical)  # of labels
+    return FrozenNetwork(fitted.states[0].model, fitted.transform, likelihood).eval()
 
 
 @torch.no_grad()

@@ -175,11 +175,15 @@ def make_feature_names(inputs: Tensor) -> tuple[str, ...]:
 
 
 def to_labels(array: np.ndarray, description: str) -> Tensor:
-    """Convert an array to labels, [n] (int64).
+    """Convert an array of whole numbers of any type, [n] or [n, 1], to labels, [n] (int64).
 
     Raises:
-        ValueError: The array is not of whole numbers, or not one-dimensional.
+        ValueError: The array is not of whole numbers, or has another shape.
     """
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.dtype.kind == "f" and array.ndim == 1 and holds_whole_numbers(array):
+        array = array.astype(np.int64)
     if array.dtype.kind not in "biu" or array.ndim != 1:
         raise ValueError(
             f"{description} must be whole numbers (integers) of the shape [n], one class for each example, got "
@@ -187,6 +191,11 @@ def to_labels(array: np.ndarray, description: str) -> Tensor:
             f"astype('int64').{MULTI_LABEL_ADVICE if array.ndim == 2 and array.shape[1] > 1 else ''}"
         )
     return torch.from_numpy(to_int64(array, description))
+
+
+def holds_whole_numbers(array: np.ndarray) -> bool:
+    """Whether all floating-point numbers are finite, without fractions, and small enough to be exact."""
+    return bool((np.abs(array) <= 2.0**24).all()) and np.array_equal(array, np.round(array))
 
 
 def to_label_rows(array: np.ndarray, description: str) -> Tensor:

@@ -227,6 +227,10 @@ def describe_invalid_number(value: float) -> str:
     return "beyond the range of float32 (3.4e38)" if math.isfinite(value) else "missing or not finite"
 
 
+class AmbiguousTargetsError(ValueError):
+    """Targets are whole numbers of a floating-point type, which may be classes or numbers to predict."""
+
+
 def check_fractions(values: NDArray[np.floating[Any]], description: str, advice: str = "") -> None:
     """Check that floating-point targets are regression targets.
 
@@ -236,12 +240,13 @@ def check_fractions(values: NDArray[np.floating[Any]], description: str, advice:
         advice: What else may be done, for the message.
 
     Raises:
-        ValueError: All values are whole numbers (1.0, 2.0), which may be classes or regression targets.
+        AmbiguousTargetsError: All values are whole numbers (1.0, 2.0), which may be classes or regression targets.
     """
     if np.array_equal(values, np.round(values)):
-        raise ValueError(
-            f"{description}: whole numbers as {values.dtype}, which may be classes or numbers to predict. Write "
-            f"classes as integers; {REGRESSION_ADVICE}.{advice}"
+        raise AmbiguousTargetsError(
+            f"{description}: whole numbers as {values.dtype}, which may be classes or numbers to predict. For "
+            "classes write integers, set the option task of the data to classification, or pass "
+            f"likelihood=Categorical to fit; {REGRESSION_ADVICE}.{advice}"
         )
 
 

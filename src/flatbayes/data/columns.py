@@ -15,7 +15,7 @@ from flatbayes.data.checks import DataWarning, TaskType, check_fractions, make_c
 from flatbayes.data.csv_files import explain_words
 from flatbayes.data.csv_numbers import parse_numbers
 from flatbayes.data.feature_names import find_optional_features, split_feature
-from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table
+from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table, to_integers
 from flatbayes.data.table_file import TableFile
 from flatbayes.data.unseen_categories import warn_of_unseen_categories
 
@@ -262,6 +262,7 @@ def encode_class_labels(
     """
     with require_package("data"):
         from pyarrow import types
+    columns = {split_name: to_integers(column) for split_name, column in columns.items()}
     require_one_type(list(columns.values()), name)
     values = {}
     for split_name, column in columns.items():

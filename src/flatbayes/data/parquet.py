@@ -322,3 +322,13 @@ def find_split_files(path: Path) -> dict[str, list[Path]]:
             f"{[file.name for file in files]}."
         )
     return split_files
+
+
+def to_integers(column: ArrowColumn) -> ArrowColumn:
+    """A floating-point column of whole numbers, such as 0.0 and 1.0, as integers; any other as it is."""
+    with require_package("data"):
+        import pyarrow as pa
+    try:
+        return column.cast(pa.int64()) if pa.types.is_floating(column.type) else column
+    except pa.ArrowInvalid:  # fractions
+        return column

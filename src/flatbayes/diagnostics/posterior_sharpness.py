@@ -315,6 +315,7 @@ def prepare_batches(
     examples = fill_missing_features(examples, names, fitted.transform)
     if targets.is_floating_point():
         check_finite(targets.reshape(num_examples, -1), "targets", fitted.info.get("target_names", ()))
+    targets = fitted.likelihood.prepare_targets(targets)
     device_targets = move_tensor(targets, fitted.device)
     if targets.dtype != torch.float64:
         device_targets = cast_floating(device_targets, fitted.dtype)

@@ -14,9 +14,9 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import fingerprint_weights, hash_tensors
 from flatbayes.data import DataSource, Standardize
 from flatbayes.data.readers import set_task
-from flatbayes.likelihoods import Likelihood
+from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.labelled import infer_task
+from flatbayes.prediction.labelled import infer_task, names_likelihood
 from flatbayes.prediction.metadata import METADATA_FILE, compute_file_checksum, read_metadata
 from flatbayes.training.arguments import NetworkOptions
 from flatbayes.training.model_builder import ModelFactory
@@ -93,8 +93,9 @@ class FitOptions:
         )
 
     def apply_task(self, source: DataSource) -> DataSource:
-        """The source with regression targets, if it leaves this open and the likelihood is a Gaussian."""
-        return set_task(source, infer_task(self.likelihood))
+        """The source with regression targets or classes, if it leaves this open and the likelihood says it."""
+        is_categorical = names_likelihood(self.likelihood, Categorical)
+        return set_task(source, "classification" if is_categorical else infer_task(self.likelihood))
 
     def fingerprint_start(self, model: nn.Module | ModelFactory) -> str | None:
         """Checksum of trained weights and of a given input transform; None if there are none.

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from flatbayes.likelihoods.categorical import Categorical
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
 
@@ -18,7 +20,8 @@ class Custom(Likelihood):
     Attributes:
         loss_fn: (outputs, targets) -> the *mean* negative log likelihood of the batch, a differentiable scalar
             without prior, weight decay or KL, which belong to the posterior. Another loss works too, but a
-            temperature of one then has no special meaning.
+            temperature of one then has no special meaning. For an `output_likelihood` with a single logit both
+            have the shape (batch,) and the same type, as `torch.nn.BCEWithLogitsLoss` takes them.
         output_likelihood: Makes predictions out of outputs.
 
     Examples:
@@ -46,6 +49,10 @@ class Custom(Likelihood):
         """
         if targets.dtype == torch.float64:  # of a regression; losses of torch do not backpropagate mixed precision
             targets = targets.to(outputs.dtype)
+        inner = unwrap_custom(self.output_likelihood)
+        if isinstance(inner, Categorical) and inner.single_logit and targets.numel() == len(outputs):
+            outputs = inner.to_logits(outputs)[:, 1]
+            targets = targets.reshape(-1).to(outputs.dtype)
         loss = self.loss_fn(outputs, targets)
         if loss.ndim != 0:
             raise ValueError(
@@ -65,3 +72,26 @@ class Custom(Likelihood):
     def count_predictive_bytes(self, num_networks: int) -> int:
         """The bytes of `output_likelihood`."""
         return self.output_likelihood.count_predictive_bytes(num_networks)
+
+
+def unwrap_custom(likelihood: object) -> object:
+    """The likelihood that makes predictions in place of a loss of the user's; anything else as it is.
+
+    >>> unwrap_custom(Custom(torch.nn.functional.cross_entropy, Categorical(3)))
+    Categorical(num_classes=3, ignore_index=-100, single_logit=False)
+
+    Args:
+        likelihood: A likelihood.
+    """
+    return unwrap_custom(likelihood.output_likelihood) if isinstance(likelihood, Custom) else likelihood
+
+
+def select_classes(likelihood: Likelihood, outputs: Tensor) -> Int[Tensor, " batch"]:
+    """Index of the most probable class of each example for one network.
+
+    Args:
+        likelihood: Distribution of the classes given the outputs.
+        outputs: Outputs of the network; of a likelihood of the user's one logit for each class.
+    """
+    inner = unwrap_custom(likelihood)
+    return (inner.to_logits(outputs) if isinstance(inner, Categorical) else outputs).argmax(-1)

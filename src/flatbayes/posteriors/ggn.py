@@ -41,11 +41,12 @@ def factorize_loss_hessian(
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
         total = loss_fn(leaf, targets) * len(leaf)
-        slopes = torch.autograd.grad(total, leaf, create_graph=True)[0].flatten(1)
+        shape = (len(leaf), -1)
+        slopes = torch.autograd.grad(total, leaf, create_graph=True)[0].reshape(shape)
         if not slopes.requires_grad:  # the loss is linear in the outputs
             return slopes.new_zeros(*slopes.shape, 1)
         rows = [
-            torch.autograd.grad(slope.sum(), leaf, retain_graph=True, materialize_grads=True)[0].flatten(1)
+            torch.autograd.grad(slope.sum(), leaf, retain_graph=True, materialize_grads=True)[0].reshape(shape)
             for slope in slopes.unbind(1)
         ]
     return factorize_psd(torch.stack(rows, 1).detach())

@@ -1,7 +1,7 @@
 """Labelled examples of an evaluation, in every form in which `fit` takes them."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,11 +9,12 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.input_trees import split_batch
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
-from flatbayes.data.checks import Task, TaskType
+from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.pairs import check_pair
-from flatbayes.likelihoods import Bernoulli, Custom, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.prediction.example_batches import batch_examples, is_tree_pair
 from flatbayes.prediction.fitted import FittedPosterior
@@ -21,6 +22,7 @@ from flatbayes.prediction.inputs import Inputs, match_image_layout
 
 TASKS: dict[type[Likelihood], Task] = {Gaussian: "regression", Bernoulli: "multi_label"}
 """Tasks that a likelihood decides; for classes the targets tell."""
+T = TypeVar("T")
 
 
 class LabelledBatches:
@@ -76,8 +78,9 @@ def select_examples(
             f"{type(data).__name__}."
         )
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and fitted.transform is not None:
-        split = load_training_splits(data, task=infer_task(fitted.likelihood)).train  # converted as for the training
-        return split.inputs, split.targets
+        # converted as for the training
+        splits = read_as_task(lambda task: load_training_splits(data, task=task), fitted.likelihood)
+        return splits.train.inputs, splits.train.targets
     if isinstance(data, Dataset):
         return LabelledBatches(batch_examples(data, batch_size)), None
     is_plain = isinstance(data, Tensor | Mapping | str) or hasattr(data, "__array__")
@@ -119,12 +122,48 @@ def infer_task(likelihood: object) -> TaskType:
     Args:
         likelihood: A likelihood, its class or its name; None for none.
     """
-    while isinstance(likelihood, Custom):
-        likelihood = likelihood.output_likelihood
-    likelihood_class = likelihood if isinstance(likelihood, type) else type(likelihood)
-    for known_class, task in TASKS.items():
-        if isinstance(likelihood, str) and likelihood.lower() == known_class.__name__.lower():
-            return task
-        if issubclass(likelihood_class, known_class):
-            return task
-    return None
+    return next((task for kind, task in TASKS.items() if names_likelihood(likelihood, kind)), None)
+
+
+def read_as_task(
+    read: Callable[[TaskType], T], likelihood: object, are_classes: Callable[[T], bool] = lambda _: False
+) -> T:
+    """Read examples whose targets are numbers to predict for a Gaussian.
+
+    Whole numbers of a floating-point type, such as 0.0 and 1.0, are classes for a Categorical; without a likelihood
+    they may be either.
+
+    Args:
+        read: Reads the examples for a task.
+        likelihood: A likelihood, its class or its name; None for none.
+        are_classes: Whether examples that were read with such numbers as classes are right, where the likelihood
+            does not tell.
+
+    Raises:
+        ValueError: The targets may be classes or numbers to predict, or do not fit the task.
+    """
+    try:
+        return read(infer_task(likelihood))
+    except AmbiguousTargetsError as error:
+        if names_likelihood(likelihood, Categorical):
+            return read("classification")
+        try:
+            examples = read("classification")
+        except ValueError:  # for example numbers that do not count classes
+            raise error from None
+        if not are_classes(examples):
+            raise
+        return examples
+
+
+def names_likelihood(likelihood: object, kind: type[Likelihood]) -> bool:
+    """Whether a likelihood, its class or its name is of this kind, in a wrapper of the user or not.
+
+    Args:
+        likelihood: A likelihood, its class or its name; None for none.
+        kind: The class.
+    """
+    inner = unwrap_custom(likelihood)
+    if isinstance(inner, str):
+        return inner.lower() == kind.__name__.lower()
+    return issubclass(inner if isinstance(inner, type) else type(inner), kind)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from flatbayes.calibration import CalibrationMap
 from flatbayes.calibration.maps import transform_log_probs
 from flatbayes.likelihoods import Categorical, Custom, Gaussian, Likelihood
+from flatbayes.likelihoods.categorical import pad_logit
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
 SummaryTensors = dict[str, Tensor]
@@ -40,13 +41,22 @@ class PredictiveSummary(nn.Module, ABC):
 
 
 class CategoricalSummary(PredictiveSummary):
-    """Mean probabilities, their entropy, and the mutual information between class and network."""
+    """Mean probabilities, their entropy, and the mutual information between class and network.
+
+    Args:
+        single_logit: As for `Categorical`.
+    """
 
     output_names = ("mean", "entropy", "mutual_information")
 
+    def __init__(self, *, single_logit: bool = False) -> None:
+        super().__init__()
+        self.single_logit = single_logit
+
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
         """For networks with probabilities p: entropy H[mean p], mutual information H[mean p] - mean H[p]."""
-        log_probs = torch.stack([F.log_softmax(promote_to_float32(logits), -1) for logits in outputs])
+        logits = torch.stack([promote_to_float32(output) for output in outputs])
+        log_probs = F.log_softmax(pad_logit(logits.flatten(1)) if self.single_logit else logits, -1)
         mean = log_probs.exp().mean(0)
         entropy = categorical_entropy(mean.log(), mean)
         return {
@@ -158,7 +168,7 @@ def make_summary(likelihood: Likelihood) -> PredictiveSummary:
         case Custom():
             return make_summary(likelihood.output_likelihood)
         case Categorical():
-            return CategoricalSummary()
+            return CategoricalSummary(single_logit=likelihood.single_logit)
         case Gaussian():
             return GaussianSummary(likelihood)
         case _:

@@ -27,7 +27,7 @@ from flatbayes.data.readers import set_task
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import MAP
-from flatbayes.prediction.labelled import infer_task
+from flatbayes.prediction.labelled import read_as_task
 from flatbayes.reference.chain import Chain, count_steps, run_chain
 from flatbayes.reference.config import ReferenceConfig
 from flatbayes.reference.diagnostics import ReferenceDiagnostics, measure_mixing
@@ -83,7 +83,9 @@ def sample_reference(
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be test, val or train, got {split!r}.")
-    splits = data if isinstance(data, DataSplits) else set_task(make_source(data), infer_task(likelihood)).load(seed)
+    splits = data
+    if not isinstance(splits, DataSplits):
+        splits = read_as_task(lambda task: set_task(make_source(data), task).load(seed), likelihood)
     model = resolve_model(model)
     start_time, num_threads = time.perf_counter(), torch.get_num_threads()
     factory, _ = prepare_runs(model, splits, MAP(), Plain(), TrainingConfig(), likelihood=likelihood, seed=seed)
@@ -173,7 +175,7 @@ def _predict_draws(potential: NetworkPotential, chain: Chain, factory: RunFactor
         for position in chain.positions:
             with potential.install(position) as network:
                 batches = inputs.to(position.dtype).split(PREDICTION_BATCH_SIZE)
-                outputs.append(torch.cat([network(batch) for batch in batches]).float())
+                outputs.append(torch.cat([network(batch) for batch in batches]).reshape(len(inputs), -1).float())
     return torch.stack(outputs)
 
 
@@ -186,7 +188,8 @@ def _select_predictions(likelihood: Likelihood, outputs: Tensor) -> Tensor:
     """Predicted quantities of each draw: probabilities of classes, means of numbers, or else the outputs."""
     match likelihood:
         case Categorical():
-            return outputs.softmax(-1).flatten(2)
+            probs = likelihood.to_logits(outputs.flatten(0, 2)).softmax(-1)
+            return probs.reshape(*outputs.shape[:2], -1)
         case Gaussian():
             return outputs[..., : likelihood.num_targets].flatten(2)
         case _:

@@ -1,6 +1,6 @@
 """Arguments of `fit`: their types, and names, classes and mappings where instances are meant."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,7 +22,7 @@ from flatbayes.prediction.example_batches import (
     read_targets,
     take_examples,
 )
-from flatbayes.prediction.labelled import infer_task
+from flatbayes.prediction.labelled import infer_task, read_as_task
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.network_defaults import choose_config
 from flatbayes.training.warm_start import PretrainedWeights
@@ -99,7 +99,8 @@ def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
     Args:
         data: What the user gave.
         seed: Seed of the splits.
-        likelihood: What the user gave; a Gaussian makes whole numbers of a source regression targets.
+        likelihood: What the user gave; a Gaussian makes whole numbers of a source regression targets, a Categorical
+            makes those of a floating-point type classes.
 
     Raises:
         TypeError: The data are a text.
@@ -107,7 +108,7 @@ def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
     if isinstance(data, type) and issubclass(data, DataSource):
         data = data()
     if isinstance(data, DataSource):
-        return set_task(data, infer_task(likelihood)).load(seed)
+        return read_as_task(lambda task: set_task(data, task).load(seed), likelihood)
     if isinstance(data, str):
         raise TypeError(
             f"data are the splits of a source or a loader, got the text {data!r}. Write Digits().load(seed=0), or "
@@ -116,7 +117,14 @@ def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
     return data
 
 
-def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: Any = None, seed: int = 0) -> Any:
+def normalize_data(
+    data: Any,
+    val: Any = None,
+    batch_size: int = 1,
+    likelihood: Any = None,
+    seed: int = 0,
+    are_classes: Callable[[DataSplits], bool] = lambda _: False,
+) -> Any:
     """Data of `fit` as splits, or as an iterable of batches with a length.
 
     Pairs of arrays and map-style datasets are read into memory; where inputs are dictionaries or tuples of tensors,
@@ -129,6 +137,7 @@ def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: 
         batch_size: Batch size for an iterable-style dataset, and for inputs that are dictionaries or tuples.
         likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
         seed: Seed of the order of batches that are made here.
+        are_classes: Whether whole numbers of a floating-point type are classes, where the likelihood does not tell.
 
     Raises:
         TypeError: They are none of these, or data and validation data are of different kinds.
@@ -144,7 +153,7 @@ def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: 
             raise TypeError("The splits have a validation split: leave out val, or replace it in the splits.")
         return data
     if is_array_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
-        return load_training_splits(data, val, infer_task(likelihood))
+        return read_as_task(lambda task: load_training_splits(data, val, task), likelihood, are_classes)
     if isinstance(data, DataLoader):
         return data
     if isinstance(data, DataSource):

@@ -35,7 +35,7 @@ from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.inputs import Inputs
-from flatbayes.prediction.labelled import infer_task
+from flatbayes.prediction.labelled import read_as_task
 from flatbayes.training.arguments import resolve_config, resolve_data
 from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
 from flatbayes.training.config import TrainingConfig
@@ -239,7 +239,8 @@ def fit_cross_conformal(
     if not isinstance(data, DataSplits):
         val = options.pop("val", None)
         holds_out = val is None and needs_validation(config, flatness)
-        data = load_training_splits(data, val, infer_task(likelihood))
+        examples = data
+        data = read_as_task(lambda task: load_training_splits(examples, val, task), likelihood)
     splits: DataSplits = data
     count = len(splits.train)
     if not 2 <= num_folds <= count:

@@ -19,6 +19,7 @@ from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import select_classes
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -266,7 +267,9 @@ class InMemoryData(TrainingData):
             for outputs, targets in self._predict_split(module, share):
                 metrics["val_nll"] = float(likelihood.loss(outputs, targets))
                 if "val_accuracy" in metrics:
-                    metrics["val_accuracy"] = float((outputs.argmax(-1) == targets).sum()) / len(targets)
+                    metrics["val_accuracy"] = float((select_classes(likelihood, outputs) == targets).sum()) / len(
+                        targets
+                    )
             return {name: world.average_over_examples(value, len(share), device) for name, value in metrics.items()}
 
         return validate

@@ -1,30 +1,41 @@
 """Likelihood of the targets, of a loader where targets and outputs of the network leave no doubt."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core.input_trees import (
+    IGNORE_INDEX,
     MULTI_LABEL_ADVICE,
     cast_integers,
     holds_several_labels,
+    map_tensors,
     slice_examples,
     split_batch,
 )
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
+from flatbayes.core.randomness import preserve_rng
+from flatbayes.data import DataSplits
 from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
 from flatbayes.training.initial_noise import start_at_residuals
+from flatbayes.training.input_scale import keep_token_ids
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import format_empty_loader
-from flatbayes.training.model_builder import ModelFactory, make_adapted_builder, make_model_builder
+from flatbayes.training.model_builder import (
+    ModelFactory,
+    make_adapted_builder,
+    make_model_builder,
+    takes_num_outputs,
+)
 
 ADVICE = (
     "Pass likelihood=Categorical(num_classes) for classes, or likelihood=Gaussian.fit(targets) for numbers, of which "
@@ -42,6 +53,8 @@ def infer_likelihood(
 ) -> Likelihood:
     """Likelihood of the targets; the noise of a table starts at the residuals of a ridge regression.
 
+    For two classes a network of one output, that does not depend on the number of classes, gives a single logit.
+
     Args:
         data: The training data.
         config: Its `initial_noise` says where the noise starts.
@@ -57,7 +70,43 @@ def infer_likelihood(
     likelihood, starts_at_residuals = data.infer_likelihood(), config.optimization.initial_noise == "residuals"
     if isinstance(likelihood, Gaussian) and isinstance(data, InMemoryData) and starts_at_residuals:
         return start_at_residuals(likelihood, data.splits.train)
+    if isinstance(likelihood, Categorical) and isinstance(data, InMemoryData) and not new_head:
+        return replace(likelihood, single_logit=has_single_logit(data, model, output))
     return likelihood
+
+
+def has_single_logit(data: InMemoryData, model: nn.Module | ModelFactory, output: OutputSelector | None) -> bool:
+    """Whether there are two classes, and a network whose number of outputs is its own gives one for each example.
+
+    Args:
+        data: The data; the network is looked at for two classes only. No random state changes.
+        model: A network, or what builds one.
+        output: Selects one of several outputs of the network.
+    """
+    arguments = data.model_arguments
+    if data.splits.num_classes != 2 or takes_num_outputs(model, arguments):
+        return False
+    try:
+        with preserve_rng(None):
+            if data.transform_override is None:
+                data = keep_token_ids(data, make_model_builder(model, arguments, lambda: data.example_batch[0]))
+            return count_outputs(model, data.example_batch[0], output, arguments) == 1
+    except Exception:  # of the network, which the trial step explains
+        return False
+
+
+def are_binary_labels(
+    splits: DataSplits, *, model: nn.Module | ModelFactory, output: OutputSelector | None, may_infer: bool
+) -> bool:
+    """Whether targets that were 0.0 and 1.0 are two classes: a network of one output cannot be a regression.
+
+    Args:
+        splits: The data with these numbers as classes.
+        model: A network, or what builds one.
+        output: Selects one of several outputs of the network.
+        may_infer: False where the likelihood is given, or the network gets another number of outputs.
+    """
+    return may_infer and has_single_logit(InMemoryData(splits), model, output)
 
 
 def infer_loader_likelihood(
@@ -68,6 +117,8 @@ def infer_loader_likelihood(
     new_head: bool = False,
 ) -> Likelihood:
     """`Categorical` for integers, `Bernoulli` for rows of 0 and 1, `Gaussian` in their scale for fractions.
+
+    Labels 0 and 1 of any type are classes for a network of one output, which is a single logit.
 
     The first batch is read; for numbers all batches are, since their mean and scale are needed. No random state
     changes.
@@ -98,6 +149,8 @@ def infer_loader_likelihood(
             return Categorical(num_outputs)
         if holds_several_labels(targets) and num_outputs == targets.shape[1]:
             return Bernoulli(num_outputs)
+        if holds_binary_labels(targets) and num_outputs == 1 and not new_head:
+            return Categorical(2, single_logit=True)
         if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
             return Gaussian.fit(torch.cat([targets, *(split_batch(batch)[1] for batch in batches)]))
     advice = ADVICE
@@ -111,13 +164,19 @@ def infer_loader_likelihood(
     )
 
 
-def count_outputs(model: nn.Module | ModelFactory, inputs: Any, output: OutputSelector | None = None) -> int:
+def count_outputs(
+    model: nn.Module | ModelFactory,
+    inputs: Any,
+    output: OutputSelector | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> int:
     """Number of outputs of a network for each example.
 
     Args:
         model: A network, or what builds one.
         inputs: Inputs of a few examples.
         output: Selects one of several outputs of the network.
+        arguments: Arguments of a function that builds the network, which takes those that it has parameters for.
 
     Raises:
         ValueError: The network cannot be called with the inputs.
@@ -127,9 +186,11 @@ def count_outputs(model: nn.Module | ModelFactory, inputs: Any, output: OutputSe
         return inputs
 
     build: Callable[[], nn.Module] = make_adapted_builder(
-        make_model_builder(model, {}, get_inputs), get_inputs, output
+        make_model_builder(model, arguments or {}, get_inputs), get_inputs, output
     )
     network = build().eval()
+    device = next(network.parameters(), torch.empty(0)).device
+    inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     errors = list[Exception]()
     for candidate in (inputs, cast_integers(inputs)):  # as `check_loader_inputs` converts them
         with torch.no_grad():
@@ -144,6 +205,14 @@ def is_class_index(targets: Tensor) -> bool:
     """Whether these are whole numbers of an integer type, one for each example."""
     is_integer = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     return is_integer and targets.numel() == len(targets)
+
+
+def holds_binary_labels(targets: Tensor) -> bool:
+    """Whether these are 0 and 1 of any real type, one for each example; integers may also be `IGNORE_INDEX`."""
+    if targets.is_complex() or targets.numel() != len(targets):
+        return False
+    is_label = (targets == 0) | (targets == 1)
+    return bool(is_label.all() if targets.is_floating_point() else (is_label | (targets == IGNORE_INDEX)).all())
 
 
 def holds_fractions(targets: Tensor) -> bool:

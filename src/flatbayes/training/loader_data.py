@@ -19,6 +19,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Categorical, Likelihood
+from flatbayes.likelihoods.custom import select_classes
 from flatbayes.training.batches import (
     LoaderBatches,
     SpacedBatches,
@@ -236,7 +237,7 @@ class LoaderData(TrainingData):
                 loss += float(likelihood.loss(outputs, targets)) * len(targets)
                 has_classes = has_classes and targets.ndim == 1  # class probabilities have no accuracy
                 if has_classes:
-                    num_right += float((outputs.argmax(-1) == targets).sum())
+                    num_right += float((select_classes(likelihood, outputs) == targets).sum())
                 count += len(targets)
             return {"val_nll": loss / count, **({"val_accuracy": num_right / count} if has_classes else {})}
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from flatbayes.training.compatibility import check_compatibility, check_initial_
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
-from flatbayes.training.likelihood_inference import infer_likelihood
+from flatbayes.training.likelihood_inference import are_binary_labels, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.model_builder import (
@@ -89,7 +90,9 @@ def prepare_runs(
     num_held_out = 0
     if val is None and needs_validation(config, flatness):
         data, val, num_held_out = hold_out_examples(data, likelihood, seed)
-    examples: Any = normalize_data(data, val, config.batch_size, likelihood, seed)
+    may_infer = likelihood is None and not new_head
+    are_classes = partial(are_binary_labels, model=model, output=output, may_infer=may_infer)
+    examples: Any = normalize_data(data, val, config.batch_size, likelihood, seed, are_classes)
     if isinstance(examples, DataSplits):
         is_given = isinstance(data, DataSplits) or val is not None
         if not is_given and needs_validation(config, flatness):

@@ -8,6 +8,7 @@ import dis
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
+from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Categorical
@@ -92,6 +93,8 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             for _ in range(NUM_TRIAL_SNAPSHOTS):
                 posterior.collect(state)
             engine.module.eval()
+            if getattr(factory.likelihood, "single_logit", False):
+                check_one_example(state.model, inputs)
             stage = "the pass over the training data after the last step"
             posterior.finalize(state, [(inputs, targets)], factory.likelihood.loss)
             stage = "a prediction"
@@ -118,6 +121,25 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
         warn_of_low_precision(low_precisions)
     if factory.posterior.num_members > 1:
         warn_of_equal_members([factory.init_network(member) for member in range(2)])
+
+
+@torch.no_grad()
+def check_one_example(network: nn.Module, inputs: ModelInputs) -> None:
+    """Check that one output for each example is a vector for a single example too.
+
+    Args:
+        network: The network in eval mode.
+        inputs: Inputs of some examples.
+
+    Raises:
+        ValueError: The network removes the axis of the examples.
+    """
+    outputs = network(slice_examples(inputs, slice(1)))
+    if isinstance(outputs, Tensor) and outputs.ndim == 0:
+        raise ValueError(
+            f"The outputs of {type(network).__name__} for one example have the shape (), expected (1,) or (1, 1): "
+            "write squeeze(1) in place of squeeze() in its forward, which removes the axis of the examples too."
+        )
 
 
 def warn_of_low_precision(dtypes: Collection[torch.dtype], option: str = "precision.mode='bf16-mixed'") -> None:
@@ -158,8 +180,16 @@ def warn_of_probabilities(outputs: object) -> None:
     """Warn of outputs for classes that are probabilities: the loss takes logits.
 
     Args:
-        outputs: Output of the network for a few examples.
+        outputs: Output of the network for a few examples, with its graph.
     """
+    if isinstance(outputs, Tensor) and ends_in_sigmoid(outputs):
+        warnings.warn(
+            "The outputs of the network are those of a sigmoid, and the loss takes logits: no prediction is certain. "
+            "Leave out the sigmoid at the end of the network.",
+            NetworkWarning,
+            stacklevel=2,
+        )
+        return
     if (
         not isinstance(outputs, Tensor)
         or outputs.ndim != 2
@@ -176,6 +206,21 @@ def warn_of_probabilities(outputs: object) -> None:
             NetworkWarning,
             stacklevel=2,
         )
+
+
+def ends_in_sigmoid(outputs: Tensor) -> bool:
+    """Whether the last operation of a graph is a sigmoid, but for changes of the shape.
+
+    >>> ends_in_sigmoid(nn.Linear(2, 1)(torch.ones(3, 2)).sigmoid().squeeze(1))
+    True
+
+    Args:
+        outputs: Result of the graph.
+    """
+    node: Any = outputs.grad_fn
+    while node is not None and node.name().startswith(("Squeeze", "Unsqueeze", "View", "Reshape", "Select")):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Sigmoid")
 
 
 def find_low_precisions(network: nn.Module) -> set[torch.dtype]:
