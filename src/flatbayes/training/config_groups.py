@@ -131,8 +131,7 @@ class PrecisionConfig:
 
     Attributes:
         mode: Floating-point type of the forward and backward pass.
-        channels_last: Store kernels of convolutions, and images, with the channels innermost. By default kernels are
-            stored so on a CPU if a network has a million weights in convolutions.
+        channels_last: Store channels innermost. None: large kernels on a CPU only.
         compile: Compile the network with torch.compile, for long runs of large networks.
         cudnn_benchmark: Let cuDNN take the fastest algorithm for each shape of a convolution, on a CUDA device;
             rounding then differs from run to run.
