@@ -25,7 +25,7 @@ from flatbayes.training.arguments import (
 )
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, TrainingData
+from flatbayes.training.data import InMemoryData, TrainingData, drop_unlabelled
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
@@ -329,7 +329,8 @@ def make_training_data(
     if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
         raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
     if isinstance(data, DataSplits):
-        return InMemoryData(data, transform, num_held_out)
+        labelled = drop_unlabelled(data)
+        return InMemoryData(labelled, transform, min(num_held_out, len(labelled.val)))
     return LoaderData(data, num_data, val, num_held_out=num_held_out)
 
 
