@@ -51,8 +51,8 @@ def measure_labels(log_probs: Tensor, targets: Tensor) -> tuple[dict[str, float]
     if not is_known.any():
         raise ValueError("No label is 0 or 1: there is nothing to compare predictions with.")
     scores = score_examples(log_probs[is_known], targets[is_known].long())
-    wrong, losses = torch.zeros(targets.shape, dtype=torch.float64), torch.zeros(targets.shape, dtype=torch.float64)
-    wrong[is_known], losses[is_known] = 1 - scores.is_right, scores.label_log_prob.abs()
+    wrong = torch.zeros(targets.shape, dtype=torch.float64)
+    wrong[is_known] = 1 - scores.is_right
     has_label, columns = is_known.any(1), range(targets.shape[1])
     rankings = [(log_probs[rows, k, 1], targets[rows, k] == 1) for k, rows in zip(columns, is_known.T, strict=True)]
     rankings = [(ranks, positive) for ranks, positive in rankings if positive.any() and not positive.all()]
@@ -60,9 +60,23 @@ def measure_labels(log_probs: Tensor, targets: Tensor) -> tuple[dict[str, float]
     return {
         "accuracy": metrics["accuracy"],
         "exact_match": float((wrong.sum(1) == 0)[has_label].double().mean()),
-        "nll": float(losses.sum(1)[has_label].mean()),
+        "nll": float(sum_label_losses(log_probs, targets)[has_label].mean()),
         "ece": metrics["ece"],
         "brier": metrics["brier"],
         "macro_auroc": fmean(auroc(*ranking) for ranking in rankings) if rankings else math.nan,
         "macro_aupr": fmean(aupr(*ranking) for ranking in rankings) if rankings else math.nan,
     }, scores
+
+
+def sum_label_losses(
+    log_probs: Float[Tensor, "examples labels 2"], targets: Int[Tensor, "examples labels"]
+) -> Float[Tensor, " examples"]:
+    """Negative log probability of the known labels of each example, summed over them; 0 if none is known.
+
+    Args:
+        log_probs: Log of the averaged probabilities that a label is 0, and that it is 1.
+        targets: 0 or 1; any other value where a label is not known.
+    """
+    log_probs, targets = to_double(log_probs).cpu(), targets.cpu()
+    label_log_probs = torch.where(targets == 1, log_probs[..., 1], log_probs[..., 0])
+    return torch.where((targets == 0) | (targets == 1), label_log_probs.neg().abs(), 0.0).sum(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flatbayes.core.display import format_entries, format_html_table, format_number, make_data_frame
 from flatbayes.core.files import replace_nonfinite
+from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
 from flatbayes.data import LazyImages
 from flatbayes.data.data_frames import convert_target_frame
@@ -283,7 +284,7 @@ def make_class_predictor(
         )
         if not isinstance(predictive, CategoricalPredictive):
             raise ValueError(
-                f"This evaluation is for classification, and the posterior predicts a {type(predictive).__name__}."
+                f"This evaluation is for one class of each example, got a {type(predictive).__name__}: use evaluate."
             )
         return predictive
 
@@ -291,15 +292,20 @@ def make_class_predictor(
 
 
 def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Class labels as class indices, as in training; and which examples have a target, None if all have one."""
+    """Labels as class indices, or as 0, 1 and `IGNORE_INDEX`; and which examples have one, None if all have."""
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
     if not isinstance(likelihood, Bernoulli | Categorical):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
-    if isinstance(likelihood, Categorical) and targets.is_floating_point():
-        raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     is_labelled = likelihood.find_labelled(targets)
+    if isinstance(likelihood, Bernoulli):
+        values, is_known = likelihood.split_targets(targets)
+        if not bool(((values == 0) | (values == 1)).all()):
+            raise ValueError("Metrics compare predictions with labels, 0 or 1, got probabilities: try labels > 0.5.")
+        targets = values.long().masked_fill(~is_known, IGNORE_INDEX)
+    elif targets.is_floating_point():
+        raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     if is_labelled is None or is_labelled.all():
         return targets, None
     if not is_labelled.any():

@@ -71,8 +71,8 @@ def calibrate(
         data: Labelled validation examples in a form that `flatbayes.evaluate` takes, not used for training.
         targets: As for `flatbayes.evaluate`.
         num_draws: Networks to average.
-        method: For classes `temperature` (None), `vector`, `dirichlet` or `isotonic`, for numbers `scale` (None) or
-            `quantile`.
+        method: For classes `temperature` (None), `vector`, `dirichlet` or `isotonic`; for several labels
+            `temperature` (None) or `vector`; for numbers `scale` (None) or `quantile`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
 
