@@ -1,7 +1,6 @@
 """Evaluation of a fitted posterior on labelled examples: metrics and a reliability diagram."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,6 @@ from flatbayes.metrics.classification import score_examples
 from flatbayes.metrics.multi_label import measure_labels
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
 
@@ -239,56 +237,6 @@ def predict_labelled(
     if is_labelled is not None and len(is_labelled) == len(predictive.mean):
         predictive, targets = predictive.select(is_labelled), targets[is_labelled]
     return predictive, targets, is_labelled
-
-
-def make_class_predictor(
-    fitted: FittedPosterior,
-    num_draws: int,
-    batch_size: int,
-    seed: int,
-    show_progress: bool,
-    precision: PredictionPrecision | None,
-    compiled: bool,
-) -> Callable[[Any], CategoricalPredictive]:
-    """Function that predicts the classes of inputs, for evaluations of more than one set of examples.
-
-    Args:
-        fitted: The posterior.
-        num_draws: As for `evaluate`.
-        batch_size: As for `evaluate`.
-        seed: As for `evaluate`.
-        show_progress: As for `evaluate`.
-        precision: As for `evaluate`.
-        compiled: As for `evaluate`.
-
-    Returns:
-        It raises a ValueError if the inputs have another shape than in training, or predictions are not of classes.
-    """
-    input_shape = fitted.info.get("input_shape")
-
-    def predict(inputs: Any) -> CategoricalPredictive:
-        inputs = make_input_tensor(inputs, fitted.info, fitted.transform)
-        if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
-            raise ValueError(
-                f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "
-                "inputs like those of the training; flatbayes.data.match_input_format brings images into their shape."
-            )
-        predictive = fitted.predict(
-            inputs,
-            num_draws,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            precision=precision,
-            compiled=compiled,
-        )
-        if not isinstance(predictive, CategoricalPredictive):
-            raise ValueError(
-                f"This evaluation is for one class of each example, got a {type(predictive).__name__}: use evaluate."
-            )
-        return predictive
-
-    return predict
 
 
 def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:
