@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import MAP, SAM, SWAG, Bernoulli, Ensemble, Laplace, Plain, TrainingConfig, evaluate, fit
+from flatbayes import MAP, SAM, SWAG, TFB, Bernoulli, Custom, Ensemble, Laplace, Plain, TrainingConfig, evaluate, fit
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.training import DistributionConfig
 
@@ -80,7 +80,33 @@ def test_examples_without_a_known_label_are_left_out():
     assert evaluate(whole, inputs, labels).metrics == evaluate(whole, inputs[known], labels[known]).metrics
 
 
+@pytest.mark.parametrize("ignore_index", [None, 7])
+def test_a_likelihood_with_another_mark_of_unknown_labels_is_refused(ignore_index):
+    inputs, labels = make_examples()
+    bernoulli, config = Bernoulli(NUM_LABELS, ignore_index), TrainingConfig(epochs=1)
+    for likelihood in (bernoulli, Custom(bernoulli.loss, bernoulli)):
+        with pytest.raises(ValueError, match=f"not known are -100 .* has ignore_index={ignore_index}: leave"):
+            fit(make_network(), (inputs, labels), MAP(), likelihood=likelihood, config=config)
+    fit(make_network(), (inputs, labels.clamp_min(0)), MAP(), likelihood=bernoulli, config=config)
+
+
 def test_training_without_any_known_label_is_refused():
     inputs, labels = make_examples()
     with pytest.raises(ValueError, match="No label of the training examples is known"):
         fit(make_network(), (inputs, torch.full_like(labels, -100)), MAP(), likelihood=Bernoulli(NUM_LABELS))
+
+
+def test_choices_after_a_training_are_those_of_labels():
+    inputs, labels = make_examples(400)
+    fitted = fit(make_network(), (inputs, labels), SWAG(), SAM(rho="auto"), seed=0)
+    training = fitted.info["training"]
+    assert training["best_epochs"]
+    assert training["draw_options"]["scale"]["val_nll"]
+    assert "labels" in fitted.summary()
+    assert "targets" not in fitted.summary()
+
+
+@pytest.mark.parametrize("criterion", ["pseudo_nll", "changed_classes"])
+def test_criteria_of_classes_are_refused_before_the_training(criterion):
+    with pytest.raises(ValueError, match="is about classes, and predictions are several labels. Use criterion='nll'"):
+        fit(make_network(), make_examples(), TFB(std="auto", criterion=criterion), config=TrainingConfig(epochs=9999))

@@ -19,7 +19,7 @@ from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -48,6 +48,27 @@ def drop_unlabelled(data: DataSplits) -> DataSplits:
         raise ValueError("No label of the training examples is known. Training needs labelled examples.")
     dropped = {name: getattr(data, name).take(rows.nonzero()[:, 0]) for name, rows in known.items() if not rows.all()}
     return replace(data, **dropped)
+
+
+def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:
+    """Check that a likelihood of several labels knows how data splits mark a label that is not known.
+
+    Args:
+        data: Splits.
+        likelihood: The likelihood.
+
+    Raises:
+        ValueError: It has another mark, so that the labels that are not known would be targets.
+    """
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    if not isinstance(likelihood, Bernoulli) or likelihood.ignore_index == IGNORE_INDEX or not data.is_multi_label:
+        return
+    if any(bool((split.targets == IGNORE_INDEX).any()) for split in (data.train, data.val)):
+        raise ValueError(
+            f"Labels that are not known are {IGNORE_INDEX} in these data, also where they were NaN, and the "
+            f"likelihood has ignore_index={likelihood.ignore_index}: leave ignore_index out."
+        )
 
 
 class TrainingData(ABC):

@@ -25,7 +25,7 @@ from flatbayes.training.arguments import (
 )
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, TrainingData, drop_unlabelled
+from flatbayes.training.data import InMemoryData, TrainingData, check_ignore_index, drop_unlabelled
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
@@ -110,6 +110,8 @@ def prepare_runs(
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
         training_data.check_batches()
+    if isinstance(training_data, InMemoryData):
+        check_ignore_index(training_data.splits, likelihood)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
