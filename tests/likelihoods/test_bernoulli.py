@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flatbayes.core.devices import treat_cpu_as_accelerator
 from flatbayes.likelihoods import Bernoulli, BernoulliPredictive
 
 NAN = math.nan
@@ -120,6 +121,19 @@ def test_many_examples_have_the_predictions_of_few():
         torch.testing.assert_close(
             getattr(whole.select(rows), name), getattr(Bernoulli(5).predictive(outputs[:, rows]), name)
         )
+
+
+@pytest.mark.parametrize("has_float64", [True, False])
+def test_an_accelerator_has_the_same_predictions(has_float64):
+    outputs = make_logits(0)
+    outputs[1:, 3] *= 1000
+    expected = Bernoulli(3).predictive(outputs, keep_members=True)
+    with treat_cpu_as_accelerator(has_float64=has_float64):
+        predictive = Bernoulli(3).predictive(outputs, keep_members=True)
+    for name in FIELDS:
+        value = getattr(predictive, name).to(getattr(expected, name))
+        torch.testing.assert_close(value, getattr(expected, name), rtol=1e-4, atol=1e-6)
+    assert predictive.mutual_information.isfinite().all()
 
 
 def test_order_of_the_networks_does_not_matter():

@@ -74,11 +74,13 @@ def test_scores_are_those_of_the_known_labels():
     assert len(scores.confidence) == int((targets >= 0).sum())
 
 
-@pytest.mark.parametrize("labels", [3, 5])
-def test_other_shapes_are_refused(labels):
-    log_probs, _ = make_case(0)
-    with pytest.raises(ValueError, match=r"the shape \(examples, labels, 2\) and targets \(examples, labels\)"):
-        multi_label_metrics(log_probs, torch.zeros(200, labels))
+@pytest.mark.parametrize("shape", [(200, 3), (199, 4), (200,)])
+def test_other_shapes_are_refused(shape):
+    log_probs, targets = make_case(0)
+    with pytest.raises(ValueError, match="200 predictions of 4 labels, and targets of the shape .* one row"):
+        multi_label_metrics(log_probs, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"of the shape \(examples, labels, 2\), got \(200, 4\)"):
+        multi_label_metrics(log_probs[..., 0], targets)
 
 
 def test_nothing_known_is_refused():

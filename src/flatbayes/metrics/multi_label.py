@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flatbayes.core.devices import to_double
+from flatbayes.core.names import format_count
 from flatbayes.metrics.classification import ExampleScores, score_examples
 from flatbayes.metrics.detection import aupr, auroc
 
@@ -34,17 +35,23 @@ def multi_label_metrics(
         >>> targets = torch.tensor([[1, 0], [0, 1], [0, -100]])  # the last label is not known
         >>> metrics = multi_label_metrics(torch.stack([1 - probs, probs], -1).log(), targets)
         >>> {name: round(metrics[name], 3) for name in ("accuracy", "exact_match", "nll", "macro_auroc")}
-        {'accuracy': 0.8, 'exact_match': 0.667, 'nll': 0.7, 'macro_auroc': 1.0}
+        {'accuracy': 0.8, 'exact_match': 0.667, 'nll': 0.704, 'macro_auroc': 1.0}
     """
     return measure_labels(log_probs, targets)[0]
 
 
 def measure_labels(log_probs: Tensor, targets: Tensor) -> tuple[dict[str, float], ExampleScores]:
     """The metrics of `multi_label_metrics`, and the scores of every known label; arguments as there."""
-    if log_probs.ndim != 3 or log_probs.shape[2] != 2 or targets.shape != log_probs.shape[:2]:
+    if log_probs.ndim != 3 or log_probs.shape[2] != 2:
         raise ValueError(
-            f"Expected log probabilities of the shape (examples, labels, 2) and targets (examples, labels), got "
-            f"{tuple(log_probs.shape)} and {tuple(targets.shape)}."
+            f"Expected log probabilities of the shape (examples, labels, 2), got {tuple(log_probs.shape)}."
+        )
+    num_examples, num_labels = log_probs.shape[:2]
+    if targets.shape != (num_examples, num_labels):
+        raise ValueError(
+            f"There are {format_count(num_examples, 'prediction')} of {format_count(num_labels, 'label')}, and "
+            f"targets of the shape {tuple(targets.shape)}. Give one row of labels for each prediction, in the same "
+            "order."
         )
     log_probs, targets = to_double(log_probs).cpu(), targets.cpu()
     is_known = (targets == 0) | (targets == 1)

@@ -72,8 +72,9 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
     Returns:
         The data, with the two losses for classes or labels if inputs are used as they are.
     """
-    is_known = isinstance(likelihood, Bernoulli | Categorical | Gaussian)
-    if not is_known or not isinstance(data.splits.train.inputs, Tensor):
+    if not isinstance(likelihood, Bernoulli | Categorical | Gaussian):
+        return data
+    if not isinstance(data.splits.train.inputs, Tensor):
         return data
     rows = select_rows(data)
     targets = data.splits.train.targets[rows]
