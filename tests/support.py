@@ -19,6 +19,7 @@ from flatbayes.core.context import get_distribution
 from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.spec import short_name
 from flatbayes.core.weights import trainable_parameters
+from flatbayes.data import DataSplits, Split
 from flatbayes.posteriors import (
     BSAM,
     IVON,
@@ -361,3 +362,20 @@ def peak_bytes(recorded, path) -> int:
 def find_tensors_file(folder: Path) -> Path:
     """The file with the tensors of an artefact."""
     return folder / json.loads((folder / "posterior.json").read_text())["tensors_file"]
+
+
+def make_multi_label_splits(num_examples=(150, 120, 60), num_labels=4, missing=0.2):
+    """Training, validation and test examples with several labels, of which some are not known."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(sum(num_examples), 8, generator=generator)
+    logits = 2 * inputs @ torch.randn(8, num_labels, generator=generator)
+    labels = (logits.sigmoid() > torch.rand(logits.shape, generator=generator)).long()
+    is_missing = torch.rand(labels.shape, generator=generator) < missing
+    is_missing[:, 0] = False  # one label of each example is known
+    labels[is_missing] = -100
+    parts = zip(inputs.split(num_examples), labels.split(num_examples), strict=True)
+    train, val, test = (Split(inputs=x, targets=y) for x, y in parts)
+    names = tuple(f"label {k}" for k in range(num_labels))
+    return DataSplits(
+        train=train, val=val, test=test, class_names=(), target_names=names, feature_names=(), augment=None
+    )

@@ -9,7 +9,7 @@ from scipy.stats import binom
 from flatbayes import MLP, SWAG, Digits, Plain, TrainingConfig, fit
 from flatbayes.calibration import fit_abstention
 from flatbayes.calibration.selective import NUM_CANDIDATES, choose_threshold
-from flatbayes.likelihoods import CategoricalPredictive, Gaussian
+from flatbayes.likelihoods import Bernoulli, CategoricalPredictive, Gaussian
 from flatbayes.likelihoods.categorical_predictive import set_abstention
 
 pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
@@ -99,7 +99,14 @@ def test_wrong_input_and_a_risk_out_of_reach(digits):
         with pytest.raises(ValueError, match="abstain_below is a confidence from 0 to 1"):
             fitted.predict(data.test.inputs, 4, abstain_below=confidence)
     numbers = Gaussian().predictive([torch.zeros(5, 2)])
-    with pytest.raises(TypeError, match="Only predictions of classes have a confidence"):
+    with pytest.raises(TypeError, match=r"Only predictions of one class .* Compare its std with"):
         fit_abstention(numbers, torch.zeros(5), risk=0.1)
-    with pytest.raises(TypeError, match="abstain_below is a confidence of classes"):
+    with pytest.raises(
+        TypeError, match=r"is a confidence of one class of each example, got a Gauss.* predictive.std with"
+    ):
         set_abstention(numbers, 0.5)
+    labels = Bernoulli(3).predictive([torch.zeros(5, 3)])
+    with pytest.raises(TypeError, match=r"Only predictions of one class .* Compare its entropy with"):
+        fit_abstention(labels, torch.zeros(5, 3), risk=0.1)
+    with pytest.raises(TypeError, match=r"got a BernoulliPredictive. Compare predictive.entropy with"):
+        set_abstention(labels, 0.5)

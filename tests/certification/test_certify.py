@@ -17,7 +17,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
 from flatbayes.theory import compute_certificate, holdout_bound
 from flatbayes.training import TrainingConfig
-from support import network
+from support import make_multi_label_splits, network
 
 CERTIFICATION = CertificationConfig(
     num_draws=40, prior_stds=(0.01, 0.1), epochs=2, batch_size=10, num_trial_draws=5, num_test_draws=20
@@ -214,6 +214,11 @@ def test_regression_is_refused():
     )
     with pytest.raises(ValueError, match="classification only"):
         certify(linear, dataset)
+
+
+def test_several_labels_are_refused():
+    with pytest.raises(ValueError, match="one class of each example, and the data have 4 labels"):
+        certify(linear, make_multi_label_splits())
 
 
 def test_too_few_examples_are_refused(images):

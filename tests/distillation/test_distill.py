@@ -9,7 +9,7 @@ from torch import nn
 from flatbayes.data import Digits
 from flatbayes.distillation import distill
 from flatbayes.flatness import Plain
-from flatbayes.likelihoods import Categorical, Gaussian
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior, export_onnx, onnx_difference
@@ -79,6 +79,21 @@ def test_regression():
     assert abs(float((student_output["std"] / expected.std).log().mean())) < 0.05
     assert rank_correlation(student_output["epistemic_std"], expected.epistemic) > 0.8
     assert (student_output["epistemic_std"] < student_output["std"]).all()
+
+
+def test_several_labels():
+    torch.manual_seed(0)
+    posterior = Ensemble(size=3)
+    states = [posterior.init(MLP((2,), 3, (8,)), None, 10) for _ in range(3)]
+    fitted = FittedPosterior(posterior, states, Bernoulli(3))
+    inputs, x = 3 * torch.randn(600, 2), 3 * torch.randn(200, 2)
+    config = TrainingConfig(epochs=100, batch_size=32, optimizer=SHORT.optimizer)
+    student, expected = distill(fitted, MLP((2,), 6, (32,)), inputs, config, Plain()), fitted.predict(x)
+    tensors = student(x)
+    assert list(tensors) == ["mean", "entropy", "mutual_information"]
+    assert float((tensors["mean"] - expected.mean).abs().mean()) < 0.05
+    assert rank_correlation(tensors["mutual_information"], expected.mutual_information) > 0.8
+    assert (tensors["mutual_information"] < tensors["entropy"]).all()
 
 
 def test_draws_that_are_masks_can_be_distilled():

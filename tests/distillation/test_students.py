@@ -5,7 +5,14 @@ import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.distributions import Categorical as Classes
 
-from flatbayes.distillation.students import CategoricalStudent, GaussianStudent, bernoulli_kl, make_student
+from flatbayes.distillation.students import (
+    BernoulliStudent,
+    CategoricalStudent,
+    GaussianStudent,
+    bernoulli_kl,
+    make_student,
+)
+from flatbayes.likelihoods import Bernoulli as SeveralLabels
 from flatbayes.likelihoods import Categorical, Custom, Gaussian
 
 
@@ -41,6 +48,25 @@ def test_categorical_student(categorical_predictive):
     torch.testing.assert_close(student.loss(other, targets), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_bernoulli_student():
+    torch.manual_seed(0)
+    predictive = SeveralLabels(2).predictive([torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 2)])
+    student = BernoulliStudent(2)
+    targets = student.make_targets(predictive)
+    perfect = logit(targets)
+    assert float(student.loss(perfect, targets)) == pytest.approx(0, abs=1e-6)
+    for name, values in student([perfect]).items():
+        torch.testing.assert_close(values, getattr(predictive, name).float(), rtol=1e-4, atol=1e-6)
+    other = torch.randn(6, 4)
+    mean_kl = kl_divergence(Bernoulli(targets[:, :2]), Bernoulli(logits=other[:, :2]))
+    fraction_kl = kl_divergence(Bernoulli(targets[:, 2:]), Bernoulli(logits=other[:, 2:]))
+    expected = (mean_kl + predictive.label_entropies.float() * fraction_kl).sum(1).mean()
+    torch.testing.assert_close(student.loss(other, targets), expected, rtol=1e-4, atol=1e-5)
+    certain = student.make_targets(SeveralLabels(2).predictive([torch.tensor([[1e4, 0.0]])]))
+    assert certain.tolist() == [[1.0, 0.5, 0.0, 0.0]]
+    assert student.loss(torch.zeros(1, 4), certain).isfinite()
+
+
 def test_gaussian_student(gaussian_predictive):
     likelihood, predictive = gaussian_predictive
     student = GaussianStudent(likelihood)
@@ -73,7 +99,10 @@ def test_a_single_network_has_no_epistemic_uncertainty():
 def test_the_student_follows_the_likelihood():
     assert isinstance(make_student(Custom(torch.nn.functional.cross_entropy, Categorical(4))), CategoricalStudent)
     assert make_student(Gaussian(3)).num_outputs == 9
+    assert make_student(SeveralLabels(3)).num_outputs == 6
     with pytest.raises(TypeError, match="can be distilled"):
         make_student(Custom(torch.nn.functional.cross_entropy, None))
     with pytest.raises(TypeError, match="cannot learn"):
         GaussianStudent(Gaussian()).make_targets(Categorical(3).predictive([torch.zeros(1, 3)]))
+    with pytest.raises(TypeError, match="for several labels cannot learn"):
+        BernoulliStudent(3).make_targets(Categorical(3).predictive([torch.zeros(1, 3)]))

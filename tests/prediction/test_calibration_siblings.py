@@ -10,6 +10,8 @@ from flatbayes import (
     MAP,
     MLP,
     SWAG,
+    Bernoulli,
+    BernoulliPredictive,
     Diabetes,
     Digits,
     FittedPosterior,
@@ -26,10 +28,15 @@ from flatbayes.integrations import join_posteriors
 from flatbayes.prediction import export_onnx, export_torch, replace_calibration
 from flatbayes.prediction.distributed import predict_distributed
 from flatbayes.training import OptimizationConfig
+from support import make_multi_label_splits
 
 pytestmark = pytest.mark.filterwarnings("ignore::flatbayes.calibration.CalibrationWarning")
 
-METHODS = {"classes": ["temperature", "vector", "dirichlet", "isotonic"], "numbers": ["scale", "quantile"]}
+METHODS = {
+    "classes": ["temperature", "vector", "dirichlet", "isotonic"],
+    "labels": ["temperature", "vector"],
+    "numbers": ["scale", "quantile"],
+}
 CASES = [(kind, method) for kind, methods in METHODS.items() for method in methods]
 DRAWS = 3
 
@@ -37,15 +44,16 @@ DRAWS = 3
 @pytest.fixture(scope="module")
 def posteriors():
     digits = Digits(train_size=150, val_size=120, test_size=60).load(seed=0)
-    patients = Diabetes(val_size=100).load(seed=0)
+    patients, symptoms = Diabetes(val_size=100).load(seed=0), make_multi_label_splits()
     config = TrainingConfig(epochs=2, optimization=OptimizationConfig(clip_norm=1.0))
     return {
         "classes": (digits, fit(MLP, digits, SWAG(rank=2, scale=0.5), Plain(), config)),
+        "labels": (symptoms, fit(MLP, symptoms, SWAG(rank=2, scale=0.5), Plain(), TrainingConfig(epochs=20))),
         "numbers": (patients, fit(MLP, patients, SWAG(rank=2, scale=0.5), Plain(), config)),
     }
 
 
-@pytest.fixture(params=CASES, ids=[method for _, method in CASES])
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request, posteriors):
     """Data, the posterior, its calibrated copy, and the calibrated predictions of the test inputs."""
     kind, method = request.param
@@ -115,6 +123,11 @@ def test_predictions_are_calibrated(case, path, tmp_path):
             np.testing.assert_allclose(predictive.columns()[name], values, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+def is_exported(calibrated):
+    """Whether an export is tried; the other maps of classes are linear in log p."""
+    return isinstance(calibrated.likelihood, Bernoulli) or calibrated.calibration.method in ("isotonic", "scale")
+
+
 def test_exported_programs_are_calibrated_or_refused(case, tmp_path):
     data, _, calibrated, expected = case
     if calibrated.calibration.method == "quantile":
@@ -123,7 +136,7 @@ def test_exported_programs_are_calibrated_or_refused(case, tmp_path):
         return
     compiled, inputs = calibrated.compile(DRAWS), data.test.inputs[:10].float()
     outputs = [compiled(inputs)]
-    if calibrated.calibration.method in ("isotonic", "scale"):  # the other maps are linear in log p
+    if is_exported(calibrated):
         outputs.append(torch.export.load(export_torch(compiled, tmp_path / "x.pt2", inputs)).module()(inputs))
     names = [name for name in compiled.output_names if name != "epistemic_std"]
     for tensors in outputs:
@@ -135,8 +148,8 @@ def test_exported_programs_are_calibrated_or_refused(case, tmp_path):
 def test_onnx_files_are_calibrated(case, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     data, _, calibrated, expected = case
-    if calibrated.calibration.method not in ("isotonic", "scale"):
-        return  # the other maps are linear in log p
+    if not is_exported(calibrated):
+        return
     compiled, inputs = calibrated.compile(DRAWS), data.test.inputs[:10].float()
     session = runtime.InferenceSession(str(export_onnx(compiled, tmp_path / "x.onnx", inputs)))
     (mean,) = session.run(["std" if "std" in compiled.output_names else "mean"], {"inputs": inputs.numpy()})
@@ -158,6 +171,8 @@ def test_evaluations_checks_and_regions_are_those_of_calibrated_predictions(case
     assert evaluation.raw_metrics == evaluate(fitted, data.test, num_draws=DRAWS).metrics
     assert evaluation.metrics["nll"] != evaluation.raw_metrics["nll"]
     calibrated.check(data.test.inputs, data.test.targets, DRAWS)
+    if isinstance(expected, BernoulliPredictive):
+        return
     conformal = conformalize(calibrated, data.val, num_draws=DRAWS)
     region = conformal.predict(data.test.inputs)
     assert torch.equal(region.size, conformal.predictor.predict(expected).size)

@@ -10,7 +10,7 @@ from torch import nn
 from flatbayes.core.buffers import preserve_buffers
 from flatbayes.data import Standardize
 from flatbayes.flatness import Plain
-from flatbayes.likelihoods import Categorical, Custom, Gaussian
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.prediction import FittedPosterior
@@ -92,6 +92,20 @@ def test_moments_are_in_the_unit_of_the_targets(num_targets):
     assert float(tensors["mean"].mean()) > 50
 
 
+@pytest.mark.parametrize("num_labels", [1, 5])
+def test_labels_have_their_probabilities_and_sums_of_uncertainty(num_labels):
+    torch.manual_seed(3)
+    posterior = Ensemble(size=3)
+    states = [posterior.init(MLP((4,), num_labels, (8,)).eval(), None, 10) for _ in range(3)]
+    fitted = FittedPosterior(posterior, states, Bernoulli(num_labels), info={"input_shape": [4]})
+    x = 10 * torch.randn(9, 4)
+    expected, tensors = fitted.predict(x), fitted.compile()(x)
+    assert list(tensors) == ["mean", "entropy", "mutual_information"]
+    for name, values in tensors.items():
+        torch.testing.assert_close(values, getattr(expected, name).float(), rtol=1e-4, atol=1e-5)
+    assert tensors["mean"].shape == (9, num_labels)
+
+
 def test_a_linearised_last_layer_below_something_else_is_refused():
     def make_network_with_tanh():
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Tanh())
@@ -138,6 +152,10 @@ def test_probabilities_of_zero_have_finite_summaries():
     tensors = fitted.compile(1)(torch.tensor([[1.0, 0.0, 0.0]]))
     assert all(values.isfinite().all() for values in tensors.values())
     assert float(tensors["entropy"]) == 0
+    fitted.likelihood = Bernoulli(3)
+    tensors = fitted.compile(1)(torch.tensor([[1.0, -1.0, 2.0]]))
+    assert tensors["mean"].tolist() == [[1.0, 0.0, 1.0]]
+    assert float(tensors["entropy"]) == float(tensors["mutual_information"]) == 0
 
 
 class ConfidentNetwork(nn.Module):

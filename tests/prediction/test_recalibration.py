@@ -19,9 +19,14 @@ from flatbayes import (
 from flatbayes.core.files import read_json
 from flatbayes.prediction.metadata import check_info
 from flatbayes.training import OptimizationConfig
+from support import make_multi_label_splits
 
-METHODS = ["temperature", "vector", "dirichlet", "isotonic", "scale", "quantile"]
-NUMBER_METHODS = ("scale", "quantile")
+METHODS = {
+    "classes": ["temperature", "vector", "dirichlet", "isotonic"],
+    "labels": ["temperature", "vector"],
+    "numbers": ["scale", "quantile"],
+}
+CASES = [(kind, method) for kind, methods in METHODS.items() for method in methods]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +35,17 @@ def posteriors():
     classes = fit(MLP, digits, SWAG(rank=2), Plain(), TrainingConfig(epochs=3, batch_size=32))
     patients = Diabetes(val_size=100).load(seed=0)
     config = TrainingConfig(epochs=3, optimization=OptimizationConfig(clip_norm=1.0))
-    return {"classes": (digits, classes), "numbers": (patients, fit(MLP, patients, MAP(), Plain(), config))}
+    symptoms = make_multi_label_splits()
+    labels = fit(MLP, symptoms, SWAG(rank=2), Plain(), TrainingConfig(epochs=20, batch_size=32))
+    numbers = fit(MLP, patients, MAP(), Plain(), config)
+    return {"classes": (digits, classes), "labels": (symptoms, labels), "numbers": (patients, numbers)}
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request, posteriors):
-    data, fitted = posteriors["numbers" if request.param in NUMBER_METHODS else "classes"]
-    return data, fitted, calibrate(fitted, data.val, num_draws=4, method=request.param)
+    kind, method = request.param
+    data, fitted = posteriors[kind]
+    return data, fitted, calibrate(fitted, data.val, num_draws=4, method=method)
 
 
 def test_a_calibration_is_not_fitted_to_calibrated_predictions(case):

@@ -11,9 +11,10 @@ from torch import nn
 
 from flatbayes import MLP, Arrays, Digits, ResNet
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.likelihoods import Likelihood
+from flatbayes.likelihoods import Bernoulli, Likelihood
 from flatbayes.reference import Reference, ReferenceConfig, describe_network, measure_distances, sample_reference
 from flatbayes.reference.diagnostics import measure_mixing
+from support import make_multi_label_splits
 
 NETWORK = partial(MLP, hidden=(4,))
 SHORT = ReferenceConfig(num_chains=2, num_steps=40, num_draws=10, num_tuning_steps=30, num_descent_steps=20)
@@ -106,6 +107,20 @@ def test_distances(reference):
     assert 0 < one_chain.measure_noise()["tv"] < 1
     with pytest.raises(TypeError, match="both must be predictions of classes"):
         measure_distances(predictive, torch.zeros(3))
+
+
+def test_several_labels():
+    splits = make_multi_label_splits((60, 20, 20))
+    reference = sample_reference(NETWORK, splits, SHORT)
+    predictive = reference.predictive
+    assert predictive.mean.shape == (20, 4)
+    assert reference.measure(predictive) == {"agreement": 1.0, "tv": 0.0}
+    halves = [Bernoulli(4).predictive(half.flatten(0, 1)) for half in reference.outputs.chunk(2)]
+    first, second = (half.mean for half in halves)
+    assert reference.measure_noise() == {
+        "agreement": pytest.approx(float(((first > 0.5) == (second > 0.5)).double().mean())),
+        "tv": pytest.approx(float((first - second).abs().mean())),
+    }
 
 
 def test_file(tmp_path, reference):

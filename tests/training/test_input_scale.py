@@ -13,6 +13,8 @@ from flatbayes import (
     SAM,
     SGVB,
     SWAG,
+    Bernoulli,
+    Categorical,
     FittedPosterior,
     Gaussian,
     Laplace,
@@ -28,6 +30,7 @@ from flatbayes.data import Arrays, Standardize
 from flatbayes.data.checks import DataWarning
 from flatbayes.posteriors import TFB
 from flatbayes.training import fit_together
+from flatbayes.training.input_scale import compute_constant_loss
 
 AS_TRAINED, ADAM = TrainingConfig(epochs=0), partial(torch.optim.Adam, lr=0.01)
 
@@ -105,6 +108,38 @@ def test_others_get_standardized_inputs(data, network):
         assert torch.allclose(fitted.transform.mean, standardize.mean)
         assert "scale_nlls" not in fitted.info
         assert "used as given" not in fitted.summary()
+
+
+def test_a_network_of_several_labels_gets_inputs_as_it_was_trained_on_them(data):
+    inputs = data[0]
+    labels = (Standardize.fit(inputs)(inputs)[:, :3] > 1).long()  # rare ones
+    labels[::3, 1] = -100
+    torch.manual_seed(0)
+    networks = [make_network() for _ in range(2)]
+    known, standardize = (labels >= 0).float(), Standardize.fit(inputs)
+    for network, scale in zip(networks, (lambda x: x, standardize), strict=True):
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+        for _ in range(300):
+            optimizer.zero_grad()
+            losses = nn.functional.binary_cross_entropy_with_logits(
+                network(scale(inputs)), labels.clamp_min(0).float(), known
+            )
+            losses.backward()
+            optimizer.step()
+    as_given, standardized = (fit(network, (inputs, labels), MAP(), Plain(), AS_TRAINED) for network in networks)
+    assert torch.equal(as_given.transform.mean, torch.zeros(6))
+    assert as_given.info["scale_nlls"][0] < 0.5 < as_given.info["scale_nlls"][1]
+    assert torch.allclose(standardized.transform.mean, standardize.mean)
+
+
+def test_loss_of_a_constant_is_that_of_frequencies():
+    classes = torch.tensor([0, 1, 1, -1, 2])
+    expected = Categorical(3).loss(torch.tensor([[0.25, 0.5, 0.25]]).log().repeat(4, 1), classes[classes >= 0])
+    assert compute_constant_loss(Categorical(3), classes) == pytest.approx(expected.item())
+    labels = torch.tensor([[0, 1], [1, -100], [0, 1], [0, 0], [-100, -100]])
+    shares = torch.tensor([[1 / 4, 2 / 3]])
+    expected = Bernoulli(2).loss(torch.logit(shares).repeat(5, 1), labels)
+    assert compute_constant_loss(Bernoulli(2), labels) == pytest.approx(expected.item())
 
 
 class TokenNetwork(nn.Module):

@@ -1,6 +1,7 @@
 """Fits of calibration maps to validation examples."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -10,18 +11,22 @@ from torch import Tensor
 
 from flatbayes.calibration.isotonic import fit_isotonic, fit_quantile_curves
 from flatbayes.calibration.maps import (
+    LABEL_METHODS,
     MONOTONE_METHODS,
     NUMBER_METHODS,
     CalibrationMap,
     CalibrationMethod,
     scale_mixture,
+    transform_label_log_probs,
     transform_log_probs,
 )
 from flatbayes.calibration.targets import MIN_EXAMPLES, check_targets, warn_if_at_end, warn_if_few
 from flatbayes.core.devices import to_double
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.core.input_trees import IGNORE_INDEX
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
 from flatbayes.metrics import fit_temperature, nll
+from flatbayes.metrics.multi_label import sum_label_losses
 from flatbayes.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 MIN_ISOTONIC_EXAMPLES = 100
@@ -39,8 +44,8 @@ def fit_calibration(
 
     Args:
         predictive: Predictions of examples that were not used for training.
-        targets: Their class indices or numbers.
-        method: None takes `temperature` for classes, which changes no decision, and `scale` for numbers.
+        targets: Their class indices, numbers, or several labels, NaN or -100 where a label is not known.
+        method: None takes `temperature` for classes and labels, which changes no decision, and `scale` for numbers.
 
     Raises:
         TypeError: There is no calibration for this kind of prediction.
@@ -58,7 +63,12 @@ def fit_calibration(
         (10, 10, 100)
     """
     targets = check_targets(predictive, targets)
-    if isinstance(predictive, GaussianPredictive):
+    if isinstance(predictive, BernoulliPredictive):
+        has_label = (targets != IGNORE_INDEX).any(1)
+        predictive, targets = predictive.select(has_label.to(predictive.log_probs.device)), targets[has_label]
+        method = method or "temperature"
+        weights, bias = _fit_labels(predictive.log_probs.detach().cpu().double(), targets.cpu(), method)
+    elif isinstance(predictive, GaussianPredictive):
         method = method or "scale"
         if method not in NUMBER_METHODS:
             raise ValueError(f"Predictions of numbers are calibrated by 'scale' or 'quantile', got {method!r}.")
@@ -95,11 +105,13 @@ def mean_nll(predictive: Predictive, targets: Tensor) -> float:
     """Mean negative log likelihood.
 
     Args:
-        predictive: Predictions of classes or numbers.
-        targets: Class indices or numbers.
+        predictive: Predictions of classes, labels or numbers.
+        targets: Class indices, labels of which each example has one that is known, or numbers.
     """
     if isinstance(predictive, CategoricalPredictive):
         return nll(predictive.log_probs, targets)
+    if isinstance(predictive, BernoulliPredictive):
+        return float(sum_label_losses(predictive.log_probs, targets).mean())
     predictive = cast("GaussianPredictive", predictive)
     return -float(to_double(predictive.log_prob(targets)).mean())
 
@@ -123,14 +135,41 @@ def _fit_classes(
         )
     ones = torch.ones(num_classes, dtype=torch.float64)
     identity = ones if method == "vector" else torch.diag(ones)
-    weights, bias = identity.clone().requires_grad_(), torch.zeros_like(ones).requires_grad_()
+    return _minimize(
+        lambda weights, bias: penalized_nll(log_probs, labels, weights, bias, identity),
+        identity,
+        torch.zeros_like(ones),
+    )
+
+
+def _fit_labels(
+    log_probs: Float[Tensor, "examples labels 2"], labels: Int[Tensor, "examples labels"], method: str
+) -> tuple[Tensor, Tensor]:
+    if method not in LABEL_METHODS:
+        raise ValueError(
+            f"Predictions of several labels are calibrated by 'temperature' or 'vector', got {method!r}."
+        )
+    if method == "temperature":
+        is_known = labels != IGNORE_INDEX
+        return _fit_classes(log_probs[is_known], labels[is_known], method)
+    ones = torch.ones(labels.shape[1], dtype=torch.float64)
+    return _minimize(
+        lambda weights, bias: penalized_label_nll(log_probs, labels, weights, bias), ones, torch.zeros_like(ones)
+    )
+
+
+def _minimize(
+    compute_loss: Callable[[Tensor, Tensor], Tensor], weights: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights and bias of the smallest loss, from these values on."""
+    weights, bias = weights.clone().requires_grad_(), bias.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weights, bias], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = penalized_nll(log_probs, labels, weights, bias, identity)
+        loss = compute_loss(weights, bias)
         torch.autograd.backward(loss)
         return loss.detach()
 
@@ -143,6 +182,12 @@ def penalized_nll(log_probs: Tensor, labels: Tensor, weights: Tensor, bias: Tens
     """Mean NLL + (|W - I|^2 + |b|^2) / (2 n): the negative log posterior of n examples divided by n."""
     losses = torch.nn.functional.nll_loss(transform_log_probs(log_probs, weights, bias), labels)
     return losses + ((weights - identity).square().sum() + bias.square().sum()) / (2 * len(labels))
+
+
+def penalized_label_nll(log_probs: Tensor, labels: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """The same for several labels, whose NLL is the sum over the known labels of an example."""
+    losses = sum_label_losses(transform_label_log_probs(log_probs, weights, bias), labels).mean()
+    return losses + ((weights - 1).square().sum() + bias.square().sum()) / (2 * len(labels))
 
 
 def _fit_scales(predictive: GaussianPredictive, targets: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ Classes, with p the averaged probabilities of all networks:
     dirichlet    p' = softmax(W log p + b)             Kull et al., NeurIPS 2019
     isotonic     p'_c = iso_c(p_c) / sum               Zadrozny & Elkan, KDD 2002
 
+Several labels of an example, each a prediction of two classes with the log odds z: `temperature` gives z / T, and
+`vector` gives w z + b with a weight and a bias for each label (Platt scaling).
+
 Numbers: `scale` stretches every predictive distribution about its mean by one factor for each target; `quantile`
 replaces its distribution function F by R(F) (Kuleshov et al., ICML 2018). The last of each, which are in
 `flatbayes.calibration.isotonic`, are monotone functions; the others minimise the NLL of the validation examples.
@@ -24,15 +27,24 @@ from typing import Any, Literal, Self, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from flatbayes.calibration.isotonic import apply_isotonic, stack_curves
 from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive, RecalibratedPredictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+    RecalibratedPredictive,
+)
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
 CalibrationMethod = Literal["temperature", "vector", "dirichlet", "isotonic", "scale", "quantile"]
 """Kinds of maps; `scale` and `quantile` are those of numbers."""
+LABEL_METHODS = ("temperature", "vector")
+"""Kinds of maps of several labels."""
 NUMBER_METHODS, MONOTONE_METHODS = ("scale", "quantile"), ("isotonic", "quantile")
 MIN_LOG_PROB = -80.0
 """Smallest log probability that `vector` and `dirichlet` tell from a smaller one, within the range of float32."""
@@ -44,8 +56,8 @@ class CalibrationMap:
 
     Attributes:
         method: Kind of the map.
-        weights: 1 / T; w; the rows of W one after another; the factor of each target; or the knots of the monotone
-            functions of all classes or targets, one after another.
+        weights: 1 / T; w, one for each class or label; the rows of W one after another; the factor of each target; or
+            the knots of the monotone functions of all classes or targets, one after another.
         bias: b; empty for `temperature` and `scale`; for monotone functions the values at the knots.
         num_examples: Number of validation examples.
         nll_raw: Mean NLL of the validation examples without the map.
@@ -102,8 +114,8 @@ class CalibrationMap:
     def apply(self, predictive: Predictive) -> Predictive:
         """The calibrated predictions.
 
-        For classes, the mutual information stays that of the networks, at most the entropy; predictions of single
-        networks and their variances are not changed. For numbers, `scale` keeps means and multiplies standard
+        For classes and labels, the mutual information stays that of the networks, at most the entropy; predictions of
+        single networks and their variances are not changed. For numbers, `scale` keeps means and multiplies standard
         deviations; `quantile` gives a `RecalibratedPredictive`, whose moments all differ.
 
         Args:
@@ -111,7 +123,7 @@ class CalibrationMap:
 
         Raises:
             TypeError: The map is not for predictions of this kind.
-            ValueError: The map is for another number of classes or targets.
+            ValueError: The map is for another number of classes, labels or targets.
         """
         weights, bias = self.get_parameters()
         if self.method not in NUMBER_METHODS and isinstance(predictive, CategoricalPredictive):
@@ -123,6 +135,15 @@ class CalibrationMap:
             information = predictive.mutual_information
             expected_entropy = (categorical_entropy(log_probs) - information).clamp_min(0.0)
             return replace(predictive, log_probs=log_probs, expected_entropy=expected_entropy)
+        if self.method in LABEL_METHODS and isinstance(predictive, BernoulliPredictive):
+            num_labels = predictive.log_probs.shape[1]
+            _check_count(len(bias) or num_labels, num_labels, "labels")
+            log_probs = transform_label_log_probs(
+                predictive.log_probs, weights.to(predictive.log_probs), bias.to(predictive.log_probs)
+            )
+            information = (predictive.label_entropies - predictive.expected_entropies).clamp_min(0.0)
+            expected_entropies = (categorical_entropy(log_probs) - information).clamp_min(0.0)
+            return replace(predictive, log_probs=log_probs, expected_entropies=expected_entropies)
         if self.method in NUMBER_METHODS and isinstance(predictive, GaussianPredictive):
             num_targets = 1 if predictive.member_means.ndim == 2 else predictive.member_means.shape[2]
             _check_count(len(self.sizes or weights), num_targets, "targets")
@@ -200,6 +221,23 @@ def transform_log_probs(
     log_probs = log_probs.clamp_min(MIN_LOG_PROB)
     scores = weights * log_probs if weights.ndim == 1 else log_probs @ weights.T
     return torch.log_softmax(scores + bias, -1)
+
+
+def transform_label_log_probs(
+    log_probs: Float[Tensor, "examples labels 2"], weights: Tensor, bias: Tensor
+) -> Float[Tensor, "examples labels 2"]:
+    """Log probabilities of the values 0 and 1 of labels, whose log odds z become w z + b.
+
+    Args:
+        log_probs: Log probabilities of both values.
+        weights: One w for all labels, with 0 axes, or one for each.
+        bias: b of each label; not used with one weight.
+    """
+    if weights.ndim == 0:
+        return torch.log_softmax(weights * log_probs, -1)
+    log_probs = log_probs.clamp_min(MIN_LOG_PROB)
+    log_odds = weights * (log_probs[..., 1] - log_probs[..., 0]) + bias
+    return torch.stack([logsigmoid(-log_odds), logsigmoid(log_odds)], -1)
 
 
 def scale_mixture(predictive: GaussianPredictive, factors: Tensor) -> GaussianPredictive:

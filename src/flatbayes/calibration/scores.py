@@ -25,10 +25,14 @@ from torch import Tensor
 
 from flatbayes.calibration.quantiles import hash_to_uniforms
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
 
 ROUNDING_STEPS = 4
 """Bound of the rounding error between a score and the end of its interval, in units of the last place."""
+
+
+NO_LABEL_REGIONS = "Conformal prediction has no regions for several labels of an example"
+CALIBRATE_LABELS = "flatbayes.calibrate(fitted, validation) calibrates the probability of each label."
 
 
 class ConformalScore(ABC):
@@ -101,6 +105,7 @@ class ClassScore(ConformalScore):
         Raises:
             TypeError: The predictions are not of classes.
         """
+        _refuse_labels(predictive)
         if not isinstance(predictive, CategoricalPredictive):
             raise TypeError(
                 f"{type(self).__name__} is a score of classes, got a {type(predictive).__name__}. Use "
@@ -109,10 +114,16 @@ class ClassScore(ConformalScore):
         return predictive.log_probs
 
 
+def _refuse_labels(predictive: Predictive) -> None:
+    if isinstance(predictive, BernoulliPredictive):
+        raise TypeError(f"{NO_LABEL_REGIONS}, got a {type(predictive).__name__}. {CALIBRATE_LABELS}")
+
+
 class NumberScore(ConformalScore):
     """Score of numbers."""
 
     def _get_numbers(self, predictive: Predictive) -> GaussianPredictive:
+        _refuse_labels(predictive)
         if not isinstance(predictive, GaussianPredictive):
             raise TypeError(
                 f"{type(self).__name__} is a score of numbers, got a {type(predictive).__name__}. Use LAC, APS or "

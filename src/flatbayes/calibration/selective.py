@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flatbayes.calibration.targets import check_targets, warn_if_few
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import CategoricalPredictive
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 
 NUM_CANDIDATES = 20
 """Number of coverages that are tried, in equal steps up to 1."""
@@ -75,7 +75,7 @@ def fit_abstention(
         confidence: Probability with which the error rate is to be reached, strictly between 0 and 1.
 
     Raises:
-        TypeError: The predictions are not of classes.
+        TypeError: The predictions are not of one class of each example.
         ValueError: Risk or confidence are out of range, or the targets do not match the predictions.
 
     Warns:
@@ -88,7 +88,11 @@ def fit_abstention(
         torch.Size([100])
     """
     if not isinstance(predictive, CategoricalPredictive):
-        raise TypeError(f"Only predictions of classes have a confidence, got a {type(predictive).__name__}.")
+        raise TypeError(
+            f"Only predictions of one class of each example have a confidence, got a {type(predictive).__name__}. "
+            f"Compare its {'std' if isinstance(predictive, GaussianPredictive) else 'entropy'} with a threshold of "
+            "your own."
+        )
     if not 0 < risk < 1 or not 0 < confidence < 1:
         raise ValueError(f"risk and confidence lie strictly between 0 and 1, got {risk} and {confidence}.")
     targets = check_targets(predictive, targets)

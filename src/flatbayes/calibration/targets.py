@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
 
 MIN_EXAMPLES = 10
 """Number of validation examples below which chance decides more about a fitted number than the posterior does."""
@@ -101,19 +102,26 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
 
     Args:
         predictive: The predictions.
-        targets: Class indices, or numbers.
+        targets: Class indices, numbers, or several labels; for these NaN or `IGNORE_INDEX` where they are not known.
+
+    Returns:
+        Class indices, numbers, or labels that are 0, 1 or `IGNORE_INDEX`.
 
     Raises:
-        TypeError: The predictions are neither of classes nor of numbers.
+        TypeError: The predictions are of a user's class.
         ValueError: There are no examples, the shapes do not match, or a target is not valid.
     """
-    if not isinstance(predictive, CategoricalPredictive | GaussianPredictive):
-        raise TypeError(f"Predictions of classes or numbers can be calibrated, got a {type(predictive).__name__}.")
+    if not isinstance(predictive, BernoulliPredictive | CategoricalPredictive | GaussianPredictive):
+        raise TypeError(
+            f"Predictions of classes, labels or numbers can be calibrated, got a {type(predictive).__name__}."
+        )
     shape = predictive.mean.shape[:1] if isinstance(predictive, CategoricalPredictive) else predictive.mean.shape
     targets = torch.as_tensor(targets)
     if not len(predictive.mean) or targets.shape not in (shape, (*shape, 1)):
+        is_several = isinstance(predictive, BernoulliPredictive)
+        expected = f"one row of {shape[1]} labels" if is_several else "one target"
         raise ValueError(
-            f"Expected one target for each of at least 1 prediction, got predictions of the shape "
+            f"Expected {expected} for each of at least 1 prediction, got predictions of the shape "
             f"{tuple(predictive.mean.shape)} and targets of the shape {tuple(targets.shape)}."
         )
     targets = targets.reshape(shape)
@@ -126,9 +134,26 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
                 f"Targets must be indices of the {num_classes} classes, got {targets.dtype} from {targets.min()} to "
                 f"{targets.max()}. Leave unlabelled examples out."
             )
+    elif isinstance(predictive, BernoulliPredictive):
+        return _check_labels(targets)
     elif not bool(targets.isfinite().all()):
         raise ValueError(
             f"{format_count(int((~targets.isfinite()).sum()), 'target is', 'targets are')} missing or not finite. "
             "Leave such examples out."
         )
     return targets
+
+
+def _check_labels(targets: Tensor) -> Tensor:
+    """Several labels of each example as 0, 1 or `IGNORE_INDEX`."""
+    targets = targets.nan_to_num(IGNORE_INDEX) if targets.is_floating_point() else targets.long()
+    is_wrong = (targets != 0) & (targets != 1) & (targets != IGNORE_INDEX)
+    if is_wrong.any():
+        row, label = is_wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"Labels must be 0 or 1, and NaN or {IGNORE_INDEX} where they are not known; got "
+            f"{float(targets[row, label]):g} for label {label} of example {row} (counted from 0)."
+        )
+    if not bool((targets != IGNORE_INDEX).any()):
+        raise ValueError("No label is 0 or 1: there is nothing to compare predictions with.")
+    return targets.long()

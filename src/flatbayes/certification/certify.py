@@ -90,6 +90,11 @@ def certify(
             "Certificates exist for classification only, since the errors of a regression are unbounded. Use data "
             "whose targets are classes."
         )
+    if data.is_multi_label:
+        raise ValueError(
+            f"Certificates exist for one class of each example, and the data have {len(data.target_names)} labels. "
+            "Use data whose targets are classes, such as those of one label."
+        )
     check_split_values(data)
     show = sys.stderr.isatty() if show_progress is None else show_progress
     flatness, config = resolve_component(flatness, Flatness, "flatness"), resolve_config(config)

@@ -11,7 +11,7 @@ times a factor, whose test is exact.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -74,6 +74,34 @@ def run_temperature_test(
         s = 1 - 1 / temperature
         score = correct_signed_root(math.copysign(math.sqrt(max(0.0, 2 * gain)), s), s * std)
     return TemperatureTest(temperature, gain / len(labels), math.erfc(abs(score) / math.sqrt(2)))
+
+
+def run_label_temperature_test(
+    log_probs: Float[Tensor, "examples labels 2"], targets: Int[Tensor, "examples labels"]
+) -> TemperatureTest:
+    """The test for all known labels of all examples, whose gain is that of the NLL of an example.
+
+    Labels of an example may depend on each other, given the inputs, although each has its probability. The p-value is
+    therefore at least that of Student's t-test of S - K'(0), which has the mean zero, summed over the labels of an
+    example.
+
+    Args:
+        log_probs: Log of the averaged probabilities that a label is 0, and that it is 1.
+        targets: 0 or 1; any other value where a label is not known.
+    """
+    log_probs, targets = log_probs.detach().double().cpu(), targets.cpu()
+    is_known = (targets == 0) | (targets == 1)
+    known, labels = log_probs[is_known], targets[is_known].long()
+    test = run_temperature_test(known, labels)
+    gain = test.nll_gain * len(known) / int(is_known.any(1).sum())
+    if test.p_value == 0:
+        return replace(test, nll_gain=gain)
+    scores = torch.zeros(targets.shape, dtype=torch.float64)
+    means = (known.exp() * known.masked_fill(known.isneginf(), 0.0)).sum(1)
+    scores[is_known] = means - _select(known, labels)
+    sums = scores.sum(1)[is_known.any(1)]
+    p_value = 2 * min(run_paired_test(sums), run_paired_test(-sums))
+    return replace(test, nll_gain=gain, p_value=min(1.0, max(test.p_value, p_value)))
 
 
 def _select(log_probs: Tensor, labels: Tensor) -> Tensor:

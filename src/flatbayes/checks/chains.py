@@ -14,7 +14,7 @@ from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding
 from flatbayes.core.names import format_count
 from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
 
 MAX_R_HAT = 1.1
 """Largest R-hat of many draws."""
@@ -69,11 +69,15 @@ def order_chains(evidence: Evidence, predictive: Predictive, num_draws: int) -> 
         num_draws: Number of snapshots.
 
     Returns:
-        Probabilities of the most probable class, or means; None for other predictions.
+        Probabilities of the most probable class, or of the label with the largest entropy, or means; None for other
+        predictions.
     """
     if isinstance(predictive, CategoricalPredictive) and predictive.member_probs is not None:
         top = predictive.top_class.to(predictive.member_probs.device)
         values = predictive.member_probs.gather(2, top.expand(len(predictive.member_probs), -1)[..., None])[..., 0]
+    elif isinstance(predictive, BernoulliPredictive) and predictive.member_probs is not None:
+        label = predictive.label_entropies.argmax(-1).to(predictive.member_probs.device)
+        values = predictive.member_probs.gather(2, label.expand(len(predictive.member_probs), -1)[..., None])[..., 0]
     elif isinstance(predictive, GaussianPredictive):
         values = predictive.member_means.flatten(1)
     else:

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.buffers import norm_layers
-from flatbayes.likelihoods import Categorical, CategoricalPredictive, Custom, Gaussian, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    Bernoulli,
+    BernoulliPredictive,
+    Categorical,
+    CategoricalPredictive,
+    Custom,
+    Gaussian,
+    GaussianPredictive,
+    Predictive,
+)
+from flatbayes.metrics.multi_label import sum_label_losses
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
 
@@ -24,7 +34,8 @@ class Evidence:
     Attributes:
         fitted: The posterior.
         predictive: Its predictions for the labelled examples.
-        targets: Their targets, as class indices or in the shape of the predictions.
+        targets: Their targets, as class indices or in the shape of the predictions; `IGNORE_INDEX` for one of several
+            labels that is not known.
         inputs: Raw inputs of these examples, in the same order; None if they are not one tensor in memory.
         num_draws: Networks to draw for a prediction.
         seed: Seed of the draws.
@@ -97,23 +108,26 @@ def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | Non
 
     Args:
         predictive: The predictions.
-        targets: Class indices, or numbers of the shape of the predictions.
+        targets: Class indices, or labels or numbers of the shape of the predictions; labels that are not known do not
+            count.
     """
     match predictive:
         case CategoricalPredictive():
             log_probs = predictive.log_probs.cpu().double()
             return -log_probs.gather(1, targets.cpu()[:, None])[:, 0]
+        case BernoulliPredictive():
+            return sum_label_losses(predictive.log_probs, targets)
         case GaussianPredictive():
             return -predictive.log_prob(targets.to(predictive.member_means)).cpu().double()
         case _:
             return None
 
 
-def unwrap_likelihood(likelihood: Any) -> Categorical | Gaussian | None:
+def unwrap_likelihood(likelihood: Any) -> Bernoulli | Categorical | Gaussian | None:
     """The likelihood in a wrapper of the user; None for one of the user."""
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
-    return likelihood if isinstance(likelihood, Categorical | Gaussian) else None
+    return likelihood if isinstance(likelihood, Bernoulli | Categorical | Gaussian) else None
 
 
 @dataclass(frozen=True)

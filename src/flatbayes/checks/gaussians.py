@@ -1,5 +1,6 @@
 """Gaussian posteriors: variational ones that are the prior or a point, Laplace approximations that are too wide."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from flatbayes.checks.spread import measure_difference
 from flatbayes.core import State
 from flatbayes.core.display import format_number
 from flatbayes.core.tensor_lists import flatten
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.posteriors import BSAM, IVON, LRT, SGVB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.curvature_structures import make_curvature
@@ -67,7 +68,8 @@ def check_collapse(evidence: Evidence) -> Finding | str:
 def measure_explained(predictive: Predictive) -> float | None:
     """Part of the uncertainty about a target that the inputs explain: 0 for a prediction that ignores them.
 
-    For classes H[mean p] - mean H[p] over the examples, as a part of H[mean p]; for numbers the variance of the
+    For classes H[mean p] - mean H[p] over the examples, as a part of H[mean p], and for labels the same with the sums
+    over the labels; for numbers the variance of the
     means, as a part of the whole variance.
 
     Args:
@@ -75,6 +77,10 @@ def measure_explained(predictive: Predictive) -> float | None:
     """
     if isinstance(predictive, CategoricalPredictive):
         marginal = float(categorical_entropy(predictive.mean.mean(0).log()[None])[0])
+        return (marginal - float(predictive.entropy.mean())) / max(marginal, 1e-12)
+    if isinstance(predictive, BernoulliPredictive):
+        log_probs = predictive.log_probs.logsumexp(0) - math.log(len(predictive.log_probs))
+        marginal = float(categorical_entropy(log_probs).sum())
         return (marginal - float(predictive.entropy.mean())) / max(marginal, 1e-12)
     if isinstance(predictive, GaussianPredictive):
         between = predictive.mean.var(0, correction=0)
@@ -120,7 +126,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
         return "there is no distance for this kind of prediction"
     distance = float(distances.mean())
     scale = method.get_draw_option("scale")
-    unit = "total variation" if isinstance(predictives[0], CategoricalPredictive) else "standard deviations"
+    unit = "standard deviations" if isinstance(predictives[0], GaussianPredictive) else "total variation"
     return Finding(
         "laplace_width",
         distance <= MAX_DIFFERENCE,

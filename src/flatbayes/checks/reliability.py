@@ -5,13 +5,14 @@ from torch import Tensor
 from flatbayes.checks.calibration_tests import (
     compute_z_scores,
     run_coverage_test,
+    run_label_temperature_test,
     run_scale_test,
     run_temperature_test,
 )
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.checks.spread import suggest_narrower
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive
 
 MAX_SCALE = 1.1
 """Largest temperature, or factor on standard deviations, that does not matter; the smallest is its inverse."""
@@ -29,10 +30,12 @@ def check_confidence(evidence: Evidence) -> Finding | str:
     if len(evidence.targets) < MIN_EXAMPLES:
         return TOO_FEW
     predictive = evidence.predictive
-    if isinstance(predictive, CategoricalPredictive):
-        test = run_temperature_test(predictive.log_probs, evidence.targets)
-        scale, p_value, gain = test.temperature, test.p_value, test.nll_gain
-        meaning = f"a temperature of {scale:.3g} lowers the NLL by {gain:.3g} nats"
+    if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
+        is_several = isinstance(predictive, BernoulliPredictive)
+        run_test = run_label_temperature_test if is_several else run_temperature_test
+        test = run_test(predictive.log_probs, evidence.targets)
+        scale, p_value = test.temperature, test.p_value
+        meaning = f"a temperature of {scale:.3g} lowers the NLL by {test.nll_gain:.3g} nats"
     elif isinstance(predictive, GaussianPredictive):
         scale, p_value = _test_worst_target(_compute_columns(predictive, evidence.targets))
         meaning = f"the residuals are {scale:.3g} predicted standard deviations (root mean square)"
@@ -55,6 +58,8 @@ def check_confidence(evidence: Evidence) -> Finding | str:
 def check_coverage(evidence: Evidence) -> Finding | str:
     """Whether central intervals contain as many targets as they should."""
     predictive = evidence.predictive
+    if isinstance(predictive, BernoulliPredictive):
+        return "labels have no intervals"
     if not isinstance(predictive, GaussianPredictive):
         return "classes have no intervals; conformalize(fitted, validation) gives sets with a guarantee"
     if len(evidence.targets) < MIN_EXAMPLES:

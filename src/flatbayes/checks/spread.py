@@ -16,7 +16,7 @@ from flatbayes.checks.evidence import Evidence, compute_example_nll, get_method
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
 from flatbayes.core.traversal import list_parameters
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.posteriors import (
     BSAM,
     IVON,
@@ -71,13 +71,13 @@ def check_one_network(evidence: Evidence) -> Finding | str:
 def measure_spread(predictive: Predictive) -> tuple[float, float] | None:
     """Mean mutual information in nats, and the part of the uncertainty that the networks' differences are.
 
-    The part is that of the mean entropy for classes, and of the mean variance for numbers, where the information of
-    one network about a target is at least half of the ratio of the variances, if the means are normal.
+    The part is that of the mean entropy for classes and labels, and of the mean variance for numbers, where the
+    information of one network about a target is at least half of the ratio of the variances, if the means are normal.
 
     Args:
         predictive: Predictions for some examples.
     """
-    if isinstance(predictive, CategoricalPredictive):
+    if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
         information, entropy = float(predictive.mutual_information.mean()), float(predictive.entropy.mean())
         return information, information / max(entropy, 1e-12)
     if isinstance(predictive, GaussianPredictive):
@@ -209,12 +209,16 @@ def _read_selected_options(info: Mapping[str, Any]) -> dict[str, Any]:
 def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
     """Distance of two predictions for each example: total variation of classes, means in standard deviations.
 
+    For several labels it is the mean of the total variation of each.
+
     Args:
         first: Predictions.
         second: Predictions for the same examples.
     """
     if isinstance(first, CategoricalPredictive) and isinstance(second, CategoricalPredictive):
         return (first.mean - second.mean).abs().sum(-1) / 2
+    if isinstance(first, BernoulliPredictive) and isinstance(second, BernoulliPredictive):
+        return (first.mean - second.mean).abs().mean(-1)
     if isinstance(first, GaussianPredictive) and isinstance(second, GaussianPredictive):
         distances = (first.mean - second.mean).abs() / second.std.clamp_min(1e-300)
         return distances if distances.ndim == 1 else distances.amax(-1)

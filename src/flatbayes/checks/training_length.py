@@ -9,7 +9,7 @@ from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
 from flatbayes.core.names import format_count
 from flatbayes.diagnostics.flatness_forecast import forecast_from_history
-from flatbayes.likelihoods import Categorical, Custom, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Likelihood
 
 LATE_FRACTION = 0.2
 """Part at the end of a training, measured in the sum of learning rates, in which the loss should fall no more. In
@@ -151,8 +151,8 @@ def measure_rise(values: Sequence[float]) -> tuple[float, float, int]:
 def compute_constant_nll(likelihood: Likelihood) -> tuple[float, int] | None:
     """NLL of a prediction that ignores the inputs, and the number of targets; None where it is not known.
 
-    It is log(classes) for classes, and the entropy of a normal distribution with the standard deviation of the
-    training targets, to which the likelihood standardises, for numbers.
+    It is log(classes) for classes, log(2) for each of several labels, and for numbers the entropy of a normal
+    distribution with the standard deviation of the training targets, to which the likelihood standardises.
 
     >>> compute_constant_nll(Categorical(10))
     (2.302585092994046, 1)
@@ -165,6 +165,8 @@ def compute_constant_nll(likelihood: Likelihood) -> tuple[float, int] | None:
         return None
     if isinstance(inner, Categorical):
         return math.log(inner.num_classes), 1
+    if isinstance(inner, Bernoulli):
+        return inner.num_labels * math.log(2), inner.num_labels
     if inner.scale == (1.0,) * inner.num_targets:
         return None
     entropy = inner.num_targets * 0.5 * math.log(2 * math.pi * math.e)

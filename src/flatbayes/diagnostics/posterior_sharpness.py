@@ -25,7 +25,7 @@ from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_e
 from flatbayes.plotting.sharpness import plot_measures
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.inputs import check_finite_inputs, fill_missing_features, to_inputs
-from flatbayes.prediction.labelled import make_labelled_tensors
+from flatbayes.prediction.labelled import infer_task, make_labelled_tensors, select_labelled
 
 if TYPE_CHECKING:  # optional packages
     import pandas as pd
@@ -313,9 +313,11 @@ def prepare_batches(
         )
     check_finite_inputs([examples], 0, names)
     examples = fill_missing_features(examples, names, fitted.transform)
-    if targets.is_floating_point():
+    if targets.is_floating_point() and infer_task(fitted.likelihood) != "multi_label":
         check_finite(targets.reshape(num_examples, -1), "targets", fitted.info.get("target_names", ()))
-    targets = fitted.likelihood.prepare_targets(targets)
+    examples, targets = select_labelled(fitted.likelihood, examples, fitted.likelihood.prepare_targets(targets))
+    if not len(targets):
+        raise ValueError("Sharpness needs at least one labelled example, and no label is known.")
     device_targets = move_tensor(targets, fitted.device)
     if targets.dtype != torch.float64:
         device_targets = cast_floating(device_targets, fitted.dtype)

@@ -47,9 +47,9 @@ def distill(
 
     Args:
         fitted: The posterior; it is not changed.
-        model: The student or a function that builds it, as in `fit`. It has one output for each class plus one, or
-            three for each target of a regression; a function with a parameter `num_outputs` or `num_classes` is
-            called with that number.
+        model: The student or a function that builds it, as in `fit`. It has one output for each class plus one,
+            two for each of several labels, or three for each target of a regression; a function with a parameter
+            `num_outputs` or `num_classes` is called with that number.
         inputs: Raw training examples of the student, in the form of the posterior's training data: a tensor, an array
             or a data frame.
         config: How the student is trained; use `OptimizationConfig(clip_norm=1)` for a regression.
@@ -117,8 +117,8 @@ class _StudentLikelihood(Likelihood):
         if outputs.shape != expected_shape:
             raise ValueError(
                 f"The student gives outputs of shape {tuple(outputs.shape)}, expected {expected_shape}: one for each "
-                "class plus one, or three for each target of a regression. Change the size of its last layer, or "
-                "pass a function that takes num_outputs."
+                "class plus one, two for each of several labels, or three for each target of a regression. Change "
+                "the size of its last layer, or pass a function that takes num_outputs."
             )
         return self.student.loss(outputs, targets)
 

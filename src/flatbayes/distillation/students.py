@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatbayes.likelihoods import (
+    Bernoulli,
+    BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
     Custom,
@@ -25,7 +27,13 @@ from flatbayes.likelihoods import (
     Predictive,
 )
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
-from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, promote_to_float32, rescale_moments
+from flatbayes.prediction.outputs import (
+    PredictiveSummary,
+    SummaryTensors,
+    promote_to_float32,
+    rescale_moments,
+    summarize_labels,
+)
 
 
 class Student(PredictiveSummary):
@@ -93,6 +101,49 @@ class CategoricalStudent(Student):
             "entropy": entropy,
             "mutual_information": entropy * fraction_logit.squeeze(-1).sigmoid(),
         }
+
+
+class BernoulliStudent(Student):
+    """Outputs are a logit for each label, then one for the fraction mutual information / entropy of each.
+
+    Args:
+        num_labels: Number of labels.
+    """
+
+    output_names = ("mean", "entropy", "mutual_information")
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.num_labels = num_labels
+
+    @property
+    def num_outputs(self) -> int:
+        """Two logits for each label."""
+        return 2 * self.num_labels
+
+    def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
+        """Averaged probabilities, then the epistemic fractions."""
+        if not isinstance(predictive, BernoulliPredictive):
+            raise TypeError(f"A student for several labels cannot learn from a {type(predictive).__name__}.")
+        entropies = predictive.label_entropies
+        information = entropies - predictive.expected_entropies
+        fractions = information / entropies.clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.cat([predictive.mean, fractions.clamp(0, 1)], dim=-1).float()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """KL(mean || student) + H[mean] KL(fraction || student's fraction), summed over the labels, in nats."""
+        logits, fraction_logits = promote_to_float32(outputs).chunk(2, dim=-1)
+        probs, fractions = targets.chunk(2, dim=-1)
+        entropies: Tensor = torch.special.entr(probs) + torch.special.entr(1 - probs)
+        losses = bernoulli_kl(probs, logits) + entropies * bernoulli_kl(fractions, fraction_logits)
+        return losses.sum(-1).mean()
+
+    def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
+        """Probabilities, the sum of their entropies, and that of the epistemic fractions of these."""
+        (student_outputs,) = outputs
+        logits, fraction_logits = promote_to_float32(student_outputs).chunk(2, dim=-1)
+        log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+        return summarize_labels(log_probs, categorical_entropy(log_probs) * fraction_logits.sigmoid())
 
 
 class GaussianStudent(Student):
@@ -169,10 +220,12 @@ def make_student(likelihood: Likelihood) -> Student:
             return make_student(likelihood.output_likelihood)
         case Categorical():
             return CategoricalStudent(likelihood.num_classes)
+        case Bernoulli():
+            return BernoulliStudent(likelihood.num_labels)
         case Gaussian():
             return GaussianStudent(likelihood)
         case _:
             raise TypeError(
-                f"There is no student for a {type(likelihood).__name__}: only posteriors with a Categorical or a "
-                "Gaussian likelihood can be distilled."
+                f"There is no student for a {type(likelihood).__name__}: only posteriors with a Categorical, "
+                "Bernoulli or Gaussian likelihood can be distilled."
             )

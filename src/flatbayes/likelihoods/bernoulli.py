@@ -16,7 +16,7 @@ from flatbayes.core.devices import is_accelerator, to_double
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods.bernoulli_predictive import BernoulliPredictive
-from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+from flatbayes.likelihoods.bernoulli_sums import BernoulliSums
 from flatbayes.likelihoods.likelihood import Likelihood, format_wrong_outputs
 
 
@@ -72,7 +72,7 @@ class Bernoulli(Likelihood):
                 f"Each example must have {format_count(self.num_labels, 'label')}, shape (examples, "
                 f"{self.num_labels}), got {targets.dtype} of shape {tuple(targets.shape)}."
             )
-        rows = rows.long() if rows.dtype == torch.bool else rows
+        rows = rows if rows.is_floating_point() else rows.long()  # -100 is no number of uint8
         if not is_accelerator(rows):
             values, is_known = self.split_targets(rows)
             is_wrong = is_known & ~((values >= 0) & (values <= 1))
@@ -132,29 +132,19 @@ class Bernoulli(Likelihood):
         Raises:
             ValueError: The outputs are not one logit per label, or there are none.
         """
-        count, members = 0, list[Tensor]()
+        sums, members = BernoulliSums(), list[Tensor]()
         for network_outputs in outputs:
-            logits = to_double(self._get_logits(network_outputs))
-            log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)
-            probs, entropies = logits.sigmoid(), categorical_entropy(log_probs)
-            if not count:
-                log_sums, mean, sum_squares, entropy = log_probs, probs, torch.zeros_like(probs), entropies
-            else:
-                deviation = probs - mean  # Welford's algorithm
-                log_sums, mean = log_sums.logaddexp(log_probs), mean + deviation / (count + 1)
-                sum_squares, entropy = sum_squares + deviation * (probs - mean), entropy + entropies
-            count += 1
+            logits = self._get_logits(network_outputs)
+            sums.add(logits)
             if keep_members:
-                members.append(probs.float())
-        if not count:
+                members.append(to_double(logits).sigmoid().float())
+        if not sums.count:
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
-        log_probs = log_sums - torch.tensor(count, dtype=log_sums.dtype, device=log_sums.device).log()
-        stacked = torch.stack(members) if keep_members else None
-        return BernoulliPredictive(log_probs, entropy / count, sum_squares / count, stacked)
+        return BernoulliPredictive(*sums.compute_means(), torch.stack(members) if keep_members else None)
 
     def count_predictive_bytes(self, num_networks: int) -> int:
         """Bytes of the sums and logits of an example, whatever the number of networks."""
-        return 128 * self.num_labels
+        return 192 * self.num_labels
 
     def _get_logits(self, outputs: Tensor) -> Tensor:
         logits = outputs[:, None] if outputs.ndim == 1 and self.num_labels == 1 else outputs

@@ -169,7 +169,7 @@ def set_abstention(predictive: Predictive, abstain_below: float) -> CategoricalP
     """The predictions with a confidence below which they abstain.
 
     Args:
-        predictive: Predictions of classes.
+        predictive: Predictions of one class of each example.
         abstain_below: The confidence; infinity abstains always.
 
     Raises:
@@ -178,8 +178,8 @@ def set_abstention(predictive: Predictive, abstain_below: float) -> CategoricalP
     """
     if not isinstance(predictive, CategoricalPredictive):
         raise TypeError(
-            f"abstain_below is a confidence of classes, got a {type(predictive).__name__}. Compare predictive.std "
-            "with a threshold of your own."
+            f"abstain_below is a confidence of one class of each example, got a {type(predictive).__name__}. Compare "
+            f"predictive.{'std' if hasattr(predictive, 'std') else 'entropy'} with a threshold of your own."
         )
     if not (0 <= abstain_below <= 1 + 1e-6 or abstain_below == math.inf):  # rounding
         raise ValueError(

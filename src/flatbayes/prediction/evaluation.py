@@ -1,7 +1,6 @@
 """Evaluation of a fitted posterior on labelled examples: metrics and a reliability diagram."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from flatbayes.core.display import format_entries, format_html_table, format_number, make_data_frame
 from flatbayes.core.files import replace_nonfinite
+from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
 from flatbayes.data import LazyImages
 from flatbayes.data.data_frames import convert_target_frame
@@ -39,7 +39,6 @@ from flatbayes.metrics.classification import score_examples
 from flatbayes.metrics.multi_label import measure_labels
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
 
@@ -164,7 +163,8 @@ def evaluate(
         data: Labelled examples in the form of the training data: a split (`data.test`), a pair `(inputs, targets)` of
             tensors, arrays or data frames, a dataset, or a loader of batches. With `targets`, inputs alone.
         targets: Class indices of any dtype, one-hot rows, or names of classes; examples with the likelihood's
-            `ignore_index` are left out. For a regression numbers, shape (examples,) or (examples, targets).
+            `ignore_index` are left out. For several labels rows of 0 and 1, with NaN or `ignore_index` where a label
+            is not known. For a regression numbers, shape (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
@@ -240,66 +240,21 @@ def predict_labelled(
     return predictive, targets, is_labelled
 
 
-def make_class_predictor(
-    fitted: FittedPosterior,
-    num_draws: int,
-    batch_size: int,
-    seed: int,
-    show_progress: bool,
-    precision: PredictionPrecision | None,
-    compiled: bool,
-) -> Callable[[Any], CategoricalPredictive]:
-    """Function that predicts the classes of inputs, for evaluations of more than one set of examples.
-
-    Args:
-        fitted: The posterior.
-        num_draws: As for `evaluate`.
-        batch_size: As for `evaluate`.
-        seed: As for `evaluate`.
-        show_progress: As for `evaluate`.
-        precision: As for `evaluate`.
-        compiled: As for `evaluate`.
-
-    Returns:
-        It raises a ValueError if the inputs have another shape than in training, or predictions are not of classes.
-    """
-    input_shape = fitted.info.get("input_shape")
-
-    def predict(inputs: Any) -> CategoricalPredictive:
-        inputs = make_input_tensor(inputs, fitted.info, fitted.transform)
-        if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
-            raise ValueError(
-                f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "
-                "inputs like those of the training; flatbayes.data.match_input_format brings images into their shape."
-            )
-        predictive = fitted.predict(
-            inputs,
-            num_draws,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            precision=precision,
-            compiled=compiled,
-        )
-        if not isinstance(predictive, CategoricalPredictive):
-            raise ValueError(
-                f"This evaluation is for classification, and the posterior predicts a {type(predictive).__name__}."
-            )
-        return predictive
-
-    return predict
-
-
 def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Class labels as class indices, as in training; and which examples have a target, None if all have one."""
+    """Labels as class indices, or as 0, 1 and `IGNORE_INDEX`; and which examples have one, None if all have."""
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
     if not isinstance(likelihood, Bernoulli | Categorical):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
-    if isinstance(likelihood, Categorical) and targets.is_floating_point():
-        raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     is_labelled = likelihood.find_labelled(targets)
+    if isinstance(likelihood, Bernoulli):
+        values, is_known = likelihood.split_targets(targets)
+        if not bool(((values == 0) | (values == 1)).all()):
+            raise ValueError("Metrics compare predictions with labels, 0 or 1, got probabilities: try labels > 0.5.")
+        targets = values.long().masked_fill(~is_known, IGNORE_INDEX)
+    elif targets.is_floating_point():
+        raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     if is_labelled is None or is_labelled.all():
         return targets, None
     if not is_labelled.any():

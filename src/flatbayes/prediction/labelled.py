@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.input_trees import split_batch
+from flatbayes.core.input_trees import slice_examples, split_batch
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
@@ -114,6 +114,20 @@ def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = Non
     inputs = match_image_layout(convert_inputs(inputs, info.get("feature_names")), info.get("input_shape"))
     targets = encode_labels(convert_target_frame(targets, info.get("target_names")), info.get("class_names"))
     return inputs, targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
+
+
+def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
+    """The examples of a batch that have a target.
+
+    Args:
+        likelihood: Says which examples have one.
+        inputs: Inputs of the batch.
+        targets: From `Likelihood.prepare_targets`.
+    """
+    is_labelled = likelihood.find_labelled(targets)
+    if is_labelled is None or bool(is_labelled.all()):
+        return inputs, targets
+    return slice_examples(inputs, is_labelled), targets[is_labelled]
 
 
 def infer_task(likelihood: object) -> TaskType:

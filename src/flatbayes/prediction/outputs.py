@@ -4,6 +4,7 @@ They are the quantities of a `Predictive`, in the precision of the networks (`pr
 operations that `torch.export` and ONNX support.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes.calibration import CalibrationMap
-from flatbayes.calibration.maps import transform_log_probs
-from flatbayes.likelihoods import Categorical, Custom, Gaussian, Likelihood
+from flatbayes.calibration.maps import transform_label_log_probs, transform_log_probs
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood
 from flatbayes.likelihoods.categorical import pad_logit
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
 SummaryTensors = dict[str, Tensor]
-"""For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats; for numbers
-`mean`, `std` and `epistemic_std`, each with the shape and unit of the targets."""
+"""For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats, and likewise for
+several labels, with `mean` (examples, labels); for numbers `mean`, `std` and `epistemic_std`, each with the shape and
+unit of the targets."""
 
 
 class PredictiveSummary(nn.Module, ABC):
@@ -64,6 +66,44 @@ class CategoricalSummary(PredictiveSummary):
             "entropy": entropy,
             "mutual_information": (entropy - categorical_entropy(log_probs).mean(0)).clamp_min(0.0),
         }
+
+
+class BernoulliSummary(PredictiveSummary):
+    """Mean probability of each label, and entropy and mutual information, summed over the labels."""
+
+    output_names = ("mean", "entropy", "mutual_information")
+
+    def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
+        """For each label entropy H[mean p] and mutual information H[mean p] - mean H[p] of the networks' p."""
+        return summarize_labels(*self.average(outputs))
+
+    def average(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Log of the mean probabilities that a label is 0, and that it is 1; and mutual information of each label.
+
+        Args:
+            outputs: Logits of each network, shape (examples, labels), or (examples,) for one label.
+        """
+        logits = torch.stack([promote_to_float32(output) for output in outputs])
+        logits = logits[..., None] if logits.ndim == 2 else logits
+        members = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+        log_probs = members.logsumexp(0) - math.log(len(outputs))
+        information = categorical_entropy(log_probs) - categorical_entropy(members).mean(0)
+        return log_probs, information.clamp_min(0.0)
+
+
+def summarize_labels(log_probs: Tensor, information: Tensor) -> SummaryTensors:
+    """Probability of each label, and entropy and mutual information, at most the entropy, summed over the labels.
+
+    Args:
+        log_probs: Log probabilities of the values 0 and 1, shape (examples, labels, 2).
+        information: Mutual information of each label and network.
+    """
+    entropies = categorical_entropy(log_probs)
+    return {
+        "mean": log_probs[..., 1].exp(),
+        "entropy": entropies.sum(-1),
+        "mutual_information": torch.minimum(information, entropies).sum(-1),
+    }
 
 
 class GaussianSummary(PredictiveSummary):
@@ -145,6 +185,10 @@ class CalibratedSummary(PredictiveSummary):
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
         """As `CalibrationMap.apply`: probabilities and entropies by the map, standard deviations by its factors."""
+        if isinstance(self.summary, BernoulliSummary):
+            log_probs, information = self.summary.average(outputs)
+            log_probs = transform_label_log_probs(log_probs, self.weights.to(log_probs), self.bias.to(log_probs))
+            return summarize_labels(log_probs, information)
         tensors = self.summary(outputs)
         if "std" in tensors:
             return {name: values if name == "mean" else self._scale(values) for name, values in tensors.items()}
@@ -169,6 +213,8 @@ def make_summary(likelihood: Likelihood) -> PredictiveSummary:
             return make_summary(likelihood.output_likelihood)
         case Categorical():
             return CategoricalSummary(single_logit=likelihood.single_logit)
+        case Bernoulli():
+            return BernoulliSummary()
         case Gaussian():
             return GaussianSummary(likelihood)
         case _:

@@ -17,10 +17,15 @@ from flatbayes.metrics import apply_temperature, aurc, fit_temperature
 from flatbayes.metrics.calibration import classwise_ece_of_log_probs, equal_mass_error
 from flatbayes.metrics.classification import score_examples
 from flatbayes.prediction.calibrated import replace_calibration
-from flatbayes.prediction.evaluation import make_class_predictor, predict_labelled
+from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import make_labelled_tensors
 from flatbayes.prediction.placement import PredictionPrecision
+from flatbayes.prediction.predictors import make_predictor, require_classes
+
+ADVICE = (
+    "For others evaluate(calibrate(fitted, val), test) has the metrics, and raw_metrics those without calibration."
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ def calibrate(
         data: Labelled validation examples in a form that `flatbayes.evaluate` takes, not used for training.
         targets: As for `flatbayes.evaluate`.
         num_draws: Networks to average.
-        method: For classes `temperature` (None), `vector`, `dirichlet` or `isotonic`, for numbers `scale` (None) or
-            `quantile`.
+        method: For classes `temperature` (None), `vector`, `dirichlet` or `isotonic`; for several labels
+            `temperature` (None) or `vector`; for numbers `scale` (None) or `quantile`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
 
@@ -134,8 +139,10 @@ def evaluate_recalibration(
     """
     (val_inputs, val_labels), (test_inputs, labels) = (make_labelled_tensors(fitted, data) for data in (val, test))
     warn_if_few(len(val_labels), MIN_EXAMPLES, "a temperature", "It may be worse than none")
-    predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
-    val_log_probs, test_log_probs = (predict(inputs).log_probs.cpu() for inputs in (val_inputs, test_inputs))
+    predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
+    val_log_probs, test_log_probs = (
+        require_classes(predict(inputs), ADVICE).log_probs.cpu() for inputs in (val_inputs, test_inputs)
+    )
     temperature = fit_temperature(val_log_probs, val_labels.cpu())
     labels = labels.cpu()
     return RecalibrationResult(

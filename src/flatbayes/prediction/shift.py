@@ -13,12 +13,19 @@ from torch import Tensor, cat, ones, zeros
 
 from flatbayes.core.display import format_fields
 from flatbayes.data import CIFAR10C, Split, corrupt_images, infer_white_value
-from flatbayes.likelihoods import CategoricalPredictive
-from flatbayes.metrics import aupr, auroc, classification_metrics, entropy_divergence, fpr_at_tpr
-from flatbayes.prediction.evaluation import make_class_predictor
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, Predictive
+from flatbayes.metrics import (
+    aupr,
+    auroc,
+    classification_metrics,
+    entropy_divergence,
+    fpr_at_tpr,
+    multi_label_metrics,
+)
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.placement import PredictionPrecision
+from flatbayes.prediction.predictors import make_predictor, require_classes
 
 CLEAN = "clean"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -31,7 +38,7 @@ class CorruptionMetrics:
     Attributes:
         corruption: Name of the corruption; "clean" for the images as they are.
         severity: From 1 to 5; 0 for clean images.
-        metrics: Values by name, as of `classification_metrics`.
+        metrics: Values by name, as of `classification_metrics`; of `multi_label_metrics` for several labels.
 
     Examples:
         >>> rows = evaluate_corruptions(fitted, data.test, ["fog"], [3], num_draws=2)
@@ -77,7 +84,8 @@ class OODEvaluation:
     """Out-of-distribution detection by the uncertainty of the predictions.
 
     Attributes:
-        scores: Metrics for each of the scores `entropy`, `mutual_information` and `one_minus_confidence`.
+        scores: Metrics for each of the scores `entropy`, `mutual_information` and, for one class of each example,
+            `one_minus_confidence`.
         entropy_divergence: Symmetric KL divergence of the histograms of the entropy, in nats.
         num_test: Number of test examples.
         num_ood: Number of out-of-distribution examples.
@@ -145,10 +153,13 @@ def evaluate_corruptions(
     """
     images = split.input_tensor
     white = infer_white_value(images)
-    predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
+    predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
 
     def compute_row(name: str, severity: int, examples: Split) -> CorruptionMetrics:
-        log_probs = predict(examples.inputs).log_probs.cpu()
+        predictive = predict(examples.inputs)
+        if isinstance(predictive, BernoulliPredictive):
+            return CorruptionMetrics(name, severity, multi_label_metrics(predictive.log_probs, examples.targets))
+        log_probs = require_classes(predictive, "There are no metrics for it.").log_probs.cpu()
         return CorruptionMetrics(name, severity, classification_metrics(log_probs, examples.targets.cpu()))
 
     rows = [compute_row(CLEAN, 0, split)]
@@ -207,7 +218,7 @@ def evaluate_ood(
             f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
             f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
         )
-    predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
+    predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     uncertainties = [_compute_uncertainties(predict(inputs)) for inputs in (test_inputs, ood_inputs)]
     is_ood = cat([zeros(len(test_inputs)), ones(len(ood_inputs))]).bool()
     scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), is_ood) for name in uncertainties[0]}
@@ -215,10 +226,15 @@ def evaluate_ood(
     return OODEvaluation(scores, divergence, num_test=len(test_inputs), num_ood=len(ood_inputs))
 
 
-def _compute_uncertainties(predictive: CategoricalPredictive) -> dict[str, Float[Tensor, " examples"]]:
-    return {
+def _compute_uncertainties(predictive: Predictive) -> dict[str, Float[Tensor, " examples"]]:
+    uncertainties = {
         "entropy": predictive.entropy.cpu().clamp_min(0.0),
         "mutual_information": predictive.mutual_information.cpu(),
+    }
+    if not isinstance(predictive, CategoricalPredictive):
+        return uncertainties
+    return {
+        **uncertainties,
         # The order of 1 - max p, which rounds to 0 for many confident predictions.
         "one_minus_confidence": -predictive.log_probs.amax(-1).cpu(),
     }

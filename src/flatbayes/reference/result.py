@@ -17,7 +17,13 @@ from flatbayes.core.names import format_count
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data.fingerprint import explain_change
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Likelihood, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    GaussianPredictive,
+    Likelihood,
+    Predictive,
+)
 from flatbayes.metrics import agreement, total_variation, wasserstein_distance
 from flatbayes.reference.config import ReferenceConfig
 from flatbayes.reference.diagnostics import ReferenceDiagnostics, format_optional
@@ -84,7 +90,8 @@ class Reference:
             predictive: Predictions for the split of the reference.
 
         Returns:
-            `agreement` and `tv` (total variation) for classes, `w1` (1-Wasserstein distance) for numbers.
+            `agreement` and `tv` (total variation) for classes, and for several labels their means over the labels;
+            `w1` (1-Wasserstein distance) for numbers.
 
         Raises:
             ValueError: The predictions are of other examples or targets.
@@ -257,6 +264,12 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
                 "agreement": agreement(predictive.mean, reference.mean),
                 "tv": total_variation(predictive.mean, reference.mean),
             }
+        case BernoulliPredictive(), BernoulliPredictive():
+            probs, reference_probs = (values.log_probs.exp().flatten(0, 1) for values in (predictive, reference))
+            return {
+                "agreement": agreement(probs, reference_probs),
+                "tv": total_variation(probs, reference_probs),
+            }
         case GaussianPredictive(), GaussianPredictive():
             parameters = (predictive.member_means, predictive.member_stds)
             distance = wasserstein_distance(*parameters, reference.member_means, reference.member_stds)
@@ -264,5 +277,5 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
         case _:
             raise TypeError(
                 f"There is no distance of a {type(predictive).__name__} to a reference of "
-                f"{type(reference).__name__}: both must be predictions of classes, or both of numbers."
+                f"{type(reference).__name__}: both must be predictions of classes, of labels or of numbers."
             )

@@ -25,7 +25,7 @@ from flatbayes.data import DataSplits, Split, make_source
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.data.readers import set_task
 from flatbayes.flatness import Plain
-from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import MAP
 from flatbayes.prediction.labelled import read_as_task
 from flatbayes.reference.chain import Chain, count_steps, run_chain
@@ -185,11 +185,13 @@ def _transform_inputs(factory: RunFactory, split: Split) -> Tensor:
 
 
 def _select_predictions(likelihood: Likelihood, outputs: Tensor) -> Tensor:
-    """Predicted quantities of each draw: probabilities of classes, means of numbers, or else the outputs."""
+    """Predicted quantities of each draw: probabilities, means of numbers, or else the outputs."""
     match likelihood:
         case Categorical():
             probs = likelihood.to_logits(outputs.flatten(0, 2)).softmax(-1)
             return probs.reshape(*outputs.shape[:2], -1)
+        case Bernoulli():
+            return outputs.sigmoid().flatten(2)
         case Gaussian():
             return outputs[..., : likelihood.num_targets].flatten(2)
         case _:

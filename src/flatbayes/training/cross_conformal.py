@@ -16,7 +16,9 @@ from flatbayes.calibration import ConformalEvaluation, CoverageEstimate, Predict
 from flatbayes.calibration.cross import cross_coverage, predict_cross_region
 from flatbayes.calibration.quantiles import required_examples
 from flatbayes.calibration.scores import (
+    CALIBRATE_LABELS,
     LAC,
+    NO_LABEL_REGIONS,
     ClassScore,
     ConformalScore,
     NormalizedResidual,
@@ -219,7 +221,8 @@ def fit_cross_conformal(
 
     Raises:
         ValueError: There are fewer examples than folds, or `fit` refuses its arguments.
-        TypeError: The data are a loader, or the score is not for predictions of this kind.
+        TypeError: The data are a loader, or have several labels of each example; or the score is not for predictions
+            of this kind.
 
     Warns:
         CalibrationWarning: There are too few examples for a region that does not contain everything.
@@ -242,6 +245,8 @@ def fit_cross_conformal(
         examples = data
         data = read_as_task(lambda task: load_training_splits(examples, val, task), likelihood)
     splits: DataSplits = data
+    if splits.is_multi_label:
+        raise TypeError(f"{NO_LABEL_REGIONS}. {CALIBRATE_LABELS}")
     count = len(splits.train)
     if not 2 <= num_folds <= count:
         raise ValueError(f"num_folds lies between 2 and the {count} training examples, got {num_folds}.")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import Custom, Gaussian, GaussianPredictive, Likelihood
+from flatbayes.likelihoods import Bernoulli, Custom, Gaussian, GaussianPredictive, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.posteriors.draw_options import DrawOption, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior
@@ -123,16 +123,17 @@ def check_criteria(posterior: Posterior, likelihood: Likelihood) -> None:
     """Refuse, before the training, a choice after it that the likelihood does not allow.
 
     Raises:
-        ValueError: A criterion is about classes, and the predictions are numbers.
+        ValueError: A criterion is about classes, and the predictions are numbers or several labels.
     """
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
     for name, option in list_auto_options(posterior.draw_options, posterior).items():
         tolerance = option.tolerance
-        if tolerance is not None and tolerance.criterion != "nll" and isinstance(likelihood, Gaussian):
+        if tolerance is not None and tolerance.criterion != "nll" and isinstance(likelihood, Bernoulli | Gaussian):
+            predicted = "numbers" if isinstance(likelihood, Gaussian) else "several labels"
             raise ValueError(
-                f"criterion={tolerance.criterion!r} of {name}='auto' is about classes, and predictions are numbers. "
-                "Use criterion='nll'."
+                f"criterion={tolerance.criterion!r} of {name}='auto' is about classes, and predictions are "
+                f"{predicted}. Use criterion='nll'."
             )
 
 
@@ -149,7 +150,7 @@ def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> Fitte
 
     Raises:
         ValueError: No draw option of the posterior is "auto", or its criterion is about classes, and predictions
-            are numbers.
+            are numbers or several labels.
 
     Warns:
         CalibrationWarning: There are fewer than 10 examples.

@@ -20,6 +20,7 @@ from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.likelihoods.custom import select_classes
+from flatbayes.prediction.labelled import select_labelled
 from flatbayes.training.batches import (
     LoaderBatches,
     SpacedBatches,
@@ -32,7 +33,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group, get_process_layout
 from flatbayes.training.fabric import Fabric, SingleDevice
-from flatbayes.training.loader_pass import LoaderPass, read_pass, select_labelled
+from flatbayes.training.loader_pass import LoaderPass, read_pass
 
 
 @dataclass(frozen=True, eq=False)

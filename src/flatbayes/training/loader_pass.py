@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
-from flatbayes.core.input_trees import count_examples, slice_examples, split_batch
+from flatbayes.core.input_trees import count_examples, split_batch
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction.labelled import select_labelled
 from flatbayes.training.batches import LoaderBatches
 
 
@@ -30,20 +31,6 @@ class LoaderPass:
     num_batches: int
     example_batch: tuple[Any, Tensor]
     smallest_inputs: Any
-
-
-def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
-    """The examples of a batch that have a target.
-
-    Args:
-        likelihood: Says which examples have one.
-        inputs: Inputs of the batch.
-        targets: From `Likelihood.prepare_targets`.
-    """
-    is_labelled = likelihood.find_labelled(targets)
-    if is_labelled is None or bool(is_labelled.all()):
-        return inputs, targets
-    return slice_examples(inputs, is_labelled), targets[is_labelled]
 
 
 def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool = False) -> LoaderPass:

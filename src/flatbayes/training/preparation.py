@@ -26,7 +26,7 @@ from flatbayes.training.arguments import (
 )
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, TrainingData
+from flatbayes.training.data import InMemoryData, TrainingData, check_ignore_index, drop_unlabelled
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import are_binary_labels, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
@@ -113,6 +113,8 @@ def prepare_runs(
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
         training_data.check_batches()
+    if isinstance(training_data, InMemoryData):
+        check_ignore_index(training_data.splits, likelihood)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
@@ -332,7 +334,8 @@ def make_training_data(
     if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
         raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
     if isinstance(data, DataSplits):
-        return InMemoryData(data, transform, num_held_out)
+        labelled = drop_unlabelled(data)
+        return InMemoryData(labelled, transform, min(num_held_out, len(labelled.val)))
     return LoaderData(data, num_data, val, num_held_out=num_held_out)
 
 
