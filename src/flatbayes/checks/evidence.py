@@ -14,11 +14,11 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
-    Custom,
     Gaussian,
     GaussianPredictive,
     Predictive,
 )
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.metrics.multi_label import sum_label_losses
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
@@ -125,8 +125,7 @@ def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | Non
 
 def unwrap_likelihood(likelihood: Any) -> Bernoulli | Categorical | Gaussian | None:
     """The likelihood in a wrapper of the user; None for one of the user."""
-    while isinstance(likelihood, Custom):
-        likelihood = likelihood.output_likelihood
+    likelihood = unwrap_custom(likelihood)
     return likelihood if isinstance(likelihood, Bernoulli | Categorical | Gaussian) else None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from jaxtyping import Int
@@ -72,6 +73,14 @@ class Custom(Likelihood):
     def count_predictive_bytes(self, num_networks: int) -> int:
         """The bytes of `output_likelihood`."""
         return self.output_likelihood.count_predictive_bytes(num_networks)
+
+
+@overload
+def unwrap_custom(likelihood: Likelihood) -> Likelihood: ...
+
+
+@overload
+def unwrap_custom(likelihood: object) -> object: ...
 
 
 def unwrap_custom(likelihood: object) -> object:

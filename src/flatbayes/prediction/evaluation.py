@@ -19,12 +19,12 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
-    Custom,
     GaussianPredictive,
     Likelihood,
     Predictive,
     RecalibratedPredictive,
 )
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.metrics import (
     DEFINITIONS,
@@ -242,8 +242,7 @@ def predict_labelled(
 
 def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:
     """Labels as class indices, or as 0, 1 and `IGNORE_INDEX`; and which examples have one, None if all have."""
-    while isinstance(likelihood, Custom):
-        likelihood = likelihood.output_likelihood
+    likelihood = unwrap_custom(likelihood)
     if not isinstance(likelihood, Bernoulli | Categorical):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())

@@ -19,8 +19,8 @@ from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood
-from flatbayes.likelihoods.custom import select_classes
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import select_classes, unwrap_custom
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -61,8 +61,7 @@ def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:
     Raises:
         ValueError: It has another mark, so that the labels that are not known would be targets.
     """
-    while isinstance(likelihood, Custom):
-        likelihood = likelihood.output_likelihood
+    likelihood = unwrap_custom(likelihood)
     if not isinstance(likelihood, Bernoulli) or likelihood.ignore_index == IGNORE_INDEX or not data.is_multi_label:
         return
     if any(bool((split.targets == IGNORE_INDEX).any()) for split in (data.train, data.val)):

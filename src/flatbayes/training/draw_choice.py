@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import Bernoulli, Custom, Gaussian, GaussianPredictive, Likelihood
+from flatbayes.likelihoods import Bernoulli, Gaussian, GaussianPredictive, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Posterior
 from flatbayes.posteriors.draw_options import DrawOption, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior
@@ -125,8 +126,7 @@ def check_criteria(posterior: Posterior, likelihood: Likelihood) -> None:
     Raises:
         ValueError: A criterion is about classes, and the predictions are numbers or several labels.
     """
-    while isinstance(likelihood, Custom):
-        likelihood = likelihood.output_likelihood
+    likelihood = unwrap_custom(likelihood)
     for name, option in list_auto_options(posterior.draw_options, posterior).items():
         tolerance = option.tolerance
         if tolerance is not None and tolerance.criterion != "nll" and isinstance(likelihood, Bernoulli | Gaussian):
