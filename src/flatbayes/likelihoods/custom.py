@@ -1,11 +1,13 @@
 """A custom loss for training, with the predictions of another likelihood."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flatbayes.likelihoods.bernoulli import Bernoulli
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
 
@@ -19,7 +21,8 @@ class Custom(Likelihood):
         loss_fn: (outputs, targets) -> the *mean* negative log likelihood of the batch, a differentiable scalar
             without prior, weight decay or KL, which belong to the posterior. Another loss works too, but a
             temperature of one then has no special meaning.
-        output_likelihood: Makes predictions out of outputs.
+        output_likelihood: Makes predictions out of outputs. For a `Bernoulli` the loss gets targets of the type of
+            the outputs, shape (batch, num_labels), and NaN for labels that are not known.
 
     Examples:
         >>> weights = torch.tensor([1.0, 5.0])  # errors on the second class cost more
@@ -44,6 +47,9 @@ class Custom(Likelihood):
         Raises:
             ValueError: It is not a scalar, such as one loss per example.
         """
+        inner = self.output_likelihood
+        if isinstance(inner, Bernoulli):
+            targets = torch.where(inner.split_targets(targets)[1], targets, math.nan).to(outputs.dtype)
         if targets.dtype == torch.float64:  # of a regression; losses of torch do not backpropagate mixed precision
             targets = targets.to(outputs.dtype)
         loss = self.loss_fn(outputs, targets)

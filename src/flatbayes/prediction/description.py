@@ -8,18 +8,22 @@ from flatbayes.core import State
 from flatbayes.core.display import format_number
 from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
+from flatbayes.likelihoods import Bernoulli, Custom, Likelihood
 from flatbayes.posteriors import Posterior
 
 UNKNOWN = "unknown"
 
 
-def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping[str, Any]) -> dict[str, str]:
+def describe_fitted(
+    posterior: Posterior, states: Sequence[State], info: Mapping[str, Any], likelihood: Likelihood
+) -> dict[str, str]:
     """Texts by the name of what they describe; entries that the artefact does not have are left out.
 
     Args:
         posterior: The method.
         states: State of each training run.
         info: Plain data of the artefact; entries of another type than expected are ignored.
+        likelihood: Distribution of the targets.
     """
     training, cost = _get_mapping(info, "training"), _get_mapping(info, "cost")
     entries = {
@@ -28,7 +32,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "radius": str(_get_mapping(info, "radius").get("reason", "")),
         "prior": str(_get_mapping(info, "prior").get("reason", "")),
         "model": describe_network(states, info.get("model")),
-        "data": describe_data(states, info),
+        "data": describe_data(states, info, likelihood),
         "training": _join(
             _count_entry(training, "epochs", "epoch"),
             _describe_stop(training),
@@ -136,8 +140,11 @@ def describe_network(states: Sequence[State], model: Any) -> str:
     return f"{name} with {format_count(sum(param.numel() for param in network.parameters()), 'weight', spec=',')}"
 
 
-def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
-    """Number of training examples and of those that `fit` has held out, their shape, and the classes or targets."""
+def describe_data(states: Sequence[State], info: Mapping[str, Any], likelihood: Likelihood) -> str:
+    """Number of training examples and of those that `fit` has held out, their shape, classes, labels or targets."""
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    noun = "label" if isinstance(likelihood, Bernoulli) else "target"
     shape = info.get("input_shape") or info.get("example_shape")
     classes, targets = info.get("class_names"), info.get("target_names")
     return _join(
@@ -146,7 +153,7 @@ def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
         f"inputs of shape {tuple(shape)}" if isinstance(shape, list) else "",
         _describe_scale(info.get("scale_nlls")),
         format_count(len(classes), "class", "classes", spec=",") if isinstance(classes, list) and classes else "",
-        format_count(len(targets), "target", spec=",") if isinstance(targets, list) and targets else "",
+        format_count(len(targets), noun, spec=",") if isinstance(targets, list) and targets else "",
     )
 
 

@@ -92,7 +92,7 @@ class FittedPosterior(NetworkSampler):
         return format_entries("FittedPosterior", self._describe())
 
     def _describe(self) -> dict[str, str]:
-        return describe_fitted(self.posterior, self.states, self.info)
+        return describe_fitted(self.posterior, self.states, self.info, self.likelihood)
 
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place; see `NetworkSampler.to`."""

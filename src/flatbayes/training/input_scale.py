@@ -18,7 +18,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
 from flatbayes.data.checks import DataWarning
-from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.loader_data import LoaderData
 
@@ -62,7 +62,7 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
     """The data without a standardization of the inputs if the network was trained without it.
 
     That is so if it predicts training examples better than a constant does, and better than with standardized inputs:
-    by the negative log likelihood for classes, by the squared error for numbers.
+    by the negative log likelihood for classes and labels, by the squared error for numbers.
 
     Args:
         data: Data whose inputs are standardized by default.
@@ -70,9 +70,11 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
         likelihood: Distribution of the targets.
 
     Returns:
-        The data, with the two losses of a classification if inputs are used as they are.
+        The data, with the two losses of classes or labels if inputs are used as they are.
     """
-    if not isinstance(likelihood, Categorical | Gaussian) or not isinstance(data.splits.train.inputs, Tensor):
+    if not isinstance(likelihood, Bernoulli | Categorical | Gaussian):
+        return data
+    if not isinstance(data.splits.train.inputs, Tensor):
         return data
     rows = select_rows(data)
     targets = data.splits.train.targets[rows]
@@ -86,15 +88,29 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
             constant_loss = 1.0
         else:
             losses = [float(likelihood.loss(outputs, targets)) for outputs in (given, standardized)]
-            labels = targets[targets >= 0]
-            shares = torch.bincount(labels).double() / max(1, len(labels))
-            constant_loss = float(-torch.xlogy(shares, shares).sum())
+            constant_loss = compute_constant_loss(likelihood, targets)
     except Exception:  # of outputs of another shape, which the trial step explains
         return data
     if not (losses[0] <= (1 - MIN_GAIN) * constant_loss and losses[0] < losses[1]):
         return data
     scale_nlls = None if isinstance(likelihood, Gaussian) else (losses[0], losses[1])
     return replace(data, transform_override=as_given(data), scale_nlls=scale_nlls)
+
+
+def compute_constant_loss(likelihood: Bernoulli | Categorical, targets: Tensor) -> float:
+    """The lowest negative log likelihood of predictions that are the same for all examples.
+
+    Args:
+        likelihood: Of classes, or of several labels.
+        targets: Classes, [n], or several labels, [n, labels].
+    """
+    if isinstance(likelihood, Bernoulli):
+        values, is_known = likelihood.split_targets(targets)
+        logits = torch.logit(values.sum(0) / is_known.sum(0).clamp_min(1), eps=1e-6)
+        return float(likelihood.loss(logits.expand(values.shape), targets))
+    labels = targets[targets >= 0]
+    shares = torch.bincount(labels).double() / max(1, len(labels))
+    return float(-torch.xlogy(shares, shares).sum())
 
 
 def match_target_scale(data: TrainingData, network: nn.Module, likelihood: Gaussian) -> Gaussian:

@@ -16,7 +16,8 @@ from flatbayes.core.input_trees import (
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.data import DataSplits
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood
 from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
@@ -30,6 +31,30 @@ ADVICE = (
     "Pass likelihood=Categorical(num_classes) for classes, or likelihood=Gaussian.fit(targets) for numbers, of which "
     "a network predicts mean and raw scale (two outputs for each)."
 )
+
+
+def check_task(data: DataSplits, likelihood: Likelihood) -> None:
+    """Check that the targets of data splits are those of the likelihood, if this is one of several labels or classes.
+
+    Args:
+        data: The splits.
+        likelihood: What the user gave, or the one that was inferred.
+
+    Raises:
+        ValueError: They are not.
+    """
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    if isinstance(likelihood, Bernoulli) and data.is_multi_label:
+        likelihood.prepare_targets(data.train.targets)
+    elif isinstance(likelihood, Bernoulli) or (isinstance(likelihood, Categorical) and data.is_multi_label):
+        kind = "one class" if isinstance(likelihood, Categorical) else "several labels"
+        found = f"one of {data.num_classes} classes" if data.class_names else "numbers to predict"
+        found = format_count(len(data.target_names), "label") if data.is_multi_label else found
+        raise ValueError(
+            f"The likelihood {likelihood!r} is for {kind} of each example, and the targets are {found}. Leave "
+            "likelihood out, or give targets of this kind."
+        )
 
 
 def infer_likelihood(
@@ -103,8 +128,8 @@ def infer_loader_likelihood(
     advice = ADVICE
     if is_class_index(targets) or holds_fractions(targets):
         advice += f" Or change its last layer ({NEW_HEAD_ADVICE})."
-    elif holds_several_labels(targets):
-        advice += MULTI_LABEL_ADVICE
+    elif targets.ndim == 2 and targets.shape[1] > 1:
+        advice += f" Rows with a single 1 for the class are class indices after argmax(1).{MULTI_LABEL_ADVICE}"
     raise ValueError(
         f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
         f"with {format_count(num_outputs, 'output')} for each example. {advice}"
