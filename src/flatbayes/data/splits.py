@@ -271,12 +271,15 @@ def leave_out_unlabelled(data: DataSplits) -> DataSplits:
     """
     if not data.is_multi_label:
         return data
-    splits: dict[str, Split] = {"train": data.train, "val": data.val}
-    has_label = {name: (split.targets != IGNORE_INDEX).any(1) for name, split in splits.items()}
-    if not has_label["train"].any():
+    train, val = (_take_labelled(split) for split in (data.train, data.val))
+    if not len(train):
         raise ValueError("No label of a training example is known. Training needs labelled examples.")
-    lacking = {name: mask.nonzero().flatten() for name, mask in has_label.items() if not mask.all()}
-    return replace(data, **{name: splits[name].take(rows) for name, rows in lacking.items()})
+    return replace(data, train=train, val=val)
+
+
+def _take_labelled(split: Split) -> Split:
+    has_label = (split.targets != IGNORE_INDEX).any(1)
+    return split if has_label.all() else split.take(has_label.nonzero().flatten())
 
 
 def warn_of_untrained_classes(data: DataSplits) -> None:
