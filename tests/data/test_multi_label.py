@@ -19,7 +19,7 @@ from flatbayes.data import (
     make_source,
 )
 from flatbayes.data.readers import set_task
-from flatbayes.data.splits import leave_out_unlabelled, warn_of_untrained_classes
+from flatbayes.data.splits import warn_of_untrained_classes
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.stack([torch.arange(40) % 2, torch.arange(40) % 3 == 0, torch.arange(40) % 5 < 2], dim=1).long()
@@ -160,20 +160,6 @@ def test_splits_by_hand():
         splits_of(Y, class_names=("red", "green", "blue"))
     with pytest.raises(ValueError, match="2 target_names. Give one name for each column"):
         splits_of(Y, class_names=(), target_names=("red", "green"))
-
-
-def test_examples_without_a_label_are_left_out():
-    targets = Y.clone()
-    targets[3], targets[4, 1] = -100, -100
-    splits = leave_out_unlabelled(splits_of(targets, class_names=(), target_names=("red", "green", "blue")))
-    kept = [row for row in range(40) if row != 3]
-    assert torch.equal(splits.train.targets, targets[kept])
-    assert torch.equal(splits.val.inputs, X[kept])
-    assert len(splits.test) == 40
-    complete = splits_of(Y, class_names=(), target_names=("red", "green", "blue"))
-    assert leave_out_unlabelled(complete).train is complete.train
-    with pytest.raises(ValueError, match="No label of a training example is known"):
-        leave_out_unlabelled(splits_of(torch.full_like(Y, -100), class_names=(), target_names=("r", "g", "b")))
 
 
 @pytest.mark.parametrize(("value", "row"), [(0, slice(None)), (1, slice(None)), (-100, slice(1, None))], ids=str)

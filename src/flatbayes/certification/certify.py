@@ -82,10 +82,10 @@ def certify(
         True
     """
     data = make_source(data).load(seed)
-    if not data.class_names:
+    if data.is_regression:
         raise ValueError(
-            "Certificates exist for classification only: not for several labels, nor for a regression, "
-            "whose errors are unbounded. Use data whose targets are classes."
+            "Certificates exist for classification only, since the errors of a regression are unbounded. Use data "
+            "whose targets are classes."
         )
     check_split_values(data)
     show = sys.stderr.isatty() if show_progress is None else show_progress

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_html_table
-from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count, format_names
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
@@ -258,28 +257,6 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
             check_label_range(split.targets, data.num_classes, name)
         elif len(split):
             check_finite(split.targets.reshape(len(split), -1), f"targets of the {name} examples", data.target_names)
-
-
-def leave_out_unlabelled(data: DataSplits) -> DataSplits:
-    """The splits without the training and validation examples none of whose several labels is known.
-
-    Args:
-        data: The splits.
-
-    Raises:
-        ValueError: No training example is left.
-    """
-    if not data.is_multi_label:
-        return data
-    train, val = (_take_labelled(split) for split in (data.train, data.val))
-    if not len(train):
-        raise ValueError("No label of a training example is known. Training needs labelled examples.")
-    return replace(data, train=train, val=val)
-
-
-def _take_labelled(split: Split) -> Split:
-    has_label = (split.targets != IGNORE_INDEX).any(1)
-    return split if has_label.all() else split.take(has_label.nonzero().flatten())
 
 
 def warn_of_untrained_classes(data: DataSplits) -> None:

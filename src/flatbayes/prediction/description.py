@@ -141,7 +141,7 @@ def describe_network(states: Sequence[State], model: Any) -> str:
 
 
 def describe_data(states: Sequence[State], info: Mapping[str, Any], likelihood: Likelihood) -> str:
-    """Number of training examples and of those that `fit` has held out, their shape, classes, labels or targets."""
+    """Number of training examples and of held-out ones, their shape, and the classes, labels or targets."""
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
     noun = "label" if isinstance(likelihood, Bernoulli) else "target"

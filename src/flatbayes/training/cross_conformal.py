@@ -241,8 +241,6 @@ def fit_cross_conformal(
         holds_out = val is None and needs_validation(config, flatness)
         data = load_training_splits(data, val, infer_task(likelihood))
     splits: DataSplits = data
-    if splits.is_multi_label:
-        raise ValueError("Cross-conformal regions are for classes and numbers: there are none of several labels.")
     count = len(splits.train)
     if not 2 <= num_folds <= count:
         raise ValueError(f"num_folds lies between 2 and the {count} training examples, got {num_folds}.")

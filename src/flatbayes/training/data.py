@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.devices import move_tensor
+from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -29,6 +30,45 @@ NUM_CHECK_EXAMPLES = 4
 """Examples on which a network is checked before training."""
 MAX_CACHED_ELEMENTS = 2**26
 """Largest number of input elements that are kept transformed, where no augmentation comes before the transform."""
+
+
+def drop_unlabelled(data: DataSplits) -> DataSplits:
+    """The splits without the examples none of whose labels is known, as `num_data` and mean losses need them.
+
+    Args:
+        data: Splits, with several labels of each example or with other targets.
+
+    Raises:
+        ValueError: No label of the training examples is known.
+    """
+    if not data.is_multi_label:
+        return data
+    known = {name: (getattr(data, name).targets != IGNORE_INDEX).any(1) for name in ("train", "val")}
+    if not known["train"].any():
+        raise ValueError("No label of the training examples is known. Training needs labelled examples.")
+    dropped = {name: getattr(data, name).take(rows.nonzero()[:, 0]) for name, rows in known.items() if not rows.all()}
+    return replace(data, **dropped)
+
+
+def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:
+    """Check that a likelihood of several labels knows how data splits mark a label that is not known.
+
+    Args:
+        data: Splits.
+        likelihood: The likelihood.
+
+    Raises:
+        ValueError: It has another mark, so that the labels that are not known would be targets.
+    """
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    if not isinstance(likelihood, Bernoulli) or likelihood.ignore_index == IGNORE_INDEX or not data.is_multi_label:
+        return
+    if any(bool((split.targets == IGNORE_INDEX).any()) for split in (data.train, data.val)):
+        raise ValueError(
+            f"Labels that are not known are {IGNORE_INDEX} in these data, also where they were NaN, and the "
+            f"likelihood has ignore_index={likelihood.ignore_index}: leave ignore_index out."
+        )
 
 
 class TrainingData(ABC):

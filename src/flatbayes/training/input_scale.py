@@ -70,7 +70,7 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
         likelihood: Distribution of the targets.
 
     Returns:
-        The data, with the two losses of classes or labels if inputs are used as they are.
+        The data, with the two losses for classes or labels if inputs are used as they are.
     """
     if not isinstance(likelihood, Bernoulli | Categorical | Gaussian):
         return data
@@ -98,16 +98,18 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
 
 
 def compute_constant_loss(likelihood: Bernoulli | Categorical, targets: Tensor) -> float:
-    """The lowest negative log likelihood of predictions that are the same for all examples.
+    """Loss of the frequencies of the classes or labels: their entropy, summed over the known labels of an example.
 
     Args:
-        likelihood: Of classes, or of several labels.
-        targets: Classes, [n], or several labels, [n, labels].
+        likelihood: Distribution of the targets.
+        targets: Class indices, [n], negative for an example without; or labels, [n, labels].
     """
     if isinstance(likelihood, Bernoulli):
         values, is_known = likelihood.split_targets(targets)
-        logits = torch.logit(values.sum(0) / is_known.sum(0).clamp_min(1), eps=1e-6)
-        return float(likelihood.loss(logits.expand(values.shape), targets))
+        counts = is_known.sum(0)
+        shares = values.sum(0).double() / counts.clamp_min(1)
+        entropies = -torch.xlogy(shares, shares) - torch.xlogy(1 - shares, 1 - shares)
+        return float((counts * entropies).sum() / is_known.any(1).sum().clamp_min(1))
     labels = targets[targets >= 0]
     shares = torch.bincount(labels).double() / max(1, len(labels))
     return float(-torch.xlogy(shares, shares).sum())

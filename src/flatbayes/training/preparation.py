@@ -13,7 +13,7 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
-from flatbayes.data.splits import check_split_values, leave_out_unlabelled, warn_of_untrained_classes
+from flatbayes.data.splits import check_split_values, warn_of_untrained_classes
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.posteriors import Posterior
@@ -25,7 +25,7 @@ from flatbayes.training.arguments import (
 )
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, TrainingData
+from flatbayes.training.data import InMemoryData, TrainingData, check_ignore_index, drop_unlabelled
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import check_task, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
@@ -91,7 +91,6 @@ def prepare_runs(
         data, val, num_held_out = hold_out_examples(data, likelihood, seed)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood, seed)
     if isinstance(examples, DataSplits):
-        examples = leave_out_unlabelled(examples)
         is_given = isinstance(data, DataSplits) or val is not None
         if not is_given and needs_validation(config, flatness):
             examples = hold_out_validation(examples, HELD_OUT_FRACTION, seed)
@@ -111,7 +110,8 @@ def prepare_runs(
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
         training_data.check_batches()
-    elif isinstance(training_data, InMemoryData):
+    if isinstance(training_data, InMemoryData):
+        check_ignore_index(training_data.splits, likelihood)
         check_task(training_data.splits, likelihood)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
@@ -332,7 +332,8 @@ def make_training_data(
     if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
         raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
     if isinstance(data, DataSplits):
-        return InMemoryData(data, transform, num_held_out)
+        labelled = drop_unlabelled(data)
+        return InMemoryData(labelled, transform, min(num_held_out, len(labelled.val)))
     return LoaderData(data, num_data, val, num_held_out=num_held_out)
 
 

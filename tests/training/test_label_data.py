@@ -20,9 +20,7 @@ from flatbayes import (
     fit,
     fit_together,
 )
-from flatbayes.certification import certify
 from flatbayes.data import DataWarning
-from flatbayes.training import fit_cross_conformal
 from flatbayes.training.input_scale import compute_constant_loss
 from flatbayes.training.trial import NetworkWarning, warn_of_probabilities
 
@@ -112,7 +110,11 @@ def test_the_description_says_labels():
         ((X, Y), Categorical(3), r"for one class of each example, and the targets are 3 labels"),
         ((X, Y), Custom(nn.CrossEntropyLoss(), Categorical(3)), "for one class of each example"),
         ((X, Y), Bernoulli(4), "must have 4 labels"),
-        ((X, Y.clone().fill_diagonal_(-100)), Bernoulli(3, ignore_index=None), "got -100 for label 0 of example 0"),
+        (
+            (X, Y.clone().fill_diagonal_(-100)),
+            Bernoulli(3, ignore_index=None),
+            "not known are -100",
+        ),
     ],
     ids=["classes", "numbers", "labels", "custom", "count", "unknown"],
 )
@@ -195,10 +197,3 @@ def test_posteriors_of_one_training_save_and_load(tmp_path):
 def test_the_radius_is_chosen():
     fitted = fit("MLP", Arrays(X, Y).load(seed=0), MAP(), SAM("auto"), {"epochs": 3})
     assert "rho" in fitted.info["radius"]["name"]
-
-
-def test_what_is_for_classes_is_refused_before_training():
-    with pytest.raises(ValueError, match="Cross-conformal regions are for classes and numbers"):
-        fit_cross_conformal(linear, (X, Y), MAP(), config=CONFIG)
-    with pytest.raises(ValueError, match="not for several labels"):
-        certify("MLP", Arrays(X, Y))
