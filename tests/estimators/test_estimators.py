@@ -239,3 +239,10 @@ def test_a_learning_rate_keeps_the_default_optimizer_of_the_network(iris):
 def test_units_of_a_single_layer_are_a_tuple(iris):
     with pytest.raises(TypeError, match=r"such as \(16,\)"):
         FlatBayesClassifier(hidden=16).fit(*iris)
+
+
+@pytest.mark.parametrize("as_given", [np.asarray, np.ndarray.tolist], ids=["array", "list"])
+def test_several_labels_are_referred_to_fit(as_given):
+    labels = np.eye(3, dtype=int)[np.arange(12) % 3]
+    with pytest.raises(ValueError, match=r"y should be a 1d array.*shape \(12, 3\).*likelihood=Bernoulli\(3\)"):
+        FlatBayesClassifier().fit(np.zeros((12, 2)), as_given(labels))

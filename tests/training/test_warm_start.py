@@ -15,7 +15,7 @@ from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.spec import short_name
 from flatbayes.data import Arrays, DataSplits, DataWarning, Digits, Split, Standardize
 from flatbayes.flatness import SAM, Plain
-from flatbayes.likelihoods import Categorical
+from flatbayes.likelihoods import Bernoulli, Categorical
 from flatbayes.models import MLP
 from flatbayes.posteriors import IVON, LRT, MAP, SGVB, SVGD, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.posteriors.presets import LAPLACE_LAST_LAYER
@@ -236,11 +236,11 @@ def test_a_wrong_number_of_outputs_mentions_the_new_head(kind, targets):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("likelihood", [None, Categorical(5)], ids=["inferred", "given"])
-def test_several_labels_for_each_example_ask_for_an_own_likelihood(kind, dtype, likelihood):
-    labels = (torch.arange(120).reshape(24, 5) % 3 == 0).to(dtype)
-    with pytest.raises(ValueError, match="Several labels for each example.* subclass of Likelihood"):
-        fit(Pretrained(), KINDS[kind](labels), MAP(), Plain(), AS_IT_IS, likelihood=likelihood)
+def test_rows_of_zeros_and_ones_are_several_labels_of_each_example(kind, dtype):
+    data = KINDS[kind]((torch.arange(120).reshape(24, 5) % 3 == 0).to(dtype))
+    assert fit(Pretrained(), data, MAP(), Plain(), AS_IT_IS).likelihood == Bernoulli(5)
+    with pytest.raises(ValueError, match="Bernoulli|is for one class of each example, and the targets are 5 labels"):
+        fit(Pretrained(), data, MAP(), Plain(), AS_IT_IS, likelihood=Categorical(5))
 
 
 def test_a_head_of_the_right_size_is_kept_and_no_start_of_an_ensemble(tmp_path):

@@ -58,8 +58,8 @@ def run(options: Namespace) -> None:
     source = load_source(config, options.data, options.trust)
     if read_metadata(folder.path)["info"].get("target_names"):  # before data are read
         raise ValueError(
-            f"Certificates exist for classification only, since the errors of a regression are unbounded, and "
-            f"{folder.path} holds a regression."
+            f"Certificates exist for classification only, and {folder.path} holds several labels, or a "
+            "regression, whose errors are unbounded."
         )
     with explain_entry("model"):
         model = _load_model(config["model"], options)

@@ -164,10 +164,12 @@ def run(options: Namespace) -> None:
 
 
 def _select_evaluations(options: Namespace, dataset: DataSplits) -> EvaluationConfig:
-    is_classification = not dataset.is_regression
+    is_classification = bool(dataset.class_names)
     if options.ood is not None:
         if not is_classification:
-            raise ValueError("--ood needs a classification, and these data are a regression.")
+            raise ValueError(
+                "--ood needs a classification, and these data have numbers or several labels as targets."
+            )
         match_input_format(load_test_split(options.ood).subsample(1).input_tensor, dataset.train.inputs)
     names = options.evaluations or (get_args(EvaluationName) if options.diagnose else ())
     SharpnessConfig(rho=options.sharpness_rho)

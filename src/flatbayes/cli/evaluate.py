@@ -22,7 +22,7 @@ from flatbayes.data import Split
 from flatbayes.experiments.results import RESULTS_FILE
 from flatbayes.experiments.run_folder import THRESHOLDS_FILE, RunFolder
 from flatbayes.experiments.run_result import RunCost, RunResult
-from flatbayes.metrics import DEFINITIONS
+from flatbayes.metrics.definitions import select_definitions
 from flatbayes.prediction import Evaluation, FittedPosterior, check_num_draws, evaluate
 from flatbayes.prediction.description import name_flatness
 from flatbayes.prediction.evaluation import predict_labelled
@@ -186,14 +186,14 @@ def make_table(evaluation: Evaluation, title: str, target_names: list[str] | Non
         target_names: Names of several targets; None numbers them.
     """
     table = Table(title=title)
-    raw = evaluation.raw_metrics
+    raw, definitions = evaluation.raw_metrics, select_definitions(evaluation.metrics)
     table.add_column("metric")
     for column in ("raw", "calibrated") if raw else ("value",):
         table.add_column(column, justify="right")
     table.add_column("definition")
     for metric, value in evaluation.metrics.items():
         values = [raw[metric], value] if raw else [value]
-        table.add_row(metric, *map(format_metric, values), DEFINITIONS[metric])
+        table.add_row(metric, *map(format_metric, values), definitions[metric])
         names = target_names or itertools.count()
         for name, target_value in zip(names, evaluation.target_metrics.get(metric, ())):  # noqa: B905 - count has no end
             blanks = [""] if raw else []

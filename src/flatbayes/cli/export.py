@@ -13,6 +13,7 @@ from flatbayes.cli.parsing import new_parser
 from flatbayes.core.names import format_count
 from flatbayes.core.optional import require_package
 from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onnx_difference
+from flatbayes.prediction.labelled import infer_task
 
 InputType = Literal["float32", "float64", "uint8", "int32", "int64"]
 ExportFormat = Literal["torch", "onnx"]
@@ -61,13 +62,14 @@ def run(options: Namespace) -> None:
         dtype = None if options.dtype is None else getattr(torch, options.dtype)
         names = {key: list(fitted.info[key]) for key in NAMES if fitted.info.get(key)}
         path = write(module, target, dtype=dtype, metadata={key: json.dumps(value) for key, value in names.items()})
+    nouns = NAMES | ({"target_names": "labels"} if infer_task(fitted.likelihood) == "multi_label" else {})
     assert module.example is not None  # or the file would have been refused
     input_type, shape = options.dtype or str(module.example.dtype).removeprefix("torch."), module.example.shape[1:]
     console.print(
         f"{format_count(len(module.networks), 'network')} in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
         f"input    inputs {list(shape)} of each example, {input_type}\n"
         f"outputs  {', '.join(module.output_names)}"
-        + "".join(f"\n{NAMES[key]:8} {', '.join(map(str, value))}" for key, value in names.items()),
+        + "".join(f"\n{nouns[key]:8} {', '.join(map(str, value))}" for key, value in names.items()),
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -50,6 +50,7 @@ from flatbayes.reporting.shift import (
 )
 
 CORRUPTION_GROUPS = ("standard", "all", "none")
+NO_CLASSES = "Shift is evaluated for classifications only, and {folder} holds a regression or several labels."
 
 
 def make_parser() -> ArgumentParser:
@@ -108,13 +109,13 @@ def run(options: Namespace) -> None:
     source = load_source(config, options.data, options.trust)
     fitted = load_on_device(folder.path, options.model, options.trust)
     if fitted.info.get("target_names"):
-        raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")
+        raise ValueError(NO_CLASSES.format(folder=folder.path))
     shape = fitted.info.get("input_shape")
     if isinstance(shape, list) and shape:
         _select_corruptions(options, tuple(shape))  # refuses unknown ones before data are read
     dataset = load_run_data(source, {folder.path: config}, options)
-    if dataset.is_regression:
-        raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")
+    if not dataset.class_names:
+        raise ValueError(NO_CLASSES.format(folder=folder.path))
     test = _subsample_split(dataset.test, options)
     names = _select_corruptions(options, dataset.input_shape)
     ood_inputs = _load_ood_inputs(options.ood, source, test, options)

@@ -23,7 +23,10 @@ LABEL_KEYS = ("labels", "label", "targets", "target")
 
 IGNORE_INDEX = -100
 """Label of an example without a label, as in torch."""
-MULTI_LABEL_ADVICE = " For several labels for each example, each 0 or 1, pass likelihood=Bernoulli(num_labels)."
+MULTI_LABEL_ADVICE = (
+    " For several labels for each example, each 0 or 1, pass likelihood=Bernoulli(num_labels) (on the command line, "
+    "--data.task multi_label)."
+)
 
 
 def holds_several_labels(targets: Any) -> bool:

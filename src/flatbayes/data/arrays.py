@@ -33,7 +33,7 @@ class NamedArrays(NamedTuple):
 def make_raw_splits(
     arrays: Mapping[str, NamedArrays],
     task: TaskType,
-    target_name: str = "target",
+    target_name: str | None = None,
     name_classes: Callable[[Sequence[Tensor]], tuple[str, ...]] = make_class_names,
 ) -> RawSplits:
     """Convert arrays to examples, without splitting them.
@@ -41,7 +41,8 @@ def make_raw_splits(
     Args:
         arrays: Arrays of `unsplit`, and of `test` and `val` where they exist.
         task: classification, regression or multi_label; None infers it from the targets of `unsplit`.
-        target_name: Name of the regression targets or labels, which are numbered if there are several.
+        target_name: Name of the regression targets or labels, which are numbered if there are several; None for
+            `target` or `label`.
         name_classes: Makes class names from the labels of each split.
 
     Raises:
@@ -58,6 +59,7 @@ def make_raw_splits(
         for name, split in arrays.items()
     }
     unsplit = splits["unsplit"]
+    target_name = target_name or ("label" if task == "multi_label" else "target")
     return RawSplits(
         unsplit=unsplit,
         test=splits.get("test"),
@@ -165,7 +167,7 @@ def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
 
 
 def make_target_names(name: str, targets: Tensor) -> tuple[str, ...]:
-    """Name regression targets: `name`, or `name_0`, `name_1` ... for several."""
+    """Name regression targets or labels: `name`, or `name_0`, `name_1` ... for several."""
     return (name,) if targets.ndim == 1 else tuple(f"{name}_{column}" for column in range(targets.shape[1]))
 
 
@@ -202,8 +204,9 @@ def to_label_rows(array: np.ndarray, description: str) -> Tensor:
     """Convert an array to several labels of each example, [n, labels] (int64), `IGNORE_INDEX` for NaN.
 
     Raises:
-        ValueError: The array has another type or shape.
+        ValueError: The array has another type or shape, or fractions.
     """
+    array = array[:, None] if array.ndim == 1 else array  # of one label
     if array.dtype.kind not in "biuf" or array.ndim != 2 or not array.shape[1]:
         raise ValueError(
             f"{description} must be 0 or 1 for each label, of the shape [n, labels], got {array.dtype} of the shape "
@@ -214,7 +217,7 @@ def to_label_rows(array: np.ndarray, description: str) -> Tensor:
     if is_fraction.any():
         raise ValueError(
             f"{description} must be 0 or 1 for each label, got {known[is_fraction][0]:g} in row "
-            f"{is_fraction.any(1).argmax()} (counted from 0)."
+            f"{is_fraction.any(1).argmax()} (counted from 0). Probabilities of labels are given by a DataLoader."
         )
     return torch.from_numpy(to_int64(known, description))
 

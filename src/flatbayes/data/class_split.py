@@ -90,7 +90,9 @@ class ClassSplit(DataSource):
 def _resolve_classes(classes: tuple[int, ...], raw: RawSplits) -> tuple[int, ...]:
     total = len(raw.class_names)
     if not total:
-        raise ValueError("Only classes can be split, and the targets of this source are numbers.")
+        raise ValueError(
+            "Only classes can be split, and this source has none: its targets are numbers, or several labels."
+        )
     resolved = classes or tuple(range((total + 1) // 2))
     is_unique = len(set(resolved)) == len(resolved)
     if not is_unique or not set(resolved) <= set(range(total)) or not 2 <= len(resolved) < total:

@@ -28,11 +28,13 @@ class Arrays(DataSource):
         inputs: Features, [n, features], or images, [n, height, width] with or without an axis of 1 to 4 channels
             before or after these two. The columns of a data frame are numbers; their names become feature names.
         targets: Labels, [n], whole numbers from 0, or texts, whose distinct values in alphabetic order are the
-            classes; or regression targets, [n] or [n, targets], floating-point.
+            classes; or regression targets, [n] or [n, targets], floating-point; or several labels of each example,
+            [n, labels], each 0 or 1, and NaN or -100 where it is not known. The columns of a data frame are their
+            names.
         test: Inputs and targets of the test split; None draws `test_size` examples.
         val: Inputs and targets of the validation split; None draws `val_size` examples.
-        task: classification or regression; None infers it from the targets: integers and texts are classes, fractions
-            are regression targets.
+        task: classification, regression or multi_label; None infers it from the targets: integers and texts are
+            classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1.
 
     Examples:
         >>> x, y = torch.randn(100, 4).numpy(), torch.arange(100).numpy() % 3
@@ -75,7 +77,7 @@ class Arrays(DataSource):
             for split, pair in pairs.items()
             if pair is not None
         }
-        targets = [array for _, array in arrays.values()]
+        targets = [to_floats(array) if self._holds_label_rows(array) else array for _, array in arrays.values()]
         is_text = any(array.dtype.kind in "OUS" for array in targets)
         class_names: tuple[str, ...] = ()
         if is_text:
@@ -90,12 +92,16 @@ class Arrays(DataSource):
         raw = make_raw_splits(
             named,
             "classification" if is_text else self.task,
-            str(getattr(self.targets, "name", None) or "target"),
+            str(name) if (name := getattr(self.targets, "name", None)) else None,
             lambda labels: class_names or make_class_names(labels),
         )
         target_names = raw.target_names and (target_columns or raw.target_names)
         feature_names = input_columns or raw.feature_names
         return replace(raw, feature_names=feature_names, target_names=target_names)
+
+    def _holds_label_rows(self, targets: np.ndarray) -> bool:
+        """Whether targets are objects, such as those of a frame with missing labels, that can be no classes."""
+        return targets.dtype == object and (targets.ndim > 1 or self.task == "multi_label") and holds_numbers(targets)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,7 +189,7 @@ def encode_texts(targets: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], li
         if labels.ndim != 1:
             raise ValueError(
                 f"{description} are texts, and labels must have the shape [n], one class for each example; got "
-                f"{labels.shape}."
+                f"{labels.shape}. Write several labels of each example as 0 and 1."
             )
         check_missing_labels(labels, description)
     names, codes = np.unique(np.concatenate([*targets.values()]).astype(str), return_inverse=True)

@@ -32,11 +32,11 @@ class Npz(DataSource):
         inputs: Name of the array of inputs: features, [n, features], or images, [n, height, width] with or
             without an axis of 1 to 4 channels before or after these two.
         targets: Name of the array of labels, [n], whole numbers from 0; or of regression targets, [n] or
-            [n, targets], floating-point.
+            [n, targets], floating-point; or of several labels, [n, labels], each 0 or 1.
         test_inputs: Name of the inputs of the test split, used if there is such an array.
         test_targets: Name of the targets of the test split.
-        task: classification or regression; None infers it from the array: integers are classes, fractions are
-            regression targets.
+        task: classification, regression or multi_label; None infers it from the array: integers are classes,
+            fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1.
 
     Examples:
         >>> np.savez(

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import check_finite, check_label_rows, check_labels, check_targets
+from flatbayes.data.checks import Task, check_finite, check_label_rows, check_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.feature_names import fill_missing, find_optional_features
 from flatbayes.data.splits import DataSplits, EncodedSplit, Split, infer_common_layout
@@ -105,6 +105,9 @@ class DataSource(ABC):
     cutout: int = 0
 
     def __post_init__(self) -> None:
+        task = getattr(self, "task", None)
+        if task not in (None, *get_args(Task)):
+            raise ValueError(f"task must be {', '.join(get_args(Task))}, or None, got {task!r}.")
         check_size(self.val_size, "val_size")
         check_size(self.test_size, "test_size")
         if self.train_size is not None and self.train_size < 1:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_html_table
-from flatbayes.core.names import format_count
+from flatbayes.core.names import format_count, format_names
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import DataWarning, check_finite, check_label_range, check_label_rows
@@ -190,6 +190,11 @@ class DataSplits:
                 raise ValueError(
                     f"Targets of the {name} split must be {expected}, got {targets.dtype}. Convert them."
                 )
+            if self.class_names and targets.ndim != 1:
+                raise ValueError(
+                    f"Targets of the {name} split must be one class for each example, [n], got the shape "
+                    f"{tuple(targets.shape)}. For several labels give target_names, their names, not class_names."
+                )
             if self.target_names and targets.shape[1:].numel() != len(self.target_names):
                 raise ValueError(
                     f"The {name} split has targets of the shape {tuple(targets.shape)}, and {len(self.target_names)} "
@@ -255,11 +260,13 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
 
 
 def warn_of_untrained_classes(data: DataSplits) -> None:
-    """Warn of classes that validation or test examples have, and no training example.
+    """Warn of classes that validation or test examples have, and no training example; and of constant labels.
 
     Args:
         data: The splits.
     """
+    if data.is_multi_label:
+        warn_of_constant_labels(data.train.targets, data.target_names)
     if not data.class_names:
         return
     trained = set(data.train.targets.unique().tolist())
@@ -279,4 +286,24 @@ def warn_of_untrained_classes(data: DataSplits) -> None:
             "write it alike; else give training examples, or leave these classes out.",
             category=DataWarning,
             stacklevel=5,
+        )
+
+
+def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
+    """Warn of labels, of several, that have the same value in all training examples.
+
+    Args:
+        targets: Labels of the training examples, [n, labels].
+        names: Their names.
+    """
+    has_zero, has_one = (targets == 0).any(0).tolist(), (targets == 1).any(0).tolist()
+    constant = [name for name, zero, one in zip(names, has_zero, has_one, strict=True) if not (zero and one)]
+    if constant:
+        verb = "has" if len(constant) == 1 else "have"
+        warnings.warn(
+            f"{len(constant)} of the {len(names)} labels {verb} at most one of the values 0 and 1 in the training "
+            f"examples, so that nothing can be learned: {format_names(constant, MAX_LISTED_CLASSES)}. Give examples "
+            "of both values, or leave such labels out.",
+            category=DataWarning,
+            stacklevel=6,
         )

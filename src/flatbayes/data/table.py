@@ -73,6 +73,12 @@ class Table(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task == "multi_label":
+            raise ValueError(
+                f"A table has one target column, here {self.target!r}, and multi_label is for several labels of each "
+                "example. Read the file into a data frame and pass the pair (frame[features], frame[labels]), or "
+                "write a .npz file."
+            )
         object.__setattr__(self, "ignore", tuple(self.ignore))  # JSON has lists
         self._csv_format  # noqa: B018 - validates
 

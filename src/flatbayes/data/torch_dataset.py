@@ -39,8 +39,8 @@ class TorchDataset(DataSource):
         train_split: Value of its parameter `split` for training examples.
         test_split: Value of its parameter `split` for test examples.
         val_split: Value of its parameter `split` for validation examples; None draws `val_size` training examples.
-        task: classification or regression; None infers it from the targets: integers are classes, fractions are
-            regression targets.
+        task: classification, regression or multi_label; None infers it from the targets: integers are classes,
+            fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1.
 
     Examples:
         >>> from torch.utils.data import TensorDataset

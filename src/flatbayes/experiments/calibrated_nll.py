@@ -33,7 +33,7 @@ def measure_likelihood(
         seed: Seed of the draws.
 
     Returns:
-        The metric by name, which is missing for a regression; and the NLL of 1, 2, ... members.
+        The metric by name, which is missing for numbers and several labels; and the NLL of 1, 2, ... members.
     """
     predict = partial(
         predict_labelled, fitted, split.inputs, split.targets, num_draws, batch_size=BATCH_SIZE, seed=seed

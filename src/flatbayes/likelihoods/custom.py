@@ -1,5 +1,6 @@
 """A custom loss for training, with the predictions of another likelihood."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import overload
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from flatbayes.likelihoods.bernoulli import Bernoulli
 from flatbayes.likelihoods.categorical import Categorical
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
@@ -22,7 +24,8 @@ class Custom(Likelihood):
         loss_fn: (outputs, targets) -> the *mean* negative log likelihood of the batch, a differentiable scalar
             without prior, weight decay or KL, which belong to the posterior. Another loss works too, but a
             temperature of one then has no special meaning. For an `output_likelihood` with a single logit both
-            have the shape (batch,) and the same type, as `torch.nn.BCEWithLogitsLoss` takes them.
+            have the shape (batch,) and the same type, as `torch.nn.BCEWithLogitsLoss` takes them. For a `Bernoulli`
+            targets have the type and the shape of the outputs, and are NaN for labels that are not known.
         output_likelihood: Makes predictions out of outputs.
 
     Examples:
@@ -48,9 +51,11 @@ class Custom(Likelihood):
         Raises:
             ValueError: It is not a scalar, such as one loss per example.
         """
+        inner = unwrap_custom(self.output_likelihood)
+        if isinstance(inner, Bernoulli):
+            targets = torch.where(inner.split_targets(targets)[1], targets, math.nan).to(outputs.dtype)
         if targets.dtype == torch.float64:  # of a regression; losses of torch do not backpropagate mixed precision
             targets = targets.to(outputs.dtype)
-        inner = unwrap_custom(self.output_likelihood)
         if isinstance(inner, Categorical) and inner.single_logit and targets.numel() == len(outputs):
             outputs = inner.to_logits(outputs)[:, 1]
             targets = targets.reshape(-1).to(outputs.dtype)

@@ -1,6 +1,6 @@
 """Definition and direction of every metric that a comparison reports."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
@@ -167,9 +167,16 @@ METRIC_FAMILIES: Mapping[MetricFamily, Mapping[str, MetricDefinition]] = Mapping
 
 _ALL_METRICS = {
     name: definition
-    for metrics in (MULTI_LABEL_METRICS, CLASSIFICATION_METRICS, REGRESSION_METRICS, *METRIC_FAMILIES.values())
+    for metrics in (
+        CLASSIFICATION_METRICS,
+        MULTI_LABEL_METRICS,
+        CLASSIFICATION_METRICS,
+        REGRESSION_METRICS,
+        *METRIC_FAMILIES.values(),
+    )
     for name, definition in metrics.items()
 }
+"""Metrics of classes stand for those of several labels with the same name."""
 
 HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
     {
@@ -187,3 +194,18 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """One line on each metric."""
+
+
+def select_definitions(metrics: Collection[str]) -> Mapping[str, str]:
+    """One line on each metric; those of several labels where the metrics are theirs, which share names with others.
+
+    Args:
+        metrics: Names of the metrics of an evaluation.
+
+    Examples:
+        >>> select_definitions(MULTI_LABEL_METRICS)["accuracy"]
+        'Accuracy: fraction of labels that are predicted right, 1 - Hamming loss'
+    """
+    if not set(MULTI_LABEL_METRICS) <= set(metrics):
+        return DEFINITIONS
+    return {**DEFINITIONS, **{name: definition.text for name, definition in MULTI_LABEL_METRICS.items()}}

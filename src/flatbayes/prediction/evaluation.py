@@ -27,7 +27,6 @@ from flatbayes.likelihoods import (
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.metrics import (
-    DEFINITIONS,
     CoverageCurve,
     ReliabilityBins,
     coverage_curve,
@@ -36,6 +35,7 @@ from flatbayes.metrics import (
 )
 from flatbayes.metrics.calibration import bin_confidences
 from flatbayes.metrics.classification import score_examples
+from flatbayes.metrics.definitions import select_definitions
 from flatbayes.metrics.multi_label import measure_labels
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
@@ -78,8 +78,9 @@ class Evaluation:
         return f"<Evaluation of {format_count(self.num_networks, 'network')}: {values}>"
 
     def _repr_html_(self) -> str:
+        definitions = select_definitions(self.metrics)
         rows = [
-            (DEFINITIONS.get(name, name), format_number(value) + self._format_raw(name))
+            (definitions.get(name, name), format_number(value) + self._format_raw(name))
             for name, value in self.metrics.items()
         ]
         return format_html_table(f"Evaluation, networks averaged: {self.num_networks}", (), rows)
@@ -90,8 +91,9 @@ class Evaluation:
 
     def summary(self) -> str:
         """The metrics with their definitions, as text."""
+        definitions = select_definitions(self.metrics)
         entries = {
-            name: f"{format_number(value):>8}{self._format_raw(name)}  {DEFINITIONS.get(name, '')}"
+            name: f"{format_number(value):>8}{self._format_raw(name)}  {definitions.get(name, '')}"
             for name, value in self.metrics.items()
         }
         return format_entries(f"Evaluation, networks averaged: {self.num_networks}", entries)

@@ -18,7 +18,7 @@ from flatbayes.reporting.calibration_figures import coverage_panels, reliability
 from flatbayes.reporting.curves import LANDSCAPE_CURVES, SHIFT_CURVES, curve_panels
 from flatbayes.reporting.figures import difference_panels, metric_panels
 from flatbayes.reporting.formats import format_number
-from flatbayes.reporting.queries import Glossary, default_glossary, read_results
+from flatbayes.reporting.queries import Glossary, default_glossary, list_metrics, read_results
 from flatbayes.reporting.selection import summarize_selection
 from flatbayes.reporting.tables import (
     flatten_options,
@@ -53,7 +53,8 @@ def write_report(folder: Path | str, glossary: Glossary | None = None) -> Path:
         'report.html'
     """
     folder = Path(folder)
-    page = render_page(read_results(folder), glossary or default_glossary(), SelectionRecord.load(folder))
+    results = read_results(folder)
+    page = render_page(results, glossary or default_glossary(list_metrics(results)), SelectionRecord.load(folder))
     return write_text(folder / REPORT_FILE, page)
 
 
@@ -69,7 +70,7 @@ def write_page(results: ComparisonResult, path: Path) -> Path:
         ImportError: matplotlib is not installed.
     """
     path = path / REPORT_FILE if path.is_dir() else path
-    return write_text(path, render_page(results, default_glossary()))
+    return write_text(path, render_page(results, default_glossary(list_metrics(results))))
 
 
 def render_page(results: ComparisonResult, glossary: Glossary, selection: SelectionRecord | None = None) -> str:

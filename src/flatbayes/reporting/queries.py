@@ -1,7 +1,7 @@
 """Queries on the results of a comparison: labels, verdicts, runs of a variant, and the conclusion in one sentence."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -40,11 +40,16 @@ class Glossary:
         return "↑ higher is better" if self.higher_is_better[metric] else "↓ lower is better"
 
 
-def default_glossary() -> Glossary:
-    """The directions and definitions of `flatbayes.metrics`."""
-    from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER
+def default_glossary(metrics: Sequence[str] = ()) -> Glossary:
+    """The directions and definitions of `flatbayes.metrics`.
 
-    return Glossary(HIGHER_IS_BETTER, DEFINITIONS)
+    Args:
+        metrics: Names of the metrics of a comparison, by which labels and classes are told apart.
+    """
+    from flatbayes.metrics import HIGHER_IS_BETTER
+    from flatbayes.metrics.definitions import select_definitions
+
+    return Glossary(HIGHER_IS_BETTER, select_definitions(metrics))
 
 
 def read_results(folder: Path) -> ComparisonResult:

@@ -114,8 +114,9 @@ def fit(
             trained parameters keep their running statistics.
         transform: Standardization of the inputs; by default that of the training examples.
         likelihood: Distribution of the targets given the outputs; by default inferred from the targets: `Categorical`
-            for integers and texts, `Gaussian` for fractions; with `single_logit` for two classes and a network of one
-            output. Targets that may be either need one.
+            for integers and texts, with `single_logit` for two classes and a network of one output; `Gaussian` for
+            fractions, `Bernoulli` for several labels of each example, rows of 0 and 1. Targets that may be either
+            need one.
         num_data: Number of labelled examples of a loader. By default they are counted in one pass over the loader
             before training, which also checks all batches.
         output: Which output of a network that returns several is used: a key, an attribute, an index, or a function

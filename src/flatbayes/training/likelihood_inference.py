@@ -22,6 +22,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
@@ -41,6 +42,29 @@ ADVICE = (
     "Pass likelihood=Categorical(num_classes) for classes, or likelihood=Gaussian.fit(targets) for numbers, of which "
     "a network predicts mean and raw scale (two outputs for each)."
 )
+
+
+def check_task(data: DataSplits, likelihood: Likelihood) -> None:
+    """Check that the targets of data splits are those of the likelihood, if this is one of several labels or classes.
+
+    Args:
+        data: The splits.
+        likelihood: What the user gave, or the one that was inferred.
+
+    Raises:
+        ValueError: They are not.
+    """
+    likelihood = unwrap_custom(likelihood)
+    if isinstance(likelihood, Bernoulli) and data.is_multi_label:
+        likelihood.prepare_targets(data.train.targets)
+    elif isinstance(likelihood, Bernoulli) or (isinstance(likelihood, Categorical) and data.is_multi_label):
+        kind = "one class" if isinstance(likelihood, Categorical) else "several labels"
+        found = f"one of {data.num_classes} classes" if data.class_names else "numbers to predict"
+        found = format_count(len(data.target_names), "label") if data.is_multi_label else found
+        raise ValueError(
+            f"The likelihood {likelihood!r} is for {kind} of each example, and the targets are {found}. Leave "
+            "likelihood out, or give targets of this kind."
+        )
 
 
 def infer_likelihood(
@@ -156,8 +180,8 @@ def infer_loader_likelihood(
     advice = ADVICE
     if is_class_index(targets) or holds_fractions(targets):
         advice += f" Or change its last layer ({NEW_HEAD_ADVICE})."
-    elif holds_several_labels(targets):
-        advice += MULTI_LABEL_ADVICE
+    elif targets.ndim == 2 and targets.shape[1] > 1:
+        advice += f" Rows with a single 1 for the class are class indices after argmax(1).{MULTI_LABEL_ADVICE}"
     raise ValueError(
         f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
         f"with {format_count(num_outputs, 'output')} for each example. {advice}"

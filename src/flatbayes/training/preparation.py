@@ -28,7 +28,7 @@ from flatbayes.training.compatibility import check_compatibility, check_initial_
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData, check_ignore_index, drop_unlabelled
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
-from flatbayes.training.likelihood_inference import are_binary_labels, infer_likelihood
+from flatbayes.training.likelihood_inference import are_binary_labels, check_task, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.model_builder import (
@@ -115,6 +115,7 @@ def prepare_runs(
         training_data.check_batches()
     if isinstance(training_data, InMemoryData):
         check_ignore_index(training_data.splits, likelihood)
+        check_task(training_data.splits, likelihood)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])

@@ -19,7 +19,7 @@ from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.likelihoods import Categorical
+from flatbayes.likelihoods import Bernoulli, Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
 from flatbayes.training.engine import Engine, place_module
@@ -77,7 +77,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
                 engine.zero_grad()
                 x, y = subset_batch(inputs, targets)
                 outputs = engine.network(x)
-                if isinstance(factory.likelihood, Categorical):
+                if isinstance(factory.likelihood, Bernoulli | Categorical):
                     logits.append(outputs)
                 loss = loss_fn(outputs, y)
                 engine.backward(loss)
@@ -177,35 +177,27 @@ def warn_of_equal_members(networks: Sequence[nn.Module]) -> None:
 
 
 def warn_of_probabilities(outputs: object) -> None:
-    """Warn of outputs for classes that are probabilities: the loss takes logits.
+    """Warn of outputs for classes or labels that are probabilities: the loss takes logits.
 
     Args:
         outputs: Output of the network for a few examples, with its graph.
     """
-    if isinstance(outputs, Tensor) and ends_in_sigmoid(outputs):
-        warnings.warn(
-            "The outputs of the network are those of a sigmoid, and the loss takes logits: no prediction is certain. "
-            "Leave out the sigmoid at the end of the network.",
-            NetworkWarning,
-            stacklevel=2,
-        )
-        return
-    if (
-        not isinstance(outputs, Tensor)
-        or outputs.ndim != 2
-        or outputs.shape[1] < 2
-        or not outputs.is_floating_point()
-    ):
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or not outputs.is_floating_point():
         return
     values = outputs.detach().float()
-    are_logits = (values < 0).any() | ((values.sum(1) - 1).abs() > MAX_PROBABILITY_ERROR).any()
-    if not bool(are_logits):
-        warnings.warn(
-            "The outputs of the network are probabilities: they are positive and sum to 1. The loss applies a softmax"
-            " to them once more, so that no prediction is certain. Leave out the softmax at the end of the network.",
-            NetworkWarning,
-            stacklevel=2,
-        )
+    is_far = (values < 0).any() | ((values.sum(-1) - 1).abs() > MAX_PROBABILITY_ERROR).any()
+    if ends_in_sigmoid(outputs):
+        reason, name = "they are those of a sigmoid", "sigmoid"
+    elif outputs.ndim == 2 and outputs.shape[1] > 1 and not bool(is_far):
+        reason, name = "they are positive and sum to 1", "softmax"
+    else:
+        return
+    warnings.warn(
+        f"The outputs of the network are probabilities: {reason}. The loss makes probabilities of them once more, so "
+        f"that no prediction is certain. Leave out the {name} at the end of the network.",
+        NetworkWarning,
+        stacklevel=2,
+    )
 
 
 def ends_in_sigmoid(outputs: Tensor) -> bool:
