@@ -290,7 +290,7 @@ def warn_of_untrained_classes(data: DataSplits) -> None:
 
 
 def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
-    """Warn of labels, of several, that have the same value in all training examples.
+    """Warn of labels, of several, that have the same value in all training examples, if any label is known.
 
     Args:
         targets: Labels of the training examples, [n, labels].
@@ -298,7 +298,7 @@ def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
     """
     has_zero, has_one = (targets == 0).any(0).tolist(), (targets == 1).any(0).tolist()
     constant = [name for name, zero, one in zip(names, has_zero, has_one, strict=True) if not (zero and one)]
-    if constant:
+    if constant and any(has_zero + has_one):
         verb = "has" if len(constant) == 1 else "have"
         warnings.warn(
             f"{len(constant)} of the {len(names)} labels {verb} at most one of the values 0 and 1 in the training "
