@@ -91,12 +91,14 @@ class Window:
             block: Some of the weights.
         """
         deviations, total = self.statistics["deviations"], int(self.statistics["count"])
-        rank = min(len(deviations), total)
+        rank, mean = min(len(deviations), total), self.statistics["mean"][block]
         if self.row is None:
             return deviations[:rank, block]
-        rows = [index % rank for index in range(total - min(rank, self.count), total)] if rank else []
-        mean = self.statistics["mean"][block]
-        return deviations[rows, block].to(mean) + (mean - self.get_mean(block))
+        if self.count >= rank:
+            stored = deviations[:rank, block]
+        else:
+            stored = deviations[[index % rank for index in range(total - self.count, total)], block]
+        return stored.to(mean) + (mean - self.get_mean(block))
 
     @property
     def num_deviations(self) -> int:
