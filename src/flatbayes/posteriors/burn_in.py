@@ -68,7 +68,7 @@ class Window:
         mean = self.statistics[name][block]
         if self.row is None:
             return mean
-        early = self.statistics[EARLY + name][self.row, block]
+        early = self.statistics[EARLY + name][self.row, block].to(mean)
         return mean + (mean - early) * (self.num_early / self.count)
 
     def get_variance(self, block: slice) -> Float[Tensor, " params"]:
@@ -80,7 +80,7 @@ class Window:
         sums = self.statistics["sum_squares"][block]
         if self.row is None:
             return sums / self.count
-        early_mean, early_sums = (self.statistics[EARLY + name][self.row, block] for name in KEPT[:2])
+        early_mean, early_sums = (self.statistics[EARLY + name][self.row, block].to(sums) for name in KEPT[:2])
         between = (self.get_mean(block) - early_mean).square_() * (self.num_early * self.count)
         return (sums - early_sums - between / (self.num_early + self.count)).clamp_min_(0) / self.count
 
@@ -106,14 +106,15 @@ class Window:
         return min(len(self.statistics["deviations"]), self.count)
 
 
-def allocate_early_moments(statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def allocate_early_moments(statistics: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Empty statistics of early snapshots, with a row for each time at which they are kept.
 
     Args:
         statistics: Statistics of all snapshots.
+        device: Where they are stored; their counts are in main memory.
     """
     kept = {name: statistics[name] for name in KEPT if name in statistics}
-    rows = {EARLY + name: value.new_zeros(NUM_KEPT, len(value)) for name, value in kept.items()}
+    rows = {EARLY + name: value.new_zeros(NUM_KEPT, len(value), device=device) for name, value in kept.items()}
     return {EARLY_COUNTS: torch.zeros(NUM_KEPT, dtype=torch.int64, device="cpu"), **rows}
 
 

@@ -161,8 +161,9 @@ class SWAG(Posterior):
             state.statistics["mean_of_others"] = torch.zeros_like(flatten_wide(others))
         state.cpu_statistics = list_cpu_statistics(self.storage, "deviations")
         if self.burn_in:
-            state.statistics |= allocate_early_moments(state.statistics)
-            state.cpu_statistics |= {EARLY_COUNTS}
+            early = allocate_early_moments(state.statistics, state.statistics["deviations"].device)
+            state.statistics |= early
+            state.cpu_statistics |= early.keys() if self.storage == "cpu" else {EARLY_COUNTS}
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
