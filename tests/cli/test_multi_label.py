@@ -103,5 +103,6 @@ def test_compare(run, tmp_path, capsys):
     report = (out / "report.html").read_text()
     assert "Accuracy: fraction of labels that are predicted right" in report
     assert "most probable class" not in report
-    assert main(["compare", *data, *options, "--ood", "digits", "--out", str(tmp_path / "ood")]) == 2
-    assert "--ood needs a classification, and these data have numbers or several labels" in capsys.readouterr().err
+    assert main(["compare", *data, *options, "--ood", "digits", "--out", str(tmp_path / "ood")]) == 0
+    results = json.loads((tmp_path / "ood" / "results.json").read_text())
+    assert "ood_auroc" in {row["metric"] for row in results["summary"]}

@@ -141,7 +141,8 @@ def test_a_table_has_sharpness_and_no_corruptions(tmp_path):
     table.claim_folder(tmp_path, overwrite=False)
     assert "gap_worst" in table.run(tmp_path, jobs=1).runs[0].metrics
     shifted = replace(table, evaluations=EvaluationConfig(shift=True))
-    assert len(shifted.run(tmp_path, jobs=1).failures) == 2
+    with pytest.raises(ValueError, match=r"shift=True is for classes or labels of images"):
+        shifted.run(tmp_path, jobs=1)
 
 
 def test_arrays_that_are_out_of_distribution_are_told_apart_by_their_content(tmp_path):

@@ -5,7 +5,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from flatbayes import MAP, SWAG, Bernoulli, Gaussian, compare, evaluate, fit, tune
+from flatbayes import MAP, SWAG, Arrays, Bernoulli, Gaussian, compare, evaluate, fit, tune
+from flatbayes.experiments import EvaluationConfig
 from flatbayes.metrics import CLASSIFICATION_METRICS, DEFINITIONS, MULTI_LABEL_METRICS
 from flatbayes.metrics.definitions import select_definitions
 
@@ -67,3 +68,32 @@ def test_an_evaluation_has_the_definitions_of_its_task():
         assert "fraction of labels that are predicted right" in text
         assert "most probable class" not in text
     assert select_definitions(CLASSIFICATION_METRICS) is DEFINITIONS
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        (LABELS, {"calibration": True}, "calibration=True is for classes, and the targets are several labels"),
+        (LABELS, {"shift": True}, r"shift=True is for classes or labels of images, .* inputs of the shape \(3,\)"),
+        (FEATURES, {"calibration": True}, "calibration=True is for classes, and the targets are numbers"),
+        (FEATURES, {"shift": True}, "shift=True is for classes or labels of images, and the data have numbers"),
+        (
+            FEATURES,
+            {"ood": Arrays(FEATURES + 9, LABELS)},
+            "ood is for classes or labels, and the targets are numbers",
+        ),
+        (LABELS, {"ood": Arrays(FEATURES[:, :2], LABELS)}, r"inputs have the shape \(2,\)"),
+    ],
+    ids=["labels-calibration", "labels-shift", "numbers-calibration", "numbers-shift", "numbers-ood", "other-inputs"],
+)
+def test_evaluations_that_do_not_suit_the_data_are_refused_before_a_training(monkeypatch, targets, options, message):
+    monkeypatch.setattr("flatbayes.experiments.run.try_fit_together", None)
+    with pytest.raises(ValueError, match=message):
+        compare("MLP", (FEATURES, targets), [MAP()], num_jobs=1, evaluations=EvaluationConfig(**options), **OPTIONS)
+
+
+def test_inputs_that_are_out_of_distribution_are_told_apart_by_the_entropy_of_all_labels():
+    evaluations = EvaluationConfig(ood=Arrays(9 * FEATURES, LABELS))
+    results = compare("MLP", (FEATURES, LABELS), [MAP()], num_jobs=1, evaluations=evaluations, **OPTIONS)
+    assert not results.failures
+    assert all(0 <= run.metrics["ood_auroc"] <= 1 for run in results.runs)

@@ -21,7 +21,7 @@ from flatbayes.cli.options import (
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
-from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
+from flatbayes.data import DataSource, DataSplits
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.diagnostics import SharpnessConfig
 from flatbayes.experiments import Comparison, EvaluationConfig, Method
@@ -165,19 +165,15 @@ def run(options: Namespace) -> None:
 
 def _select_evaluations(options: Namespace, dataset: DataSplits) -> EvaluationConfig:
     is_classification = bool(dataset.class_names)
-    if options.ood is not None:
-        if not is_classification:
-            raise ValueError(
-                "--ood needs a classification, and these data have numbers or several labels as targets."
-            )
-        match_input_format(load_test_split(options.ood).subsample(1).input_tensor, dataset.train.inputs)
     names = options.evaluations or (get_args(EvaluationName) if options.diagnose else ())
     SharpnessConfig(rho=options.sharpness_rho)
-    return EvaluationConfig(
+    evaluations = EvaluationConfig(
         calibration="calibration" in names and is_classification and options.split == "test",
-        shift="shift" in names and is_classification and len(dataset.input_shape) == 3,
+        shift="shift" in names and not dataset.is_regression and len(dataset.input_shape) == 3,
         ood=options.ood,
         sharpness_rho=options.sharpness_rho if "sharpness" in names else None,
         max_examples=options.max_examples,
         num_sharpness_draws=options.num_sharpness_draws,
     )
+    evaluations.check(dataset, options.split)  # before the folder is made
+    return evaluations

@@ -83,6 +83,31 @@ class EvaluationConfig:
             description["init_args"]["ood"]["content"] = describe_split(_load_ood_split(self.ood))
         return description
 
+    def check(self, data: DataSplits, split_name: str) -> None:
+        """Check, before a training, that the evaluations suit the data.
+
+        Args:
+            data: All splits of the data.
+            split_name: Split to evaluate on: train, val or test.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if self.calibration and split_name == "val":
+            raise ValueError("Temperatures are fitted to the validation split: report calibration on another split.")
+        targets = "numbers" if data.is_regression else "several labels of each example"
+        if self.calibration and not data.class_names:
+            raise ValueError(f"calibration=True is for classes, and the targets are {targets}: leave it out.")
+        if self.shift and (data.is_regression or len(data.input_shape) != 3):
+            found = targets if data.is_regression else f"inputs of the shape {data.input_shape}"
+            raise ValueError(
+                f"shift=True is for classes or labels of images, and the data have {found}: leave it out."
+            )
+        if self.ood is not None:
+            if data.is_regression:
+                raise ValueError("ood is for classes or labels, and the targets are numbers: leave it out.")
+            match_input_format(_load_ood_split(self.ood).subsample(1).input_tensor, data.train.inputs)
+
     def compute_metrics(
         self, fitted: FittedPosterior, data: DataSplits, split_name: str, num_draws: int, seed: int
     ) -> tuple[Metrics, RunDetails]:
@@ -96,17 +121,14 @@ class EvaluationConfig:
             seed: Seed of the draws.
 
         Raises:
-            ValueError: The data do not allow an evaluation, such as corruptions of a table.
+            ValueError: The data do not allow an evaluation.
         """
+        self.check(data, split_name)
         split: Split = getattr(data, split_name)
         subset = split.subsample(self.max_examples)
         metrics: Metrics = {}
         temperature, shift, loss_slice = None, None, None
         if self.calibration:
-            if split_name == "val":
-                raise ValueError(
-                    "Temperatures are fitted to the validation split: report calibration on another split."
-                )
             calibration, temperature = _measure_calibration(fitted, data.val, split, num_draws, seed)
             metrics |= calibration
         if self.shift:

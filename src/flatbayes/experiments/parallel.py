@@ -75,6 +75,7 @@ def execute_runs(
     missing = [run for run in unique.values() if run.load_result(folder) is None]
     if not missing:
         return []
+    missing[0].evaluations.check(missing[0].load_data(), missing[0].split)
     from joblib import Parallel, delayed  # here, since it is slow to import
 
     accelerators = {run.config.distribution.accelerator for run in missing}
