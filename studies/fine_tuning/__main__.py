@@ -27,14 +27,14 @@ IMAGES = {
 
 
 def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> str:
-    """Table of the first setting, a row for each of the others, and the counts of those on images.
+    """Table of the first finished setting, a row for each of the others, and the counts of those on images.
 
     Args:
         sentences: Summary of `studies.sentences`.
         images: Summary of `studies.images`.
     """
-    first, *others = [setting for setting in sentences["settings"] if setting["rows"]]
-    compared = [setting for setting in images["settings"] if setting["rows"]]
+    first, *others = filter(is_finished, sentences["settings"])
+    compared = list(filter(is_finished, images["settings"]))
     defaults = [setting for setting in compared if is_default(setting)]
     texts = [render_setting(first)]
     if others or defaults:
@@ -42,6 +42,15 @@ def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> st
     if len(compared) > len(defaults):
         texts.append(render_counts(compared))
     return "\n\n".join(texts)
+
+
+def is_finished(setting: Mapping[str, Any]) -> bool:
+    """Whether all trainings of a setting are finished, so that it has all seeds.
+
+    Args:
+        setting: Summary of a setting.
+    """
+    return bool(setting["rows"]) and setting.get("finished_trainings") == setting.get("planned_trainings")
 
 
 def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> str:

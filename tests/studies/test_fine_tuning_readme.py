@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from flatbayes.core.files import read_json
-from studies.fine_tuning.__main__ import RESULTS, main, render_readme
+from studies.fine_tuning.__main__ import RESULTS, is_finished, main, render_readme
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -25,3 +25,10 @@ def test_the_marks_of_a_page_are_filled_again(tmp_path):
     assert text.endswith("after\n")
     main([str(page)])
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_setting_without_all_seeds_is_not_on_the_page():
+    setting = {"rows": [{}], "finished_trainings": 10, "planned_trainings": 10}
+    assert is_finished(setting)
+    assert not is_finished(setting | {"finished_trainings": 6})
+    assert not is_finished(setting | {"rows": []})
