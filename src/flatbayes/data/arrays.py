@@ -49,7 +49,7 @@ def make_raw_splits(
         ValueError: An array has another type or shape.
     """
     first = arrays["unsplit"]
-    task = infer_task(first.targets, task, first.targets_description)
+    task = infer_array_task(first.targets, task, first.targets_description)
     convert_targets = CONVERTERS[task]
     splits = {
         name: Split(
@@ -124,7 +124,7 @@ def loses_precision(array: np.ndarray) -> bool:
         return bool(spread > 0 and np.spacing(np.abs(array).max().astype(np.float32)) > 1e-3 * spread)
 
 
-def infer_task(targets: np.ndarray, task: TaskType, description: str) -> Task:
+def infer_array_task(targets: np.ndarray, task: TaskType, description: str) -> Task:
     """The task of an array: as `task` says, else multi-label for rows of 0 and 1, and regression for fractions.
 
     Args:

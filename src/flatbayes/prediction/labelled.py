@@ -142,10 +142,10 @@ def infer_task(likelihood: object) -> TaskType:
 def read_as_task(
     read: Callable[[TaskType], T], likelihood: object, are_classes: Callable[[T], bool] = lambda _: False
 ) -> T:
-    """Read examples whose targets are numbers to predict for a Gaussian.
+    """Read examples for the task that a likelihood decides.
 
-    Whole numbers of a floating-point type, such as 0.0 and 1.0, are classes for a Categorical; without a likelihood
-    they may be either.
+    Whole numbers of a floating-point type, such as 0.0 and 1.0, are classes for a `Categorical`. Without a likelihood
+    they may be classes or numbers to predict, which `are_classes` decides.
 
     Args:
         read: Reads the examples for a task.
