@@ -105,7 +105,7 @@ REASONS = {
     "posteriors/sgld.py:SGLD.describe_state": AT_THE_END,
     "posteriors/sgld.py:add_langevin_noise": NUMBER,
     "posteriors/sgvb.py:SGVB._get_prior_precision": NUMBER,
-    "posteriors/burn_in.py:Window.*": COUNT,
+    "posteriors/snapshot_moments.py:Window.*": COUNT,
     "posteriors/snapshots.py:*": COUNT,
     "posteriors/swag.py:SWAG.*": COUNT,
     "posteriors/swag.py:SnapshotGaussian._gaussian": COUNT,

@@ -9,7 +9,8 @@ from torch import nn
 from flatbayes.core.tensor_lists import flatten
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors import SWAG, swag
-from flatbayes.posteriors.swag import gaussian_sample, update_moments
+from flatbayes.posteriors.snapshot_moments import update_moments
+from flatbayes.posteriors.swag import gaussian_sample
 
 
 def collected(snapshots, rank):

@@ -54,6 +54,7 @@ class DrawOption:
         tolerance: Accept the largest value within it; None to compare values by their NLL.
         margin: Nats by which the NLL of a larger value may be above the lowest one.
         has_means: Whether the geometric means of the best value and its neighbours are tried.
+        at_mean: Whether values are compared at `scale` 0, by one network, without the noise of a few draws.
     """
 
     default: float | None
@@ -61,6 +62,7 @@ class DrawOption:
     tolerance: Tolerance | None = None
     margin: float = 0.0
     has_means: bool = True
+    at_mean: bool = False
 
 
 MARGIN = 0.003
@@ -69,6 +71,8 @@ COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
 """A factor on the covariance of the draws."""
 BURN_IN = DrawOption(0.0, (0.0, 0.125, 0.25, 0.5), has_means=False)
 """The fraction of the snapshots that draws leave out, from the first on."""
+END_FRACTION = DrawOption(1.0, (0.25, 0.5, 0.75, 1.0), has_means=False, at_mean=True)
+"""The fraction of the snapshots after which draws leave out the others."""
 SCALE_OPTIONS: Mapping[str, DrawOption] = {"scale": COVARIANCE_SCALE}
 """The draw options of a posterior with no other than this."""
 
@@ -101,15 +105,29 @@ def check_burn_in(burn_in: AutoFloat | None) -> None:
     Raises:
         ValueError: It is no number from 0 to 0.5, nor `auto` nor None.
     """
-    if burn_in not in (AUTO, None) and (isinstance(burn_in, str) or not 0 <= burn_in <= 0.5):
+    _check_fraction("burn_in", burn_in, 0.0, 0.5)
+
+
+def check_end_fraction(end_fraction: AutoFloat | None) -> None:
+    """Validate a fraction of the snapshots after which the others are left out.
+
+    Raises:
+        ValueError: It is no number from 0.25 to 1, nor `auto` nor None.
+    """
+    _check_fraction("end_fraction", end_fraction, 0.25, 1.0)
+
+
+def _check_fraction(name: str, value: AutoFloat | None, lowest: float, highest: float) -> None:
+    if value not in (AUTO, None) and (isinstance(value, str) or not lowest <= value <= highest):
         raise ValueError(
-            f"burn_in is a fraction of the snapshots, from 0 to 0.5, or 'auto' or None; got {burn_in!r}."
+            f"{name} is a fraction of the snapshots, from {lowest:g} to {highest:g}, or 'auto' or None; got "
+            f"{value!r}."
         )
 
 
-def get_burn_in(burn_in: AutoFloat | None) -> float:
-    """The fraction of the snapshots that is left out: 0 until it is chosen."""
-    return 0.0 if isinstance(burn_in, str | None) else burn_in
+def get_fraction(value: AutoFloat | None, default: float) -> float:
+    """A fraction of the snapshots, and the default until it is chosen."""
+    return default if isinstance(value, str | None) else value
 
 
 def get_draw_option(options: Mapping[str, DrawOption], component: Any, name: str) -> Any:

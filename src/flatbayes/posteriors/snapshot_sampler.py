@@ -19,7 +19,7 @@ from flatbayes.posteriors.draw_options import (
     AutoFloat,
     DrawOption,
     check_burn_in,
-    get_burn_in,
+    get_fraction,
 )
 from flatbayes.posteriors.optimization import check_temperature, default_sgd
 from flatbayes.posteriors.posterior import Posterior
@@ -79,7 +79,7 @@ class SnapshotSampler(TemperedPosterior):
 
     def find_first_row(self, state: State) -> int:
         """Number of stored snapshots that draws leave out."""
-        return round(get_burn_in(self.burn_in) * count_stored_snapshots(state))
+        return round(get_fraction(self.burn_in, 0.0) * count_stored_snapshots(state))
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

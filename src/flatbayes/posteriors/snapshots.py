@@ -79,13 +79,24 @@ def store_snapshot(rows: Tensor, count: int, params: Sequence[Tensor]) -> None:
         count: Number of the snapshot, from 1 on.
         params: Its weights.
     """
+    row = select_row(rows, count)
+    if row is not None:
+        torch._foreach_copy_(unflatten(row, params), [param.detach() for param in params])
+
+
+def select_row(rows: Tensor, count: int) -> Tensor | None:
+    """The row for snapshot number `count`, after the earlier ones are thinned in place; None if it is not selected.
+
+    Args:
+        rows: The storage, at least one row.
+        count: Number of the snapshot, from 1 on.
+    """
     previous = select_snapshot_indices(count - 1, len(rows))
     selected = select_snapshot_indices(count, len(rows))
     if selected.step > previous.step:
         for row in range(len(rows) // 2):  # in ascending order: every source row is above its target
             rows[row].copy_(rows[2 * row + 1])
-    if count in selected:
-        torch._foreach_copy_(unflatten(rows[len(selected) - 1], params), [param.detach() for param in params])
+    return rows[len(selected) - 1] if count in selected else None
 
 
 def draw_snapshot_index(num_stored: int, generator: torch.Generator, method: str) -> int:

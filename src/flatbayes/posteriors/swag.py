@@ -34,22 +34,38 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten, widen
 from flatbayes.core.weights import iter_blocks, swap_values, write_blockwise
-from flatbayes.posteriors.burn_in import EARLY, EARLY_COUNTS, Window, allocate_early_moments, keep_early_moments
 from flatbayes.posteriors.draw_options import (
     AUTO,
     BURN_IN,
     COVARIANCE_SCALE,
+    END_FRACTION,
     AutoFloat,
     DrawOption,
     check_burn_in,
+    check_end_fraction,
     check_scale,
-    get_burn_in,
+    get_fraction,
 )
 from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.requirements import SnapshotRequirements, Trajectory
-from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device, list_cpu_statistics
+from flatbayes.posteriors.snapshot_moments import (
+    EARLY,
+    EARLY_COUNTS,
+    FIRST,
+    Window,
+    allocate_early_moments,
+    keep_early_moments,
+    update_moments,
+)
+from flatbayes.posteriors.snapshots import (
+    Storage,
+    check_storage_device,
+    get_storage_device,
+    list_cpu_statistics,
+    select_row,
+)
 
 MIN_SNAPSHOTS = 2
 """Number of snapshots from which there is a variance."""
@@ -70,10 +86,13 @@ class SWAG(Posterior):
             is the prior, with weight_decay = prior_precision / num_data.
         storage: Where deviations are stored: with the model (`device`) or in main memory (`cpu`).
         bfloat16: Whether deviations are stored in bfloat16, with half the memory and 8 significant bits.
-        burn_in: Fraction of the snapshots that draws leave out, from the first on, at most 0.5. It is rounded, since
-            moments are kept after 4, 8, 16 ... snapshots, those of the last three times with the memory of six
-            copies of the weights. `auto`: chosen on validation examples after training, 0 without any. None: `auto`
-            for a trained network and an automatic number of epochs; otherwise 0, without this memory.
+        burn_in: Fraction of the snapshots before the end that draws leave out, from the first on, at most 0.5.
+            `auto`: chosen on validation examples after training, 0 without any. None: `auto` for a trained network
+            and an automatic number of epochs, otherwise 0.
+        end_fraction: Fraction of the snapshots after which draws leave out the others, at least 0.25. `auto` and None
+            as for `burn_in`, with 1 in place of 0. Unless they are 0 and 1, both are rounded, since moments are kept
+            after 4, 8, 16 ... snapshots, those of the last three times with the memory of seven copies of the
+            weights; and the low-rank part has evenly spaced iterates in place of the last ones.
         params: Parameters with a distribution; the other trainable ones have their mean over the iterates in every
             draw. `weights`: all except those of normalization layers (torch.nn: batch, instance, layer, group and
             RMS norm). `biases`, `no_biases`: the biases among these, or the others. `norms`: those of normalization
@@ -92,6 +111,7 @@ class SWAG(Posterior):
     storage: Storage = "device"
     bfloat16: bool = False
     burn_in: AutoFloat | None = None
+    end_fraction: AutoFloat | None = None
     params: ParameterSelection = field(default="all", hash=False)  # a list cannot be hashed
 
     def __post_init__(self) -> None:
@@ -105,6 +125,7 @@ class SWAG(Posterior):
         if self.scale != 0:
             check_scale(self.scale)
         check_burn_in(self.burn_in)
+        check_end_fraction(self.end_fraction)
 
     has_weight_distribution = True  # from the second snapshot on
     shardable = True  # moments and deviations are elementwise
@@ -117,9 +138,10 @@ class SWAG(Posterior):
 
     @property
     def draw_options(self) -> Mapping[str, DrawOption]:
-        """The scale of the covariance, after the burn-in if that is to be chosen."""
-        burn_in = {"burn_in": BURN_IN} if self.burn_in == AUTO else {}
-        return {**burn_in, "scale": replace(COVARIANCE_SCALE, default=0.5)}
+        """The scale of the covariance, after the first and the last snapshot if they are to be chosen."""
+        window = {"end_fraction": END_FRACTION, "burn_in": replace(BURN_IN, at_mean=True)}
+        chosen = {name: option for name, option in window.items() if getattr(self, name) == AUTO}
+        return {**chosen, "scale": replace(COVARIANCE_SCALE, default=0.5)}
 
     @property
     def snapshot_requirements(self) -> SnapshotRequirements:
@@ -132,8 +154,11 @@ class SWAG(Posterior):
         return Trajectory.of("optimizer", prior_precision=self.prior_precision)
 
     def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
-        """Return this posterior, with a burn-in that is chosen for a trained network if none is set."""
-        return replace(self, burn_in=AUTO) if is_trained and self.burn_in is None else self
+        """Return this posterior, with snapshots that are chosen for a trained network unless they are given."""
+        if not is_trained:
+            return self
+        burn_in, end = (AUTO if value is None else value for value in (self.burn_in, self.end_fraction))
+        return replace(self, burn_in=burn_in, end_fraction=end)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model, optimizer and empty moments; see `Posterior.init`.
@@ -160,11 +185,20 @@ class SWAG(Posterior):
         if others:
             state.statistics["mean_of_others"] = torch.zeros_like(flatten_wide(others))
         state.cpu_statistics = list_cpu_statistics(self.storage, "deviations")
-        if self.burn_in:
+        if self._has_window:
             early = allocate_early_moments(state.statistics, state.statistics["deviations"].device)
             state.statistics |= early
             state.cpu_statistics |= early.keys() if self.storage == "cpu" else {EARLY_COUNTS}
         return state
+
+    @property
+    def _has_window(self) -> bool:
+        return self.burn_in not in (None, 0) or self.end_fraction not in (None, 1)
+
+    def find_window(self, state: State) -> Window:
+        """The snapshots that draws are made from."""
+        burn_in, end = (get_fraction(*pair) for pair in ((self.burn_in, 0.0), (self.end_fraction, 1.0)))
+        return Window.find(state.statistics, burn_in, end)
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """Do one optimizer step. Returns the loss of the batch."""
@@ -178,26 +212,39 @@ class SWAG(Posterior):
         return SnapshotGaussian(self, state)
 
     def collect(self, state: State) -> None:
-        """Update the moments with the current weights, and replace the oldest stored deviation."""
+        """Update the moments with the current weights, and store its deviation in place of another."""
         statistics = state.statistics
-        mean, sum_squares, deviations = statistics["mean"], statistics["sum_squares"], statistics["deviations"]
+        mean, sum_squares = statistics["mean"], statistics["sum_squares"]
         count = int(statistics["count"].add_(1))
         params, others = split_parameters(state.model, self.params)
-        oldest = deviations[(count - 1) % self.rank] if self.rank else None
-        is_same_kind = deviations.dtype == mean.dtype and deviations.device == mean.device
+        first, row = statistics.get(FIRST), self._find_row(statistics)
+        has_place = first is None and row is not None and row.dtype == mean.dtype and row.device == mean.device
         for block, weights in iter_blocks(params, snapshot_block_size(mean)):
-            row = None if oldest is None else oldest[block]
-            out = row if is_same_kind else None
-            deviation = update_moments(mean[block], sum_squares[block], torch.cat(weights), count, out)
-            if row is not None and row is not deviation:
-                row.copy_(deviation)
+            current, out = torch.cat(weights), row[block] if row is not None and has_place else None
+            deviation = update_moments(mean[block], sum_squares[block], current, count, out)
+            if first is not None:
+                current = current.to(first)
+                deviation = current - (first[block].copy_(current) if count == 1 else first[block])
+            if row is not None and not has_place:
+                row[block].copy_(deviation)
         if others:
             statistics["mean_of_others"].lerp_(flatten_wide(others), 1 / count)
         keep_early_moments(statistics, count)
 
+    def _find_row(self, statistics: Mapping[str, Tensor]) -> Tensor | None:
+        """Where the deviation of the current snapshot is stored."""
+        count, deviations = int(statistics["count"]), statistics["deviations"]
+        if not self.rank:
+            return None
+        return select_row(deviations, count) if FIRST in statistics else deviations[(count - 1) % self.rank]
+
     def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Leave out the moments of early snapshots where none are left out."""
-        return {name: value for name, value in statistics.items() if self.burn_in or not name.startswith(EARLY)}
+        """Leave out the moments of early snapshots where all snapshots are used."""
+        if self._has_window or FIRST not in statistics:
+            return statistics
+        state.statistics[FIRST] = torch.zeros_like(statistics[FIRST], device=state.statistics["deviations"].device)
+        state.cpu_statistics |= {FIRST} if self.storage == "cpu" else set()
+        return {name: value for name, value in statistics.items() if not name.startswith(EARLY)}
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
         """Return the layer that `params` selects, if it is one linear layer."""
@@ -210,14 +257,14 @@ class SWAG(Posterior):
         Raises:
             RuntimeError: Fewer than two snapshots were collected.
         """
-        (params, others), statistics = split_parameters(state.model, self.params), state.statistics
-        count, mean = int(statistics["count"]), statistics["mean"]
+        params, others = split_parameters(state.model, self.params)
+        count, mean = int(state.statistics["count"]), state.statistics["mean"]
         if count < 2:
             raise RuntimeError(
                 f"SWAG needs at least 2 collected snapshots before a draw, got {count}; "
                 "lower collection.start_fraction or train longer."
             )
-        window = Window.find(statistics, get_burn_in(self.burn_in))
+        window = self.find_window(state)
         z2 = torch.randn(window.num_deviations, generator=generator, dtype=mean.dtype, device=mean.device)
         scale = self.get_draw_option("scale")
 
@@ -255,38 +302,11 @@ class SnapshotGaussian(WeightDistribution):
 
     @cached_property
     def _gaussian(self) -> LowRankGaussian:
-        statistics, (params, _) = self.state.statistics, split_parameters(self.state.model, self.posterior.params)
-        count, scale = int(statistics["count"]), float(self.posterior.get_draw_option("scale"))
-        variance = statistics["sum_squares"] / count
-        return LowRankGaussian(params, statistics["mean"], variance, statistics["deviations"][:count], scale)
-
-
-def update_moments(
-    mean: Float[Tensor, " params"],
-    sum_squares: Float[Tensor, " params"],
-    weights: Float[Tensor, " params"],
-    count: int,
-    out: Float[Tensor, " params"] | None = None,
-) -> Float[Tensor, " params"]:
-    """Update `mean` and the sum of squared deviations in place, by Welford's algorithm.
-
-    The textbook formula E[w²] - E[w]² is negative for half of all weights in float32; this one never is.
-
-    Args:
-        mean: Mean of the snapshots so far.
-        sum_squares: Sum of their squared deviations from the mean.
-        weights: The new snapshot.
-        count: Number of snapshots including the new one.
-        out: Memory for the result, without which it gets new memory.
-
-    Returns:
-        Deviation of the new snapshot from the new mean (zero for the first snapshot).
-    """
-    deviation = torch.sub(weights, mean, out=out)
-    mean.add_(deviation, alpha=1 / count)
-    shrinkage = 1 - 1 / count  # ratio of the deviations from the new and from the old mean
-    sum_squares.addcmul_(deviation, deviation, value=shrinkage)
-    return deviation.mul_(shrinkage)
+        params, _ = split_parameters(self.state.model, self.posterior.params)
+        window, everything = self.posterior.find_window(self.state), slice(None)
+        moments = window.get_mean(everything), window.get_variance(everything)
+        deviations, scale = window.get_deviations(everything), float(self.posterior.get_draw_option("scale"))
+        return LowRankGaussian(params, *moments, deviations, scale)
 
 
 def gaussian_sample(

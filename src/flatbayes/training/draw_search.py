@@ -82,6 +82,8 @@ def _descend(option: DrawOption, add: Callable[[float | None], None], losses: Ma
 def select_value(losses: Mapping[float | None, float], margin: float) -> float | None:
     """The largest value whose NLL is at most `margin` above the lowest one; None if that is the best.
 
+    Without a margin it is the first one with the lowest NLL; the default comes first, and others may be the same.
+
     Args:
         losses: Validation NLL by value.
         margin: Nats.
@@ -91,7 +93,7 @@ def select_value(losses: Mapping[float | None, float], margin: float) -> float |
         (1.0, 0.1)
     """
     best = min(losses, key=losses.__getitem__)
-    if best is None or losses[best] == math.inf:
+    if best is None or losses[best] == math.inf or not margin:
         return best
     return max(value for value, loss in losses.items() if value is not None and loss <= losses[best] + margin)
 
