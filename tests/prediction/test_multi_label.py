@@ -20,7 +20,8 @@ from flatbayes import (
 from flatbayes.calibration import APS, LAC, AdaptiveConformal, NormalizedResidual, fit_conformal
 from flatbayes.metrics import multi_label_metrics
 from flatbayes.metrics.detection import auroc
-from flatbayes.prediction import evaluate_corruptions, evaluate_ood, evaluate_recalibration
+from flatbayes.prediction import calibrate, evaluate_corruptions, evaluate_ood, evaluate_recalibration
+from flatbayes.reporting.shift import temperature_table
 from flatbayes.training import fit_cross_conformal
 from support import make_multi_label_splits
 
@@ -73,9 +74,15 @@ def test_corrupted_images_have_the_metrics_of_labels():
     assert noisy.metrics.keys() == clean.metrics.keys()
 
 
-def test_the_evaluation_of_a_temperature_is_refused(fitted, data):
-    with pytest.raises(ValueError, match=r"got a BernoulliPredictive. For others evaluate\(calibrate\(fitted, val\)"):
-        evaluate_recalibration(fitted, data.val, data.test, num_draws=2)
+def test_the_evaluation_of_a_temperature_is_that_of_the_calibrated_posterior(fitted, data):
+    result = evaluate_recalibration(fitted, data.val, data.test, num_draws=2)
+    calibrated = calibrate(fitted, data.val, num_draws=2)
+    evaluation = evaluate(calibrated, data.test, num_draws=2)
+    assert result.temperature == pytest.approx(1 / calibrated.calibration.weights[0])
+    assert result.tempered == pytest.approx(evaluation.metrics)
+    assert result.raw == pytest.approx(evaluation.raw_metrics)
+    shown = [cell for column in temperature_table(result).columns for cell in column.cells]
+    assert {"exact_match", "macro_auroc"} <= set(shown)
 
 
 @pytest.mark.parametrize("score", [None, LAC(), APS(), NormalizedResidual()], ids=repr)

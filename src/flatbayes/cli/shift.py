@@ -41,6 +41,7 @@ from flatbayes.prediction import (
     evaluate_recalibration,
 )
 from flatbayes.prediction.description import name_flatness
+from flatbayes.prediction.labelled import infer_task
 from flatbayes.reporting.shift import (
     corruption_table,
     ood_table,
@@ -50,7 +51,7 @@ from flatbayes.reporting.shift import (
 )
 
 CORRUPTION_GROUPS = ("standard", "all", "none")
-NO_CLASSES = "Shift is evaluated for classifications only, and {folder} holds a regression or several labels."
+NO_CLASSES = "Shift is evaluated for classes and several labels, and {folder} holds a regression."
 
 
 def make_parser() -> ArgumentParser:
@@ -108,13 +109,13 @@ def run(options: Namespace) -> None:
     protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
     source = load_source(config, options.data, options.trust)
     fitted = load_on_device(folder.path, options.model, options.trust)
-    if fitted.info.get("target_names"):
+    if infer_task(fitted.likelihood) == "regression":
         raise ValueError(NO_CLASSES.format(folder=folder.path))
     shape = fitted.info.get("input_shape")
     if isinstance(shape, list) and shape:
         _select_corruptions(options, tuple(shape))  # refuses unknown ones before data are read
     dataset = load_run_data(source, {folder.path: config}, options)
-    if not dataset.class_names:
+    if dataset.is_regression:
         raise ValueError(NO_CLASSES.format(folder=folder.path))
     test = _subsample_split(dataset.test, options)
     names = _select_corruptions(options, dataset.input_shape)

@@ -5,7 +5,7 @@ validation examples and evaluates it on test examples (Ashukha et al., ICLR 2020
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -13,7 +13,8 @@ from flatbayes.calibration.map_fitting import fit_calibration
 from flatbayes.calibration.maps import CalibrationMethod
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.display import format_fields
-from flatbayes.metrics import apply_temperature, aurc, fit_temperature
+from flatbayes.likelihoods import BernoulliPredictive
+from flatbayes.metrics import apply_temperature, aurc, fit_temperature, multi_label_metrics
 from flatbayes.metrics.calibration import classwise_ece_of_log_probs, equal_mass_error
 from flatbayes.metrics.classification import score_examples
 from flatbayes.prediction.calibrated import replace_calibration
@@ -23,10 +24,6 @@ from flatbayes.prediction.labelled import make_labelled_tensors
 from flatbayes.prediction.placement import PredictionPrecision
 from flatbayes.prediction.predictors import make_predictor, require_classes
 
-ADVICE = (
-    "For others evaluate(calibrate(fitted, val), test) has the metrics, and raw_metrics those without calibration."
-)
-
 
 @dataclass(frozen=True)
 class RecalibrationResult:
@@ -35,7 +32,7 @@ class RecalibrationResult:
     Attributes:
         temperature: The temperature that minimises the NLL of the validation examples, with the prior of
             `fit_temperature`.
-        raw: Metrics of the test examples at temperature 1.
+        raw: Metrics of the test examples at temperature 1, as of `multi_label_metrics` for several labels.
         tempered: Metrics of the test examples at the fitted temperature.
 
     Examples:
@@ -138,13 +135,19 @@ def evaluate_recalibration(
         True
     """
     (val_inputs, val_labels), (test_inputs, labels) = (make_labelled_tensors(fitted, data) for data in (val, test))
-    warn_if_few(len(val_labels), MIN_EXAMPLES, "a temperature", "It may be worse than none")
     predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
+    validation, test_examples = predict(val_inputs), predict(test_inputs)
+    if isinstance(test_examples, BernoulliPredictive):
+        calibration = fit_calibration(validation, val_labels, "temperature")
+        tempered = cast("BernoulliPredictive", calibration.apply(test_examples))
+        metrics = [multi_label_metrics(each.log_probs, labels) for each in (test_examples, tempered)]
+        return RecalibrationResult(1 / calibration.weights[0], *metrics)
+    warn_if_few(len(val_labels), MIN_EXAMPLES, "a temperature", "It may be worse than none")
     val_log_probs, test_log_probs = (
-        require_classes(predict(inputs), ADVICE).log_probs.cpu() for inputs in (val_inputs, test_inputs)
+        require_classes(predictive, "There is no temperature for it.").log_probs.cpu()
+        for predictive in (validation, test_examples)
     )
-    temperature = fit_temperature(val_log_probs, val_labels.cpu())
-    labels = labels.cpu()
+    temperature, labels = fit_temperature(val_log_probs, val_labels.cpu()), labels.cpu()
     return RecalibrationResult(
         temperature,
         raw=_calibration_metrics(test_log_probs, labels),

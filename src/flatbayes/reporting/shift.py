@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flatbayes.core.files import write_text
 from flatbayes.core.names import format_count
+from flatbayes.metrics import MULTI_LABEL_METRICS
 from flatbayes.plotting import theme
 from flatbayes.plotting.labels import label_line_ends
 from flatbayes.plotting.scales import label_metric, scale_axis
@@ -144,7 +145,8 @@ def temperature_table(recalibration: RecalibrationResult) -> "Table":
     """Metrics before and after temperature scaling."""
     title = f"Temperature {recalibration.temperature:.3f}, fitted to the validation split"
     table = new_table(title, "metric", "raw", "tempered")
-    for metric in RECALIBRATION_METRICS:
+    is_multi_label = set(recalibration.raw) == set(MULTI_LABEL_METRICS)
+    for metric in MULTI_LABEL_METRICS if is_multi_label else RECALIBRATION_METRICS:
         raw, tempered = recalibration.raw[metric], recalibration.tempered[metric]
         table.add_row(metric, format_number(raw), format_number(tempered))
     return table
