@@ -139,8 +139,8 @@ def test_classes_have_thresholds_of_their_own(trained, capsys, monkeypatch):
 
 
 WRONG = {
-    "--conformal": "--conformal needs a value after it: a list such as [0.9]",
-    "--conformal x": "--conformal must be a list such as [0.9], got '[x]'",
+    "--conformal": "--conformal needs a value after it: a list such as [0.1, 0.5]",
+    "--conformal x": "--conformal must be a list such as [0.1, 0.5], got '[x]'",
     "--fraction 1": "--fraction lies between 0 and 1",
     "--split train": "Training examples are fitted better",
     "--groups site": "is a column: give a file",

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from flatbayes import FittedPosterior, calibrate
 from flatbayes.cli import main
 from flatbayes.metrics import MULTI_LABEL_METRICS
 
@@ -110,3 +112,26 @@ def test_compare(run, tmp_path, capsys):
     assert main(["compare", *data, *options, "--ood", "digits", "--out", str(tmp_path / "ood")]) == 0
     results = json.loads((tmp_path / "ood" / "results.json").read_text())
     assert "ood_auroc" in {row["metric"] for row in results["summary"]}
+
+
+def test_calibrate(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    arguments = ["calibrate", str(copy), "--input", str(run.parent / "task.npz")]
+    assert main([*arguments, "--method", "vector"]) == 0
+    shown = capsys.readouterr().out
+    assert "fitted to 120 examples" in shown
+    assert "thresholds" not in shown
+    fitted = FittedPosterior.load(copy)
+    with np.load(run.parent / "task.npz") as task:
+        raw = FittedPosterior.load(run)
+        expected = calibrate(raw, task["x"], task["y"], method="vector").calibration
+    assert fitted.calibration.weights == pytest.approx(expected.weights)
+    assert main([*arguments, "--conformal", "[0.9]"]) == 2
+    assert "no regions for several labels" in capsys.readouterr().err
+    assert main([*arguments, "--risk", "[0.1]", "--conformal", "[]"]) == 2
+    assert "one class of each example" in capsys.readouterr().err
+    path = tmp_path / "p.csv"
+    arguments = ["predict", str(copy), "--input", str(run.parent / "task.npz"), "--output", str(path)]
+    assert main([*arguments, "--keep_columns", "[y]"]) == 2
+    assert "Arrays to keep have one value" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.likelihoods import CategoricalPredictive
 from flatbayes.prediction import FittedPosterior, calibrate, check_num_draws, replace_calibration
 from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.prediction.labelled import infer_task
 
 MethodName = Literal["default", "none", CalibrationMethod]
 ScoreName = Literal["LAC", "APS", "RAPS", "NormalizedResidual", "QuantileResidual"]
@@ -63,10 +64,16 @@ def make_parser() -> ArgumentParser:
         "quantile; or none",
     )
     parser.add_argument(
-        "--fraction", type=float, default=0.5, help="fraction of the examples for the map; the others give thresholds"
+        "--fraction",
+        type=float,
+        default=0.5,
+        help="fraction of the examples for the map; the others give thresholds, and without any all are for the map",
     )
     parser.add_argument(
-        "--conformal", type=list[float], default=[0.9], help="levels of prediction sets or intervals, or []"
+        "--conformal",
+        type=list[float] | None,
+        default=None,
+        help="levels of prediction sets or intervals, or []; by default [0.9], and none for several labels",
     )
     parser.add_argument(
         "--score",
@@ -93,9 +100,13 @@ def run(options: Namespace) -> None:
         raise ValueError(f"--fraction lies between 0 and 1 (without 1), got {options.fraction}. Try 0.5.")
     folder = RunFolder.open(Path(options.folder))
     fitted = load_on_device(folder.path, options.model, options.trust)
+    is_multi_label = infer_task(fitted.likelihood) == "multi_label"
+    levels = options.conformal if options.conformal is not None else [] if is_multi_label else [0.9]
     data, groups, source = _load_examples(options, folder, fitted)
     fraction = 0.0 if options.method == "none" else options.fraction
-    map_rows, rows = choose_rows(len(data), fraction, make_generator(Stream.SUBSAMPLE, options.seed))
+    map_rows = rows = torch.arange(len(data))
+    if levels or options.risk:
+        map_rows, rows = choose_rows(len(data), fraction, make_generator(Stream.SUBSAMPLE, options.seed))
     draws = {"num_draws": options.num_draws, "batch_size": options.batch_size, "seed": options.seed}
     if options.method == "none":
         fitted = replace_calibration(fitted, None)
@@ -111,13 +122,12 @@ def run(options: Namespace) -> None:
             groups = [name for name, keep in zip(groups, is_labelled.tolist(), strict=True) if keep]
     score = _make_score(options.score)
     predictors = {
-        f"{level:g}": fit_conformal(predictive, targets, score, level=level, groups=groups)
-        for level in options.conformal
+        f"{level:g}": fit_conformal(predictive, targets, score, level=level, groups=groups) for level in levels
     }
     rules = {}
     if options.risk:
         if not isinstance(predictive, CategoricalPredictive):
-            raise ValueError("--risk is for classes: predictions of numbers are not right or wrong.")
+            raise ValueError("--risk is for one class of each example, which is predicted right or wrong.")
         rules = {f"{risk:g}": fit_abstention(predictive, targets, risk=risk) for risk in options.risk}
     thresholds = Thresholds(
         num_draws=options.num_draws,
@@ -147,7 +157,9 @@ def _print_report(folder: Path, fitted: FittedPosterior, thresholds: Thresholds,
             "Note: the training chose options, or where to stop, on the validation split, which a guarantee does not "
             "allow for. Give examples that nothing was chosen on: --input FILE."
         )
-    lines.append(f"thresholds from {format_count(num_examples, 'example')} of {thresholds.source}; saved in {folder}")
+    if thresholds.conformal or thresholds.abstention:
+        lines.append(f"thresholds from {format_count(num_examples, 'example')} of {thresholds.source}")
+    lines.append(f"saved    {folder}")
     level = next(iter(thresholds.conformal), None)
     option = "" if level is None else f" --conformal {level}"
     command = format_run_command("predict", folder, fitted.info, f" --input FILE --output FILE{option}")
@@ -173,7 +185,8 @@ def _load_examples(
     target = options.target or _find_target(config)
     column = None if options.groups in (None, BY_CLASS) else options.groups
     options.keep_columns = [target, *([] if column is None else [column])]
-    reader = make_input_reader(fitted.info, Path(options.input), options, predictive_bytes=0)
+    labels_name = target if infer_task(fitted.likelihood) == "multi_label" else None
+    reader = make_input_reader(fitted.info, Path(options.input), options, predictive_bytes=0, labels=labels_name)
     chunks = list(reader.iter_chunks())
     if not chunks:
         raise ValueError(f"{options.input} has no examples.")

@@ -168,7 +168,7 @@ def _load_thresholds(options: Namespace, fitted: FittedPosterior) -> Thresholds 
 
 
 def make_input_reader(
-    info: Mapping[str, Any], source: Path, options: Namespace, predictive_bytes: int
+    info: Mapping[str, Any], source: Path, options: Namespace, predictive_bytes: int, labels: str | None = None
 ) -> InputReader:
     """Reader of the input file or folder, for the input shape and feature names in the artefact.
 
@@ -177,6 +177,7 @@ def make_input_reader(
         source: Input file or folder.
         options: Options of the verb.
         predictive_bytes: Bytes of the prediction for an input.
+        labels: Array with a row of labels for each input.
 
     Raises:
         ValueError: The artefact has no input shape or feature names.
@@ -202,6 +203,7 @@ def make_input_reader(
         input_shape=tuple(shape),
         feature_names=tuple(map(str, names)),
         keep_columns=tuple(options.keep_columns),
+        labels=labels,
         image=options.image_column,
         resize=resize,
         crop=crop,
