@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from figure_checks import check_figure
-from flatbayes import MLP, SAM, SWAG, Diabetes, Digits, Ensemble, FittedPosterior, evaluate, fit
+from flatbayes import MLP, SAM, SWAG, Bernoulli, Diabetes, Digits, Ensemble, FittedPosterior, evaluate, fit
 from flatbayes.diagnostics import LossGrid, LossSlice, SharpnessConfig, measure_posterior_sharpness
 from flatbayes.plotting import theme
 
@@ -167,6 +167,25 @@ def test_figures_take_what_predict_and_evaluate_take(objects, kind):
     assert [label.get_text() for label in named.get_yticklabels()] == expected
     with pytest.raises(ValueError, match="'seven' is not the name of a class"):
         objects["predictive"].plot(targets=["seven"], names=words)
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.float])
+def test_the_figure_of_several_labels_has_their_probabilities_and_frames_the_true_ones(kind):
+    generator = torch.Generator().manual_seed(0)
+    predictive = Bernoulli(3).predictive(torch.randn(4, 20, 3, generator=generator))
+    targets = (torch.rand(20, 3, generator=generator) > 0.5).long()
+    axes = predictive.plot(torch.rand(20, 1, 4, 4), kind(targets), names=["red", "round", "wooden part"])
+    check_figure(axes.figure)
+    assert len(axes.child_axes) == 8
+    rows = predictive.entropy.argsort(descending=True)[:8]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [str(row) for row in rows.tolist()]
+    shown = [text.get_text() for text in axes.texts]
+    assert shown == [f"{prob:.2f}" for prob in predictive.mean[rows].flatten().tolist()]
+    frames = [patch for patch in axes.patches if not patch.get_fill()]
+    assert len(frames) == int(targets[rows].sum())
+    _, given = plt.subplots()
+    assert predictive.plot(ax=given, num_examples=2) is given
+    assert len(given.texts) == 6
 
 
 def test_figures_are_drawn_into_given_axes(objects):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from flatbayes.likelihoods import Categorical, Custom
 from flatbayes.likelihoods.categorical import pad_logit
-from flatbayes.likelihoods.custom import select_classes
+from flatbayes.likelihoods.custom import count_right
 from flatbayes.training.vectorized import vectorize_loss
 
 BINARY = Categorical(2, single_logit=True)
@@ -122,7 +122,7 @@ def test_a_single_logit_is_for_two_classes():
     "likelihood", [BINARY, Custom(nn.BCEWithLogitsLoss(), Custom(nn.BCEWithLogitsLoss(), BINARY))]
 )
 def test_the_class_of_one_output_is_the_sign_of_the_logit(likelihood):
-    assert select_classes(likelihood, torch.tensor([[0.1], [-0.1]])).tolist() == [1, 0]
+    assert count_right(likelihood, torch.tensor([[0.1], [-0.1], [0.1]]), torch.tensor([1, 0, 0])) == (2, 3)
 
 
 @pytest.mark.parametrize("shape", [(7,), (7, 1)])

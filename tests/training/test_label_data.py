@@ -197,3 +197,14 @@ def test_posteriors_of_one_training_save_and_load(tmp_path):
 def test_the_radius_is_chosen():
     fitted = fit("MLP", Arrays(X, Y).load(seed=0), MAP(), SAM("auto"), {"epochs": 3})
     assert "rho" in fitted.info["radius"]["name"]
+
+
+@pytest.mark.parametrize("as_loader", [False, True])
+def test_the_accuracy_of_validation_labels_is_that_of_the_known_ones(as_loader):
+    labels = Y.clone()
+    labels[::3, 0], labels[5] = -100, -100
+    data = X, labels
+    val = DataLoader(TensorDataset(*data), 10) if as_loader else data
+    fitted = fit(linear(), val, MAP(), Plain(), CONFIG, val=val, likelihood=Bernoulli(3))
+    expected = evaluate(fitted, data).metrics["accuracy"]
+    assert fitted.info["training"]["last_epoch"]["val_accuracy"] == pytest.approx(expected)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor
 
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.likelihoods.likelihood import Predictive
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,39 @@ class BernoulliPredictive(Predictive):
     expected_entropies: Float[Tensor, "examples labels"]
     variance_of_probs: Float[Tensor, "examples labels"]
     member_probs: Float[Tensor, "draws examples labels"] | None = None
+
+    def plot(
+        self,
+        inputs: Any = None,
+        targets: Any = None,
+        *,
+        names: Sequence[str] | None = None,
+        num_examples: int = 8,
+        ax: "Axes | None" = None,
+    ) -> "Axes":
+        """Draw the most uncertain examples: the probability of each label, and the examples if they are images.
+
+        Args:
+            inputs: The examples that were predicted; of shape (examples, channels, height, width) they are drawn.
+            targets: Rows of 0 and 1; the labels that are there have a frame.
+            names: Names of the labels; None numbers them.
+            num_examples: Largest number of examples.
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from flatbayes.plotting.predictions import plot_label_probabilities
+
+        return plot_label_probabilities(
+            self.mean.cpu().numpy(),
+            self.entropy.cpu().numpy(),
+            list(map(str, range(self.log_probs.shape[1]) if names is None else names)),
+            None if inputs is None else to_tensor(inputs).cpu().numpy(),
+            None if targets is None else to_tensor(targets).reshape(self.log_probs.shape[:2]).cpu().numpy(),
+            ax,
+            num_examples=num_examples,
+        )
 
     @property
     def mean(self) -> Float[Tensor, "examples labels"]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import overload
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from flatbayes.likelihoods.bernoulli import Bernoulli
@@ -100,12 +99,21 @@ def unwrap_custom(likelihood: object) -> object:
     return unwrap_custom(likelihood.output_likelihood) if isinstance(likelihood, Custom) else likelihood
 
 
-def select_classes(likelihood: Likelihood, outputs: Tensor) -> Int[Tensor, " batch"]:
-    """Index of the most probable class of each example for one network.
+def count_right(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> tuple[int, int]:
+    """Number of right predictions of classes or labels by one network, and of all; 0 of 0 where there are none.
 
     Args:
-        likelihood: Distribution of the classes given the outputs.
+        likelihood: Distribution of the targets given the outputs.
         outputs: Outputs of the network; of a likelihood of the user's one logit for each class.
+        targets: From `prepare_targets`. Probabilities have no right prediction, nor do labels that are not known.
     """
     inner = unwrap_custom(likelihood)
-    return (inner.to_logits(outputs) if isinstance(inner, Categorical) else outputs).argmax(-1)
+    if isinstance(inner, Bernoulli):
+        values, is_known = inner.split_targets(targets)
+        is_known &= (values == 0) | (values == 1)
+        is_right = (outputs.reshape(targets.shape) > 0) == (values == 1)
+        return int((is_right & is_known).sum()), int(is_known.sum())
+    if targets.is_floating_point() or targets.ndim != 1:
+        return 0, 0
+    classes = (inner.to_logits(outputs) if isinstance(inner, Categorical) else outputs).argmax(-1)
+    return int((classes == targets).sum()), len(targets)

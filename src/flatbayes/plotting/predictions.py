@@ -1,4 +1,4 @@
-"""Figures of predictions: bands of a regression, and the most uncertain examples of a classification."""
+"""Figures of predictions: bands of a regression, and the most uncertain examples of classes and labels."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from flatbayes.plotting import theme
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
-__all__ = ["plot_band", "plot_uncertain"]
+__all__ = ["plot_band", "plot_label_probabilities", "plot_uncertain"]
 
 Numbers = NDArray[np.floating[Any]]
 IMAGE_CHANNELS = (1, 3, 4)
@@ -133,11 +133,66 @@ def plot_uncertain(
         return target
 
 
-def _draw_image(axes: "Axes", image: Numbers, y: float) -> None:
+def plot_label_probabilities(
+    probs: Numbers,
+    entropy: Numbers,
+    label_names: Sequence[str],
+    inputs: Numbers | None = None,
+    targets: Numbers | None = None,
+    axes: "Axes | None" = None,
+    *,
+    num_examples: int = 8,
+) -> "Axes":
+    """Draw the examples with the highest entropy: a cell with the probability of each label, and their image.
+
+    Args:
+        probs: Probabilities of the labels, shape (examples, labels).
+        entropy: Entropy of each example in nats, summed over the labels.
+        label_names: Names of the labels.
+        inputs: The examples; of shape (examples, channels, height, width) they are drawn as images.
+        targets: 1 where a label is there, shape (examples, labels); its cell has a frame.
+        axes: Where to draw; by default new axes.
+        num_examples: Largest number of examples.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> probs = np.array([[0.9, 0.4], [0.1, 0.2]])
+        >>> axes = plot_label_probabilities(probs, np.array([1.0, 0.8]), ["red", "round"])
+    """
+    rows = np.argsort(-entropy, kind="stable")[:num_examples]
+    has_images = inputs is not None and inputs.ndim == 4 and inputs.shape[1] in IMAGE_CHANNELS
+    num_labels = probs.shape[1]
+    with theme.use_axes(axes, 2.4 + 0.9 * num_labels, 0.9 + 0.55 * len(rows)) as target:
+        for y, row in enumerate(rows):
+            for k, prob in enumerate(probs[row].tolist()):
+                is_there = targets is not None and targets[row, k] == 1
+                target.barh(y, 0.92, left=k - 0.46, height=0.86, color=theme.FLAT, alpha=0.08 + 0.72 * prob)
+                if is_there:
+                    target.barh(y, 0.92, left=k - 0.46, height=0.86, fill=False, edgecolor=theme.INK, linewidth=1.6)
+                target.text(k, y, f"{prob:.2f}", ha="center", va="center", fontsize=9)
+            if has_images and inputs is not None:
+                _draw_image(target, inputs[row], y, left=-1.4, width=0.8)
+        target.set_xlim(-1.5 if has_images else -0.6, num_labels - 0.4)
+        target.set_ylim(len(rows) - 0.5, -0.5)
+        target.set_yticks(range(len(rows)), [str(row) for row in rows])
+        target.set_xticks(range(num_labels), list(label_names))
+        target.set_xlabel(
+            "probability of each label" if targets is None else "probability of each label; framed: true"
+        )
+        target.set_ylabel("example")
+        target.set_title(f"The {len(rows)} most uncertain of {format_count(len(entropy), 'example')}")
+        theme.style_axes(target)
+        target.grid(False)
+        return target
+
+
+def _draw_image(axes: "Axes", image: Numbers, y: float, left: float = -0.13, width: float = 0.12) -> None:
     low, high = float(image.min()), float(image.max())
     scaled = (image - low) / (high - low if high > low else 1.0)
     pixels = scaled[0] if len(image) == 1 else scaled[:3].transpose(1, 2, 0)
-    inset = axes.inset_axes((-0.13, y - 0.4, 0.12, 0.8), transform=axes.transData)
+    inset = axes.inset_axes((left, y - 0.4, width, 0.8), transform=axes.transData)
     inset.imshow(pixels, cmap="gray", aspect="equal")
     inset.axis("off")
 

@@ -20,7 +20,7 @@ from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from flatbayes.likelihoods.custom import select_classes, unwrap_custom
+from flatbayes.likelihoods.custom import count_right, unwrap_custom
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -294,22 +294,24 @@ class InMemoryData(TrainingData):
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo
     ) -> Callable[[nn.Module], dict[str, float]] | None:
-        """Function that gives `val_nll` and, for classes, `val_accuracy` of a network in eval mode."""
+        """Function that gives `val_nll` and, for classes and labels, `val_accuracy` of a network in eval mode."""
         val = self.splits.val
         if len(val) == 0:
             return None
         share = val if world.size == 1 else val.take(torch.arange(len(val))[contiguous_slice(len(val), world)])
-        names = ("val_nll", "val_accuracy") if self.splits.class_names else ("val_nll",)
+        has_accuracy = bool(self.splits.class_names) or self.splits.is_multi_label
 
         def validate(module: nn.Module) -> dict[str, float]:
-            device, metrics = next(module.parameters()).device, dict.fromkeys(names, math.nan)
+            device, loss, num_right, num_predictions = next(module.parameters()).device, math.nan, 0, 0
             for outputs, targets in self._predict_split(module, share):
-                metrics["val_nll"] = float(likelihood.loss(outputs, targets))
-                if "val_accuracy" in metrics:
-                    metrics["val_accuracy"] = float((select_classes(likelihood, outputs) == targets).sum()) / len(
-                        targets
-                    )
-            return {name: world.average_over_examples(value, len(share), device) for name, value in metrics.items()}
+                loss = float(likelihood.loss(outputs, targets))
+                if has_accuracy:
+                    num_right, num_predictions = count_right(likelihood, outputs, targets)
+            metrics = {"val_nll": world.average_over_examples(loss, len(share), device)}
+            if has_accuracy:
+                accuracy = num_right / max(1, num_predictions)
+                metrics["val_accuracy"] = world.average_over_examples(accuracy, num_predictions, device)
+            return metrics
 
         return validate
 

@@ -18,8 +18,8 @@ from flatbayes.core.input_trees import cast_integers, count_examples, map_tensor
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.likelihoods import Categorical, Likelihood
-from flatbayes.likelihoods.custom import select_classes
+from flatbayes.likelihoods import Bernoulli, Categorical, Likelihood
+from flatbayes.likelihoods.custom import count_right, unwrap_custom
 from flatbayes.prediction.labelled import select_labelled
 from flatbayes.training.batches import (
     LoaderBatches,
@@ -225,7 +225,7 @@ class LoaderData(TrainingData):
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo
     ) -> Callable[[nn.Module], dict[str, float]] | None:
-        """Function that gives `val_nll` and, for class indices, `val_accuracy` of a network in eval mode.
+        """Function that gives `val_nll` and, for classes and labels, `val_accuracy` of a network in eval mode.
 
         Every process reads all validation batches.
         """
@@ -233,14 +233,14 @@ class LoaderData(TrainingData):
             return None
 
         def validate(module: nn.Module) -> dict[str, float]:
-            count, loss, num_right, has_classes = 0, 0.0, 0.0, isinstance(likelihood, Categorical)
+            count, loss, totals = 0, 0.0, [0, 0]
+            has_accuracy = isinstance(unwrap_custom(likelihood), Bernoulli | Categorical)
             for outputs, targets in self.predict_validation(module):
                 loss += float(likelihood.loss(outputs, targets)) * len(targets)
-                has_classes = has_classes and targets.ndim == 1  # class probabilities have no accuracy
-                if has_classes:
-                    num_right += float((select_classes(likelihood, outputs) == targets).sum())
+                if has_accuracy:
+                    totals = [a + b for a, b in zip(totals, count_right(likelihood, outputs, targets), strict=True)]
                 count += len(targets)
-            return {"val_nll": loss / count, **({"val_accuracy": num_right / count} if has_classes else {})}
+            return {"val_nll": loss / count, **({"val_accuracy": totals[0] / totals[1]} if totals[1] else {})}
 
         return validate
 

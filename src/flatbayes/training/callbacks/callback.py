@@ -7,7 +7,7 @@ from torch import Tensor
 
 Record = dict[str, Any]
 """Numbers of an epoch: `epoch`, `step`, `loss` (mean training loss) and `lr`; with vectorized networks `member`;
-after a validation `val_nll` and, for classes, `val_accuracy`."""
+after a validation `val_nll` and, for classes and labels, `val_accuracy`."""
 
 
 class Callback:
