@@ -10,12 +10,12 @@ from torch import nn
 from flatbayes import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
 from flatbayes.data import DataSplits, Split
 from flatbayes.data.checks import DataWarning
-from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, MARGIN, list_auto_options, replace_option
+from flatbayes.likelihoods import Categorical, CategoricalPredictive
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, MARGIN, DrawOption, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig, draw_choice
 from flatbayes.training.draw_choice import plan_choice
-from flatbayes.training.draw_search import compare_values
+from flatbayes.training.draw_search import ExampleLosses, compare_values
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.sharing import try_fit_together
 
@@ -172,6 +172,30 @@ def test_a_descent_finds_the_value_of_all_candidates(option, best, num_tried):
     tried.clear()
     assert compare_values(option, measure, with_all=False)["value"] == everywhere
     assert len(tried) == len(set(tried)) == num_tried
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "value"),
+    [(0.1, 0.5, 0.25), (0.1, 2.0, 0.0), (-0.1, 0.0, 0.0), (0.1, 0.0, 0.25), (math.nan, 0.0, 0.0)],
+)
+def test_the_default_is_kept_unless_another_value_is_better_by_a_standard_error(gain, spread, value):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(100, generator=generator, dtype=torch.float64)
+    noise = (noise - noise.mean()) / noise.std()
+
+    def predict(fraction):
+        losses = 10.0 - (gain if fraction == 0.25 else 0.0) + spread * noise * (fraction == 0.25)
+        if fraction == 0.5:
+            losses = losses + 1
+        log_probs = torch.stack([-losses, torch.zeros_like(noise)], 1).expand(100, 2)
+        return CategoricalPredictive(log_probs, noise, log_probs), torch.zeros(100, dtype=torch.long)
+
+    option = DrawOption(0.0, (0.0, 0.25, 0.5), has_means=False, keeps_default=True)
+    record = compare_values(option, ExampleLosses(predict))
+    assert record["value"] == value
+    if not math.isnan(gain):
+        assert dict(record["standard_errors"]) == pytest.approx({0.25: spread / 10, 0.5: 0.0}, abs=1e-9)
+        assert dict(record["val_nll"]) == pytest.approx({0.0: 10.0, 0.25: 10 - gain, 0.5: 11.0})
 
 
 def test_values_are_checked():

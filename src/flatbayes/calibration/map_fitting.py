@@ -25,7 +25,7 @@ from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
-from flatbayes.metrics import fit_temperature, nll
+from flatbayes.metrics import fit_temperature
 from flatbayes.metrics.multi_label import sum_label_losses
 from flatbayes.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 
@@ -102,18 +102,24 @@ def fit_calibration(
 
 
 def mean_nll(predictive: Predictive, targets: Tensor) -> float:
-    """Mean negative log likelihood.
+    """Mean negative log likelihood; arguments as of `compute_example_losses`."""
+    return float(compute_example_losses(predictive, targets).mean())
+
+
+def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Tensor, " examples"]:
+    """Negative log likelihood of each example, float64.
 
     Args:
         predictive: Predictions of classes, labels or numbers.
         targets: Class indices, labels of which each example has one that is known, or numbers.
     """
     if isinstance(predictive, CategoricalPredictive):
-        return nll(predictive.log_probs, targets)
+        log_probs = to_double(predictive.log_probs).cpu()
+        return log_probs.gather(1, targets.cpu().long()[:, None])[:, 0].abs()  # abs: without a negative zero
     if isinstance(predictive, BernoulliPredictive):
-        return float(sum_label_losses(predictive.log_probs, targets).mean())
+        return sum_label_losses(predictive.log_probs, targets)
     predictive = cast("GaussianPredictive", predictive)
-    return -float(to_double(predictive.log_prob(targets)).mean())
+    return -to_double(predictive.log_prob(targets)).cpu()
 
 
 def _fit_classes(

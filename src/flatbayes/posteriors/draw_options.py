@@ -3,7 +3,7 @@
     train once, with all draw options at their defaults
     for each option that is "auto": for each candidate: NLL of the validation examples with draws at that value
     keep the largest value whose NLL is at most `margin` above the lowest; of an option with a tolerance the largest
-    value that is within it
+    value that is within it; of others the default, unless the NLL of another value is lower by a standard error
 
 Where a network fits its training data, draws of very different widths predict the examples equally well. The largest
 width among these keeps networks that differ, which is what shows that an input is unlike the training data.
@@ -55,6 +55,8 @@ class DrawOption:
         margin: Nats by which the NLL of a larger value may be above the lowest one.
         has_means: Whether the geometric means of the best value and its neighbours are tried.
         at_mean: Whether values are compared at `scale` 0, by one network, without the noise of a few draws.
+        keeps_default: Whether the default is kept unless another value is better by more than chance: by a standard
+            error of the difference of the NLL.
     """
 
     default: float | None
@@ -63,15 +65,16 @@ class DrawOption:
     margin: float = 0.0
     has_means: bool = True
     at_mean: bool = False
+    keeps_default: bool = False
 
 
 MARGIN = 0.003
 """Margin of the width of draws: far less than the standard error of an NLL of a few hundred examples."""
 COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0), margin=MARGIN)
 """A factor on the covariance of the draws."""
-BURN_IN = DrawOption(0.0, (0.0, 0.125, 0.25, 0.5), has_means=False)
+BURN_IN = DrawOption(0.0, (0.0, 0.125, 0.25, 0.5), has_means=False, keeps_default=True)
 """The fraction of the snapshots that draws leave out, from the first on."""
-END_FRACTION = DrawOption(1.0, (0.25, 0.5, 0.75, 1.0), has_means=False, at_mean=True)
+END_FRACTION = DrawOption(1.0, (0.25, 0.5, 0.75, 1.0), has_means=False, at_mean=True, keeps_default=True)
 """The fraction of the snapshots after which draws leave out the others."""
 SCALE_OPTIONS: Mapping[str, DrawOption] = {"scale": COVARIANCE_SCALE}
 """The draw options of a posterior with no other than this."""

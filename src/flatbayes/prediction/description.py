@@ -107,6 +107,8 @@ def _describe_choices(choices: Any) -> str:
         value = "as trained" if choice["value"] is None else format_number(choice["value"])
         margin = choice.get("margin")
         rule = f"the largest within {margin:g} of the lowest" if margin else "lowest"
+        if "standard_errors" in choice:
+            rule = "the default, or lowest by more than a standard error:"
         reason = f"{rule} validation NLL of {compared}" if losses else f"the default: {choice.get('reason')}"
         texts.append(f"{name} {value} ({reason})")
     return _join(*texts)

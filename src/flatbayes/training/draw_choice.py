@@ -19,9 +19,9 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.labelled import select_examples
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.draw_search import (
+    ExampleLosses,
     Measure,
     compare_values,
-    evaluate_nll,
     find_largest_tolerated,
     predict_examples,
 )
@@ -51,8 +51,8 @@ def choose_draw_options(
 
     Returns:
         By dotted name of the option: its `value`; with validation examples the pairs of value and NLL that were
-        compared and the `margin`, or the pairs of value and change; without any the `reason` why the value is the
-        default.
+        compared and the `margin`, or the `standard_errors` of the differences from the default; or the pairs of value
+        and change; without any the `reason` why the value is the default.
     """
     options, examples, plan = list_options(fitted, with_none=is_automatic), None, ChoicePlan()
     if options and can_predict and training_data.has_validation:
@@ -240,14 +240,9 @@ def _replace_value(fitted: FittedPosterior, name: str, value: float) -> FittedPo
 
 
 def _measure_draws(fitted: FittedPosterior, examples: Any, name: str, num_draws: int) -> Measure:
-    def measure(value: float | None) -> float:
-        try:
-            candidate = apply_choices(fitted, {name: {"value": value}})
-            return evaluate_nll(candidate, examples, num_draws)
-        except RuntimeError:  # predictions far from the mean that are not finite
-            return math.nan
-
-    return measure
+    return ExampleLosses(
+        lambda value: predict_examples(apply_choices(fitted, {name: {"value": value}}), examples, num_draws)
+    )
 
 
 def _measure_noise(fitted: FittedPosterior, examples: Any, name: str, num_draws: int) -> Measure:

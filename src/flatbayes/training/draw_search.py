@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance
 from flatbayes.prediction import FittedPosterior, evaluate
@@ -33,12 +35,38 @@ def predict_examples(fitted: FittedPosterior, examples: Any, num_draws: int) -> 
         return predict_labelled(fitted, examples, None, num_draws, batch_size=256)[:2]
 
 
+class ExampleLosses:
+    """Validation NLL of values of an option, and how certain the difference of two is.
+
+    Attributes:
+        losses: Losses of single examples by value; a single NaN where predictions are not finite.
+    """
+
+    def __init__(self, predict: Callable[[float | None], tuple[Predictive, Tensor]]) -> None:
+        """Set what predicts the validation examples with a value, and gives their targets."""
+        self.losses: dict[float | None, Tensor] = {}
+        self._predict = predict
+
+    def __call__(self, value: float | None) -> float:
+        """Mean of the losses at a value, which are kept."""
+        try:
+            self.losses[value] = compute_example_losses(*self._predict(value))
+        except RuntimeError:  # predictions far from the mean that are not finite
+            self.losses[value] = torch.full((1,), math.nan)
+        return float(self.losses[value].mean())
+
+    def compute_error(self, value: float | None, reference: float | None) -> float:
+        """Standard error of the difference of the means at two values, from the differences of single examples."""
+        differences = self.losses[value] - self.losses[reference]
+        return float(differences.std(correction=1) / len(differences) ** 0.5) if len(differences) > 1 else 0.0
+
+
 def compare_values(option: DrawOption, measure: Measure, *, with_all: bool = True) -> dict[str, Any]:
     """The value with the lowest validation NLL, or a larger one within the margin, as plain data with the NLLs.
 
     Args:
         option: Candidates and margin.
-        measure: Validation NLL of a value.
+        measure: Validation NLL of a value; `ExampleLosses` if the default is kept unless another is surely better.
         with_all: Try all candidates; otherwise from the default on in both directions, as long as they are better.
     """
     losses: dict[float | None, float] = {}
@@ -60,8 +88,16 @@ def compare_values(option: DrawOption, measure: Measure, *, with_all: bool = Tru
             if neighbour != best:
                 add(math.sqrt(best * neighbour))
     best = select_value(losses, option.margin)
+    errors = dict[float | None, float]()
+    if option.keeps_default and isinstance(measure, ExampleLosses):
+        errors = {value: measure.compute_error(value, option.default) for value in losses if value != option.default}
+        limit = losses[option.default]
+        certain = {value: losses[value] for value, error in errors.items() if not losses[value] + error >= limit}
+        best = select_value({option.default: limit, **certain}, option.margin)
     pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
     record = {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
+    if errors:
+        record["standard_errors"] = [[value, errors[value]] for value, _ in pairs if value in errors]
     return record | ({"margin": option.margin} if option.margin else {})
 
 
