@@ -1,5 +1,6 @@
 """Verb `fit`: train one posterior and save it in a run folder."""
 
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -99,7 +100,8 @@ def run(options: Namespace) -> None:
     check_num_draws(options.num_draws)
     options.init = list_init(options)
     check_before_loading(options)
-    if not (options.resume or options.overwrite):
+    is_main_process = os.environ.get("RANK", "0") == "0"  # of torchrun; the process group does not exist yet
+    if is_main_process and not (options.resume or options.overwrite):
         check_free_folder(Path(options.out))
     dataset = options.data.load(options.seed)
     model, training_config = make_model(options, dataset), make_config(options)
