@@ -10,7 +10,7 @@ from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import ClassSplit, TorchDataset, load_test_split
 from flatbayes.data.torch_dataset import to_source_spec
 from flatbayes.models import MLP
-from torch_datasets import Dictionaries, Images, Points, Stream
+from torch_datasets import Images, Points, Stream
 
 
 def load(path, **options):
@@ -118,7 +118,6 @@ class TestInstances:
         [
             (Stream(), "train of Stream is a Stream without a length. Give a map-style dataset"),
             (Points(0), "train of Points has no examples"),
-            (Dictionaries(), r"Item 0 of train of Dictionaries is a dict, and a pair \(input, target\) was expected"),
             (Images(sizes=(6, 7)), r"several shapes, such as \(3, 6, 5\) and \(3, 7, 5\).* transform"),
             (Points(targets="word"), r"targets of train of Points must be whole numbers"),
             (Images(mode="I"), r"more than 8 bits per pixel \(mode I\)"),

@@ -65,6 +65,12 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
             f"The likelihood {likelihood!r} is for {kind} of each example, and the targets are {found}. Leave "
             "likelihood out, or give targets of this kind."
         )
+    if isinstance(likelihood, Categorical) and likelihood.num_classes < data.num_classes:
+        raise ValueError(
+            f"The data have {data.num_classes} classes, and the likelihood has {likelihood.num_classes}: pass "
+            f"likelihood=Categorical({data.num_classes}), and a network with {data.num_classes} outputs "
+            "(new_head=True replaces the last layer)."
+        )
 
 
 def infer_likelihood(
@@ -74,6 +80,7 @@ def infer_likelihood(
     output: OutputSelector | None = None,
     *,
     new_head: bool = False,
+    splits: DataSplits | None = None,
 ) -> Likelihood:
     """Likelihood of the targets; the noise of a table starts at the residuals of a ridge regression.
 
@@ -85,10 +92,13 @@ def infer_likelihood(
         model: A network, or what builds one.
         output: Selects one of several outputs of the network.
         new_head: Whether the network gets the number of outputs that the targets need.
+        splits: The splits that the batches of a loader were made of, which know all classes.
 
     Raises:
         ValueError: It is not clear what the targets of a loader are; the message says what to pass.
     """
+    if isinstance(data, LoaderData) and new_head and splits is not None and splits.class_names:
+        return Categorical(splits.num_classes)
     if isinstance(data, LoaderData):
         return infer_loader_likelihood(data.loader, model, output, new_head=new_head)
     likelihood, starts_at_residuals = data.infer_likelihood(), config.optimization.initial_noise == "residuals"
