@@ -10,7 +10,7 @@ from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import ClassSplit, TorchDataset, load_test_split
 from flatbayes.data.torch_dataset import to_source_spec
 from flatbayes.models import MLP
-from torch_datasets import Images, Points, Stream
+from torch_datasets import Dictionaries, Images, Points, Stream
 
 
 def load(path, **options):
@@ -126,6 +126,16 @@ class TestInstances:
     def test_other_items_are_refused(self, dataset, message):
         with pytest.raises(ValueError, match=message):
             TorchDataset(dataset).read()
+
+    def test_dictionaries_with_labels_are_inputs_by_name(self):
+        dataset = Dictionaries()
+        raw = TorchDataset(dataset).read()
+        assert torch.equal(raw.unsplit.inputs["image"], dataset.inputs)
+        assert torch.equal(raw.unsplit.targets, dataset.targets)
+        assert (raw.class_names, raw.feature_names) == (("0", "1", "2"), ())
+        ragged = [{"ids": torch.arange(k), "labels": 0} for k in (2, 3)]
+        with pytest.raises(ValueError, match="cannot be joined to a batch.*padding texts to one length"):
+            TorchDataset(ragged).read()
 
     def test_class_names_are_those_of_the_attribute_classes(self):
         dataset = Points()
