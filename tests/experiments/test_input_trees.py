@@ -24,7 +24,7 @@ from flatbayes import (
     tune,
 )
 from flatbayes.certification import certify
-from flatbayes.data import DataSplits, Split, Standardize, make_source
+from flatbayes.data import ClassSplit, DataSplits, Split, Standardize, make_source
 from flatbayes.experiments import Comparison, EvaluationConfig, Method, select_methods
 from flatbayes.reference import ReferenceConfig, sample_reference
 
@@ -88,6 +88,28 @@ def finished(tmp_path_factory):
 def test_all_forms_give_the_same_results(finished, data):
     results = compare(Words, data, [MAP()], **OPTIONS)
     assert outcome(results) == [entry for entry in outcome(finished[1]) if entry[0] == "MAP"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "num_outputs", "likelihood", "metric"),
+    [
+        (IDS.sum(1), 2, "Gaussian", "rmse"),
+        (torch.eye(3, dtype=torch.int64)[LABELS], 3, "Bernoulli", "macro_auroc"),
+        (LABELS.double(), 3, "Categorical", "accuracy"),
+    ],
+    ids=["numbers", "labels", "classes"],
+)
+def test_the_likelihood_says_what_whole_numbers_are(targets, num_outputs, likelihood, metric):
+    model, options = partial(Words, num_outputs), OPTIONS | {"num_seeds": 1}
+    results = compare(model, (ENCODINGS, targets), [MAP()], likelihood=likelihood, **options)
+    assert metric in outcome(results)[0][3]
+
+
+def test_some_classes_are_selected():
+    splits = ClassSplit(source=Arrays((IDS, MASK), LABELS), classes=(0, 2)).load(0)
+    rows = {tuple(row.tolist()) for row in IDS[LABELS != 1]}
+    assert {tuple(row.tolist()) for row in splits.train.inputs[0]} <= rows
+    assert splits.num_classes == 2
 
 
 TARGETS = {

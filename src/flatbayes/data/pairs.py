@@ -33,8 +33,9 @@ def is_tree_pair(data: object) -> bool:
     """Whether this is a pair of inputs that are a dictionary or tuple of tensors, and the targets of all examples.
 
     Examples:
-        >>> ids = torch.zeros(3, 2, dtype=torch.long)
-        >>> is_tree_pair(({"ids": ids}, torch.zeros(3))), is_tree_pair([{"ids": ids}, {"ids": ids}])
+        >>> from torch import zeros
+        >>> ids = zeros(3, 2).long()
+        >>> is_tree_pair(({"ids": ids}, zeros(3))), is_tree_pair([{"ids": ids}, {"ids": ids}])
         (True, False)
     """
     if not isinstance(data, tuple | list) or len(data) != 2 or not is_input_tree(data[0]):
@@ -52,7 +53,8 @@ def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
         num_examples: Number of targets; as many tensors are rows.
 
     Examples:
-        >>> ids = torch.zeros(3, 2)
+        >>> from torch import zeros
+        >>> ids = zeros(3, 2)
         >>> holds_several_inputs((ids, ids), 3), holds_several_inputs(list(ids), 3)
         (True, False)
     """

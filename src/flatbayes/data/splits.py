@@ -1,4 +1,4 @@
-"""Training, validation and test splits as tensors, lazy images, or encoded images."""
+"""Training, validation and test splits as tensors, trees of tensors, lazy images, or encoded images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

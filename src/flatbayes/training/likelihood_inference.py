@@ -97,8 +97,8 @@ def infer_likelihood(
     Raises:
         ValueError: It is not clear what the targets of a loader are; the message says what to pass.
     """
-    if isinstance(data, LoaderData) and new_head and splits is not None and splits.class_names:
-        return Categorical(splits.num_classes)
+    if isinstance(data, LoaderData) and splits is not None and (new_head or not splits.class_names):
+        return infer_split_likelihood(splits, data.loader)
     if isinstance(data, LoaderData):
         return infer_loader_likelihood(data.loader, model, output, new_head=new_head)
     likelihood, starts_at_residuals = data.infer_likelihood(), config.optimization.initial_noise == "residuals"
@@ -107,6 +107,21 @@ def infer_likelihood(
     if isinstance(likelihood, Categorical) and isinstance(data, InMemoryData) and not new_head:
         return replace(likelihood, single_logit=has_single_logit(data, model, output))
     return likelihood
+
+
+def infer_split_likelihood(splits: DataSplits, loader: Iterable[Any]) -> Likelihood:
+    """Likelihood of the targets of splits whose examples reach the network in batches.
+
+    Args:
+        splits: The splits, which know the task and all classes.
+        loader: The batches, in whose order targets are averaged, as for a loader. No random state changes.
+    """
+    if splits.is_multi_label:
+        return Bernoulli(len(splits.target_names))
+    if splits.class_names:
+        return Categorical(splits.num_classes)
+    with preserve_loader(loader):
+        return Gaussian.fit(torch.cat([split_batch(batch)[1] for batch in loader]))
 
 
 def has_single_logit(data: InMemoryData, model: nn.Module | ModelFactory, output: OutputSelector | None) -> bool:
