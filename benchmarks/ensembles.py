@@ -22,9 +22,9 @@ from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.loop import train
 from flatbayes.training.model_builder import make_model_builder
-from flatbayes.training.preparation import make_training_data
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.session import make_session
+from flatbayes.training.training_examples import make_training_data
 from flatbayes.training.vectorization_trial import should_vectorize
 
 BATCH, STEPS = 64, 8

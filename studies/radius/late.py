@@ -20,9 +20,9 @@ from flatbayes.training import Callback, TrainingConfig
 from flatbayes.training.candidates import Candidate
 from flatbayes.training.members import list_groups
 from flatbayes.training.pilot import Pilot
-from flatbayes.training.preparation import make_training_data
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.sharing import prepare_setup
+from flatbayes.training.training_examples import make_training_data
 from studies.defaults.tasks import select_tasks
 
 RADII = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

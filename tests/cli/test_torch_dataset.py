@@ -84,6 +84,15 @@ def test_compare_trains_on_a_torch_dataset(tmp_path):
     assert main(["compare", "--data", "torch_datasets.PointsWithTrain", *arguments, *more]) == 0
 
 
+@pytest.mark.parametrize("verb", ["fit", "compare", "tune"])
+def test_a_dataset_of_dictionaries_is_for_python(verb, capsys, tmp_path):
+    arguments = ["--data", "torch_datasets.Dictionaries", "--model", "MLP", "--out", str(tmp_path / "x")]
+    assert main([verb, *arguments]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "needs inputs that are one array, and these are several tensors: inputs['image']" in message
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_data_source_of_ones_own_keeps_its_options(tmp_path):
     arguments = ["--data.val_size", "9", "--out", str(tmp_path / "x"), *TRAINING]
     assert main(["fit", "--data", "torch_datasets.PointsSource", *arguments]) == 0

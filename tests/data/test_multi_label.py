@@ -19,7 +19,7 @@ from flatbayes.data import (
     make_source,
 )
 from flatbayes.data.readers import set_task
-from flatbayes.data.splits import warn_of_untrained_classes
+from flatbayes.data.split_checks import warn_of_untrained_classes
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.stack([torch.arange(40) % 2, torch.arange(40) % 3 == 0, torch.arange(40) % 5 < 2], dim=1).long()

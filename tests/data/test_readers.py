@@ -2,7 +2,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from flatbayes.data import ImageFolder, ImageParquet, Npz, Table, make_source
 
@@ -47,8 +46,3 @@ def test_other_paths_are_refused(tmp_path):
         make_source(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         make_source(str(tmp_path / "missing.npz"))
-
-
-def test_dictionaries_of_inputs_are_no_source():
-    with pytest.raises(TypeError, match="inputs are a dictionary.*`compare` and `tune` do not"):
-        make_source(({"ids": torch.zeros(4, 2)}, torch.arange(4)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flatbayes.data import DataSplits, Split
-from flatbayes.data.splits import check_split_values
+from flatbayes.data.split_checks import check_split_values
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
 from flatbayes.training import TrainingConfig, fit

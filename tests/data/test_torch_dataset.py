@@ -118,7 +118,6 @@ class TestInstances:
         [
             (Stream(), "train of Stream is a Stream without a length. Give a map-style dataset"),
             (Points(0), "train of Points has no examples"),
-            (Dictionaries(), r"Item 0 of train of Dictionaries is a dict, and a pair \(input, target\) was expected"),
             (Images(sizes=(6, 7)), r"several shapes, such as \(3, 6, 5\) and \(3, 7, 5\).* transform"),
             (Points(targets="word"), r"targets of train of Points must be whole numbers"),
             (Images(mode="I"), r"more than 8 bits per pixel \(mode I\)"),
@@ -127,6 +126,16 @@ class TestInstances:
     def test_other_items_are_refused(self, dataset, message):
         with pytest.raises(ValueError, match=message):
             TorchDataset(dataset).read()
+
+    def test_dictionaries_with_labels_are_inputs_by_name(self):
+        dataset = Dictionaries()
+        raw = TorchDataset(dataset).read()
+        assert torch.equal(raw.unsplit.inputs["image"], dataset.inputs)
+        assert torch.equal(raw.unsplit.targets, dataset.targets)
+        assert (raw.class_names, raw.feature_names) == (("0", "1", "2"), ())
+        ragged = [{"ids": torch.arange(k), "labels": 0} for k in (2, 3)]
+        with pytest.raises(ValueError, match="cannot be joined to a batch.*padding texts to one length"):
+            TorchDataset(ragged).read()
 
     def test_class_names_are_those_of_the_attribute_classes(self):
         dataset = Points()

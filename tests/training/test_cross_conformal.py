@@ -2,12 +2,20 @@
 
 import pytest
 import torch
+from torch import nn
 
 from flatbayes import MAP, MLP, SWAG, Diabetes, Digits, Plain, TrainingConfig, fit
 from flatbayes.calibration import APS, QuantileResidual
 from flatbayes.training import CrossConformalPosterior, OptimizationConfig, fit_cross_conformal
 
 CONFIG = TrainingConfig(epochs=3, optimization=OptimizationConfig(clip_norm=1.0))
+
+
+class TakesNamed(nn.Linear):
+    """A network with two named inputs."""
+
+    def forward(self, first, rest):
+        return super().forward(torch.cat([first, rest], 1))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +69,13 @@ def test_sets_of_classes_cover():
     sets = cross.predict(data.test.inputs)
     assert evaluation.mean_size == float(sets.size.double().mean())
     assert "the set of a new example" in cross.guarantee()
+
+
+def test_it_takes_several_inputs():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    data = {"first": x[:, :1], "rest": x[:, 1:]}, (x[:, 0] > 0).long()
+    cross = fit_cross_conformal(TakesNamed(3, 2), data, MAP(), Plain(), {"epochs": 2}, num_folds=2, level=0.8)
+    assert cross.evaluate(data).coverage > 0.5
 
 
 def test_it_takes_names_and_classes(patients):

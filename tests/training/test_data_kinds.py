@@ -22,7 +22,7 @@ from flatbayes import (
     evaluate,
     fit,
 )
-from flatbayes.data import Arrays, read_inputs
+from flatbayes.data import Arrays, Standardize, read_inputs
 from flatbayes.training import History
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_data import LoaderData
@@ -208,6 +208,13 @@ def test_a_likelihood_that_is_not_clear_is_asked_for(model, targets, message):
 def test_validation_data_of_another_kind_are_refused(data, val, message):
     with pytest.raises(TypeError, match=message):
         fit(nn.Linear(3, 2), data, MAP(), config=OPTIONS, val=val)
+
+
+@pytest.mark.parametrize("data", [DataLoader(DATASET, 16), ({"x": torch.as_tensor(X)}, Y)], ids=["loader", "pair"])
+def test_a_transform_of_what_is_not_standardized_is_refused(data):
+    transform = Standardize(mean=torch.zeros(3), std=torch.ones(3))
+    with pytest.raises(ValueError, match="transform standardizes one array of inputs.*leave transform out"):
+        fit(nn.Linear(3, 2), data, MAP(), config=OPTIONS, transform=transform)
 
 
 def test_wrong_validation_batches_are_refused_before_training():

@@ -30,7 +30,7 @@ from flatbayes.training import (
 from flatbayes.training.batches import ShuffledBatches
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.callbacks.loggers import JSONLinesLogger
-from flatbayes.training.preparation import make_training_data
+from flatbayes.training.training_examples import make_training_data
 
 
 def blobs(n=90, images=False):

@@ -36,6 +36,17 @@ from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.sharing import try_fit_together
 from support import FLATNESSES, batch, named
 
+
+class TakesNamed(nn.Linear):
+    """A network with a named input."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+
+    def forward(self, x):
+        return super().forward(x)
+
+
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
 CONFIG = TrainingConfig(
     epochs=3,
@@ -560,6 +571,16 @@ def test_a_posterior_that_fit_refuses_is_refused_before_the_first_step(posterior
     with pytest.raises(ValueError, match=error):
         fit_together(make_network, DATA, posteriors, callback=counter, **{"config": CONFIG} | options)
     assert counter.num_steps == 0
+
+
+def test_other_trainings_read_the_same_batches_of_examples_with_several_inputs():
+    x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    posteriors = [SGVB(), MAP(), Ensemble(size=2)]
+    options = {"config": TrainingConfig(epochs=2, batch_size=8), "seed": 1}
+    fitted = fit_together(TakesNamed, ({"x": x}, y), posteriors, Plain(), **options)
+    for together, posterior in zip(fitted, posteriors, strict=True):
+        alone = fit(TakesNamed, ({"x": x}, y), posterior, Plain(), **options)
+        assert torch.equal(together.predict({"x": x}, 2).mean, alone.predict({"x": x}, 2).mean)
 
 
 def test_the_others_are_fitted_without_a_step_after_one_has_failed(tmp_path):

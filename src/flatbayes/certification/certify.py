@@ -33,7 +33,7 @@ from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split, make_source
 from flatbayes.data.readers import set_task
-from flatbayes.data.splits import check_split_values
+from flatbayes.data.split_checks import check_split_values
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import Posterior
@@ -95,6 +95,7 @@ def certify(
             f"Certificates exist for one class of each example, and the data have {len(data.target_names)} labels. "
             "Use data whose targets are classes, such as those of one label."
         )
+    data.train.check_one_input()
     check_split_values(data)
     show = sys.stderr.isatty() if show_progress is None else show_progress
     flatness, config = resolve_component(flatness, Flatness, "flatness"), resolve_config(config)

@@ -230,7 +230,12 @@ def make_config(options: Namespace) -> TrainingConfig:
 
 
 def make_model(options: Namespace, dataset: DataSplits) -> Any:
-    """Factory of the network: the given model, that of `--init`, or the default for the shape of the data."""
+    """Factory of the network: the given model, that of `--init`, or the default for the shape of the data.
+
+    Raises:
+        ValueError: The inputs of the data are several tensors, which the command line does not take.
+    """
+    dataset.train.check_one_input()
     init, spec = options.get("init"), options.model
     if options.new_head and not (init and (spec is None or spec["class_path"].startswith("flatbayes.models."))):
         return bind_new_head(spec)

@@ -190,6 +190,18 @@ def split_examples(inputs: ModelInputs, size: int) -> list[Any]:
     return [slice_examples(inputs, slice(start, start + size)) for start in starts]
 
 
+def is_input_tree(inputs: object) -> bool:
+    """Whether inputs are a dictionary, or a tuple or list of tensors, arrays and dictionaries."""
+    if isinstance(inputs, tuple | list):
+        return len(inputs) > 0 and all(isinstance(entry, Tensor | np.ndarray | Mapping) for entry in inputs)
+    return isinstance(inputs, Mapping)
+
+
+def list_tensors(inputs: Any, name: str = "inputs") -> dict[str, Tensor]:
+    """The tensors by their place, for messages: `inputs`, or `inputs['key']` and `inputs[0]` in a tree."""
+    return dict(_iter_leaves(inputs, name))
+
+
 def flatten_tree(inputs: ModelInputs, name: str) -> dict[str, Tensor]:
     """The tensors by their path: `name`, or `name/k:key` and `name/i:index` for the entries of a tree."""
     return dict(_iter_leaves(inputs, name, "/k:{}", "/i:{}"))

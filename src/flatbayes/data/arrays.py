@@ -7,24 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.core.input_trees import IGNORE_INDEX, MULTI_LABEL_ADVICE, holds_several_labels
+from flatbayes.core.input_trees import IGNORE_INDEX, MULTI_LABEL_ADVICE, holds_several_labels, is_input_tree
 from flatbayes.core.names import format_count
 from flatbayes.data.checks import Task, TaskType, check_fractions, make_class_names, to_int64
 from flatbayes.data.source import RawSplits
-from flatbayes.data.splits import Split
+from flatbayes.data.splits import InputTree, Split
 
 
 class NamedArrays(NamedTuple):
     """Inputs and targets of a split, and what they are, for messages.
 
     Attributes:
-        inputs: Of a shape that `to_inputs` takes.
+        inputs: Of a shape that `to_inputs` takes; or a dictionary or tuple of tensors.
         targets: [n] or [n, targets].
         inputs_description: What the inputs are.
         targets_description: What the targets are.
     """
 
-    inputs: np.ndarray
+    inputs: np.ndarray | InputTree
     targets: np.ndarray
     inputs_description: str
     targets_description: str
@@ -53,7 +53,7 @@ def make_raw_splits(
     convert_targets = CONVERTERS[task]
     splits = {
         name: Split(
-            inputs=to_inputs(split.inputs, split.inputs_description),
+            inputs=split.inputs if is_input_tree(split.inputs) else to_inputs(split.inputs, split.inputs_description),
             targets=convert_targets(split.targets, split.targets_description),
         )
         for name, split in arrays.items()
@@ -66,7 +66,7 @@ def make_raw_splits(
         val=splits.get("val"),
         class_names=name_classes([split.targets for split in splits.values()]) if task == "classification" else (),
         target_names=() if task == "classification" else make_target_names(target_name, unsplit.targets),
-        feature_names=make_feature_names(unsplit.input_tensor),
+        feature_names=() if unsplit.has_input_tree else make_feature_names(unsplit.input_tensor),
     )
 
 

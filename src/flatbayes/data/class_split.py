@@ -119,7 +119,7 @@ def _select_classes(split: Split | EncodedSplit, labels: tuple[int, ...], *, rel
     rows = matches.any(1).nonzero().squeeze(1)
     targets = matches[rows].int().argmax(1) if relabel else split.targets[rows]
     if isinstance(split, Split):
-        return Split(inputs=split.inputs[rows], targets=targets)
+        return replace(split.take(rows), targets=targets)
     return replace(split, read_encoded=partial(_read_encoded_subset, split.read_encoded, rows), targets=targets)
 
 

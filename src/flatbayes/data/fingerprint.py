@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from flatbayes.core.input_trees import flatten_tree, map_tensors
 from flatbayes.core.names import format_count
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.splits import DataSplits, Split
@@ -56,7 +57,10 @@ def describe_split(split: Split) -> str:
     if isinstance(inputs, LazyImages):
         inputs = inputs[_sample_rows(len(inputs), MAX_HASHED_IMAGES)]
     checksum = hashlib.sha256()
-    for tensor in (inputs, split.targets):
+    if split.has_input_tree:
+        # Names, and entries that are no tensors.
+        checksum.update(repr(map_tensors(lambda tensor: tensor[:0], inputs)).encode())
+    for tensor in (*flatten_tree(inputs, "inputs").values(), split.targets):
         checksum.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         row_bytes = max(1, tensor[:1].numel() * tensor.element_size())
         rows = _sample_rows(len(tensor), max(1, MAX_HASHED_BYTES // row_bytes))

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from flatbayes.core.arrays import check_missing_labels, holds_fractions, holds_numbers, to_floats, to_plain_array
 from flatbayes.core.display import format_fields
+from flatbayes.core.input_trees import count_examples, make_inputs
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import DataWarning, TaskType, make_class_names
 from flatbayes.data.data_frames import is_data_frame, list_columns, order_columns
 from flatbayes.data.frame_features import frame_to_array, list_other_columns
-from flatbayes.data.pairs import check_pair
+from flatbayes.data.pairs import check_pair, holds_several_inputs
 from flatbayes.data.source import DataSource, RawSplits
-from flatbayes.data.splits import DataSplits
+from flatbayes.data.splits import DataSplits, InputTree
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +27,8 @@ class Arrays(DataSource):
 
     Attributes:
         inputs: Features, [n, features], or images, [n, height, width] with or without an axis of 1 to 4 channels
-            before or after these two. The columns of a data frame are numbers; their names become feature names.
+            before or after these two. The columns of a data frame are numbers; their names become feature names. Or
+            a dictionary or tuple of tensors, such as those of a tokenizer, with one row per example in each.
         targets: Labels, [n], whole numbers from 0, or texts, whose distinct values in alphabetic order are the
             classes; or regression targets, [n] or [n, targets], floating-point; or several labels of each example,
             [n, labels], each 0 or 1, and NaN or -100 where it is not known. The columns of a data frame are their
@@ -145,11 +147,11 @@ class FixedSplits(DataSource):
         return self.splits
 
 
-def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarray, np.ndarray]:
+def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarray | InputTree, np.ndarray]:
     """Inputs and targets as arrays of the same length; a column of targets, [n, 1], becomes [n].
 
     Args:
-        inputs: Array, tensor, data frame or nested list.
+        inputs: Array, tensor, data frame or nested list; or a dictionary or tuple of tensors.
         targets: Array, tensor, series, data frame or list.
         description: What they are, for messages.
 
@@ -166,12 +168,18 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
                 "a scikit-learn pipeline before FlatBayesClassifier, or read the file with Table, which does."
             )
         inputs = frame_to_array(inputs, f"data frame of the {description}")
-    x, y = _to_array(inputs), _to_array(targets)
-    x = to_floats(x) if x.dtype == object and holds_numbers(x) else x
-    if not (x.ndim and y.ndim) or len(x) != len(y):
+    y = _to_array(targets)
+    if holds_several_inputs(inputs, len(y) if y.ndim else 0):
+        x: Any = make_inputs(inputs, f"inputs of the {description}")
+        shape = (count_examples(x),)
+    else:
+        x = _to_array(inputs)
+        x = to_floats(x) if x.dtype == object and holds_numbers(x) else x
+        shape = x.shape
+    if not (shape and y.ndim) or shape[0] != len(y):
         raise ValueError(
             f"Inputs and targets of the {description} must have the same number of examples, got the shapes "
-            f"{x.shape} and {y.shape}."
+            f"{shape} and {y.shape}."
         )
     return x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 

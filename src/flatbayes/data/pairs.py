@@ -1,12 +1,15 @@
-"""Pairs of inputs and targets in memory: what is one, and whether its rows belong to each other."""
+"""Examples in memory, pairs and datasets: what is one, and whether the rows of inputs and targets belong together."""
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
+from flatbayes.core.input_trees import is_input_tree
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.data_frames import is_data_frame
@@ -24,6 +27,66 @@ def is_array_pair(data: object) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     return isinstance(data[0], Tensor) or hasattr(data[0], "__array__") or hasattr(data[0], "toarray")
+
+
+def is_tree_pair(data: object) -> bool:
+    """Whether this is a pair of inputs that are a dictionary or tuple of tensors, and the targets of all examples.
+
+    Examples:
+        >>> from torch import zeros
+        >>> ids = zeros(3, 2).long()
+        >>> is_tree_pair(({"ids": ids}, zeros(3))), is_tree_pair([{"ids": ids}, {"ids": ids}])
+        (True, False)
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2 or not is_input_tree(data[0]):
+        return False
+    if isinstance(data[1], tuple | list):
+        return bool(data[1]) and all(isinstance(value, Number | str) for value in data[1])
+    return isinstance(data[1], Tensor) or hasattr(data[1], "__array__")
+
+
+def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
+    """Whether inputs are a dictionary or tuple of tensors, and not a list of the rows of one array.
+
+    Args:
+        inputs: Inputs of all examples.
+        num_examples: Number of targets; as many tensors are rows.
+
+    Examples:
+        >>> from torch import zeros
+        >>> ids = zeros(3, 2)
+        >>> holds_several_inputs((ids, ids), 3), holds_several_inputs(list(ids), 3)
+        (True, False)
+    """
+    return is_input_tree(inputs) and (isinstance(inputs, Mapping) or len(inputs) != num_examples)
+
+
+def is_tree_item(item: object) -> bool:
+    """Whether an item of a dataset is a dictionary, or a pair of several inputs and a target."""
+    return isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2 and is_input_tree(item[0]))
+
+
+def has_tree_items(data: object) -> bool:
+    """Whether this is a map-style dataset whose items are dictionaries, or pairs of several inputs and a target."""
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset) or not len(data):  # type: ignore[arg-type]
+        return False
+    return is_tree_item(data[0])
+
+
+def collate_examples(examples: list[Any]) -> Any:
+    """A batch of examples, as torch makes it.
+
+    Raises:
+        ValueError: They cannot be joined.
+    """
+    try:
+        return default_collate(examples)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"The examples of the dataset cannot be joined to a batch: {error}. Give them the same shapes, such as "
+            "by padding texts to one length; or pass `fit` and `evaluate` DataLoader(dataset, batch_size=..., "
+            "collate_fn=...) with a function that joins them."
+        ) from error
 
 
 def check_pair(inputs: Any, targets: Any, description: str) -> None:

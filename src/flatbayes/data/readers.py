@@ -1,6 +1,6 @@
 """Selection of the data source for what users have: a path, by suffix or content, or examples in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ def make_source(data: Any, **options: Any) -> DataSource:
 
     Args:
         data: A file, a folder, or the name of a dataset on the hub, as for `find_reader`; a pair `(inputs, targets)`
-            of arrays, tensors or data frames; a map-style torch dataset; splits; or a source.
+            of arrays, tensors or data frames, where inputs may be a dictionary or tuple of tensors; a map-style torch
+            dataset of pairs, or of dictionaries with labels; splits; or a source.
         options: Other options of the source; a table needs its `target`.
 
     Raises:
@@ -48,19 +49,15 @@ def make_source(data: Any, **options: Any) -> DataSource:
         return replace(data, **options)
     if isinstance(data, DataSplits):
         return FixedSplits(data, **options)
-    if isinstance(data, tuple | list) and len(data) == 2:
-        if isinstance(data[0], Mapping):
-            raise TypeError(
-                "The inputs are a dictionary, and a source has one array of them. `fit` and `evaluate` take "
-                "dictionaries; `compare` and `tune` do not: give them one array that the network takes apart."
-            )
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[1], Mapping):
         return Arrays(*data, **options)
     if isinstance(data, Dataset):
         return TorchDataset(data, **options)
     if not isinstance(data, str | Path):
+        advice = " Give a map-style torch Dataset, whose examples can be split." if isinstance(data, Iterable) else ""
         raise TypeError(
             f"Data are a path, a pair (inputs, targets), a map-style torch dataset, splits or a source, got a "
-            f"{type(data).__name__}."
+            f"{type(data).__name__}.{advice}"
         )
     path = str(data)
     reader = find_reader(path)

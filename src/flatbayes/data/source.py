@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.display import format_fields
+from flatbayes.core.input_trees import count_examples
 from flatbayes.core.names import format_count
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import Task, check_finite, check_label_rows, check_labels, check_targets
+from flatbayes.data.checks import Task, check_label_rows, check_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.feature_names import fill_missing, find_optional_features
+from flatbayes.data.lazy_images import LazyImages
+from flatbayes.data.split_checks import check_finite_inputs, check_same_structure
 from flatbayes.data.splits import DataSplits, EncodedSplit, Split, infer_common_layout
 from flatbayes.data.stratified_split import check_size, stratified_split
 
@@ -137,8 +140,10 @@ class DataSource(ABC):
         raw = self.read()
         check_raw_splits(raw, allow_rare_classes=getattr(self, "task", None) == "classification")
         is_augmented = bool(self.flip or self.pad or self.cutout)
-        if raw.feature_names and is_augmented:
-            raise ValueError("flip, pad and cutout are for images, and these examples are features; leave them out.")
+        has_input_tree = isinstance(raw.unsplit, Split) and raw.unsplit.has_input_tree
+        if is_augmented and (raw.feature_names or has_input_tree):
+            found = "have several inputs" if has_input_tree else "are features"
+            raise ValueError(f"flip, pad and cutout are for images, and these examples {found}; leave them out.")
         train, val, test = self._split_rows(raw, seed)
         selections = {
             "training": (raw.unsplit, train),
@@ -244,20 +249,16 @@ def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> Non
     named_splits = {"given": raw.unsplit, "validation": raw.val, "test": raw.test}
     splits = {name: split for name, split in named_splits.items() if split is not None}
     for name, split in splits.items():
-        if not isinstance(split, Split) or not isinstance(raw.unsplit, Split):
+        if not isinstance(split, Split) or not isinstance(raw.unsplit, Split) or isinstance(split.inputs, LazyImages):
             continue  # encoded images have values from 0 to 255 and one layout
-        expected_shape = raw.unsplit.inputs.shape[1:]
-        if len(split.inputs) != len(split.targets):
+        num_inputs = count_examples(split.inputs)
+        if num_inputs != len(split.targets):
             raise ValueError(
-                f"The {name} examples have {format_count(len(split.inputs), 'input')} and "
+                f"The {name} examples have {format_count(num_inputs, 'input')} and "
                 f"{format_count(len(split.targets), 'label')}; there must be one label for each input."
             )
-        check_finite(split.input_tensor, f"{name} examples", raw.feature_names)
-        if split.inputs.shape[1:] != expected_shape:
-            raise ValueError(
-                f"The {name} examples have the shape {tuple(split.inputs.shape[1:])}, and the others "
-                f"{tuple(expected_shape)}. Give all splits the same shape."
-            )
+        check_finite_inputs(split, f"{name} examples", raw.feature_names)
+        check_same_structure(split, raw.unsplit, name)
     targets = {name: split.targets for name, split in splits.items()}
     if raw.target_names and not raw.unsplit.targets.is_floating_point():
         check_label_rows(targets, raw.target_names)

@@ -1,9 +1,9 @@
-"""Training, validation and test splits as tensors, lazy images, or encoded images."""
+"""Training, validation and test splits as tensors, trees of tensors, lazy images, or encoded images."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_html_table
-from flatbayes.core.names import format_count, format_names
+from flatbayes.core.input_trees import is_input_tree, list_tensors, make_inputs, slice_examples
+from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import DataWarning, check_finite, check_label_range, check_label_rows
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image, infer_layout
 from flatbayes.data.lazy_images import LazyImages
@@ -30,8 +30,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 """Names of folders, and first words of the names of parquet files, with the splits that they mean."""
-MAX_LISTED_CLASSES = 3
-"""Largest number of classes in a warning."""
+InputTree = Any
+"""Inputs that are several tensors, a dictionary or a tuple of them: see `flatbayes.core.input_trees`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class Split:
     Attributes:
         inputs: Raw inputs before standardization: images, [n, channels, height, width] (uint8, or float32 if they are
             stored so), or features, [n, features] (float32, or float64 until they are standardized). Streamed images
-            are `LazyImages`.
+            are `LazyImages`. Or a dictionary or tuple of tensors, such as those of a tokenizer, with one row for each
+            example in every tensor; `fit` and predictions take them as they are.
         targets: Class of each example, [n] (int64), counted from 0; or regression targets in their own unit, [n] or
             [n, targets] (float32 or float64); or several labels of each example, [n, labels] (int64), each 0 or 1,
             and -100 where it is not known.
@@ -52,22 +53,52 @@ class Split:
         (5, tensor([0, 0]))
     """
 
-    inputs: Tensor | LazyImages
+    inputs: Tensor | LazyImages | InputTree
     targets: Tensor
 
+    def __post_init__(self) -> None:
+        if is_input_tree(self.inputs):
+            object.__setattr__(self, "inputs", make_inputs(self.inputs))
+
     def __repr__(self) -> str:
-        return f"<Split: {format_count(len(self), 'example')} of shape {tuple(self.inputs.shape[1:])}>"
+        return f"<Split: {format_count(len(self), 'example')} {self.describe_inputs()}>"
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def has_input_tree(self) -> bool:
+        """Whether the inputs are a dictionary or tuple of tensors."""
+        return isinstance(self.inputs, dict | tuple)
+
+    def describe_inputs(self) -> str:
+        """The shape of an input, or of each of several inputs, as text."""
+        if not self.has_input_tree:
+            return f"of shape {tuple(self.inputs.shape[1:])}"
+        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in list_tensors(self.inputs).items()}
+        return "with " + ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+
+    def check_one_input(self) -> None:
+        """Check that the inputs are one array.
+
+        Raises:
+            ValueError: They are a dictionary or tuple of tensors.
+        """
+        if self.has_input_tree:
+            raise ValueError(
+                f"This needs inputs that are one array, and these are several tensors: "
+                f"{', '.join(list_tensors(self.inputs))}. Give one array that the network takes apart; `fit`, "
+                "`evaluate`, `compare` and `tune` take several."
+            )
 
     @property
     def input_tensor(self) -> Tensor:
         """The inputs as a tensor.
 
         Raises:
-            ValueError: The images are streamed.
+            ValueError: The images are streamed, or the inputs are a dictionary or tuple of tensors.
         """
+        self.check_one_input()
         if isinstance(self.inputs, LazyImages):
             raise ValueError(
                 f"This needs all {format_count(len(self), 'image')} in memory, and they are streamed. Take some of "
@@ -77,18 +108,21 @@ class Split:
 
     def take(self, rows: Tensor) -> "Split":
         """Select examples by row number, in the given order."""
-        inputs = self.inputs.subset(rows) if isinstance(self.inputs, LazyImages) else self.inputs[rows]
-        return Split(inputs=inputs, targets=self.targets[rows])
+        if isinstance(self.inputs, LazyImages):
+            return Split(inputs=self.inputs.subset(rows), targets=self.targets[rows])
+        return Split(inputs=slice_examples(self.inputs, rows), targets=self.targets[rows])
 
     def subsample(self, count: int, seed: int = 0) -> "Split":
         """Draw at most `count` random examples into memory; they keep their order.
 
         The first rows are no random sample: a folder of images is read class by class.
         """
-        if len(self) <= count and isinstance(self.inputs, Tensor):
+        if len(self) <= count and not isinstance(self.inputs, LazyImages):
             return self
         rows = torch.randperm(len(self), generator=make_generator(Stream.SUBSAMPLE, seed))[:count].sort().values
-        return Split(inputs=self.inputs[rows], targets=self.targets[rows])
+        if isinstance(self.inputs, LazyImages):
+            return Split(inputs=self.inputs[rows], targets=self.targets[rows])
+        return self.take(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +240,7 @@ class DataSplits:
         names = self.target_names or self.class_names
         kinds = {self.is_regression: ("target", "targets"), self.is_multi_label: ("label", "labels")}
         count = format_count(len(names), *kinds.get(True, ("class", "classes")))
-        return f"<DataSplits: {sizes} examples of shape {self.input_shape}, {count}>"
+        return f"<DataSplits: {sizes} examples {self.train.describe_inputs()}, {count}>"
 
     def _repr_html_(self) -> str:
         names = self.target_names or self.class_names
@@ -227,83 +261,15 @@ class DataSplits:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of an image, or (features,)."""
+        """(channels, height, width) of an image, or (features,).
+
+        Raises:
+            ValueError: The inputs are a dictionary or tuple of tensors.
+        """
+        self.train.check_one_input()
         return tuple(self.train.inputs.shape[1:])
 
     @property
     def num_classes(self) -> int:
         """Number of classes, whether or not each split has examples of all of them."""
         return len(self.class_names)
-
-
-def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> None:
-    """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs.
-
-    Args:
-        data: The splits; streamed images are not read.
-        names: Names of the splits to check.
-
-    Raises:
-        ValueError: Some values are not; the message says how many, and where the first is.
-    """
-    for name in names:
-        split: Split = getattr(data, name)
-        if isinstance(split.inputs, Tensor):
-            feature_names = data.feature_names if split.inputs.ndim == 2 else ()
-            check_finite(split.inputs, f"{name} examples", feature_names)
-        if data.is_multi_label:
-            check_label_rows({name: split.targets}, data.target_names)
-        elif not data.is_regression:
-            check_label_range(split.targets, data.num_classes, name)
-        elif len(split):
-            check_finite(split.targets.reshape(len(split), -1), f"targets of the {name} examples", data.target_names)
-
-
-def warn_of_untrained_classes(data: DataSplits) -> None:
-    """Warn of classes that validation or test examples have, and no training example; and of constant labels.
-
-    Args:
-        data: The splits.
-    """
-    if data.is_multi_label:
-        warn_of_constant_labels(data.train.targets, data.target_names)
-    if not data.class_names:
-        return
-    trained = set(data.train.targets.unique().tolist())
-    places = {
-        name: sorted(set(split.targets.unique().tolist()) - trained)
-        for name, split in {"validation": data.val, "test": data.test}.items()
-    }
-    classes = sorted({label for labels in places.values() for label in labels})
-    if classes:
-        listed = ", ".join(repr(data.class_names[label]) for label in classes[:MAX_LISTED_CLASSES])
-        more = f" and {len(classes) - MAX_LISTED_CLASSES} more" if len(classes) > MAX_LISTED_CLASSES else ""
-        verb = "has" if len(classes) == 1 else "have"
-        owners = " and ".join(name for name, labels in places.items() if labels)
-        warnings.warn(
-            f"{len(classes)} of the {data.num_classes} classes {verb} no training example, but some among the "
-            f"{owners} examples, which are predicted wrongly: {listed}{more}. If a label is written in several ways, "
-            "write it alike; else give training examples, or leave these classes out.",
-            category=DataWarning,
-            stacklevel=5,
-        )
-
-
-def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
-    """Warn of labels, of several, that have the same value in all training examples, if any label is known.
-
-    Args:
-        targets: Labels of the training examples, [n, labels].
-        names: Their names.
-    """
-    has_zero, has_one = (targets == 0).any(0).tolist(), (targets == 1).any(0).tolist()
-    constant = [name for name, zero, one in zip(names, has_zero, has_one, strict=True) if not (zero and one)]
-    if constant and any(has_zero + has_one):
-        verb = "has" if len(constant) == 1 else "have"
-        warnings.warn(
-            f"{len(constant)} of the {len(names)} labels {verb} at most one of the values 0 and 1 in the training "
-            f"examples, so that nothing can be learned: {format_names(constant, MAX_LISTED_CLASSES)}. Give examples "
-            "of both values, or leave such labels out.",
-            category=DataWarning,
-            stacklevel=6,
-        )

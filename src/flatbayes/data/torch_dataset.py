@@ -1,7 +1,7 @@
 """Any map-style `torch.utils.data.Dataset` as a data source, by instance or by the dotted path of its class."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -12,16 +12,18 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_fields
+from flatbayes.core.input_trees import make_inputs, split_labels
 from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import TaskType, make_class_names
 from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES, read_orientation, turn_upright
+from flatbayes.data.pairs import collate_examples, is_tree_item
 from flatbayes.data.source import DataSource, RawSplits
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchDataset(DataSource):
-    """A map-style torch dataset of (input, target) pairs, such as those of torchvision.
+    """A map-style torch dataset of (input, target) pairs, such as those of torchvision, or of labelled dictionaries.
 
     All examples are read into memory once, so a random `transform` of the dataset is applied once and then fixed. Use
     `flip`, `pad` and `cutout` for random augmentation.
@@ -138,12 +140,13 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
     """Read all items of a dataset in order.
 
     Args:
-        dataset: A map-style dataset of (input, target) pairs. Inputs are PIL images, tensors or arrays of one shape;
-            targets are numbers, or arrays of them.
+        dataset: A map-style dataset of (input, target) pairs. Inputs are PIL images, tensors or arrays of one shape,
+            or dictionaries or tuples of tensors; targets are numbers, or arrays of them. Items may also be
+            dictionaries with an entry `labels`.
         description: What the dataset is, for messages.
 
     Raises:
-        ValueError: The dataset is iterable-style or empty, an item is not a pair, or shapes differ.
+        ValueError: The dataset is iterable-style or empty, an item is no pair and no dictionary, or shapes differ.
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
@@ -154,13 +157,17 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
     items = [dataset[index] for index in track_progress(range(size), f"reading {description}", size)]
     if not items:
         raise ValueError(f"{description} has no examples.")
+    names = (f"inputs of {description}", f"targets of {description}")
+    if is_tree_item(items[0]):
+        pairs = [split_labels(item) if isinstance(item, Mapping) else item for item in items]
+        tree = make_inputs(collate_examples([pair[0] for pair in pairs]), names[0])
+        return NamedArrays(tree, _stack([_to_array(pair[1]) for pair in pairs], names[1]), *names)
     for index, item in enumerate(items):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(
                 f"Item {index} of {description} is a {type(item).__name__}, and a pair (input, target) was expected. "
                 "Wrap the dataset in one that returns pairs."
             )
-    names = (f"inputs of {description}", f"targets of {description}")
     inputs, targets = (
         _stack([_to_array(value) for value in values], name)
         for values, name in zip(zip(*items, strict=True), names, strict=True)

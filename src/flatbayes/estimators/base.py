@@ -37,7 +37,7 @@ from flatbayes.training import OptimizationConfig, TrainingConfig, fit
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.optimizers import DefaultOptimizer
-from flatbayes.training.preparation import needs_validation
+from flatbayes.training.training_examples import needs_validation
 
 MAX_RANDOM_SEED = 2**31 - 1
 SEPARATOR = "__"

@@ -253,6 +253,8 @@ def compare(
             starts from. With several processes it must be importable, or defined in a notebook.
         data: A source, such as `Digits()`; a path; a pair `(inputs, targets)` of arrays, tensors or data frames, or a
             map-style torch dataset, which are split at random by seed, with one test split for all seeds; or splits.
+            As for `fit`, inputs may be a dictionary or tuple of tensors, and a dataset may have dictionaries with an
+            entry `labels`; all examples are read into memory, so texts are padded to one length.
         posteriors: The posteriors, or one; by default MC-Dropout, SWAG-Diag, SWAG and, unless all networks would
             start from the same weights, an ensemble.
         flatness: Flatness of the flat runs.

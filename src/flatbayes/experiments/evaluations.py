@@ -98,6 +98,7 @@ class EvaluationConfig:
         targets = "numbers" if data.is_regression else "several labels of each example"
         if self.calibration and not data.class_names:
             raise ValueError(f"calibration=True is for classes, and the targets are {targets}: leave it out.")
+        self._check_input_tree(data.train)
         if self.shift and (data.is_regression or len(data.input_shape) != 3):
             found = targets if data.is_regression else f"inputs of the shape {data.input_shape}"
             raise ValueError(
@@ -107,6 +108,17 @@ class EvaluationConfig:
             if data.is_regression:
                 raise ValueError("ood is for classes or labels, and the targets are numbers: leave it out.")
             match_input_format(_load_ood_split(self.ood).subsample(1).input_tensor, data.train.inputs)
+
+    def _check_input_tree(self, train: Split) -> None:
+        """Refuse evaluations of one array of inputs, where inputs are a dictionary or tuple of tensors."""
+        named = {"shift=True": self.shift, "ood": self.ood is not None}
+        names = [name for name, is_set in named.items() if is_set]
+        if train.has_input_tree and names:
+            raise ValueError(
+                f"{' and '.join(names)} need inputs that are one array, such as images, and the data have examples "
+                f"{train.describe_inputs()}: leave {'it' if len(names) == 1 else 'them'} out. calibration and "
+                "sharpness_rho take such inputs."
+            )
 
     def compute_metrics(
         self, fitted: FittedPosterior, data: DataSplits, split_name: str, num_draws: int, seed: int
@@ -231,7 +243,7 @@ def _measure_sharpness(
         seed: Seed of the draws.
         hessian: Also eigenvalues and trace of the Hessian.
     """
-    inputs, targets = train.input_tensor, train.targets
+    inputs, targets = train.inputs, train.targets
     sharpness = measure_posterior_sharpness(
         fitted, inputs, targets, sharpness_config, num_draws, seed=seed, hessian=hessian
     )

@@ -1,46 +1,16 @@
 """Batches of examples whose inputs are dictionaries or tuples of tensors, such as those of a tokenizer."""
 
 from collections.abc import Mapping
-from numbers import Number
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from flatbayes.core.input_trees import count_examples, slice_examples, split_batch, split_labels
 from flatbayes.data.arrays import to_inputs
+from flatbayes.data.pairs import collate_examples, is_tree_pair
 from flatbayes.data.torch_dataset import read_examples
-
-
-def is_tree_pair(data: object) -> bool:
-    """Whether this is a pair of inputs that are a dictionary or tuple of tensors, and the targets of all examples.
-
-    Examples:
-        >>> ids = torch.zeros(3, 2, dtype=torch.long)
-        >>> is_tree_pair(({"ids": ids}, torch.zeros(3))), is_tree_pair([{"ids": ids}, {"ids": ids}])
-        (True, False)
-    """
-    if not isinstance(data, tuple | list) or len(data) != 2 or not _is_tree(data[0]):
-        return False
-    if isinstance(data[1], tuple | list):
-        return bool(data[1]) and all(isinstance(value, Number | str) for value in data[1])
-    return isinstance(data[1], Tensor) or hasattr(data[1], "__array__")
-
-
-def has_tree_items(data: object) -> bool:
-    """Whether this is a map-style dataset whose items are dictionaries, or pairs of several inputs and a target."""
-    if not isinstance(data, Dataset) or isinstance(data, IterableDataset) or not len(data):  # type: ignore[arg-type]
-        return False
-    item = data[0]
-    return isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2 and _is_tree(item[0]))
-
-
-def _is_tree(inputs: object) -> bool:
-    if isinstance(inputs, tuple | list):
-        return len(inputs) > 0 and all(isinstance(entry, Tensor | np.ndarray | Mapping) for entry in inputs)
-    return isinstance(inputs, Mapping)
 
 
 def batch_examples(
@@ -110,18 +80,3 @@ def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
         examples = read_examples(inputs, type(inputs).__name__)
         return to_inputs(examples.inputs, examples.inputs_description)
     return batch_examples(inputs, batch_size)
-
-
-def collate_examples(examples: list[Any]) -> Any:
-    """A batch of examples, as torch makes it.
-
-    Raises:
-        ValueError: They cannot be joined.
-    """
-    try:
-        return default_collate(examples)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"The examples of the dataset cannot be joined to a batch: {error}. Pass DataLoader(dataset, "
-            "batch_size=..., collate_fn=...) with a function that joins them, such as one that pads texts."
-        ) from error

@@ -12,11 +12,11 @@ from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_tr
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
-from flatbayes.data.pairs import check_pair
+from flatbayes.data.pairs import check_pair, is_tree_pair
 from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
-from flatbayes.prediction.example_batches import batch_examples, is_tree_pair
+from flatbayes.prediction.example_batches import batch_examples
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs, match_image_layout
 

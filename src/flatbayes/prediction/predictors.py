@@ -35,7 +35,8 @@ def make_predictor(
     input_shape = fitted.info.get("input_shape")
 
     def predict(inputs: Any) -> Predictive:
-        inputs = make_input_tensor(inputs, fitted.info, fitted.transform)
+        if fitted.input_structure is None:
+            inputs = make_input_tensor(inputs, fitted.info, fitted.transform)
         if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
             raise ValueError(
                 f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "

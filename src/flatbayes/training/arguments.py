@@ -13,15 +13,10 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSource, DataSplits, Standardize, is_array_pair, load_training_splits
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, choose_held_out
+from flatbayes.data.pairs import has_tree_items, is_tree_pair
 from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
-from flatbayes.prediction.example_batches import (
-    batch_examples,
-    has_tree_items,
-    is_tree_pair,
-    read_targets,
-    take_examples,
-)
+from flatbayes.prediction.example_batches import batch_examples, read_targets, take_examples
 from flatbayes.prediction.labelled import infer_task, read_as_task
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.network_defaults import choose_config
@@ -165,6 +160,19 @@ def normalize_data(
     if len(data) == 0:
         raise ValueError(f"There are no batches: the {type(data).__name__} is empty. {DATA_ADVICE}.")
     return data
+
+
+def unpack_splits(data: Any, val: Any) -> tuple[Any, Any]:
+    """Pairs of training and validation examples of splits whose inputs are dictionaries or tuples of tensors.
+
+    Args:
+        data: What the user gave; other data are returned as they are.
+        val: Validation data that the user gave beside it, which splits do not take.
+    """
+    if not isinstance(data, DataSplits) or not data.train.has_input_tree or val is not None:
+        return data, val
+    train, val = ((split.inputs, split.targets) if len(split) else None for split in (data.train, data.val))
+    return train, val
 
 
 def hold_out_examples(data: Any, likelihood: Any, seed: int) -> tuple[Any, Any, int]:

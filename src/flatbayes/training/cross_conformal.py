@@ -42,7 +42,7 @@ from flatbayes.training.arguments import resolve_config, resolve_data
 from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.fit import fit
-from flatbayes.training.preparation import needs_validation
+from flatbayes.training.training_examples import needs_validation
 
 SCORES_FILE = "cross_conformal.json"
 

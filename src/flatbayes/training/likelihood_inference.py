@@ -65,6 +65,12 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
             f"The likelihood {likelihood!r} is for {kind} of each example, and the targets are {found}. Leave "
             "likelihood out, or give targets of this kind."
         )
+    if isinstance(likelihood, Categorical) and likelihood.num_classes < data.num_classes:
+        raise ValueError(
+            f"The data have {data.num_classes} classes, and the likelihood has {likelihood.num_classes}: pass "
+            f"likelihood=Categorical({data.num_classes}), and a network with {data.num_classes} outputs "
+            "(new_head=True replaces the last layer)."
+        )
 
 
 def infer_likelihood(
@@ -74,6 +80,7 @@ def infer_likelihood(
     output: OutputSelector | None = None,
     *,
     new_head: bool = False,
+    splits: DataSplits | None = None,
 ) -> Likelihood:
     """Likelihood of the targets; the noise of a table starts at the residuals of a ridge regression.
 
@@ -85,10 +92,13 @@ def infer_likelihood(
         model: A network, or what builds one.
         output: Selects one of several outputs of the network.
         new_head: Whether the network gets the number of outputs that the targets need.
+        splits: The splits that the batches of a loader were made of, which know all classes.
 
     Raises:
         ValueError: It is not clear what the targets of a loader are; the message says what to pass.
     """
+    if isinstance(data, LoaderData) and splits is not None and (new_head or not splits.class_names):
+        return infer_split_likelihood(splits, data.loader)
     if isinstance(data, LoaderData):
         return infer_loader_likelihood(data.loader, model, output, new_head=new_head)
     likelihood, starts_at_residuals = data.infer_likelihood(), config.optimization.initial_noise == "residuals"
@@ -97,6 +107,21 @@ def infer_likelihood(
     if isinstance(likelihood, Categorical) and isinstance(data, InMemoryData) and not new_head:
         return replace(likelihood, single_logit=has_single_logit(data, model, output))
     return likelihood
+
+
+def infer_split_likelihood(splits: DataSplits, loader: Iterable[Any]) -> Likelihood:
+    """Likelihood of the targets of splits whose examples reach the network in batches.
+
+    Args:
+        splits: The splits, which know the task and all classes.
+        loader: The batches, in whose order targets are averaged, as for a loader. No random state changes.
+    """
+    if splits.is_multi_label:
+        return Bernoulli(len(splits.target_names))
+    if splits.class_names:
+        return Categorical(splits.num_classes)
+    with preserve_loader(loader):
+        return Gaussian.fit(torch.cat([split_batch(batch)[1] for batch in loader]))
 
 
 def has_single_logit(data: InMemoryData, model: nn.Module | ModelFactory, output: OutputSelector | None) -> bool:

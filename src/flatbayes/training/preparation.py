@@ -1,7 +1,7 @@
 """Preparation of the training runs of a fit: checks of its arguments, data, likelihood, and defaults."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,20 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
-from flatbayes.data.splits import check_split_values, warn_of_untrained_classes
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.training.arguments import (
-    hold_out_examples,
-    normalize_data,
-    normalize_validation,
     resolve_likelihood,
 )
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, TrainingData, check_ignore_index, drop_unlabelled
+from flatbayes.training.data import InMemoryData, check_ignore_index
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import are_binary_labels, check_task, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
@@ -44,12 +39,9 @@ from flatbayes.training.network_defaults import choose_optimizer, has_trained_we
 from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
+from flatbayes.training.training_examples import read_training_data
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
 
-NO_VALIDATION = (
-    "There are no validation examples: training takes its whole budget, and nothing says how wide the posterior is "
-    "to be, so that predictions may be far too certain. Give val, or a number of epochs."
-)
 UNTRAINED_HEAD = (
     "The last layer is a new one with random weights, and without training (epochs=0) it keeps them. Set epochs to 1 "
     "or more, or leave out new_head if the trained last layer is the one to be used."
@@ -87,35 +79,28 @@ def prepare_runs(
         ValueError: The arguments do not go together.
     """
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
-    num_held_out = 0
-    if val is None and needs_validation(config, flatness):
-        data, val, num_held_out = hold_out_examples(data, likelihood, seed)
     may_infer = likelihood is None and not new_head
-    are_classes = partial(are_binary_labels, model=model, output=output, may_infer=may_infer)
-    examples: Any = normalize_data(data, val, config.batch_size, likelihood, seed, are_classes)
-    if isinstance(examples, DataSplits):
-        is_given = isinstance(data, DataSplits) or val is not None
-        if not is_given and needs_validation(config, flatness):
-            examples = hold_out_validation(examples, HELD_OUT_FRACTION, seed)
-        num_held_out = 0 if is_given else len(examples.val)
-        check_split_values(examples, ("train", "val"))
-        warn_of_untrained_classes(examples)
-        training_data = make_training_data(examples, transform, num_data, num_held_out=num_held_out)
-    else:
-        val = None if val is None else normalize_validation(val, config.batch_size)
-        training_data = make_training_data(examples, num_data=num_data, val=val, num_held_out=num_held_out)
-    if config.epochs is None and not isinstance(data, DataSplits) and not training_data.has_validation:
-        warnings.warn(NO_VALIDATION, DataWarning, stacklevel=4)
+    training_data, splits = read_training_data(
+        data,
+        val,
+        config,
+        flatness,
+        likelihood,
+        seed,
+        transform=transform,
+        num_data=num_data,
+        are_classes=partial(are_binary_labels, model=model, output=output, may_infer=may_infer),
+    )
     is_inferred = not isinstance(likelihood, Likelihood)
     if not isinstance(likelihood, Likelihood):
-        inferred = infer_likelihood(training_data, config, model, output, new_head=new_head)
+        inferred = infer_likelihood(training_data, config, model, output, new_head=new_head, splits=splits)
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
+    if splits is not None:
+        check_ignore_index(splits, likelihood)
+        check_task(splits, likelihood)
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
         training_data.check_batches()
-    if isinstance(training_data, InMemoryData):
-        check_ignore_index(training_data.splits, likelihood)
-        check_task(training_data.splits, likelihood)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
@@ -311,40 +296,3 @@ def apply_prior_option(factory: RunFactory) -> RunFactory:
         return scaled
     is_default = factory.has_default_training and not is_prior_given(factory)
     return replace(factory, auto_prior="default" if is_default and obstacle is None else None)
-
-
-def make_training_data(
-    data: DataSplits | Iterable[Any],
-    transform: Standardize | None = None,
-    num_data: int | None = None,
-    val: Iterable[Any] | None = None,
-    num_held_out: int = 0,
-) -> TrainingData:
-    """Training data from data splits or from a loader.
-
-    Args:
-        data: Data splits, or a loader.
-        transform: Standardization of the inputs of data splits; by default that of the training split.
-        num_data: Number of labelled examples of a loader; None counts them in one pass.
-        val: Validation batches beside a loader.
-        num_held_out: Number of validation examples that `fit` has held out.
-
-    Raises:
-        ValueError: `num_data` is given for data splits, or is below 1.
-    """
-    if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
-        raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
-    if isinstance(data, DataSplits):
-        labelled = drop_unlabelled(data)
-        return InMemoryData(labelled, transform, min(num_held_out, len(labelled.val)))
-    return LoaderData(data, num_data, val, num_held_out=num_held_out)
-
-
-def needs_validation(config: TrainingConfig, flatness: Flatness) -> bool:
-    """Whether a training decides on validation examples: when it stops, or which radius it has.
-
-    Args:
-        config: Training hyperparameters.
-        flatness: The flatness.
-    """
-    return config.epochs is None or flatness.radius == "auto"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -25,13 +26,16 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.arguments import DataOptions, resolve_config, resolve_data, resolve_model
+from flatbayes.training.batches import preserve_loader_state
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import SHARED_PREFIX, CheckpointManager, Checkpoints
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.config_groups import CollectionConfig
+from flatbayes.training.data import TrainingData
 from flatbayes.training.fit import FitOutcome, train_setups
 from flatbayes.training.identity import describe_branch, describe_name, describe_object, describe_training
+from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.preparation import check_method, complete_factory, prepare_runs
 from flatbayes.training.recording import Recordings
@@ -301,11 +305,22 @@ def train_all(
         setups = [*training.values()]
         manager = open_checkpoints(setups, checkpoints, replaces_others=replaces_others)
         used = recordings if training is trainings[0] else None
-        results = train_setups(
-            setups, manager, callback, show_progress=show_progress, recordings=used, is_shared=True
-        )
+        # Other trainings read the same loader, and begin in the state in which `fit` would.
+        with nullcontext() if training is trainings[-1] else preserve_data(setups[0].factory.training_data):
+            results = train_setups(
+                setups, manager, callback, show_progress=show_progress, recordings=used, is_shared=True
+            )
         outcomes |= dict(zip(training, results, strict=True))
     return outcomes
+
+
+def preserve_data(data: TrainingData) -> AbstractContextManager[None]:
+    """Context at whose end the random states of a loader are as before.
+
+    Args:
+        data: Training data; the batches of splits depend on no such state.
+    """
+    return preserve_loader_state(data.loader) if isinstance(data, LoaderData) else nullcontext()
 
 
 def open_checkpoints(

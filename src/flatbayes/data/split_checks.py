@@ -1,0 +1,129 @@
+"""Checks of data splits: finite inputs, labels in range, the same inputs in all splits, classes that are trained."""
+
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flatbayes.core.input_trees import list_tensors
+from flatbayes.core.names import format_names
+from flatbayes.data.checks import DataWarning, check_finite, check_label_range, check_label_rows
+from flatbayes.data.lazy_images import LazyImages
+from flatbayes.data.splits import DataSplits, Split
+
+MAX_LISTED_CLASSES = 3
+"""Largest number of classes in a warning."""
+
+
+def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> None:
+    """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs.
+
+    Args:
+        data: The splits; streamed images are not read.
+        names: Names of the splits to check.
+
+    Raises:
+        ValueError: Some values are not; the message says how many, and where the first is.
+    """
+    for name in names:
+        split: Split = getattr(data, name)
+        if not isinstance(split.inputs, LazyImages):
+            check_finite_inputs(split, f"{name} examples", data.feature_names)
+        if data.is_multi_label:
+            check_label_rows({name: split.targets}, data.target_names)
+        elif not data.is_regression:
+            check_label_range(split.targets, data.num_classes, name)
+        elif len(split):
+            check_finite(split.targets.reshape(len(split), -1), f"targets of the {name} examples", data.target_names)
+
+
+def check_finite_inputs(split: Split, description: str, feature_names: Sequence[str] = ()) -> None:
+    """Check that inputs in memory hold no NaN and no infinity.
+
+    Args:
+        split: The examples.
+        description: What they are, for messages.
+        feature_names: One name per feature of a table.
+
+    Raises:
+        ValueError: They do; the message locates the first.
+    """
+    for place, tensor in list_tensors(split.inputs).items():
+        described = f"{place} of the {description}" if split.has_input_tree else description
+        check_finite(tensor, described, feature_names if tensor.ndim == 2 and not split.has_input_tree else ())
+
+
+def check_same_structure(split: Split, unsplit: Split, name: str) -> None:
+    """Check that a split has the inputs that the other examples have.
+
+    Several tensors have the same names; their shapes may differ, as those of texts that are padded to other lengths.
+
+    Args:
+        split: The split.
+        unsplit: The other examples.
+        name: Name of the split, for messages.
+
+    Raises:
+        ValueError: It has others.
+    """
+    places, expected = list(list_tensors(split.inputs)), list(list_tensors(unsplit.inputs))
+    if sorted(places) != sorted(expected):
+        raise ValueError(
+            f"The {name} examples have {', '.join(places)}, and the others {', '.join(expected)}. Give all splits "
+            "the same inputs."
+        )
+    if not split.has_input_tree and split.inputs.shape[1:] != unsplit.inputs.shape[1:]:
+        raise ValueError(
+            f"The {name} examples have the shape {tuple(split.inputs.shape[1:])}, and the others "
+            f"{tuple(unsplit.inputs.shape[1:])}. Give all splits the same shape."
+        )
+
+
+def warn_of_untrained_classes(data: DataSplits) -> None:
+    """Warn of classes that validation or test examples have, and no training example; and of constant labels.
+
+    Args:
+        data: The splits.
+    """
+    if data.is_multi_label:
+        warn_of_constant_labels(data.train.targets, data.target_names)
+    if not data.class_names:
+        return
+    trained = set(data.train.targets.unique().tolist())
+    places = {
+        name: sorted(set(split.targets.unique().tolist()) - trained)
+        for name, split in {"validation": data.val, "test": data.test}.items()
+    }
+    classes = sorted({label for labels in places.values() for label in labels})
+    if classes:
+        listed = ", ".join(repr(data.class_names[label]) for label in classes[:MAX_LISTED_CLASSES])
+        more = f" and {len(classes) - MAX_LISTED_CLASSES} more" if len(classes) > MAX_LISTED_CLASSES else ""
+        verb = "has" if len(classes) == 1 else "have"
+        owners = " and ".join(name for name, labels in places.items() if labels)
+        warnings.warn(
+            f"{len(classes)} of the {data.num_classes} classes {verb} no training example, but some among the "
+            f"{owners} examples, which are predicted wrongly: {listed}{more}. If a label is written in several ways, "
+            "write it alike; else give training examples, or leave these classes out.",
+            category=DataWarning,
+            stacklevel=6,
+        )
+
+
+def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
+    """Warn of labels, of several, that have the same value in all training examples, if any label is known.
+
+    Args:
+        targets: Labels of the training examples, [n, labels].
+        names: Their names.
+    """
+    has_zero, has_one = (targets == 0).any(0).tolist(), (targets == 1).any(0).tolist()
+    constant = [name for name, zero, one in zip(names, has_zero, has_one, strict=True) if not (zero and one)]
+    if constant and any(has_zero + has_one):
+        verb = "has" if len(constant) == 1 else "have"
+        warnings.warn(
+            f"{len(constant)} of the {len(names)} labels {verb} at most one of the values 0 and 1 in the training "
+            f"examples, so that nothing can be learned: {format_names(constant, MAX_LISTED_CLASSES)}. Give examples "
+            "of both values, or leave such labels out.",
+            category=DataWarning,
+            stacklevel=7,
+        )
