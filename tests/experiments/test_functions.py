@@ -85,6 +85,20 @@ def test_a_network_is_compared_without_an_ensemble_by_default():
         compare(network, (FEATURES, LABELS), [MCDropout(rate=0.1), Ensemble()], **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (partial(nn.Linear, 3, 2), ["MAP", "SWAG(rank=0)", "SWAG", "Ensemble"]),
+        (nn.Sequential(nn.Dropout(0.2), nn.Linear(3, 2)), ["MCDropout(rate=0.1)", "SWAG(rank=0)", "SWAG"]),
+        ("MLP", ["MCDropout(rate=0.1)", "SWAG(rank=0)", "SWAG", "Ensemble"]),
+    ],
+    ids=["without", "with", "by name"],
+)
+def test_the_first_default_posterior_depends_on_the_dropout_of_the_network(model, expected):
+    results = compare(model, (FEATURES, LABELS), **OPTIONS | {"num_seeds": 1})
+    assert list(dict.fromkeys(row.posterior for row in results.rows)) == expected
+
+
 def test_summary_has_every_metric_and_the_conclusion(classification, regression):
     text = classification.summary()
     assert all(row.metric in text for row in classification.rows)

@@ -25,7 +25,7 @@ from flatbayes.data import DataSource, DataSplits
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.diagnostics import SharpnessConfig
 from flatbayes.experiments import Comparison, EvaluationConfig, Method
-from flatbayes.experiments.comparison import DEFAULT_POSTERIORS
+from flatbayes.experiments.comparison import DEFAULT_POSTERIORS, choose_default_posteriors
 from flatbayes.experiments.references import ReferenceFile
 from flatbayes.posteriors import Posterior
 from flatbayes.reporting import format_verdict, summary_tables, write_report
@@ -118,23 +118,26 @@ def make_parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Run all fits, and write results, tables and the report."""
     options.init = list_init(options)
-    is_one_start = bool(options.init) and not options.new_head
-    options.posteriors = options.posteriors or list(DEFAULT_POSTERIORS[:-1] if is_one_start else DEFAULT_POSTERIORS)
+    is_default, options.posteriors = not options.posteriors, options.posteriors or list(DEFAULT_POSTERIORS)
     check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
+    model, config = make_model(options, dataset), make_config(options)
+    fit_options = make_fit_options(options, dataset)
+    if is_default:
+        options.posteriors = choose_default_posteriors(model, dataset, config, fit_options)
     comparison = Comparison(
         source=options.data,
-        model=make_model(options, dataset),
+        model=model,
         posteriors=options.posteriors,
         flatness=options.flatness,
-        config=make_config(options),
+        config=config,
         num_seeds=options.num_seeds,
         num_draws=options.num_draws,
         split=options.split,
         evaluations=_select_evaluations(options, dataset),
         references=list(map(ReferenceFile.open, options.reference)),
         data_fingerprint=compute_fingerprint(dataset),
-        options=make_fit_options(options, dataset),
+        options=fit_options,
     )
     comparison.check_compatibility(dataset)
     comparison.claim_folder(folder, overwrite=options.overwrite)

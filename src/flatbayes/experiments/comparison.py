@@ -26,11 +26,13 @@ from flatbayes.experiments.run import ExperimentRun, describe_fields
 from flatbayes.experiments.run_folder import claim_folder
 from flatbayes.experiments.summary import write_results
 from flatbayes.flatness import SAM, Flatness, Plain
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
+from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout, Posterior
+from flatbayes.posteriors.mc_dropout import has_dropout
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import TrainingConfig, dry_run
 from flatbayes.training.arguments import NetworkOptions, resolve_config, resolve_model
 from flatbayes.training.distributed.workers import ParallelBackend
+from flatbayes.training.preparation import prepare_runs
 from flatbayes.training.trial import NetworkWarning
 
 SPLIT_NAMES = ("test", "val", "train")
@@ -255,8 +257,8 @@ def compare(
             map-style torch dataset, which are split at random by seed, with one test split for all seeds; or splits.
             As for `fit`, inputs may be a dictionary or tuple of tensors, and a dataset may have dictionaries with an
             entry `labels`; all examples are read into memory, so texts are padded to one length.
-        posteriors: The posteriors, or one; by default MC-Dropout, SWAG-Diag, SWAG and, unless all networks would
-            start from the same weights, an ensemble.
+        posteriors: The posteriors, or one; by default MC-Dropout (MAP for a network without dropout), SWAG-Diag, SWAG
+            and, unless all networks would start from the same weights, an ensemble.
         flatness: Flatness of the flat runs.
         config: The training configuration; by default that of `fit`.
         num_seeds: Number of seeds; the plain and the flat run of a pair share theirs.
@@ -296,16 +298,15 @@ def compare(
     source = fit_options.apply_task(make_source(data))
     if isinstance(posteriors, Posterior | Method | str | type):
         posteriors = [posteriors]  # type: ignore[list-item]  # a name or class is resolved
+    dataset, config = source.load(0), resolve_config(config, model, fit_options.init)
     if posteriors is None:
-        is_one_start = isinstance(model, nn.Module) or (fit_options.init is not None and not fit_options.new_head)
-        posteriors = DEFAULT_POSTERIORS[:-1] if is_one_start else DEFAULT_POSTERIORS
-    dataset = source.load(0)
+        posteriors = choose_default_posteriors(model, dataset, config, fit_options)
     comparison = Comparison(
         source=source,
         model=model,
         posteriors=posteriors,
         flatness=flatness,
-        config=resolve_config(config, model, fit_options.init),
+        config=config,
         num_seeds=num_seeds,
         num_draws=num_draws,
         split=split,
@@ -325,3 +326,22 @@ def compare(
     if not results.rows:
         raise RuntimeError("No pair of a plain and a flat run finished:\n" + "\n".join(results.failures))
     return results
+
+
+def choose_default_posteriors(
+    model: nn.Module | Callable[..., nn.Module], dataset: DataSplits, config: TrainingConfig, options: FitOptions
+) -> Sequence[Posterior]:
+    """The posteriors that are compared if none are given: MAP in place of MC-Dropout for a network without dropout.
+
+    Args:
+        model: As for `compare`.
+        dataset: The splits of a seed.
+        config: The training configuration.
+        options: Further arguments of `fit`. With `init` all networks start alike, and an ensemble is left out.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the check of every posterior shows them
+        factory, _ = prepare_runs(resolve_model(model), dataset, MAP(), Plain(), config, **options.to_arguments())
+    first = DEFAULT_POSTERIORS[0] if has_dropout(factory.init_network(0)) else MAP()
+    is_one_start = isinstance(model, nn.Module) or (options.init is not None and not options.new_head)
+    return (first, *DEFAULT_POSTERIORS[1:-1], *([] if is_one_start else DEFAULT_POSTERIORS[-1:]))

@@ -96,7 +96,7 @@ class MCDropout(Posterior):
             ValueError: The model has no dropout, or all of it has rate 0.
         """
         modules, others = find_dropout_modules(model), find_other_dropout(model)
-        if not modules and not others:
+        if not has_dropout(model):
             raise ValueError(
                 f"MCDropout needs dropout layers, and {type(model).__name__} has none. Add torch.nn.Dropout (or "
                 "Dropout1d, 2d, 3d, AlphaDropout) layers, or set the dropout of its attention or recurrent layers. A "
@@ -151,6 +151,11 @@ class MCDropout(Posterior):
                 if isinstance(module, _NormBase) or buffer_names & updated_buffers:
                     module.training = False
             yield model
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a network has modules that may drop at random in training mode."""
+    return bool(find_dropout_modules(model) or find_other_dropout(model))
 
 
 def find_dropout_modules(model: nn.Module) -> list[_DropoutNd]:
