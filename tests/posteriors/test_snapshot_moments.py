@@ -168,7 +168,7 @@ def fit_wrong_labels(data: DataSplits) -> FittedPosterior:
     return fit(Normed, replace(data, train=train), posterior, Plain(), config)
 
 
-def test_the_last_snapshots_are_left_out_where_the_mean_of_the_first_ones_is_better():
+def test_the_last_snapshots_are_left_out_where_draws_from_the_first_ones_are_better():
     data = make_splits()
     fitted = fit_wrong_labels(data)
     choices = fitted.info["training"]["draw_options"]
@@ -178,9 +178,9 @@ def test_the_last_snapshots_are_left_out_where_the_mean_of_the_first_ones_is_bet
     assert fitted.posterior.member.end_fraction == end["value"] < 1
     assert fitted.posterior.member.burn_in == 0  # other values would be the same snapshots
     for value, expected in nlls.items():
-        member = replace(fitted.posterior.member, scale=0.0, end_fraction=value, burn_in=0.0)
-        mean = replace(fitted, posterior=replace(fitted.posterior, member=member))
-        assert evaluate(mean, data.val).metrics["nll"] == pytest.approx(expected, rel=1e-5)
+        member = replace(fitted.posterior.member, end_fraction=value, burn_in=0.0)
+        early = replace(fitted, posterior=replace(fitted.posterior, member=member))
+        assert evaluate(early, data.val).metrics["nll"] == pytest.approx(expected, rel=1e-5)
     assert dict(map(tuple, burn_in["val_nll"]))[0.0] == pytest.approx(nlls[end["value"]])
 
 

@@ -54,7 +54,6 @@ class DrawOption:
         tolerance: Accept the largest value within it; None to compare values by their NLL.
         margin: Nats by which the NLL of a larger value may be above the lowest one.
         has_means: Whether the geometric means of the best value and its neighbours are tried.
-        at_mean: Whether values are compared at `scale` 0, by one network, without the noise of a few draws.
         keeps_default: Whether the default is kept unless another value is better by more than chance: by a standard
             error of the difference of the NLL.
     """
@@ -64,7 +63,6 @@ class DrawOption:
     tolerance: Tolerance | None = None
     margin: float = 0.0
     has_means: bool = True
-    at_mean: bool = False
     keeps_default: bool = False
 
 
@@ -74,7 +72,7 @@ COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
 """A factor on the covariance of the draws."""
 BURN_IN = DrawOption(0.0, (0.0, 0.125, 0.25, 0.5), has_means=False, keeps_default=True)
 """The fraction of the snapshots that draws leave out, from the first on."""
-END_FRACTION = DrawOption(1.0, (0.25, 0.5, 0.75, 1.0), has_means=False, at_mean=True, keeps_default=True)
+END_FRACTION = DrawOption(1.0, (0.25, 0.5, 0.75, 1.0), has_means=False, keeps_default=True)
 """The fraction of the snapshots after which draws leave out the others."""
 SCALE_OPTIONS: Mapping[str, DrawOption] = {"scale": COVARIANCE_SCALE}
 """The draw options of a posterior with no other than this."""

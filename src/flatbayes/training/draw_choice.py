@@ -223,11 +223,7 @@ def _choose_on_examples(
             choices[name] = {"value": option.default, "reason": reason}
         elif option.tolerance is None:
             make_measure = _measure_noise if name == NOISE_FACTOR else _measure_draws
-            num_draws = plan.num_draws
-            if option.at_mean:
-                scale = ".".join([*name.split(".")[:-1], "scale"])
-                current, num_draws = apply_choices(current, {scale: {"value": 0.0}}), len(fitted.states)
-            measure = make_measure(current, examples, name, num_draws)
+            measure = make_measure(current, examples, name, plan.num_draws)
             choices[name] = compare_values(option, measure, with_all=plan.with_all)
         else:
             replace_value = partial(_replace_value, current, name)
