@@ -270,7 +270,7 @@ def test_what_is_read_in_another_way_than_expected_is_a_note(tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("verb", "message"),
     [
-        ("shift", "evaluated for classifications only"),
+        ("shift", "evaluated for classes and several labels"),
         ("certify", "exist for classification only"),
     ],
 )

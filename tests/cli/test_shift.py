@@ -139,7 +139,7 @@ BAD = [
     (["shift", "digits", "--corruptions", "none", "--ood", "diabetes"], "(10,), and the model's inputs (1, 8, 8)"),
     (["shift", "digits", "--corrupted_folder", "nowhere"], "no corrupted images in nowhere"),
     (["shift", "table", "--corruptions", "fog"], "the inputs of this run are 2 features"),
-    (["shift", "number"], "classifications"),
+    (["shift", "number"], "classes and several labels"),
 ]
 
 

@@ -219,14 +219,18 @@ class SWAG(Posterior):
         params, others = split_parameters(state.model, self.params)
         first, row = statistics.get(FIRST), self._find_row(statistics)
         has_place = first is None and row is not None and row.dtype == mean.dtype and row.device == mean.device
-        for block, weights in iter_blocks(params, snapshot_block_size(mean)):
-            current, out = torch.cat(weights), row[block] if row is not None and has_place else None
+
+        def update_block(block: slice, current: Tensor) -> None:  # its memory is free again before the next block
+            out = row[block] if row is not None and has_place else None
             deviation = update_moments(mean[block], sum_squares[block], current, count, out)
             if first is not None:
                 current = current.to(first)
                 deviation = current - (first[block].copy_(current) if count == 1 else first[block])
             if row is not None and not has_place:
                 row[block].copy_(deviation)
+
+        for block, weights in iter_blocks(params, snapshot_block_size(mean)):
+            update_block(block, torch.cat(weights))
         if others:
             statistics["mean_of_others"].lerp_(flatten_wide(others), 1 / count)
         keep_early_moments(statistics, count)
