@@ -72,6 +72,7 @@ REASONS = {
     "flatness/flatness.py:Flatness.reference_radius": NUMBER,
     "flatness/gradient_average.py:accumulate_gradients": CPU_ONLY,
     "likelihoods/categorical_sums.py:CategoricalSums.add_stacked": CPU_ONLY,
+    "likelihoods/custom.py:count_right": "of validation batches, whose loss is read too",
     "likelihoods/gaussian.py:Gaussian.__post_init__": NUMBER,
     "likelihoods/gaussian.py:Gaussian.fit": BEFORE,
     "likelihoods/gaussian.py:Gaussian.prepare_targets": MESSAGE,

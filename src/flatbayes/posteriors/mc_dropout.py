@@ -155,7 +155,7 @@ class MCDropout(Posterior):
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether a network has modules that may drop at random in training mode."""
-    return bool(find_dropout_modules(model) or find_other_dropout(model))
+    return len([*find_dropout_modules(model), *find_other_dropout(model)]) > 0
 
 
 def find_dropout_modules(model: nn.Module) -> list[_DropoutNd]:
