@@ -14,6 +14,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.posteriors import Ensemble
 from flatbayes.posteriors.draw_options import list_auto_options
 from flatbayes.posteriors.snapshot_moments import FIRST, Window
+from flatbayes.posteriors.swag import gaussian_sample
 from flatbayes.training import FINE_TUNING, TrainingConfig
 
 WEIGHTS = slice(None)
@@ -83,6 +84,28 @@ def test_without_a_choice_deviations_are_those_of_the_last_snapshots_from_the_me
     torch.testing.assert_close(deviations[deviations[:, 0].argsort()], expected[expected[:, 0].argsort()])
     few, _ = collect(SWAG(rank=20), 16)
     assert Window.find(few.statistics).num_deviations == 16
+
+
+def test_an_offset_is_subtracted_from_every_deviation():
+    generator = torch.Generator().manual_seed(0)
+    rows, z2 = torch.randn(4, 6, generator=generator), torch.randn(4, generator=generator)
+    mean, variance, z1, offset = torch.rand(4, 6, generator=generator)
+    expected = gaussian_sample(mean, variance, rows - offset, 0.5, z1, z2)
+    torch.testing.assert_close(gaussian_sample(mean, variance, rows, 0.5, z1, z2, offset), expected)
+
+
+def test_draws_have_the_covariance_of_the_window():
+    posterior = SWAG(rank=5, scale=1.0, burn_in=0.25, end_fraction=0.75)
+    state, rows = collect(posterior, 40)
+    with posterior.draw(state, torch.Generator().manual_seed(0)) as drawn:
+        weights = torch.cat([param.detach().flatten() for param in drawn.parameters()])
+    window, noise = posterior.find_window(state), torch.Generator().manual_seed(0)
+    z2 = torch.randn(window.num_deviations, generator=noise, dtype=torch.float64)
+    z1 = torch.randn(8, generator=noise, dtype=torch.float64)
+    inside = rows[8:32]
+    deviations = rows[[15, 23, 31]] - inside.mean(0)
+    expected = gaussian_sample(inside.mean(0), inside.var(0, correction=0), deviations, 1.0, z1, z2)
+    torch.testing.assert_close(weights, expected)
 
 
 def test_differences_are_rounded_where_they_are_stored_in_bfloat16():

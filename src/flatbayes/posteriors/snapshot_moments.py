@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flatbayes.core.devices import is_accelerator
 from flatbayes.posteriors.snapshots import select_snapshot_indices
 
 EARLY = "early_"
@@ -110,11 +111,26 @@ class Window:
         Args:
             block: Some of the weights.
         """
-        rows = self.statistics["deviations"][self._stored_rows, block]
-        if FIRST not in self.statistics:
-            return rows
-        mean = self.get_mean(block)
-        return rows.to(mean) - (mean - self.statistics[FIRST][block].to(mean))
+        rows, mean = self.get_rows(block), self.get_mean(block)
+        offset = self.get_offset(block, mean)
+        return rows if offset is None else rows.to(mean) - offset
+
+    def get_rows(self, block: slice) -> Float[Tensor, "rank params"]:
+        """What is stored of the snapshots in the window: deviations, or these plus `get_offset`.
+
+        Args:
+            block: Some of the weights.
+        """
+        return self.statistics["deviations"][self._stored_rows, block]
+
+    def get_offset(self, block: slice, mean: Float[Tensor, " params"]) -> Float[Tensor, " params"] | None:
+        """What the rows have in addition to the deviations from the mean of the window; None for nothing.
+
+        Args:
+            block: Some of the weights.
+            mean: Mean of the window.
+        """
+        return mean - self.statistics[FIRST][block].to(mean) if FIRST in self.statistics else None
 
     @property
     def num_deviations(self) -> int:
@@ -194,3 +210,8 @@ def update_moments(
     shrinkage = 1 - 1 / count  # ratio of the deviations from the new and from the old mean
     sum_squares.addcmul_(deviation, deviation, value=shrinkage)
     return deviation.mul_(shrinkage)
+
+
+def snapshot_block_size(weights: Tensor) -> int:
+    """The number of weights per block of a snapshot, which has fewer intermediate results than a draw."""
+    return 2**22 if is_accelerator(weights) else 2**19

@@ -57,6 +57,7 @@ from flatbayes.posteriors.snapshot_moments import (
     Window,
     allocate_early_moments,
     keep_early_moments,
+    snapshot_block_size,
     update_moments,
 )
 from flatbayes.posteriors.snapshots import (
@@ -197,8 +198,7 @@ class SWAG(Posterior):
 
     def find_window(self, state: State) -> Window:
         """The snapshots that draws are made from."""
-        burn_in, end = (get_fraction(*pair) for pair in ((self.burn_in, 0.0), (self.end_fraction, 1.0)))
-        return Window.find(state.statistics, burn_in, end)
+        return Window.find(state.statistics, get_fraction(self.burn_in, 0.0), get_fraction(self.end_fraction, 1.0))
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """Do one optimizer step. Returns the loss of the batch."""
@@ -275,8 +275,8 @@ class SWAG(Posterior):
         def sample_block(block: slice) -> Tensor:
             block_mean = window.get_mean(block)
             z1 = torch.randn(block_mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-            deviations = window.get_deviations(block).to(block_mean)
-            return gaussian_sample(block_mean, window.get_variance(block), deviations, scale, z1, z2)
+            rows, offset = window.get_rows(block).to(block_mean), window.get_offset(block, block_mean)
+            return gaussian_sample(block_mean, window.get_variance(block), rows, scale, z1, z2, offset)
 
         means = unflatten(window.get_mean(slice(None), "mean_of_others"), others) if others else []
         averaged = swap_values(others, means) if others else nullcontext()
@@ -320,6 +320,7 @@ def gaussian_sample(
     scale: float,
     z1: Float[Tensor, " params"],
     z2: Float[Tensor, " rank"],
+    offset: Float[Tensor, " params"] | None = None,
 ) -> Float[Tensor, " params"]:
     """Return mean + sqrt(scale) (sqrt(variance) z1 + Dᵀ z2 / sqrt(rank - 1)); Maddox et al., Algorithm 1.
 
@@ -332,19 +333,18 @@ def gaussian_sample(
         scale: Factor on the covariance.
         z1: Standard normal noise of the diagonal part.
         z2: Standard normal noise of the low-rank part.
+        offset: Subtracted from every row of `deviations`, without a copy of them.
     """
     factor = math.sqrt(scale)
     sample = torch.addcmul(mean, variance.sqrt(), z1, value=factor)
     if len(z2):
-        sample.addmv_(deviations.T, z2, alpha=factor / math.sqrt(len(z2) - 1))
+        alpha = factor / math.sqrt(len(z2) - 1)
+        sample.addmv_(deviations.T, z2, alpha=alpha)
+        if offset is not None:
+            sample.addcmul_(offset, z2.sum(), value=-alpha)
     return sample
 
 
 def block_size(weights: Tensor) -> int:
     """Return the number of weights per block: on a CPU few enough that intermediate results stay in the cache."""
     return 2**22 if is_accelerator(weights) else 2**16
-
-
-def snapshot_block_size(weights: Tensor) -> int:
-    """The number of weights per block of a snapshot, which has fewer intermediate results than a draw."""
-    return 2**22 if is_accelerator(weights) else 2**19

@@ -108,7 +108,7 @@ def _describe_choices(choices: Any) -> str:
         margin = choice.get("margin")
         rule = f"the largest within {margin:g} of the lowest" if margin else "lowest"
         if "standard_errors" in choice:
-            rule = "the default, or lowest by more than a standard error:"
+            rule = "the default unless another is lower by a standard error,"
         reason = f"{rule} validation NLL of {compared}" if losses else f"the default: {choice.get('reason')}"
         texts.append(f"{name} {value} ({reason})")
     return _join(*texts)

@@ -16,9 +16,7 @@ from flatbayes.data.checks import DataWarning
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.posteriors import Posterior
-from flatbayes.training.arguments import (
-    resolve_likelihood,
-)
+from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, check_ignore_index
