@@ -134,7 +134,8 @@ def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> 
         cpu: CPU seconds of this call.
 
     Returns:
-        Seconds, gradients of a batch, and the epochs after which early stopping has ended the training; NaN without.
+        Seconds, gradients of a batch, the epochs after which early stopping has ended the training (NaN without), and
+        the device with the version of torch.
     """
     infos = [outcome.fitted.info for outcome in fitted.values() if outcome.fitted]
     costs = [info["cost"] for info in infos]
@@ -147,4 +148,5 @@ def describe_cost(fitted: Mapping[str, FitOutcome], wall: float, cpu: float) -> 
         "seconds_one_by_one": sum(seconds),
         "gradients": costs[0]["gradients"] if costs else math.nan,
         "num_epochs": fmean(infos[0]["training"].get("last_epochs", [math.nan])) if infos else math.nan,
+        "device": f"{infos[0]['device']}, torch {torch.__version__}" if infos else None,
     }

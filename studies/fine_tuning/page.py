@@ -119,7 +119,7 @@ def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
         f"## {labels.describe(setting)}",
         "",
         f"{describe_twins(setting)} {setting['finished_trainings']} of {setting['planned_trainings']} trainings, "
-        f"{setting['cpu_minutes']:.0f} CPU minutes.{shared}",
+        f"{setting['cpu_minutes']:.0f} CPU minutes{describe_devices(setting)}.{shared}",
         "",
         "Plain → flat, and flat - plain with its 95 % interval; bold where the interval excludes 0, and with "
         "* where p < 0.05 after Holm's correction.",
@@ -142,6 +142,16 @@ def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
         metrics = [name for name in labels.metrics if name in OVERVIEW_METRICS]
         lines += render_rows(setting["rows_equal_length"], metrics, labels)
     return "\n".join(lines)
+
+
+def describe_devices(setting: Mapping[str, Any]) -> str:
+    """Where a setting was trained, in words; nothing for the CPU.
+
+    Args:
+        setting: Summary of the setting.
+    """
+    others = [name for name in setting.get("devices", ()) if not name.startswith("cpu")]
+    return f", on {' and '.join(others)}" if others else ""
 
 
 def render_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], labels: Labels) -> list[str]:

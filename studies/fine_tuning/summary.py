@@ -150,6 +150,7 @@ def summarize_setting(
         "finished_trainings": len(trainings),
         "planned_trainings": plan.num_trainings,
         "cpu_minutes": sum_cpu_minutes(folder),
+        "devices": sorted({name for t in trainings if (name := t.get("cost", {}).get("device"))}),
         "sharing_factor": one_by_one / together if together else None,
         "selection": record,
         "mean_cost": {key: average_cost(twins, key) for key in ("gradients", "num_epochs")},

@@ -55,7 +55,7 @@ def test_diagnostics_do_not_ask_for_float64_where_there_is_none():
     with patch.object(devices, "DEVICES_WITHOUT_FLOAT64", without), pretend_device(has_float64=False):
         there = torch.device(NAME, 0)
         fitted = fit_on_device("mlp", POSTERIORS["SWAG"], SAM())
-        surface = LossSurface(fitted.states[0].model, fitted.likelihood.loss, [(INPUTS.to(there), TARGETS.to(there))])
+        surface = LossSurface(fitted.states[0].model, fitted.likelihood.loss, [(INPUTS, TARGETS)])  # in main memory
         compute_curvature(surface, num_eigenvalues=1, num_trace_probes=2)
         measure_posterior_sharpness(fitted, INPUTS, TARGETS, FEW_PASSES, num_draws=2)
         likelihood = Gaussian.fit(torch.randn(16).to(there))

@@ -8,7 +8,7 @@ from torch import nn
 
 from flatbayes.core.files import read_json, write_json
 from flatbayes.posteriors import IVON
-from studies.fine_tuning.page import END
+from studies.fine_tuning.page import END, describe_devices
 from studies.fine_tuning.selection import select_twins
 from studies.images import study, summary
 from studies.images.__main__ import main
@@ -155,6 +155,9 @@ def test_nothing_is_chosen_in_a_setting_with_default_options(task, tmp_path, mon
     training = read_json(tmp_path / "default-4" / "test-shared-0-0.05.json")
     assert training["cost"]["num_epochs"] >= 1  # early stopping needs validation images
     assert {row["posterior"] for row in result["rows"]} == {"MAP", "SWAG"}
+    assert result["devices"] == [f"cpu, torch {torch.__version__}"]
+    assert not describe_devices(result)
+    assert describe_devices({"devices": ["cuda H100, torch 2"]}) == ", on cuda H100, torch 2"
 
 
 def test_law_records_have_twins_of_the_same_seed(tmp_path):
