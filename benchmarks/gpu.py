@@ -11,6 +11,7 @@ import argparse
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from gpu_report import Report
@@ -63,6 +64,8 @@ SECTIONS: dict[str, tuple[float, tuple[Task, ...]]] = {
 """Seconds of each section if the command has 520, and its tasks."""
 DRY_BUDGETS = {"ceilings": 5, "checks": 33, "benchmarks": 9, "recipe": 13}
 """Seconds of each section of a dry run, if the command has 60."""
+DRY_RUN_SHARE = 0.115
+"""Time limit of a task of a dry run, in that of `SECTIONS`."""
 MACHINE = Task("machine", "gpu_ceilings:describe_machine", 60)
 
 
@@ -88,8 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         settings["log"] = str(options.out.with_suffix(".log"))
     worker = Worker(settings)
-    budgets = {name: budget for name, (budget, _) in SECTIONS.items()} if options.device == "cuda" else DRY_BUDGETS
-    sections = {name: (budgets[name], SECTIONS[name][1]) for name in options.only}
+    sections = {name: SECTIONS[name] for name in options.only}
+    if options.device == "cpu":
+        sections = {
+            name: (DRY_BUDGETS[name], tuple(replace(task, limit=DRY_RUN_SHARE * task.limit) for task in tasks))
+            for name, (_, tasks) in sections.items()
+        }
     failures = 0
     try:
         last = started + options.seconds - STOP_SECONDS - START_SECONDS

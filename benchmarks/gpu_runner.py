@@ -26,8 +26,6 @@ from gpu_report import Report, Row
 
 FATAL_TEXTS = ("CUDA error", "CUDNN_STATUS", "device-side assert", "Triton Error [CUDA]")
 """Texts of errors after which a CUDA context may be unusable."""
-REFERENCE_SECONDS = 520.0
-"""Time of the whole command for which the limits of tasks are given."""
 MIN_TASK_SECONDS = 8.0
 """Smallest limit of a task, however short the whole command is."""
 GRACE_SECONDS = 6.0
@@ -82,7 +80,7 @@ class Task:
     Attributes:
         name: Name in the report.
         target: `module:function`; it takes a `Context`.
-        limit: Most seconds that it may take if the whole command has 520.
+        limit: Most seconds that it may take if its section has the budget for which it is given.
     """
 
     name: str
@@ -225,6 +223,8 @@ def run_sections(
 ) -> Iterator[tuple[str, str, Row]]:
     """Run all sections; at the start of each, the time that is left is divided by the budgets of those to come.
 
+    The limits of tasks are for the budget of their section, and scale with the time that it gets.
+
     Args:
         sections: Budget and tasks by name.
         worker: Runs the tasks.
@@ -258,7 +258,7 @@ def run_sections(
                     record["result"].update(row)
                     report.write()
 
-                limit = max(task.limit * seconds / REFERENCE_SECONDS, MIN_TASK_SECONDS)
+                limit = max(task.limit * allowed / budget, MIN_TASK_SECONDS)
                 record |= worker.run(task, min(end, now + limit), keep, last)
             report.content["sections"][section]["elapsed_s"] = round(time.monotonic() - section_start, 1)
             report.content["elapsed_s"] = round(time.monotonic() - start, 1)
