@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +25,8 @@ MAX_DIFFERENCE = 1e-7
 MAX_PREDICTION_DIFFERENCE = 1e-5
 UNDETERMINED = ("eigenvectors",)
 """Statistics determined up to a sign, or a rotation for equal eigenvalues: draws with the same noise then differ."""
+TEST_PACKAGES = ("pytest", "hypothesis", "beartype")
+"""What the tests import beside the dependencies of the library."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -86,6 +89,9 @@ def run_pair(posterior: str, flat: str, device: str) -> tuple[FittedPosterior, t
 
 def run_gpu_tests(context: Context) -> Iterator[Row]:
     """The tests with the mark `gpu`, in a process of their own."""
+    missing = [name for name in TEST_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise Skip(f"{' and '.join(missing)} must be installed for the tests")
     files = sorted(
         str(path.relative_to(ROOT))
         for path in (ROOT / "tests").rglob("test_*.py")
