@@ -37,6 +37,14 @@ AUTO = {name: replace(posterior, scale="auto") for name, posterior in SCALED.ite
     "Ensemble": Ensemble(SWAG(scale="auto", rank=2), size=2),
 }
 
+WINDOW = {"burn_in": "auto", "scale": "auto"}
+SEVERAL_OPTIONS = {
+    "SWAG": SWAG(rank=3, end_fraction="auto", **WINDOW),
+    "Ensemble": Ensemble(SWAG(rank=3, end_fraction="auto", **WINDOW), size=2),
+    "SGLD": SGLD(**WINDOW),
+    "SGHMC": SGHMC(**WINDOW),
+}
+
 
 def make_data(*, num_val=40, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -150,6 +158,38 @@ def test_the_choice_for_a_large_network_does_not_outlast_its_training(epochs, nu
     assert plan_choice(fitted, num_val) == (30, 2000, True)
     monkeypatch.setattr(draw_choice, "LARGE_NETWORK", 15)
     assert plan_choice(fitted, num_val) == plan_choice(stopped, num_val) == (*expected, False)
+
+
+def test_several_options_and_running_statistics_leave_time_for_fewer_draws(monkeypatch):
+    monkeypatch.setattr(draw_choice, "LARGE_NETWORK", 15)
+    state = MAP().init(nn.Linear(4, 3), None, num_data=200)
+    fitted = FittedPosterior(MAP(), [state], Categorical(3), info={"training": {"epochs": 40}})
+    assert plan_choice(fitted, 120, 3) == (10, 120, False)  # 10 values in place of 6
+    normalized = replace(fitted, statistics_inputs=[torch.zeros(60, 4), torch.zeros(20, 4)])
+    assert plan_choice(normalized, 120) == (10, 120, False)  # of 200 passes in place of 120
+
+
+@pytest.mark.parametrize("name", SEVERAL_OPTIONS)
+def test_what_is_known_from_one_option_is_not_measured_again_for_the_next(name, monkeypatch):
+    data, posterior = make_data(), SEVERAL_OPTIONS[name]
+    calls, predict = [], draw_choice.predict_examples
+
+    def record_call(fitted, *args):
+        calls.append(fitted.posterior)
+        return predict(fitted, *args)
+
+    monkeypatch.setattr(draw_choice, "predict_examples", record_call)
+    fitted = fit(make_network, data, posterior, Plain(), CONFIG.with_options(epochs=4))
+    records = fitted.info["training"]["draw_options"]
+    assert len(records) == len(posterior.draw_options) > 1
+    assert len(calls) == sum(len(record["val_nll"]) for record in records.values()) - len(records) + 1
+    options = posterior.draw_options
+    for (earlier, record), later in zip(records.items(), [*records][1:], strict=False):
+        chosen = dict(map(tuple, record["val_nll"]))[record["value"]]
+        assert dict(map(tuple, records[later]["val_nll"]))[options[later].default] == chosen
+        posterior = replace_option(posterior, earlier, record["value"])
+        unmeasured = replace(fitted, posterior=replace_option(posterior, later, options[later].default))
+        assert evaluate(unmeasured, data.val).metrics["nll"] == pytest.approx(chosen)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
+from flatbayes.core.input_trees import count_examples
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import Bernoulli, Gaussian, GaussianPredictive, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
@@ -30,9 +33,10 @@ from flatbayes.training.network_defaults import LARGE_NETWORK
 NUM_DRAWS, MAX_EXAMPLES = 30, 2000
 """Networks and validation examples that a value is tried with, unless that takes long beside the training."""
 MIN_DRAWS, MIN_CHOICE_EXAMPLES = 5, 200
-MAX_SHARE, NUM_VALUES = 0.5, 6
+MAX_SHARE, NUM_VALUES, NUM_OTHER_VALUES = 0.5, 6, 2
 """From `LARGE_NETWORK` parameters on, the choice takes about `MAX_SHARE` of the time of the training, or that of
-`MIN_DRAWS` draws. It tries about `NUM_VALUES` values, and a gradient takes as long as three predictions."""
+`MIN_DRAWS` draws. It tries about `NUM_VALUES` values of one option and `NUM_OTHER_VALUES` of each further one, and a
+gradient takes as long as three predictions."""
 CHOICE_KEY = "draw_options"
 NOISE_FACTOR = "noise_factor"
 NOISE_OPTION = DrawOption(1.0, (0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 4.0, 8.0))
@@ -56,7 +60,7 @@ def choose_draw_options(
     """
     options, examples, plan = list_options(fitted, with_none=is_automatic), None, ChoicePlan()
     if options and can_predict and training_data.has_validation:
-        plan = plan_choice(fitted, training_data.num_validation)
+        plan = plan_choice(fitted, training_data.num_validation, len(options))
         examples = training_data.sample_validation(plan.max_examples)
     if examples is None:  # options that are not set have their defaults, without a record
         options = list_options(fitted, with_none=False)
@@ -78,20 +82,24 @@ class ChoicePlan(NamedTuple):
     with_all: bool = True
 
 
-def plan_choice(fitted: FittedPosterior, num_examples: int) -> ChoicePlan:
+def plan_choice(fitted: FittedPosterior, num_examples: int, num_options: int = 1) -> ChoicePlan:
     """The plan of a choice: a cheaper one for a large network, above all if its training was short.
 
     Args:
-        fitted: The posterior, with the metadata of its training.
+        fitted: The posterior, with the metadata of its training, and the inputs on which each draw estimates running
+            statistics before it predicts.
         num_examples: Number of validation examples.
+        num_options: Number of options that are chosen, one after the other.
     """
     state, training = fitted.states[0], fitted.info.get("training", {})
     if sum(param.numel() for param in state.model.parameters()) < LARGE_NETWORK:
         return ChoicePlan()
     epochs = max(training.get("last_epochs") or [training.get("epochs", 0)])
-    num_predictions = int(3 * MAX_SHARE / NUM_VALUES * epochs * state.num_data)
+    num_values = NUM_VALUES + NUM_OTHER_VALUES * (num_options - 1)
+    num_predictions = int(3 * MAX_SHARE / num_values * epochs * state.num_data)
     num_examples = max(1, min(num_examples, MAX_EXAMPLES, max(MIN_CHOICE_EXAMPLES, num_predictions // MIN_DRAWS)))
-    return ChoicePlan(min(NUM_DRAWS, max(MIN_DRAWS, num_predictions // num_examples)), num_examples, with_all=False)
+    num_passes = num_examples + sum(map(count_examples, fitted.statistics_inputs))
+    return ChoicePlan(min(NUM_DRAWS, max(MIN_DRAWS, num_predictions // num_passes)), num_examples, with_all=False)
 
 
 def explain_validation(training_data: TrainingData, *, stops_early: bool, is_automatic: bool) -> str | None:
@@ -216,18 +224,26 @@ def _choose_on_examples(
 ) -> dict[str, Any]:
     choices: dict[str, Any] = {}
     names = [*options, NOISE_FACTOR] if NOISE_FACTOR in options and examples is not None else [*options]
+    losses: Tensor | None = None  # of the examples with the choices so far, if they are known
     for name in names:
         option = options[name]
         current = apply_choices(fitted, choices)
         if examples is None:
             choices[name] = {"value": option.default, "reason": reason}
         elif option.tolerance is None:
-            make_measure = _measure_noise if name == NOISE_FACTOR else _measure_draws
-            measure = make_measure(current, examples, name, plan.num_draws)
+            measure: Measure
+            if name == NOISE_FACTOR:
+                measure = _measure_noise(current, examples, name, plan.num_draws)
+            else:
+                measure = _measure_draws(current, examples, name, plan.num_draws)
+                if losses is not None:
+                    measure.losses[option.default] = losses
             choices[name] = compare_values(option, measure, with_all=plan.with_all)
+            losses = measure.losses[choices[name]["value"]] if isinstance(measure, ExampleLosses) else None
         else:
             replace_value = partial(_replace_value, current, name)
             choices[name] = find_largest_tolerated(replace_value, examples, option, option.tolerance)
+            losses = None
     return choices
 
 
@@ -235,7 +251,7 @@ def _replace_value(fitted: FittedPosterior, name: str, value: float) -> FittedPo
     return apply_choices(fitted, {name: {"value": value}})
 
 
-def _measure_draws(fitted: FittedPosterior, examples: Any, name: str, num_draws: int) -> Measure:
+def _measure_draws(fitted: FittedPosterior, examples: Any, name: str, num_draws: int) -> ExampleLosses:
     return ExampleLosses(
         lambda value: predict_examples(apply_choices(fitted, {name: {"value": value}}), examples, num_draws)
     )

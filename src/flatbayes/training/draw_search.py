@@ -48,11 +48,12 @@ class ExampleLosses:
         self._predict = predict
 
     def __call__(self, value: float | None) -> float:
-        """Mean of the losses at a value, which are kept."""
-        try:
-            self.losses[value] = compute_example_losses(*self._predict(value))
-        except RuntimeError:  # predictions far from the mean that are not finite
-            self.losses[value] = torch.full((1,), math.nan)
+        """Mean of the losses at a value, which are computed once."""
+        if value not in self.losses:
+            try:
+                self.losses[value] = compute_example_losses(*self._predict(value))
+            except RuntimeError:  # predictions far from the mean that are not finite
+                self.losses[value] = torch.full((1,), math.nan)
         return float(self.losses[value].mean())
 
     def compute_error(self, value: float | None, reference: float | None) -> float:
