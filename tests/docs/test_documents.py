@@ -23,6 +23,7 @@ OF_OTHERS = {  # warnings that other packages give to everyone who uses them as 
         "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
     ]
 }
+TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -98,3 +99,11 @@ def test_files_that_are_named_are_there():
             r"`((?:tests|examples|benchmarks|studies|reproduction|configs|src)/[\w./-]+\.\w+)`", text
         ):
             assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_rows_of_tables_have_the_columns_of_their_header():
+    code = re.compile(r"^```.*?^```|`[^`\n]*`|\\\|", re.DOTALL | re.MULTILINE)
+    for path in DOCUMENTS:
+        for table in TABLE.findall(code.sub("code", path.read_text(encoding="utf-8"))):
+            counts = {line.strip().count("|") for line in table.splitlines()}
+            assert len(counts) == 1, (path.name, table[:200])
