@@ -64,3 +64,11 @@ def test_diagnostics_do_not_ask_for_float64_where_there_is_none():
         predictive = likelihood.predictive([outputs]).to(there)
         assert predictive.mean.dtype == torch.float32
         predictive.interval()
+
+
+def test_laplace_takes_examples_in_main_memory():
+    with pretend_device():
+        fitted = fit_on_device("mlp", POSTERIORS["Laplace"], SAM())
+        (state,) = fitted.states
+        fitted.posterior.finalize(state, [(INPUTS, TARGETS)], fitted.likelihood.loss)
+        fitted.posterior.check_model(state, [(INPUTS, TARGETS)], fitted.likelihood.loss)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.arrays import to_plain_array
+from flatbayes.core.devices import move_tensor
 
 ModelInputs = Tensor | dict[str, Any] | tuple[Any, ...]
 """Inputs of one batch: a tensor, or a tuple or dictionary of such."""
@@ -148,6 +149,17 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: ModelInputs) -> An
     if isinstance(inputs, tuple):
         return tuple(map_tensors(function, value) for value in inputs)
     return inputs  # None or a bool
+
+
+def move_batch(batch: tuple[ModelInputs, Tensor], device: torch.device) -> tuple[Any, Tensor]:
+    """Inputs and targets on a device.
+
+    Args:
+        batch: Inputs and targets, wherever they are.
+        device: The device.
+    """
+    inputs, targets = batch
+    return map_tensors(lambda tensor: move_tensor(tensor, device), inputs), move_tensor(targets, device)
 
 
 def cast_floating(inputs: ModelInputs, dtype: torch.dtype | None) -> Any:

@@ -24,7 +24,7 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> the mean negative log likelihood of a batch, a differentiable scalar."""
 
 Examples = Iterable[tuple[ModelInputs, Tensor]]
-"""Batches of (inputs, targets), ready for the model and on its device."""
+"""Batches of (inputs, targets), as the model takes them; they are moved to its device."""
 
 
 @dataclass

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.buffers import preserve_buffers
-from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import ModelInputs, map_tensors
+from flatbayes.core.input_trees import ModelInputs, move_batch
 from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.weights import perturb, trainable_parameters
@@ -55,8 +54,7 @@ class LossSurface:
         self.params = trainable_parameters(model)
         self.loss_fn = loss_fn
         self.updated_buffers = updated_buffers
-        device = self.params[0].device if self.params else None
-        self.batches = [_move_batch(batch, device) for batch in batches]
+        self.batches = [move_batch(batch, self.params[0].device) if self.params else batch for batch in batches]
         self.num_examples = sum(len(targets) for _, targets in self.batches)
         if not self.num_examples:
             raise ValueError("A loss surface needs at least one example, got none.")
@@ -162,16 +160,3 @@ class LossSurface:
             if not self._keep_mode:
                 self.model.eval()
             yield
-
-
-def _move_batch(batch: tuple[ModelInputs, Tensor], device: torch.device | None) -> tuple[ModelInputs, Tensor]:
-    """Inputs and targets on a device; where they are, without one.
-
-    Args:
-        batch: Inputs and targets.
-        device: The device.
-    """
-    if device is None:
-        return batch
-    inputs, targets = batch
-    return map_tensors(lambda tensor: move_tensor(tensor, device), inputs), move_tensor(targets, device)

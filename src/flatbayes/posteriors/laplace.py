@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.input_trees import ModelInputs, slice_examples
+from flatbayes.core.input_trees import ModelInputs, move_batch, slice_examples
 from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten, widen
@@ -316,12 +316,14 @@ def _check_independence(model: nn.Module, inputs: ModelInputs) -> None:
 
 
 def _count_examples(examples: Examples, model: nn.Module, batch_sizes: list[int]) -> Examples:
-    """Yield the examples in the dtype of the network, and append batch sizes to `batch_sizes`.
+    """Yield the examples on the device and in the dtype of the network, and append batch sizes to `batch_sizes`.
 
     Raises:
         ValueError: There are none.
     """
-    for inputs, targets in examples:
+    device = next(model.parameters()).device
+    for batch in examples:
+        inputs, targets = move_batch(batch, device)
         batch_sizes.append(len(targets))
         yield cast_inputs(model, inputs), targets
     if sum(batch_sizes) == 0:
