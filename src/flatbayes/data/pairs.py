@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from flatbayes.core.input_trees import is_input_tree
+from flatbayes.core.input_trees import is_input_tree, join_numbers
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.data_frames import is_data_frame
@@ -74,19 +74,28 @@ def has_tree_items(data: object) -> bool:
 
 
 def collate_examples(examples: list[Any]) -> Any:
-    """A batch of examples, as torch makes it.
+    """A batch of examples, as torch makes it; lists of numbers in dictionaries are rows, one for each example.
 
     Raises:
         ValueError: They cannot be joined.
     """
     try:
-        return default_collate(examples)
+        return default_collate([_convert_lists(example) for example in examples])
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"The examples of the dataset cannot be joined to a batch: {error}. Give them the same shapes, such as "
             "by padding texts to one length; or pass `fit` and `evaluate` DataLoader(dataset, batch_size=..., "
             "collate_fn=...) with a function that joins them."
         ) from error
+
+
+def _convert_lists(example: Any) -> Any:
+    """An example with arrays in place of the lists of numbers of a dictionary, which torch would transpose."""
+    if isinstance(example, Mapping):
+        return {key: join_numbers(value) for key, value in example.items()}
+    if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[0], Mapping):
+        return _convert_lists(example[0]), example[1]
+    return example
 
 
 def check_pair(inputs: Any, targets: Any, description: str) -> None:

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 from flatbayes.core.input_trees import (
     LABEL_KEYS,
+    TEXT_ADVICE,
     ModelInputs,
     count_examples,
     flatten_tree,
+    holds_texts,
     make_inputs,
     split_examples,
 )
@@ -248,6 +250,8 @@ def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
     """
     if isinstance(batch, list | tuple) and batch and not is_input_tuple(batch, structure):
         batch = batch[0]
+    if isinstance(batch, str) or holds_texts(batch):
+        raise ValueError(f"The inputs are texts, and inputs of a network are numbers. {TEXT_ADVICE}")
     if isinstance(batch, Mapping):
         if isinstance(structure, tuple):
             missing = [key for key in structure if key not in batch]
