@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from flatbayes import MAP, TrainingConfig, compare, evaluate, fit
+from flatbayes import MAP, Arrays, FittedPosterior, TrainingConfig, compare, evaluate, fit, fit_together
+from flatbayes.data.checks import DataWarning
 
 NUM_EXAMPLES, LENGTH = 24, 5
 CONFIG = TrainingConfig(epochs=2, batch_size=8)
@@ -109,3 +110,42 @@ def test_texts_ask_for_a_tokenizer(fitted, inputs):
 def test_a_dictionary_with_its_labels_is_no_pair():
     with pytest.raises(TypeError, match=r"A dict is not data to train on: take its labels out"):
         fit_map({**INPUTS, "labels": LABELS})
+
+
+NAMES = [("no", "yes")[label] for label in LABELS.tolist()]
+
+
+def test_names_of_classes_are_labels_beside_several_inputs(fitted, tmp_path):
+    named = fit_map((INPUTS, NAMES), val=(INPUTS, NAMES))
+    torch.testing.assert_close(named.predict(INPUTS).mean, fitted.predict(INPUTS).mean)
+    assert named.info["class_names"] == ["no", "yes"]
+    assert "2 classes" in named.summary()
+    loaded = FittedPosterior.load(named.save(tmp_path / "named"), make_network())
+    expected = evaluate(named, (INPUTS, LABELS)).metrics
+    assert evaluate(named, (INPUTS, NAMES)).metrics == evaluate(loaded, (INPUTS, NAMES)).metrics == expected
+    for posterior in fit_together(make_network(), (INPUTS, NAMES), [MAP()], config=CONFIG):
+        assert posterior.info["class_names"] == ["no", "yes"]
+    splits = Arrays(INPUTS, NAMES, val_size=0.2).load(seed=0)
+    assert fit_map(splits).info["class_names"] == ["no", "yes"]
+
+
+def test_names_of_classes_are_held_out_alike():
+    inputs = {name: tensor.repeat(4, 1) for name, tensor in INPUTS.items()}
+    held_out = fit(make_network(), (inputs, 4 * NAMES), MAP(), config={"min_steps": 2, "min_epochs": 1})
+    assert held_out.info["held_out"] == 14
+
+
+def test_validation_labels_beside_names_of_classes_must_be_names():
+    with pytest.raises(TypeError, match=r"val must be a pair \(inputs, labels\) like the data.*got a list"):
+        fit_map((INPUTS, NAMES), val=[(INPUTS, LABELS)])
+
+
+@pytest.mark.parametrize(
+    "data", [(INPUTS, LABELS), (INPUTS, NAMES), [(INPUTS, LABELS)]], ids=["pair", "names", "loader"]
+)
+def test_outputs_without_an_example_are_noted(data):
+    with pytest.warns(
+        DataWarning, match=r"^2 of the 4 classes have no training example: \['2', '3'\].*new_head=True"
+    ):
+        fit(make_network(4), data, MAP(), config=CONFIG)
+    assert fit(make_network(4), data, MAP(), config=CONFIG, new_head=True).predict(INPUTS).mean.shape[1] == 2

@@ -140,7 +140,8 @@ def _to_target_tensor(targets: Any) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError(
             f"The targets of a batch are of the type {array.dtype}, such as {str(array.ravel()[:1].tolist())[:80]}. "
-            "Number the classes from 0, for example with pandas.factorize, or convert the targets to numbers."
+            "Number the classes from 0, in training, validation and test data alike: names = sorted(set(labels)) "
+            "and names.index(label) as the target; or convert the targets to numbers."
         )
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
@@ -264,9 +265,12 @@ def _convert(batch: Any, name: str) -> Any:
 
 
 def holds_texts(values: object) -> bool:
-    """Whether values are texts: a str, or a list, tuple, array or series of them, of which the first is looked at."""
+    """Whether values are texts: a str, or a list, tuple or series of them, of which the first is looked at.
+
+    An array of texts has one axis: with two it is a table.
+    """
     if isinstance(values, np.ndarray) or hasattr(values, "iloc"):
-        values = np.asarray(values).ravel()[:1].tolist()
+        values = np.asarray(values)[:1].tolist()
     return isinstance(values, str) or (
         isinstance(values, list | tuple) and bool(values) and isinstance(values[0], str)
     )

@@ -95,7 +95,7 @@ def to_inputs(array: np.ndarray, description: str) -> Tensor:
         advice = (
             " For one feature, give it a second axis: values[:, None], or frame[['column']]." if is_column else ""
         )
-        if array.ndim == 1 and holds_texts(array):
+        if holds_texts(array):
             advice = f" {TEXT_ADVICE}"
         raise ValueError(
             f"{description} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, "

@@ -50,6 +50,7 @@ class LoaderData(TrainingData):
         likelihood: Likelihood of the targets; the batches cannot be read without it.
         converts_integers: Whether inputs that are integers become floating, for a network that takes no integers.
         num_held_out: Number of validation examples that were training examples of the user.
+        class_names: Names of the classes, if they are known.
     """
 
     loader: Iterable[Any]
@@ -58,6 +59,7 @@ class LoaderData(TrainingData):
     likelihood: Likelihood | None = None
     converts_integers: bool = False
     num_held_out: int = 0
+    class_names: tuple[str, ...] = ()
 
     @cached_property
     def loader_pass(self) -> LoaderPass:
@@ -109,9 +111,11 @@ class LoaderData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Shape of an example in one tensor, held-out examples, whether inputs are floating or were converted."""
+        """Shape of an example, names of classes, held-out examples, whether inputs are floating or were converted."""
         inputs = self.loader_pass.example_batch[0]
         shape: dict[str, Any] = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
+        if self.class_names:
+            shape["class_names"] = list(self.class_names)
         if self.num_held_out:
             shape["held_out"] = self.num_held_out
         if self.converts_integers:
