@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatbayes import MAP, Arrays, FittedPosterior, TrainingConfig, compare, evaluate, fit, fit_together
 from flatbayes.data.checks import DataWarning
+from flatbayes.data.pairs import collate_examples
 
 NUM_EXAMPLES, LENGTH = 24, 5
 CONFIG = TrainingConfig(epochs=2, batch_size=8)
@@ -149,3 +150,32 @@ def test_outputs_without_an_example_are_noted(data):
     ):
         fit(make_network(4), data, MAP(), config=CONFIG)
     assert fit(make_network(4), data, MAP(), config=CONFIG, new_head=True).predict(INPUTS).mean.shape[1] == 2
+
+
+def test_a_random_order_of_examples_to_predict_is_noted(fitted):
+    rows = Rows()
+    shuffled = DataLoader(rows, batch_size=8, shuffle=True, collate_fn=collate_examples)
+    with pytest.warns(DataWarning, match="in a random order, so it is unknown which prediction belongs to which"):
+        fitted.predict(shuffled)
+    in_order = DataLoader(rows, batch_size=8, collate_fn=collate_examples)
+    torch.testing.assert_close(fitted.predict(in_order).mean, fitted.predict(INPUTS).mean)
+    assert evaluate(fitted, shuffled).metrics["nll"] == pytest.approx(evaluate(fitted, in_order).metrics["nll"])
+
+
+def test_the_number_of_trained_weights_is_said(fitted, tmp_path):
+    frozen = fit_map((INPUTS, LABELS), freeze=["embedding*"])
+    assert "Words with 46 weights, 10 of them trained" in frozen.summary()
+    loaded = FittedPosterior.load(frozen.save(tmp_path / "frozen"), make_network())
+    assert "Words with 46 weights, 10 of them trained" in repr(loaded)
+    assert "Words with 46 weights, 24 training examples" in repr(fitted)
+
+
+def test_another_architecture_of_an_artefact_is_answered_in_short(fitted, tmp_path):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(2, 2) for _ in range(200)])
+
+    with pytest.raises(ValueError, match="was fitted to another architecture than Other") as error:
+        FittedPosterior.load(fitted.save(tmp_path / "words"), Other())
+    assert len(str(error.value)) < 1000
