@@ -73,7 +73,7 @@ def test_nothing_there(tmp_path):
     ("names", "advice"),
     [
         (["model.safetensors", "config.json"], r" The folder has a file model\.safetensors: give its path\."),
-        (["a.safetensors", "b.safetensors"], " The folder has weights in 2 files: give one that has all"),
+        (["a.safetensors", "b.safetensors"], " The folder has weights in 2 files: give one with all"),
         (["adapter_model.safetensors", "adapter_config.json"], r"adapters of PEFT: load them, PeftModel.from_pre"),
         (["config.json"], r"no folder of a run\.$"),
     ],

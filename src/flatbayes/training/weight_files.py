@@ -64,7 +64,7 @@ def advise_on_folder(path: Path) -> str:
     if len(files) == 1:
         return f" The folder has a file {files[0].name}: give its path."
     if files:
-        return f" The folder has weights in {len(files)} files: give one that has all, or load them and give the network."
+        return f" The folder has weights in {len(files)} files: give one with all, or load them and give the network."
     return ""
 
 
