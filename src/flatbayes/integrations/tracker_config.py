@@ -85,7 +85,7 @@ class TrackerConfig:
         check_compatibility(self.posterior, flatness, config)
 
     def count_examples(self, loader: object, num_batches: int | None = None) -> int:
-        """Number of training examples: `num_data`, or those of a pass over the loader; 1 where it is unknown and unused.
+        """Number of training examples: `num_data`, or those of a pass over the loader; 1 if unknown and unused.
 
         Args:
             loader: The training data loader, which is not read.
