@@ -18,6 +18,7 @@ from flatbayes.core.input_trees import ModelInputs, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.frame_features import convert_inputs
+from flatbayes.data.image_values import check_image_values
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
 from flatbayes.prediction.artefact import load_posterior, save_posterior
@@ -213,6 +214,7 @@ class FittedPosterior(NetworkSampler):
         predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
         for batches in iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
+            check_image_values(batches[0], self.info.get("image_values"), "The inputs")
             batches = [self._fill_missing(batch) for batch in batches]
             device = first_tensor(batches[0]).device if device is None else device
             batches = place_batches(batches, self.device)
