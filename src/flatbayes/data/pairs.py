@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
@@ -14,9 +16,14 @@ from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.data_frames import is_data_frame
 
+MIN_LISTED_ROWS = 3
+"""Smallest number of tensors in a list that are rows: two are rather the two inputs of a network, or two batches."""
+
 
 def is_array_pair(data: object) -> bool:
     """Whether this is a pair of inputs, a tensor or what NumPy converts to an array, and the targets of all examples.
+
+    A list of one tensor or array for each example is such an array.
 
     Examples:
         >>> is_array_pair((torch.zeros(3, 2), torch.zeros(3))), is_array_pair((np.zeros((3, 2)), ["a", "b", "a"]))
@@ -26,7 +33,8 @@ def is_array_pair(data: object) -> bool:
     """
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
-    return isinstance(data[0], Tensor) or hasattr(data[0], "__array__") or hasattr(data[0], "toarray")
+    is_array = isinstance(data[0], Tensor) or hasattr(data[0], "__array__") or hasattr(data[0], "toarray")
+    return is_array or is_list_of_rows(*data)
 
 
 def is_tree_pair(data: object) -> bool:
@@ -40,9 +48,54 @@ def is_tree_pair(data: object) -> bool:
     """
     if not isinstance(data, tuple | list) or len(data) != 2 or not is_input_tree(data[0]):
         return False
+    if is_list_of_rows(data[0], data[1]):
+        return False
     if isinstance(data[1], tuple | list):
         return bool(data[1]) and all(isinstance(value, Number | str) for value in data[1])
     return isinstance(data[1], Tensor) or hasattr(data[1], "__array__")
+
+
+def is_list_of_rows(inputs: Any, targets: Any) -> bool:
+    """Whether inputs are a list of one tensor or array for each target, of which there are at least three.
+
+    Args:
+        inputs: Inputs of all examples.
+        targets: Their targets.
+
+    Examples:
+        >>> is_list_of_rows([torch.zeros(2)] * 3, [0, 1, 0]), is_list_of_rows([torch.zeros(3, 2)] * 2, torch.zeros(3))
+        (True, False)
+    """
+    if not isinstance(inputs, list | tuple) or len(inputs) < MIN_LISTED_ROWS:
+        return False
+    if not all(isinstance(row, Tensor | np.ndarray) for row in inputs):
+        return False
+    if isinstance(targets, list | tuple):
+        return len(targets) == len(inputs) and all(isinstance(target, Number | str) for target in targets)
+    is_array = isinstance(targets, Tensor) or hasattr(targets, "__array__")
+    return is_array and bool(targets.shape) and len(targets) == len(inputs)
+
+
+def join_rows(inputs: Any, targets: Any) -> Any:
+    """One array of a list of rows, for which `is_list_of_rows` holds; other inputs are unchanged.
+
+    Args:
+        inputs: Inputs of all examples.
+        targets: Their targets.
+
+    Raises:
+        ValueError: The rows have several shapes.
+    """
+    if not is_list_of_rows(inputs, targets):
+        return inputs
+    rows = [torch.as_tensor(row) for row in inputs]
+    shapes = list(dict.fromkeys(tuple(row.shape) for row in rows))
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The inputs are a list with one tensor for each example, of several shapes, such as {shapes[0]} and "
+            f"{shapes[1]}. Give them one shape, such as by a resize of images or by padding."
+        )
+    return torch.stack(rows)
 
 
 def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
