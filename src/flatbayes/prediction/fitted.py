@@ -17,6 +17,7 @@ from flatbayes.core.display import format_entries, format_html_table
 from flatbayes.core.input_trees import ModelInputs, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
+from flatbayes.core.turns import take_turn
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.image_values import check_image_values
 from flatbayes.likelihoods import Likelihood, Predictive
@@ -219,7 +220,7 @@ class FittedPosterior(NetworkSampler):
             device = first_tensor(batches[0]).device if device is None else device
             batches = place_batches(batches, self.device)
             prepared = PreprocessedBatches(batches, self.preprocess, len(sample_ids))
-            with explain_shapes(example_shape, batches):
+            with take_turn(), explain_shapes(example_shape, batches):
                 outputs = self._runner.compute_outputs(
                     self,
                     sample_ids,
