@@ -147,7 +147,6 @@ class FittedPosterior(NetworkSampler):
             RuntimeError: The posterior has collected nothing to draw from yet, or a prediction is not finite.
         """
 
-        @take_turn()
         def compute() -> Predictive:
             stream = self.stream_predictions(
                 inputs,
@@ -161,7 +160,8 @@ class FittedPosterior(NetworkSampler):
                 compiled=compiled,
                 abstain_below=abstain_below,
             )
-            predictives = list(stream)
+            with take_turn():
+                predictives = list(stream)
             if not predictives:
                 raise ValueError("There is nothing to predict: the inputs are empty.")
             return type(predictives[0]).concatenate(predictives)
