@@ -34,7 +34,7 @@ OutputSelector = str | int | Callable[[Any], Tensor]
 InputStructure = tuple[str, ...] | int | None
 """Keys of inputs that are a dictionary, number of those that are a tuple; None for a tensor."""
 
-LOGITS = "logits"
+LOGITS, HIDDEN_STATE = "logits", "last_hidden_state"
 
 
 @dataclass(frozen=True)
@@ -266,12 +266,20 @@ def choose_output(outputs: Any, name: str) -> str | int:
             f"The network {name} returned a {type(outputs).__name__} without a tensor: the output must be one tensor "
             "with one row per example, or hold one. Select it by a function, output=lambda outputs: ..."
         )
+    advice = (
+        f"Name the output to use: output={tensors[0]!r} (on the command line, give a network, or a function that "
+        "builds one, which returns this tensor alone)."
+    )
+    if HIDDEN_STATE in tensors:
+        advice = (
+            "It has no head that predicts: load one with a head, such as "
+            "AutoModelForSequenceClassification.from_pretrained(name, num_labels=...)."
+        )
     shown = ", ".join(f"{key!r} of shape {tuple(entries[key].shape)}" for key in tensors)
     shown += " beside nested outputs" if holds_more else ""
     raise ValueError(
         f"The network {name} returned a {type(outputs).__name__} of {format_count(len(tensors), 'tensor')}: {shown}. "
-        f"Name the output to use: output={tensors[0]!r} (on the command line, give a network, or a function that "
-        "builds one, which returns this tensor alone)."
+        f"{advice}"
     )
 
 

@@ -56,7 +56,7 @@ def is_tree_pair(data: object) -> bool:
 
 
 def is_list_of_rows(inputs: Any, targets: Any) -> bool:
-    """Whether inputs are a list of one tensor or array for each target, of which there are at least three.
+    """Whether inputs are a list of one tensor, array or list of numbers for each target, of at least three.
 
     Args:
         inputs: Inputs of all examples.
@@ -68,12 +68,16 @@ def is_list_of_rows(inputs: Any, targets: Any) -> bool:
     """
     if not isinstance(inputs, list | tuple) or len(inputs) < MIN_LISTED_ROWS:
         return False
-    if not all(isinstance(row, Tensor | np.ndarray) for row in inputs):
+    if not all(isinstance(row, Tensor | np.ndarray) or _holds_numbers(row) for row in inputs):
         return False
     if isinstance(targets, list | tuple):
         return len(targets) == len(inputs) and all(isinstance(target, Number | str) for target in targets)
     is_array = isinstance(targets, Tensor) or hasattr(targets, "__array__")
     return is_array and bool(targets.shape) and len(targets) == len(inputs)
+
+
+def _holds_numbers(row: Any) -> bool:
+    return isinstance(row, list) and isinstance(join_numbers(row), np.ndarray)
 
 
 def join_rows(inputs: Any, targets: Any) -> Any:
@@ -88,7 +92,7 @@ def join_rows(inputs: Any, targets: Any) -> Any:
     """
     if not is_list_of_rows(inputs, targets):
         return inputs
-    rows = [torch.as_tensor(row) for row in inputs]
+    rows = [torch.as_tensor(join_numbers(row) if isinstance(row, list) else row) for row in inputs]
     shapes = list(dict.fromkeys(tuple(row.shape) for row in rows))
     if len(shapes) > 1:
         raise ValueError(

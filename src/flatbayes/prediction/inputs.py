@@ -186,8 +186,12 @@ def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Ite
         if not differing:
             raise
         expected = ", ".join(map(str, ("n", *cast(list[int], example_shape))))
+        advice = ""
+        if list(differing[0]) == example_shape:
+            advice = ". A list holds batches: for one tensor of each example pass torch.stack(list)"
         raise ValueError(
-            f"The network was trained on inputs of shape ({expected}), and got the shape {differing[0]}: {error}"
+            f"The network was trained on inputs of shape ({expected}), and got the shape {differing[0]}: "
+            f"{error}{advice}"
         ) from error
 
 
