@@ -390,3 +390,29 @@ def test_weights_of_early_stopping_are_not_those_of_the_end():
     config = TrainingConfig(epochs=40, batch_size=32, early_stopping=True)
     stopped = fit(MLP, train, MAP(), Plain(), config, val=val, show_progress=False)
     assert "early stopping" in stopped.check(*val).skipped["too_many_steps"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([0.06, 0.1, 0.17], ""),
+        ([0.07, 0.06, 0.17], ""),
+        (
+            [0.06, 0.9],
+            "the training loss is 0.9 at the end, 80.9 % of the way back to a constant prediction above the 0.06",
+        ),
+        ([1.2, 0.5, 0.9], "57.1 % of its fall above the 0.5 of epoch 2"),
+    ],
+    ids=["rises", "falls", "far", "new"],
+)
+def test_a_trained_network_whose_loss_rises_a_little_has_not_diverged(losses, words):
+    history = {
+        "epoch": [*range(1, len(losses) + 1)],
+        "loss": losses,
+        "lr": [0.1] * len(losses),
+        "val_nll": [None] * len(losses),
+    }
+    posterior = replace(fitted(MAP(), 2), info={"training": {"history": history}})
+    finding = posterior.check(*validation())["diverged"]
+    assert finding.passed is not bool(words)
+    assert words in finding.message

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from flatbayes import MAP, TrainingConfig, compare
 from flatbayes.core.spec import import_object, instantiate, short_name, to_spec
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import ConvNet
@@ -43,6 +44,17 @@ def test_objects_without_an_importable_name_are_refused():
     for obj in (lambda: None, object()):
         with pytest.raises(TypeError, match="cannot be written down as data"):
             to_spec(obj)
+
+
+def test_a_field_without_an_importable_name_is_named():
+    message = (
+        r"^The optimizer of the TrainingConfig, <function .*cannot be written.*partial\(torch.optim.AdamW, lr=0.001\)"
+    )
+    config = TrainingConfig(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    with pytest.raises(TypeError, match=message):
+        to_spec(config)
+    with pytest.raises(TypeError, match=message):
+        compare("MLP", (torch.rand(40, 3), torch.arange(40) % 2), [MAP()], config=config)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from torch import nn
 
+from flatbayes import MAP, compare, evaluate, fit
 from flatbayes.data import Arrays, DataWarning, is_array_pair
 from flatbayes.data.pairs import check_pair, check_row_labels
 
@@ -117,3 +119,35 @@ def test_inputs_that_are_objects_or_masked():
         Arrays(masked, LABELS).load(0)
     with pytest.raises(ValueError, match=r"For one feature, give it a second axis: values\[:, None\]"):
         Arrays(FRAME["a"], LABELS).load(0)
+
+
+def test_a_list_of_one_tensor_for_each_example_is_an_array():
+    images = torch.rand(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 2
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    expected = fit(network, (images, labels), MAP(), config={"epochs": 1})
+    for rows in (list(images), tuple(images), [image.numpy() for image in images]):
+        for targets in (labels, labels.tolist(), labels.numpy()):
+            fitted = fit(network, (rows, targets), MAP(), config={"epochs": 1}, val=(rows, targets))
+            assert torch.equal(fitted.predict(images).mean, expected.predict(images).mean)
+            assert evaluate(fitted, (rows, targets)).metrics == evaluate(expected, (images, labels)).metrics
+    compare(network, (list(images), labels.tolist()), [MAP()], num_seeds=2, config={"epochs": 1})
+    with pytest.raises(ValueError, match=r"one tensor for each example, of several shapes, such as \(3, 4, 4\)"):
+        fit(network, ([*images[:11], images[11, :2]], labels), MAP(), config={"epochs": 1})
+
+
+def test_nested_lists_are_arrays():
+    rows, targets = FRAME.to_numpy().tolist(), LABELS.tolist()
+    network = nn.Linear(2, 3)
+    fitted = fit(network, (rows, targets), MAP(), config={"epochs": 1}, val=(rows, targets))
+    expected = fit(network, (FRAME.to_numpy(), targets), MAP(), config={"epochs": 1})
+    assert torch.equal(fitted.predict(FRAME.to_numpy()).mean, expected.predict(FRAME.to_numpy()).mean)
+    assert evaluate(fitted, (rows, targets)).metrics == evaluate(expected, (FRAME.to_numpy(), targets)).metrics
+
+
+def test_a_list_of_examples_to_predict_is_told_to_be_stacked():
+    images = torch.rand(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    fitted = fit(network, (images, torch.arange(12) % 2), MAP(), config={"epochs": 1})
+    with pytest.raises(ValueError, match=r"got the shape \(3, 4, 4\): .* pass torch.stack\(list\)"):
+        fitted.predict(list(images))

@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 from flatbayes import MAP, Plain, TrainingConfig, fit
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import ClassSplit, TorchDataset, load_test_split
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.torch_dataset import to_source_spec
 from flatbayes.models import MLP
 from torch_datasets import Dictionaries, Images, Points, Stream
@@ -182,3 +183,37 @@ def test_fit_trains_on_all_examples_of_a_dataset():
     fitted = fit(MLP, dataset, MAP(), Plain(), TrainingConfig(epochs=2, batch_size=8))
     assert fitted.predict(dataset.inputs, num_draws=1).mean.shape == (40, 3)
     torch.testing.assert_close(fitted.transform.mean, dataset.inputs.mean(0))
+
+
+class Augmented(Points):
+    """Adds noise to every input, as random augmentation does."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.randn_like(x), y
+
+
+READERS = {"read": lambda data: TorchDataset(data).read(), "fit": lambda data: fit_map(data)}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_random_inputs_of_a_dataset_are_noted(read):
+    read(Points(24))
+    torch.manual_seed(0)
+    with pytest.warns(DataWarning, match=r"Item 0 of train of Augmented is another one.*a DataLoader"):
+        read(Augmented(24))
+
+
+def test_reading_items_again_changes_no_random_state():
+    torch.manual_seed(0)
+    for _ in range(24):
+        torch.randn(4)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    with pytest.warns(DataWarning, match="read again"):
+        TorchDataset(Augmented(24)).read()
+    assert torch.equal(torch.rand(1), expected)
+
+
+def fit_map(data):
+    return fit(MLP, data, MAP(), Plain(), TrainingConfig(epochs=1))

@@ -261,7 +261,7 @@ def test_classes_without_a_training_example_have_an_output():
     [
         ((ENCODINGS, LABELS[1:]), r"same number of examples, got the shapes \(80,\) and \(79,\)"),
         (({"input_ids": IDS, "attention_mask": MASK[1:]}, LABELS), "one row per example, and the numbers differ"),
-        (({"input_ids": IDS.tolist()}, LABELS), r"\['input_ids'\]\[0\] is a list"),
+        (({"input_ids": [[1], *IDS.tolist()[1:]]}, LABELS), r"\['input_ids'\]\[0\] is a list"),
         (({"x": torch.full((80, 2), torch.nan)}, LABELS), r"inputs\['x'\] of the given examples hold 160 values"),
         (Arrays(ENCODINGS, LABELS, test=({"input_ids": IDS}, LABELS)), "The test examples have inputs.*same inputs"),
         (Arrays(ENCODINGS, LABELS, flip=True), "for images, and these examples have several inputs"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.core import TrainingProgress
 from flatbayes.flatness import Plain
@@ -104,3 +105,12 @@ def test_parameters_that_the_posterior_is_not_over_may_be_unfrozen_in_training()
         tracker = start_tracking(network, posterior, **options)
         network[0].requires_grad_(True)
         tracker.check_parameters()
+
+
+def test_training_examples_are_counted_for_every_posterior():
+    loader = DataLoader(TensorDataset(torch.zeros(10, 2)), batch_size=3)
+    for posterior in (MAP(), SWAG()):
+        assert TrackerConfig(posterior).count_examples(loader) == 10
+    assert TrackerConfig(MAP()).count_examples(iter([])) == 1
+    with pytest.raises(ValueError, match="number of training examples of a list_iterator is unknown"):
+        TrackerConfig(SWAG()).count_examples(iter([]))

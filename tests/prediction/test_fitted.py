@@ -134,7 +134,7 @@ def test_invalid_arguments_are_refused(fitted):
         fitted.predict(inputs()[:0])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         fitted.predict(inputs(), batch_size=0)
-    with pytest.raises(ValueError, match="got a str"):
+    with pytest.raises(ValueError, match="inputs are texts"):
         fitted.predict("abc")
     with pytest.raises(ValueError, match="at least one training run"):
         FittedPosterior(fitted.posterior, [], fitted.likelihood)

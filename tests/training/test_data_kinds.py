@@ -100,6 +100,7 @@ def test_a_gaussian_says_that_whole_numbers_are_a_regression(data, likelihood):
     assert "rmse" in evaluate(fitted, data).metrics
 
 
+@pytest.mark.filterwarnings("ignore:The loader gives the examples in a random order")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("posterior", [MAP(), SWAG(rank=2)], ids=["MAP", "SWAG"])
 def test_five_lines_are_enough(kind, posterior):

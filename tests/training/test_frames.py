@@ -199,9 +199,8 @@ def test_series_are_targets_of_inputs_in_a_dictionary():
     inputs = {"x": torch.tensor(FRAME.to_numpy(), dtype=torch.float32)}
     fitted = fit(Net(), (inputs, CODES), MAP(), config=CONFIG)
     assert evaluate(fitted, (inputs, CODES)).metrics == evaluate(fitted, (inputs, [*CODES])).metrics
-    for names in (NAMES, [*NAMES]):
-        with pytest.raises(ValueError, match=r"targets of a batch are of the type .* pandas.factorize"):
-            fit(Net(), (inputs, names), MAP(), config=CONFIG)
+    named = fit(Net(), (inputs, NAMES), MAP(), config=CONFIG)
+    assert evaluate(named, (inputs, NAMES)).metrics == evaluate(named, (inputs, [*NAMES])).metrics
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

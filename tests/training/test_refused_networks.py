@@ -89,3 +89,31 @@ def test_weights_that_are_not_numbers_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="not numbers"):
         fitted.save(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "convert", [torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(1, 6))], ids=["script", "trace"]
+)
+@pytest.mark.parametrize("is_part", [False, True])
+def test_networks_of_torchscript_are_refused(convert, is_part):
+    network = convert(Network())
+    with pytest.raises(ValueError, match=r"of TorchScript, whose copies cannot be trained. Give the torch.nn.Module"):
+        fit_network(nn.Sequential(network) if is_part else network)
+
+
+class Headless(nn.Module):
+    """Returns what a network of transformers without a head does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        hidden = self.layer(x)
+        return {"last_hidden_state": hidden[:, None].repeat(1, 5, 1), "pooler_output": hidden}
+
+
+def test_a_network_without_a_head_is_told_of_those_with_one():
+    with pytest.raises(ValueError, match=r"has no head.*AutoModelForSequenceClassification.from_pretrained\(name"):
+        fit_network(Headless())

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from flatbayes import fit
 from flatbayes.training.weight_files import extract_state_dict, read_weights
 
 WEIGHTS = nn.Linear(3, 2).state_dict()
@@ -66,3 +67,22 @@ def test_what_is_no_tensor_is_left_out():
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no trained weights at"):
         read_weights(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["model.safetensors", "config.json"], r" The folder has a file model\.safetensors: give its path\."),
+        (["a.safetensors", "b.safetensors"], " The folder has weights in 2 files: give one with all"),
+        (["adapter_model.safetensors", "adapter_config.json"], r"adapters of PEFT: load them, PeftModel.from_pre"),
+        (["config.json"], r"no folder of a run\.$"),
+    ],
+    ids=["transformers", "parts", "peft", "none"],
+)
+def test_a_folder_of_another_library_says_what_to_give(tmp_path, names, advice):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=advice):
+        read_weights(tmp_path)
+    with pytest.raises(FileNotFoundError, match=advice):
+        fit(nn.Linear(3, 2), (torch.zeros(4, 3), torch.arange(4) % 2), init=tmp_path, config={"epochs": 1})

@@ -84,10 +84,13 @@ def check_diverged(evidence: Evidence) -> Finding | str:
     constant = compute_constant_nll(evidence.fitted.likelihood)
     remedy = "a lower learning rate, a smaller rho, or clipping (optimization.clip_norm=1)"
     rebound, share, index = measure_rise(curve.losses)
+    lowest, way = curve.losses[index], "of its fall"
+    if constant is not None and rebound < share * (constant[0] - lowest):  # a trained network has little to fall
+        share, way = rebound / (constant[0] - lowest), "of the way back to a constant prediction"
     if not curve.is_cyclical and rebound > MIN_RISE_NATS and share > MAX_REBOUND:
+        course = f"{format_percent(share)} {way} above" if math.isfinite(share) else "and has only risen from"
         measurement = (
-            f"the training loss is {last:.4g} at the end, {format_percent(share)} of its fall above the "
-            f"{curve.losses[index]:.4g} of epoch {curve.epochs[index]:g}"
+            f"the training loss is {last:.4g} at the end, {course} the {lowest:.4g} of epoch {curve.epochs[index]:g}"
         )
         limit = f"at most {format_percent(MAX_REBOUND)}"
         return Finding("diverged", False, problem, measurement, share, limit, remedy)

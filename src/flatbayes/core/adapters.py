@@ -119,7 +119,7 @@ def _can_share(param: nn.Parameter, common: nn.Parameter) -> bool:
 
 def _is_merged(module: nn.Module) -> bool:
     """Whether a layer with factors says that they are merged, as those of PEFT and loralib do."""
-    names = (*module._modules, *module._parameters)
+    names = (*module._modules.keys(), *module._parameters.keys())  # of TorchScript, which is not iterable
     return any(name.startswith("lora_") for name in names) and getattr(module, "merged", False) is True
 
 

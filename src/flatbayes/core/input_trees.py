@@ -24,6 +24,10 @@ LABEL_KEYS = ("labels", "label", "targets", "target")
 
 IGNORE_INDEX = -100
 """Label of an example without a label, as in torch."""
+TEXT_ADVICE = (
+    "Turn texts into numbers with the tokenizer of the network, such as tokenizer(list(texts), padding=True, "
+    'return_tensors="pt"), which gives a dictionary of tensors.'
+)
 MULTI_LABEL_ADVICE = (
     " For several labels for each example, each 0 or 1, pass likelihood=Bernoulli(num_labels) (on the command line, "
     "--data.task multi_label)."
@@ -93,6 +97,8 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
     """
     if isinstance(batch, Mapping):
         batch = split_labels(batch)
+    if holds_texts(batch):
+        raise ValueError(f"The inputs are texts, and inputs of a network are numbers. {TEXT_ADVICE}")
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         kind = type(batch).__name__
         if isinstance(batch, tuple | list):
@@ -135,7 +141,8 @@ def _to_target_tensor(targets: Any) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError(
             f"The targets of a batch are of the type {array.dtype}, such as {str(array.ravel()[:1].tolist())[:80]}. "
-            "Number the classes from 0, for example with pandas.factorize, or convert the targets to numbers."
+            "Number the classes from 0, in training, validation and test data alike: names = sorted(set(labels)) "
+            "and names.index(label) as the target; or convert the targets to numbers."
         )
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
@@ -247,17 +254,56 @@ def _convert(batch: Any, name: str) -> Any:
         array = np.ascontiguousarray(to_plain_array(batch))
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     if isinstance(batch, Mapping):
-        return {str(key): _convert(value, f"{name}[{key!r}]") for key, value in batch.items()}
+        return {str(key): _convert(join_numbers(value), f"{name}[{key!r}]") for key, value in batch.items()}
     if isinstance(batch, tuple | list) and not all(isinstance(value, str | int | float) for value in batch):
         return tuple(_convert(value, f"{name}[{k}]") for k, value in enumerate(batch))
+    if holds_texts(batch):
+        advice = " If the network does not need them, leave this entry out." if "[" in name else ""
+        raise ValueError(f"There are texts in {name}, and inputs of a network are numbers. {TEXT_ADVICE}{advice}")
     if isinstance(batch, np.ndarray):
         raise ValueError(
             f"{name} is an array of the type {batch.dtype}, and inputs of a network are numbers. Encode it."
+        )
+    if isinstance(batch, list | tuple):
+        raise ValueError(
+            f"{name} is a {type(batch).__name__} of {len(batch)} numbers, and inputs of a network are tensors or "
+            "arrays. Make one array of all rows, of one length: a tokenizer does with padding=True and "
+            'return_tensors="pt".'
         )
     raise ValueError(
         f"{name} is a {type(batch).__name__}, and inputs of a network are tensors or arrays, or tuples and "
         "dictionaries of them. Leave other entries out, or convert them in the data set or the collate function."
     )
+
+
+def holds_texts(values: object) -> bool:
+    """Whether values are texts: a str, or a list, tuple or series of them, of which the first is looked at.
+
+    An array of texts has one axis: with two it is a table.
+    """
+    if isinstance(values, np.ndarray) or hasattr(values, "iloc"):
+        values = np.asarray(values)[:1].tolist()
+    return isinstance(values, str) or (
+        isinstance(values, list | tuple) and bool(values) and isinstance(values[0], str)
+    )
+
+
+def join_numbers(value: Any) -> Any:
+    """A nested list of numbers as an array, if its rows have one length; anything else is unchanged.
+
+    Args:
+        value: An entry of a dictionary of inputs, such as the lists of a tokenizer.
+    """
+    first = value
+    while isinstance(first, list) and first:
+        first = first[0]
+    if not isinstance(value, list) or not isinstance(first, int | float):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of several lengths
+        return value
+    return array if array.dtype.kind in "biuf" else value
 
 
 def _iter_leaves(

@@ -34,7 +34,7 @@ OutputSelector = str | int | Callable[[Any], Tensor]
 InputStructure = tuple[str, ...] | int | None
 """Keys of inputs that are a dictionary, number of those that are a tuple; None for a tensor."""
 
-LOGITS = "logits"
+LOGITS, HIDDEN_STATE = "logits", "last_hidden_state"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def infer_interface(
                 raise
             raise ValueError(
                 f"{type(network).__name__} cannot be called with inputs that are {_format_structure(structure)}: "
-                f"{error}"
+                f"{error}{explain_transposed(inputs)}"
             ) from error
         finally:
             _remove_hooks(network)
@@ -223,6 +223,25 @@ def get_structure(inputs: ModelInputs) -> InputStructure:
     if isinstance(inputs, Tensor):
         return None
     return tuple(inputs) if isinstance(inputs, dict) else len(inputs)
+
+
+def explain_transposed(inputs: ModelInputs) -> str:
+    """Sentence for a message on entries of a dictionary that torch has made of lists of numbers; empty without any.
+
+    The default collate function of a `DataLoader` makes of the lists of all examples one tensor for each position.
+
+    Args:
+        inputs: Inputs of a few examples.
+    """
+    for key, value in inputs.items() if isinstance(inputs, dict) else ():
+        is_row = isinstance(value, tuple) and len(value) > 1
+        if is_row and all(isinstance(entry, Tensor) and entry.ndim == 1 for entry in value):
+            return (
+                f". The entry {key!r} is a tuple of {len(value)} tensors, one for each position, which torch makes "
+                "of lists of numbers. Let the data set return tensors (with_format('torch') of a Hugging Face data "
+                "set), or give the DataLoader a collate_fn, such as transformers.DataCollatorWithPadding(tokenizer)."
+            )
+    return ""
 
 
 def choose_output(outputs: Any, name: str) -> str | int:
@@ -247,12 +266,20 @@ def choose_output(outputs: Any, name: str) -> str | int:
             f"The network {name} returned a {type(outputs).__name__} without a tensor: the output must be one tensor "
             "with one row per example, or hold one. Select it by a function, output=lambda outputs: ..."
         )
+    advice = (
+        f"Name the output to use: output={tensors[0]!r} (on the command line, give a network, or a function that "
+        "builds one, which returns this tensor alone)."
+    )
+    if HIDDEN_STATE in tensors:
+        advice = (
+            "It has no head that predicts: load one with a head, such as "
+            "AutoModelForSequenceClassification.from_pretrained(name, num_labels=...)."
+        )
     shown = ", ".join(f"{key!r} of shape {tuple(entries[key].shape)}" for key in tensors)
     shown += " beside nested outputs" if holds_more else ""
     raise ValueError(
         f"The network {name} returned a {type(outputs).__name__} of {format_count(len(tensors), 'tensor')}: {shown}. "
-        f"Name the output to use: output={tensors[0]!r} (on the command line, give a network, or a function that "
-        "builds one, which returns this tensor alone)."
+        f"{advice}"
     )
 
 

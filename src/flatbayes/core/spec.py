@@ -50,7 +50,9 @@ def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
                 f"{type(obj).__name__} cannot be written down as data with an instance as its {min(content)}. Give "
                 "the dotted path of the class instead, and its arguments as options."
             )
-        arguments = {f.name: convert(getattr(obj, f.name)) for f in fields(obj) if f.init and f.name not in content}
+        arguments = {
+            f.name: _convert_field(obj, f.name, convert) for f in fields(obj) if f.init and f.name not in content
+        }
         description: dict[str, Any] = {"class_path": class_path(type(obj)), "init_args": arguments}
         state: Any = (_list_extra_attributes(obj) if allow_instances else None) or None
     elif allow_instances and not hasattr(obj, "__qualname__"):
@@ -66,6 +68,17 @@ def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
 
     checksum = hash_content(state)
     return description if checksum is None else {**description, "content": checksum}
+
+
+def _convert_field(obj: Any, name: str, convert: Callable[[Any], Any]) -> Any:
+    """The description of a field of a dataclass; an error for a function without a name says which field it is."""
+    value = getattr(obj, name)
+    if callable(value) and "<" in getattr(value, "__qualname__", ""):
+        try:
+            return convert(value)
+        except TypeError as error:
+            raise TypeError(f"The {name} of the {type(obj).__name__}, {error}") from None
+    return convert(value)
 
 
 def _list_extra_attributes(obj: Any) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def class_path(obj: Any) -> str:
     if "<" in name or not module:  # a function that `exec` has made has none
         raise TypeError(
             f"{obj!r} cannot be written down as data. Define it at the top level of a module and, if it needs "
-            "arguments, bind them with functools.partial."
+            "arguments, bind them with functools.partial, such as partial(torch.optim.AdamW, lr=0.001)."
         )
     package = module.rpartition(".")[0]
     is_exported = package and getattr(importlib.import_module(package), name, None) is obj

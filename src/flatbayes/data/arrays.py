@@ -7,7 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.core.input_trees import IGNORE_INDEX, MULTI_LABEL_ADVICE, holds_several_labels, is_input_tree
+from flatbayes.core.input_trees import (
+    IGNORE_INDEX,
+    MULTI_LABEL_ADVICE,
+    TEXT_ADVICE,
+    holds_several_labels,
+    holds_texts,
+    is_input_tree,
+)
 from flatbayes.core.names import format_count
 from flatbayes.data.checks import Task, TaskType, check_fractions, make_class_names, to_int64
 from flatbayes.data.source import RawSplits
@@ -88,6 +95,8 @@ def to_inputs(array: np.ndarray, description: str) -> Tensor:
         advice = (
             " For one feature, give it a second axis: values[:, None], or frame[['column']]." if is_column else ""
         )
+        if holds_texts(array):
+            advice = f" {TEXT_ADVICE}"
         raise ValueError(
             f"{description} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, "
             f"width] or [n, height, width, channels], got {array.dtype} of the shape {array.shape}.{advice}"

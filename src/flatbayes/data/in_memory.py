@@ -16,7 +16,7 @@ from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import DataWarning, TaskType, make_class_names
 from flatbayes.data.data_frames import is_data_frame, list_columns, order_columns
 from flatbayes.data.frame_features import frame_to_array, list_other_columns
-from flatbayes.data.pairs import check_pair, holds_several_inputs
+from flatbayes.data.pairs import check_pair, holds_several_inputs, join_rows
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import DataSplits, InputTree
 
@@ -160,6 +160,7 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
         TypeError: The inputs are sparse, or the targets are something else.
     """
     check_pair(inputs, targets, description)
+    inputs = join_rows(inputs, targets)
     if is_data_frame(inputs):
         names = list_other_columns(inputs)
         if names:

@@ -6,17 +6,24 @@ from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from flatbayes.core.input_trees import is_input_tree
+from flatbayes.core.input_trees import is_input_tree, join_numbers
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.data_frames import is_data_frame
 
+MIN_LISTED_ROWS = 3
+"""Smallest number of tensors in a list that are rows: two are rather the two inputs of a network, or two batches."""
+
 
 def is_array_pair(data: object) -> bool:
     """Whether this is a pair of inputs, a tensor or what NumPy converts to an array, and the targets of all examples.
+
+    A list of one tensor or array for each example is such an array.
 
     Examples:
         >>> is_array_pair((torch.zeros(3, 2), torch.zeros(3))), is_array_pair((np.zeros((3, 2)), ["a", "b", "a"]))
@@ -26,7 +33,8 @@ def is_array_pair(data: object) -> bool:
     """
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
-    return isinstance(data[0], Tensor) or hasattr(data[0], "__array__") or hasattr(data[0], "toarray")
+    is_array = isinstance(data[0], Tensor) or hasattr(data[0], "__array__") or hasattr(data[0], "toarray")
+    return is_array or is_list_of_rows(*data)
 
 
 def is_tree_pair(data: object) -> bool:
@@ -40,9 +48,58 @@ def is_tree_pair(data: object) -> bool:
     """
     if not isinstance(data, tuple | list) or len(data) != 2 or not is_input_tree(data[0]):
         return False
+    if is_list_of_rows(data[0], data[1]):
+        return False
     if isinstance(data[1], tuple | list):
         return bool(data[1]) and all(isinstance(value, Number | str) for value in data[1])
     return isinstance(data[1], Tensor) or hasattr(data[1], "__array__")
+
+
+def is_list_of_rows(inputs: Any, targets: Any) -> bool:
+    """Whether inputs are a list of one tensor, array or list of numbers for each target, of at least three.
+
+    Args:
+        inputs: Inputs of all examples.
+        targets: Their targets.
+
+    Examples:
+        >>> is_list_of_rows([torch.zeros(2)] * 3, [0, 1, 0]), is_list_of_rows([torch.zeros(3, 2)] * 2, torch.zeros(3))
+        (True, False)
+    """
+    if not isinstance(inputs, list | tuple) or len(inputs) < MIN_LISTED_ROWS:
+        return False
+    if not all(isinstance(row, Tensor | np.ndarray) or _holds_numbers(row) for row in inputs):
+        return False
+    if isinstance(targets, list | tuple):
+        return len(targets) == len(inputs) and all(isinstance(target, Number | str) for target in targets)
+    is_array = isinstance(targets, Tensor) or hasattr(targets, "__array__")
+    return is_array and bool(targets.shape) and len(targets) == len(inputs)
+
+
+def _holds_numbers(row: Any) -> bool:
+    return isinstance(row, list) and isinstance(join_numbers(row), np.ndarray)
+
+
+def join_rows(inputs: Any, targets: Any) -> Any:
+    """One array of a list of rows, for which `is_list_of_rows` holds; other inputs are unchanged.
+
+    Args:
+        inputs: Inputs of all examples.
+        targets: Their targets.
+
+    Raises:
+        ValueError: The rows have several shapes.
+    """
+    if not is_list_of_rows(inputs, targets):
+        return inputs
+    rows = [torch.as_tensor(join_numbers(row) if isinstance(row, list) else row) for row in inputs]
+    shapes = list(dict.fromkeys(tuple(row.shape) for row in rows))
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The inputs are a list with one tensor for each example, of several shapes, such as {shapes[0]} and "
+            f"{shapes[1]}. Give them one shape, such as by a resize of images or by padding."
+        )
+    return torch.stack(rows)
 
 
 def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
@@ -74,19 +131,28 @@ def has_tree_items(data: object) -> bool:
 
 
 def collate_examples(examples: list[Any]) -> Any:
-    """A batch of examples, as torch makes it.
+    """A batch of examples, as torch makes it; lists of numbers in dictionaries are rows, one for each example.
 
     Raises:
         ValueError: They cannot be joined.
     """
     try:
-        return default_collate(examples)
+        return default_collate([_convert_lists(example) for example in examples])
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"The examples of the dataset cannot be joined to a batch: {error}. Give them the same shapes, such as "
             "by padding texts to one length; or pass `fit` and `evaluate` DataLoader(dataset, batch_size=..., "
             "collate_fn=...) with a function that joins them."
         ) from error
+
+
+def _convert_lists(example: Any) -> Any:
+    """An example with arrays in place of the lists of numbers of a dictionary, which torch would transpose."""
+    if isinstance(example, Mapping):
+        return {key: join_numbers(value) for key, value in example.items()}
+    if isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[0], Mapping):
+        return _convert_lists(example[0]), example[1]
+    return example
 
 
 def check_pair(inputs: Any, targets: Any, description: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from flatbayes.core.input_trees import list_tensors
 from flatbayes.core.names import format_names
 from flatbayes.data.checks import DataWarning, check_finite, check_label_range, check_label_rows
+from flatbayes.data.image_values import check_image_values, describe_image_values
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.splits import DataSplits, Split
 
@@ -64,7 +65,7 @@ def check_same_structure(split: Split, unsplit: Split, name: str) -> None:
         name: Name of the split, for messages.
 
     Raises:
-        ValueError: It has others.
+        ValueError: It has others, or images whose values have another range.
     """
     places, expected = list(list_tensors(split.inputs)), list(list_tensors(unsplit.inputs))
     if sorted(places) != sorted(expected):
@@ -77,6 +78,8 @@ def check_same_structure(split: Split, unsplit: Split, name: str) -> None:
             f"The {name} examples have the shape {tuple(split.inputs.shape[1:])}, and the others "
             f"{tuple(unsplit.inputs.shape[1:])}. Give all splits the same shape."
         )
+    if not split.has_input_tree:
+        check_image_values(split.inputs, describe_image_values(unsplit.inputs), f"The {name} examples")
 
 
 def warn_of_untrained_classes(data: DataSplits) -> None:

@@ -1,21 +1,25 @@
 """Any map-style `torch.utils.data.Dataset` as a data source, by instance or by the dotted path of its class."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import make_inputs, split_labels
+from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
-from flatbayes.data.checks import TaskType, make_class_names
+from flatbayes.data.checks import DataWarning, TaskType, make_class_names
 from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES, read_orientation, turn_upright
 from flatbayes.data.pairs import collate_examples, is_tree_item
 from flatbayes.data.source import DataSource, RawSplits
@@ -121,6 +125,10 @@ class TorchDataset(DataSource):
         return dataset
 
 
+NUM_REREAD_ITEMS = 4
+"""Items that are read twice, to find random augmentation."""
+
+
 def list_parameters(factory: Callable[..., Any]) -> list[str]:
     """List the parameters of a class or function, with those that a class passes to its bases through **kwargs."""
     constructors: list[Callable[..., Any]] = [factory]
@@ -157,6 +165,7 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
     items = [dataset[index] for index in track_progress(range(size), f"reading {description}", size)]
     if not items:
         raise ValueError(f"{description} has no examples.")
+    warn_of_random_items(dataset, items, description)
     names = (f"inputs of {description}", f"targets of {description}")
     if is_tree_item(items[0]):
         pairs = [split_labels(item) if isinstance(item, Mapping) else item for item in items]
@@ -173,6 +182,38 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
         for values, name in zip(zip(*items, strict=True), names, strict=True)
     )
     return NamedArrays(inputs, targets, *names)
+
+
+def warn_of_random_items(dataset: Dataset[Any], items: Sequence[Any], description: str) -> None:
+    """Warn of inputs that are others when they are read again, as with random augmentation; no random state changes.
+
+    Args:
+        dataset: The dataset.
+        items: Its items, each read once; the first ones are read again.
+        description: What the dataset is, for the message.
+    """
+    with preserve_rng(None):
+        for index, item in enumerate(items[:NUM_REREAD_ITEMS]):
+            first, again = (tree_leaves(value) for value in (item, dataset[index]))
+            if len(first) == len(again) and all(map(_is_same, first, again)):
+                continue
+            warnings.warn(
+                f"Item {index} of {description} is another one when it is read again, as with random augmentation, "
+                "and each item is read once, so that all epochs have the same inputs. For new ones in every epoch "
+                "pass a DataLoader(dataset, batch_size=..., shuffle=True) of inputs that are ready for the network, "
+                "or TorchDataset(dataset, flip=True, pad=4).",
+                category=DataWarning,
+                stacklevel=2,
+            )
+            return
+
+
+def _is_same(first: Any, again: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(again, Tensor):
+        return first.shape == again.shape and bool(torch.equal(first.nan_to_num(), again.nan_to_num()))
+    if hasattr(first, "__array_interface__"):
+        return np.array_equal(np.asarray(first), np.asarray(again))
+    return True
 
 
 def find_class_names(dataset: Dataset[Any], targets: Sequence[Tensor]) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class TrackerConfig:
         check_compatibility(self.posterior, flatness, config)
 
     def count_examples(self, loader: object, num_batches: int | None = None) -> int:
-        """Number of training examples: `num_data`, or those of a pass over the loader; 1 where no posterior uses it.
+        """Number of training examples: `num_data`, or those of a pass over the loader; 1 if unknown and unused.
 
         Args:
             loader: The training data loader, which is not read.
@@ -94,9 +94,11 @@ class TrackerConfig:
         Raises:
             ValueError: There is no `num_data`, and the loader does not tell the number.
         """
-        if self.num_data is not None or self.posterior == MAP():
-            return self.num_data or 1
+        if self.num_data is not None:
+            return self.num_data
         count = count_loader_examples(loader, get_process_group_info().size, num_batches)
+        if count is None and self.posterior == MAP():
+            return 1
         if count is None:
             raise ValueError(
                 f"The number of training examples of a {type(loader).__name__} is unknown before it is read: pass "

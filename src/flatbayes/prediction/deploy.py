@@ -14,6 +14,7 @@ from flatbayes.core.input_trees import cast_floating
 from flatbayes.core.linear_head import extract_features
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
+from flatbayes.core.turns import take_turn
 from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -142,6 +143,7 @@ class InputPreprocessor(nn.Module):
         return outputs
 
 
+@take_turn()
 def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> CompiledPosterior:
     """Copy the networks of `predict(inputs, num_draws, seed=seed)` into one module.
 

@@ -131,7 +131,7 @@ def _describe_tolerance(choice: Mapping[str, Any]) -> str:
 
 
 def describe_network(states: Sequence[State], model: Any) -> str:
-    """Class of the network and its number of weights."""
+    """Class of the network, its number of weights, and how many are trained where some are frozen."""
     network = states[0].model
     name = type(network).__name__
     if isinstance(model, dict) and isinstance(model.get("class_path"), str):
@@ -140,7 +140,10 @@ def describe_network(states: Sequence[State], model: Any) -> str:
             name = short_name({"class_path": model["class_path"], "init_args": arguments})
         except (AttributeError, TypeError, ValueError):  # a damaged description, or one of a class that is gone
             name = str(model["class_path"]).rpartition(".")[2]
-    return f"{name} with {format_count(sum(param.numel() for param in network.parameters()), 'weight', spec=',')}"
+    sizes = [(param.numel(), param.requires_grad) for param in network.parameters()]
+    num_weights, num_trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    frozen = f", {num_trained:,} of them trained" if num_trained < num_weights else ""
+    return f"{name} with {format_count(num_weights, 'weight', spec=',')}{frozen}"
 
 
 def describe_data(states: Sequence[State], info: Mapping[str, Any], likelihood: Likelihood) -> str:

@@ -1,14 +1,24 @@
 """Batches of examples whose inputs are dictionaries or tuples of tensors, such as those of a tokenizer."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from flatbayes.core.input_trees import count_examples, slice_examples, split_batch, split_labels
 from flatbayes.data.arrays import to_inputs
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.pairs import collate_examples, is_tree_pair
 from flatbayes.data.torch_dataset import read_examples
 
@@ -63,6 +73,22 @@ def take_examples(data: Any, rows: Tensor) -> Any:
         inputs, targets = split_batch(data)
         return slice_examples(inputs, rows), targets[rows]
     return Subset(data, rows.tolist())
+
+
+def warn_of_random_order(inputs: Any) -> None:
+    """Warn of a loader that gives examples to predict in a random order.
+
+    Args:
+        inputs: Inputs of a prediction.
+    """
+    sampler = getattr(inputs, "sampler", None) if isinstance(inputs, DataLoader) else None
+    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        warnings.warn(
+            "The loader gives the examples in a random order, so it is unknown which prediction belongs to which "
+            "example. Make it with shuffle=False. (evaluate takes labels from the same batches, in any order.)",
+            category=DataWarning,
+            stacklevel=5,
+        )
 
 
 def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:

@@ -14,16 +14,18 @@ import torch
 from torch import nn
 
 from flatbayes.core.display import format_entries, format_html_table
-from flatbayes.core.input_trees import ModelInputs, first_tensor
+from flatbayes.core.input_trees import first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
+from flatbayes.core.turns import take_turn
 from flatbayes.data.frame_features import convert_inputs
+from flatbayes.data.image_values import check_image_values
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
-from flatbayes.prediction.example_batches import convert_dataset
+from flatbayes.prediction.example_batches import convert_dataset, warn_of_random_order
 from flatbayes.prediction.inputs import (
     Inputs,
     check_batch_axis,
@@ -158,7 +160,8 @@ class FittedPosterior(NetworkSampler):
                 compiled=compiled,
                 abstain_below=abstain_below,
             )
-            predictives = list(stream)
+            with take_turn():
+                predictives = list(stream)
             if not predictives:
                 raise ValueError("There is nothing to predict: the inputs are empty.")
             return type(predictives[0]).concatenate(predictives)
@@ -198,21 +201,23 @@ class FittedPosterior(NetworkSampler):
     ) -> Iterator[Predictive]:
         """Yield the predictions of `predict` one chunk of examples at a time, for inputs that exceed the memory.
 
-        An iterable is read once, whatever the number of draws. The arguments are those of `predict`.
+        An iterable is read once, whatever the number of draws. The arguments are those of `predict`. It is for one
+        thread of the process, as no other may predict between the chunks.
         """
         sample_ids, first_row, calibration = self.sample_ids(num_draws, seed), 0, self.calibration
+        feature_names = self.info.get("feature_names", ())
         dtype = resolve_autocast_dtype(precision, self.info, self.dtype)
         device: torch.device | None = None
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
+        warn_of_random_order(inputs)
         inputs = convert_dataset(inputs, batch_size, is_raw=self.transform is not None)
-        inputs = match_image_layout(
-            convert_inputs(inputs, self.info.get("feature_names")), self.info.get("input_shape")
-        )
+        inputs = match_image_layout(convert_inputs(inputs, feature_names), self.info.get("input_shape"))
         check_batch_axis(inputs, example_shape)
         predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
         for batches in iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes):
-            check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
-            batches = [self._fill_missing(batch) for batch in batches]
+            check_finite_inputs(batches, first_row, feature_names)
+            check_image_values(batches[0], self.info.get("image_values"), "The inputs")
+            batches = [fill_missing_features(batch, feature_names, self.transform) for batch in batches]
             device = first_tensor(batches[0]).device if device is None else device
             batches = place_batches(batches, self.device)
             prepared = PreprocessedBatches(batches, self.preprocess, len(sample_ids))
@@ -264,9 +269,6 @@ class FittedPosterior(NetworkSampler):
             return None
         filled = make_input_tensor(inputs, self.info, self.transform)
         return self.training_inputs.measure(filled, lambda batch: represent_inputs(self, batch))
-
-    def _fill_missing(self, batch: ModelInputs) -> Any:
-        return fill_missing_features(batch, self.info.get("feature_names"), self.transform)
 
     @property
     def checks(self) -> "CheckReport | None":

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 from flatbayes.core.input_trees import (
     LABEL_KEYS,
+    TEXT_ADVICE,
     ModelInputs,
     count_examples,
     flatten_tree,
+    holds_texts,
     make_inputs,
     split_examples,
 )
@@ -184,8 +186,12 @@ def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Ite
         if not differing:
             raise
         expected = ", ".join(map(str, ("n", *cast(list[int], example_shape))))
+        advice = ""
+        if list(differing[0]) == example_shape:
+            advice = ". A list holds batches: for one tensor of each example pass torch.stack(list)"
         raise ValueError(
-            f"The network was trained on inputs of shape ({expected}), and got the shape {differing[0]}: {error}"
+            f"The network was trained on inputs of shape ({expected}), and got the shape {differing[0]}: "
+            f"{error}{advice}"
         ) from error
 
 
@@ -248,6 +254,8 @@ def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
     """
     if isinstance(batch, list | tuple) and batch and not is_input_tuple(batch, structure):
         batch = batch[0]
+    if isinstance(batch, str) or holds_texts(batch):
+        raise ValueError(f"The inputs are texts, and inputs of a network are numbers. {TEXT_ADVICE}")
     if isinstance(batch, Mapping):
         if isinstance(structure, tuple):
             missing = [key for key in structure if key not in batch]

@@ -12,7 +12,7 @@ from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_tr
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
-from flatbayes.data.pairs import check_pair, is_tree_pair
+from flatbayes.data.pairs import check_pair, is_tree_pair, join_rows
 from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
@@ -69,7 +69,7 @@ def select_examples(
         data, targets = data
     if is_pair or targets is not None:
         check_pair(data, targets, "given examples")
-        return data, targets
+        return join_rows(data, targets), targets
     if isinstance(data, Split):
         return data.inputs, data.targets
     if isinstance(data, DataSplits | DataSource):

@@ -138,6 +138,7 @@ INFO_ENTRIES: dict[str, Check] = {
     "feature_names": _TEXTS,
     "input_shape": _SHAPE,
     "example_shape": _SHAPE,
+    "image_values": (lambda value: value in ("stored", "scaled"), "'stored' or 'scaled'"),
     "inputs": (lambda value: value in ("converted", "floating"), "'converted' or 'floating'"),
     "csv_format": (
         lambda value: isinstance(value, dict) and _is_text_list([*value.values()]),

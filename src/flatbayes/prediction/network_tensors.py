@@ -94,6 +94,19 @@ def fill_in_frozen(
     return {name: sources[name] for name in names if name in sources} | dict(weights)
 
 
+def refuse_torchscript(model: nn.Module) -> None:
+    """Refuse a network of TorchScript, or with a part of it: the parameters of a copy are no parameters.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} is or has a module of TorchScript, whose copies cannot be trained. Give the "
+            "torch.nn.Module that it was made from."
+        )
+
+
 def check_storable(model: nn.Module) -> None:
     """Refuse a network that cannot be saved or has parameters that are not numbers, before it is trained.
 

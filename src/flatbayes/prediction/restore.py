@@ -37,7 +37,7 @@ from flatbayes.prediction.network_tensors import (
 from flatbayes.prediction.sampling import DRAW_RULE, NetworkSampler, SampleId
 from flatbayes.prediction.training_inputs import TrainingInputs
 
-MAX_DEVICE_NAME_CHARS = 200
+MAX_DEVICE_NAME_CHARS, MAX_ERROR_CHARS = 200, 500
 TRAINING_INPUTS_PREFIX = "training_inputs"
 
 
@@ -116,11 +116,11 @@ def explain_damage(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{folder} is damaged: {type(error).__name__} {str(error)[:500]}.") from error
+        raise ValueError(f"{folder} is damaged: {type(error).__name__} {str(error)[:MAX_ERROR_CHARS]}.") from error
     except ValueError as error:
         if str(folder) in str(error):
             raise
-        raise ValueError(f"{folder} cannot be used: {str(error)[:500]}") from error
+        raise ValueError(f"{folder} cannot be used: {str(error)[:MAX_ERROR_CHARS]}") from error
 
 
 def _restore_posterior(spec: dict[str, Any]) -> Posterior:
@@ -160,7 +160,8 @@ def _restore_state(
         state.load_state_dict({"model": weights, "optimizer": None, "statistics": statistics})
     except RuntimeError as error:
         raise ValueError(
-            f"The posterior in {folder} was fitted to another architecture than {type(model).__name__}: {error}"
+            f"The posterior in {folder} was fitted to another architecture than {type(model).__name__}: "
+            f"{str(error)[:MAX_ERROR_CHARS]}"
         ) from error
     state.model.eval()
     choose_memory_format(state.model)

@@ -156,6 +156,8 @@ def normalize_data(
     is_plain = isinstance(data, Tensor | np.ndarray | Mapping | str | bytes | Iterator) or hasattr(data, "columns")
     if is_plain or not (hasattr(data, "__iter__") and hasattr(data, "__len__")):
         reason = " can be read only once" if isinstance(data, Iterator) else " is not data to train on"
+        if isinstance(data, Mapping):
+            reason += ": take its labels out, and pass a pair (inputs, labels) where inputs are the dictionary"
         raise TypeError(f"A {type(data).__name__}{reason}. {DATA_ADVICE}.")
     if len(data) == 0:
         raise ValueError(f"There are no batches: the {type(data).__name__} is empty. {DATA_ADVICE}.")

@@ -19,6 +19,7 @@ from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.data.image_values import describe_image_values
 from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import count_right, unwrap_custom
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
@@ -205,10 +206,15 @@ class InMemoryData(TrainingData):
             "target_names": list(data.target_names),
             "feature_names": list(data.feature_names),
             "input_shape": list(data.input_shape),
+            **self._describe_images(),
             **({"held_out": self.num_held_out} if self.num_held_out else {}),
             **({} if self.scale_nlls is None else {"scale_nlls": list(self.scale_nlls)}),
             **({} if data.csv_format is None else {"csv_format": data.csv_format.to_dict()}),
         }
+
+    def _describe_images(self) -> dict[str, Any]:
+        values = describe_image_values(self.splits.train.inputs)
+        return {} if values is None else {"image_values": values}
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

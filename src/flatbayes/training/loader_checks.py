@@ -1,21 +1,49 @@
 """Trial calls of a network on integer inputs and on the smallest batch, before the first step."""
 
+import warnings
 from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.input_trees import ModelInputs, cast_integers, count_examples, map_tensors, slice_examples
-from flatbayes.core.names import format_count
+from flatbayes.core.names import format_count, format_names
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
+from flatbayes.data.checks import DataWarning
+from flatbayes.data.split_checks import MAX_LISTED_CLASSES
+from flatbayes.likelihoods import Categorical
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData
 from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import predict_last_size
 from flatbayes.training.run_factory import RunFactory
+
+
+def warn_of_missing_classes(data: LoaderData) -> None:
+    """Warn of outputs of a network that are classes without a training example, where all examples were read.
+
+    Args:
+        data: Batches that have been checked, with the likelihood that was inferred from the outputs.
+    """
+    likelihood, trained = unwrap_custom(data.infer_likelihood()), data.loader_pass.classes
+    is_share = isinstance(getattr(data.loader, "sampler", None), DistributedSampler)
+    if not isinstance(likelihood, Categorical) or not trained or is_share or data.given_num_data is not None:
+        return
+    missing = [str(label) for label in range(likelihood.num_classes) if label not in trained]
+    if missing:
+        verb = "has" if len(missing) == 1 else "have"
+        warnings.warn(
+            f"{len(missing)} of the {likelihood.num_classes} classes {verb} no training example: "
+            f"{format_names(missing, MAX_LISTED_CLASSES)}. If the data have fewer classes than the network has "
+            "outputs, new_head=True gives it a last layer of the right size.",
+            category=DataWarning,
+            stacklevel=5,
+        )
 
 
 def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:

@@ -18,6 +18,7 @@ from flatbayes.core.input_trees import cast_integers, count_examples, map_tensor
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.data.image_values import check_image_values, describe_image_values
 from flatbayes.likelihoods import Bernoulli, Categorical, Likelihood
 from flatbayes.likelihoods.custom import count_right, unwrap_custom
 from flatbayes.prediction.labelled import select_labelled
@@ -50,6 +51,7 @@ class LoaderData(TrainingData):
         likelihood: Likelihood of the targets; the batches cannot be read without it.
         converts_integers: Whether inputs that are integers become floating, for a network that takes no integers.
         num_held_out: Number of validation examples that were training examples of the user.
+        class_names: Names of the classes, if they are known.
     """
 
     loader: Iterable[Any]
@@ -58,6 +60,7 @@ class LoaderData(TrainingData):
     likelihood: Likelihood | None = None
     converts_integers: bool = False
     num_held_out: int = 0
+    class_names: tuple[str, ...] = ()
 
     @cached_property
     def loader_pass(self) -> LoaderPass:
@@ -109,9 +112,14 @@ class LoaderData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Shape of an example in one tensor, held-out examples, whether inputs are floating or were converted."""
+        """Shape and range of an example, names of classes, held-out examples, whether integers were converted."""
         inputs = self.loader_pass.example_batch[0]
         shape: dict[str, Any] = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
+        values = describe_image_values(inputs)
+        if values is not None:
+            shape["image_values"] = values
+        if self.class_names:
+            shape["class_names"] = list(self.class_names)
         if self.num_held_out:
             shape["held_out"] = self.num_held_out
         if self.converts_integers:
@@ -140,7 +148,9 @@ class LoaderData(TrainingData):
             return
         try:
             with preserve_loader(self.val):
-                read_pass(self.val, self.infer_likelihood())
+                val_inputs = read_pass(self.val, self.infer_likelihood()).example_batch[0]
+            expected = describe_image_values(self.loader_pass.example_batch[0])
+            check_image_values(val_inputs, expected, "The inputs of the first batch")
         except ValueError as error:
             raise ValueError(f"The validation data: {error}") from error
 

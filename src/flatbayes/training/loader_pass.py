@@ -25,12 +25,14 @@ class LoaderPass:
         num_batches: Number of batches.
         example_batch: Labelled inputs and targets of the first batch that has some.
         smallest_inputs: Inputs of the smallest batch.
+        classes: Classes of which there are examples; empty where targets are no classes.
     """
 
     num_data: int
     num_batches: int
     example_batch: tuple[Any, Tensor]
     smallest_inputs: Any
+    classes: frozenset[int] = frozenset()
 
 
 def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool = False) -> LoaderPass:
@@ -44,7 +46,7 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
     Raises:
         ValueError: There are no batches or no labels, or a batch is malformed; the message says which.
     """
-    num_data, num_batches, example_batch, smallest = 0, 0, None, None
+    num_data, num_batches, example_batch, smallest, classes = 0, 0, None, None, set[int]()
     for index, batch in enumerate(loader):
         try:
             inputs, targets = split_batch(batch)
@@ -56,6 +58,8 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
             raise ValueError(f"Batch {index} of the loader (counted from 0): {error}") from error
         labelled = select_labelled(likelihood, inputs, targets)
         num_data, num_batches = num_data + len(labelled[1]), num_batches + 1
+        if not targets.is_floating_point():
+            classes.update(labelled[1].unique().tolist())
         if example_batch is None and len(labelled[1]):
             example_batch = labelled
         smallest = inputs if smallest is None or count_examples(inputs) < count_examples(smallest) else smallest
@@ -65,7 +69,7 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
         raise ValueError(format_empty_loader(loader))
     if example_batch is None:
         raise ValueError("None of the targets of the loader has a label. Training needs labelled examples.")
-    return LoaderPass(num_data, num_batches, example_batch, smallest)
+    return LoaderPass(num_data, num_batches, example_batch, smallest, frozenset(classes))
 
 
 def format_empty_loader(loader: Iterable[Any]) -> str:

@@ -22,7 +22,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, check_ignore_index
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import are_binary_labels, check_task, infer_likelihood
-from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
+from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs, warn_of_missing_classes
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.model_builder import (
     OUTPUT_ARGUMENTS,
@@ -99,6 +99,8 @@ def prepare_runs(
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
         training_data.check_batches()
+        if is_inferred:
+            warn_of_missing_classes(training_data)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])

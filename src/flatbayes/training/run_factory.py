@@ -18,7 +18,7 @@ from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
 from flatbayes.posteriors.prior_precision import scale_precision
-from flatbayes.prediction.network_tensors import check_storable
+from flatbayes.prediction.network_tensors import check_storable, refuse_torchscript
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, VectorizedBatches
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import TrainingData
@@ -87,6 +87,7 @@ class RunFactory:
         """A network with the initial weights of a member."""
         with seeded_rng(spawn_seed(Stream.INITIAL_WEIGHTS, self.seed, member), None):
             network = self.build_model()
+        refuse_torchscript(network)
         with seeded_rng(spawn_seed(Stream.INITIAL_HEAD, self.seed, member), None):  # the builder may set the seed
             network = self.warm_start.apply_to(network, member)
         check_storable(network)

@@ -1,12 +1,14 @@
 """Training data from what a user gave: read, divided where validation examples are needed, and checked."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flatbayes.data import DataSplits, Standardize
+from flatbayes.core.input_trees import holds_texts
+from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
+from flatbayes.data.pairs import is_tree_pair
 from flatbayes.data.split_checks import check_split_values, warn_of_untrained_classes
 from flatbayes.flatness import Flatness
 from flatbayes.training.arguments import hold_out_examples, normalize_data, normalize_validation, unpack_splits
@@ -53,7 +55,8 @@ def read_training_data(
         TypeError, ValueError: They are nothing to train on, or the arguments do not go together.
     """
     given, num_held_out = data if isinstance(data, DataSplits) else None, 0
-    data, val = unpack_splits(data, val)
+    named = read_named_classes(data, val)
+    data, val = unpack_splits(data, val) if named is None else unpack_splits(named, None)
     holds_out = given is None and val is None and needs_validation(config, flatness)
     if holds_out:
         data, val, num_held_out = hold_out_examples(data, likelihood, seed)
@@ -64,14 +67,39 @@ def read_training_data(
         num_held_out = 0 if is_given else len(examples.val)
     elif val is not None:
         val = normalize_validation(val, config.batch_size)
-    splits = examples if isinstance(examples, DataSplits) else given
+    splits = examples if isinstance(examples, DataSplits) else given or named
     if splits is not None:
         check_split_values(splits, ("train", "val"))
         warn_of_untrained_classes(splits)
-    training_data = make_training_data(examples, transform, num_data, val, num_held_out)
+    class_names = () if splits is None else splits.class_names
+    training_data = make_training_data(examples, transform, num_data, val, num_held_out, class_names)
     if config.epochs is None and given is None and not training_data.has_validation:
         warnings.warn(NO_VALIDATION, DataWarning, stacklevel=5)
     return training_data, training_data.splits if isinstance(training_data, InMemoryData) else splits
+
+
+def read_named_classes(data: Any, val: Any) -> DataSplits | None:
+    """Splits with the names of classes, where labels beside a dictionary or tuple of tensors are texts.
+
+    Args:
+        data: As for `fit`.
+        val: As for `fit`.
+
+    Returns:
+        None for other data.
+
+    Raises:
+        TypeError: The validation examples are of another kind.
+        ValueError: A label is missing.
+    """
+    if not is_tree_pair(data) or not holds_texts(data[1]):
+        return None
+    if val is not None and not is_tree_pair(val):
+        raise TypeError(
+            "The labels are texts, so val must be a pair (inputs, labels) like the data, with which it shares the "
+            f"names of the classes; got a {type(val).__name__}."
+        )
+    return load_training_splits(data, val)
 
 
 def make_training_data(
@@ -80,6 +108,7 @@ def make_training_data(
     num_data: int | None = None,
     val: Iterable[Any] | None = None,
     num_held_out: int = 0,
+    class_names: Sequence[str] = (),
 ) -> TrainingData:
     """Training data from data splits or from a loader.
 
@@ -89,6 +118,7 @@ def make_training_data(
         num_data: Number of labelled examples of a loader; None counts them in one pass.
         val: Validation batches beside a loader.
         num_held_out: Number of validation examples that `fit` has held out.
+        class_names: Names of the classes of the batches, if they are known.
 
     Raises:
         ValueError: `num_data` is given for data splits, or is below 1; or `transform` is given for a loader.
@@ -100,7 +130,7 @@ def make_training_data(
         return InMemoryData(labelled, transform, min(num_held_out, len(labelled.val)))
     if transform is not None:
         raise ValueError(TRANSFORMED_BATCHES)
-    return LoaderData(data, num_data, val, num_held_out=num_held_out)
+    return LoaderData(data, num_data, val, num_held_out=num_held_out, class_names=tuple(class_names))
 
 
 def needs_validation(config: TrainingConfig, flatness: Flatness) -> bool:

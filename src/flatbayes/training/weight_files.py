@@ -12,6 +12,7 @@ from torch import Tensor
 
 MAX_EXPANSION, MAX_PICKLE_BYTES = 20, 2**27
 """Largest size of the entries of a file of torch.save, by its own, and of the pickle with the names of tensors."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "network")
 """Keys under which checkpoints keep the weights, beside the optimizer's state."""
 
@@ -28,7 +29,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: The file is damaged, or holds code or no weights.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There are no trained weights at {path}: no file, and no folder of a run.")
+        raise FileNotFoundError(
+            f"There are no trained weights at {path}: no file, and no folder of a run.{advise_on_folder(path)}"
+        )
     _check_archive(path)
     try:
         if path.suffix.lower() == ".safetensors":
@@ -44,6 +47,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "weights alone, torch.save(network.state_dict(), path)."
         ) from error
     return extract_state_dict(content, str(path))
+
+
+def advise_on_folder(path: Path) -> str:
+    """Sentence for a message on a folder that is given in place of a file of weights; empty for another path.
+
+    Args:
+        path: The path, such as a folder that `save_pretrained` of transformers or PEFT has written.
+    """
+    if (path / "adapter_config.json").is_file():
+        return (
+            " The folder has adapters of PEFT: load them, PeftModel.from_pretrained(network, folder, "
+            "is_trainable=True), and give the result as the model."
+        )
+    files = [file for file in sorted(path.glob("*")) if file.suffix.lower() in WEIGHT_SUFFIXES]
+    if len(files) == 1:
+        return f" The folder has a file {files[0].name}: give its path."
+    if files:
+        return f" The folder has weights in {len(files)} files: give one with all, or load them and give the network."
+    return ""
 
 
 def _check_archive(path: Path) -> None:
