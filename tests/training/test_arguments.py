@@ -3,12 +3,13 @@
 import importlib
 import inspect
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from flatbayes import ASAM, MAP, SAM, SWAG, Cosine, TrainingConfig, fit
+from flatbayes import ASAM, MAP, SAM, SWAG, Cosine, TrainingConfig, fit, fit_together
 from flatbayes.core.components import resolve_component
 from flatbayes.core.names import find_similar, list_classes
 from flatbayes.core.renames import RENAMED_ARGUMENTS, RENAMED_PARAMETERS
@@ -19,6 +20,8 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
 from flatbayes.posteriors import Posterior
+from flatbayes.training.arguments import resolve_checkpoints
+from flatbayes.training.callbacks.callback import CallbackList
 
 OPTIONS = {"epochs": 2, "collection": {"start_fraction": 0.0}}
 
@@ -143,3 +146,39 @@ def test_similar_names():
     assert find_similar("SWGA", ["SWAG", "SGVB", "MAP"]) == ["SWAG"]
     assert find_similar("num-draw", ["num_draws", "num_seeds"]) == ["num_draws"]
     assert find_similar("nonsense", ["SWAG", "DenseNet"]) == []
+
+
+DATA = (torch.rand(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
+
+
+def test_targets_beside_the_inputs_are_explained():
+    message = r"posterior.* must be a Posterior.*got a Tensor: .*the pair \(inputs, targets\)"
+    for call in (lambda: fit("MLP", *DATA), lambda: fit_together("MLP", DATA[0], [DATA[1]])):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("convert", [str, Path])
+def test_checkpoints_may_be_the_path_of_their_folder(tmp_path, convert):
+    fit("MLP", DATA, MAP(), config={"epochs": 1}, checkpoints=convert(tmp_path / "one"))
+    fit_together("MLP", DATA, [MAP(), SWAG()], config={"epochs": 8}, checkpoints=convert(tmp_path / "two"))
+    assert all(any((tmp_path / name).iterdir()) for name in ("one", "two"))
+    with pytest.raises(TypeError, match="checkpoints must be the path of a folder or Checkpoints"):
+        resolve_checkpoints(3)
+
+
+def test_a_callback_of_another_class_is_refused():
+    class Own:
+        def on_epoch_end(self, record):
+            pass
+
+    with pytest.raises(TypeError, match=r"subclass of flatbayes.training.Callback"):
+        CallbackList([Own()])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("lr", "option of the optimizer"), ("device", "distribution.accelerator")]
+)
+def test_options_of_other_libraries_are_explained(name, words):
+    with pytest.raises(ValueError, match=rf"no option {name}; .*{words}"):
+        fit("MLP", DATA, MAP(), config={"epochs": 1, name: 3})

@@ -62,6 +62,8 @@ def _describe(value: Any, role: str) -> str:
     for other, (package, base_name, _) in ROLES.items():
         if other != role and issubclass(kind, getattr(importlib.import_module(package), base_name)):
             return f"{kind.__name__}, which is a {other}: name the arguments, posterior=SWAG(), flatness=SAM()"
+    if hasattr(value, "__array__") or isinstance(value, list | tuple):
+        return f"a {kind.__name__}: inputs and targets are one argument, the pair (inputs, targets)"
     if value is None:
         return "None: leave it out for the default"
     return f"the class {kind.__name__}" if isinstance(value, type) else f"{value!r}, of the type {kind.__name__}"

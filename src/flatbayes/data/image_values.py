@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatbayes.data.lazy_images import LazyImages
 
-MAX_SCALED = 16.0
+MAX_SCALED = 10.0
 """Largest absolute value of scaled images: those that are standardized exceed 1, and no value of 255 is below it."""
 MAX_SCALED_OF_STORED = 3.0
 """The same where images as they are stored are expected, of which dark ones may be given as floating numbers."""

@@ -1,6 +1,7 @@
 """Arguments of `fit`: their types, and names, classes and mappings where instances are meant."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,6 +19,7 @@ from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
 from flatbayes.prediction.example_batches import batch_examples, read_targets, take_examples
 from flatbayes.prediction.labelled import infer_task, read_as_task
+from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.network_defaults import choose_config
 from flatbayes.training.warm_start import PretrainedWeights
@@ -68,6 +70,19 @@ def resolve_config(config: Any, model: Any = None, init: Any = None) -> Training
         'config must be a TrainingConfig such as TrainingConfig(epochs=10), or a mapping such as {"epochs": 10}, got '
         f"{config!r}."
     )
+
+
+def resolve_checkpoints(checkpoints: Any) -> Checkpoints | None:
+    """Checkpoints from what a user gave: None, an instance, or the path of their folder.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if checkpoints is None or isinstance(checkpoints, Checkpoints):
+        return checkpoints
+    if isinstance(checkpoints, str | Path):
+        return Checkpoints(Path(checkpoints))
+    raise TypeError(f"checkpoints must be the path of a folder or Checkpoints(folder), got {checkpoints!r}.")
 
 
 def resolve_model(model: Any) -> Any:

@@ -31,6 +31,9 @@ SHARED_PREFIX, FOLD_PREFIX = "shared-", "fold-"
 """First part of the names of folders with the checkpoints of one of several trainings of a call."""
 CHECKPOINT_PATTERN = re.compile(r"(\d{4})(?:-(\d{10}))?\.pt")
 
+CheckpointFolder = Path | str
+"""Path of a folder of checkpoints."""
+
 
 @dataclass(frozen=True)
 class Checkpoints:

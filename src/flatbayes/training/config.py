@@ -36,6 +36,16 @@ MAX_AUTOMATIC_SNAPSHOTS = 100
 """Largest number of snapshots of a training whose number of epochs follows from `min_steps`."""
 
 
+_OF_OPTIMIZER = "It is an option of the optimizer: optimizer=functools.partial(torch.optim.AdamW, lr=0.001)."
+OTHER_NAMES = {
+    "lr": _OF_OPTIMIZER,
+    "learning_rate": _OF_OPTIMIZER,
+    "weight_decay": _OF_OPTIMIZER,
+    "device": "Did you mean distribution.accelerator, such as 'cpu' or 'cuda'?",
+}
+"""What to write for options that other libraries have."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Training hyperparameters.
@@ -239,7 +249,9 @@ def check_option_names(options: Mapping[str, Any]) -> None:
     if unknown:
         available = sorted(top_level - names.keys()) + [f"{g}.{name}" for g in names for name in sorted(names[g])]
         hints = [
-            explain_option(name, path="flatbayes.training.TrainingConfig") or format_suggestion(name, available)
+            explain_option(name, path="flatbayes.training.TrainingConfig")
+            or OTHER_NAMES.get(name)
+            or format_suggestion(name, available)
             for name in unknown
         ]
         raise ValueError(

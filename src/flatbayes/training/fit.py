@@ -16,10 +16,10 @@ from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.arguments import resolve_config, resolve_data, resolve_model
+from flatbayes.training.arguments import resolve_checkpoints, resolve_config, resolve_data, resolve_model
 from flatbayes.training.callbacks.callback import Callback, CallbackList, Record
 from flatbayes.training.callbacks.console import ProgressBar
-from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
+from flatbayes.training.checkpoint import CheckpointFolder, CheckpointManager, Checkpoints
 from flatbayes.training.choices import resolve_choices
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.cost import CostMeter
@@ -82,7 +82,7 @@ def fit(
     seed: int = 0,
     show_progress: bool | None = None,
     callback: Callback | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | CheckpointFolder | None = None,
 ) -> FittedPosterior:
     """Fit a posterior over the weights of a model.
 
@@ -125,8 +125,9 @@ def fit(
         seed: Seed of everything random.
         show_progress: Show a progress bar; by default if standard error is a terminal.
         callback: Called after every step and epoch, in the main process.
-        checkpoints: Where to keep checkpoints. If the folder has some, training continues from them, and on a CPU
-            ends in the same numbers as without interruption. They are kept until `checkpoints.remove()`.
+        checkpoints: Where to keep checkpoints, or the path of their folder. If the folder has some, training
+            continues from them, and on a CPU ends in the same numbers as without interruption. They are kept until
+            `checkpoints.remove()`.
 
     Raises:
         ValueError: Model, data, posterior, flatness and configuration do not go together, or the checkpoints are
@@ -144,6 +145,7 @@ def fit(
         >>> fit(nn.Linear(4, 2), (x, y), MAP(), config=config).predict(x).mean.shape
         torch.Size([100, 2])
     """
+    checkpoints = resolve_checkpoints(checkpoints)
     config = resolve_config(config, model, init)
     posterior = resolve_component(posterior, Posterior, "posterior")
     flatness = resolve_component(flatness, Flatness, "flatness")

@@ -25,10 +25,10 @@ from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.arguments import DataOptions, resolve_config, resolve_data, resolve_model
+from flatbayes.training.arguments import DataOptions, resolve_checkpoints, resolve_config, resolve_data, resolve_model
 from flatbayes.training.batches import preserve_loader_state
 from flatbayes.training.callbacks.callback import Callback
-from flatbayes.training.checkpoint import SHARED_PREFIX, CheckpointManager, Checkpoints
+from flatbayes.training.checkpoint import SHARED_PREFIX, CheckpointFolder, CheckpointManager, Checkpoints
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.config_groups import CollectionConfig
@@ -65,7 +65,7 @@ def fit_together(
     seed: int = 0,
     show_progress: bool | None = None,
     callback: Callback | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | CheckpointFolder | None = None,
 ) -> list[FittedPosterior]:
     """Fit several posteriors, with one training for all that are trained alike.
 
@@ -129,6 +129,7 @@ def fit_together(
     trainings, errors = prepare_trainings(resolve_model(model), data, methods, flatness, options)
     for error in errors.values():
         raise error
+    checkpoints = resolve_checkpoints(checkpoints)
     by_name = train_all(trainings, checkpoints, callback, show_progress=show_progress, replaces_others=False)
     outcomes = [by_name[describe_branch(*method)] for method in methods]
     fitted = [name for name, outcome in zip(map(describe_name, posteriors), outcomes, strict=True) if outcome.fitted]

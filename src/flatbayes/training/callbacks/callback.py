@@ -73,6 +73,12 @@ class CallbackList(Callback):
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    "A callback is an instance of a subclass of flatbayes.training.Callback, which has all methods "
+                    f"that are called; got {callback!r}."
+                )
         self._callbacks = callbacks
 
     def on_run_start(self, member: int, num_members: int, total_steps: int) -> None:
