@@ -41,8 +41,9 @@ class TorchDataset(DataSource):
         train_split: Value of its parameter `split` for training examples.
         test_split: Value of its parameter `split` for test examples.
         val_split: Value of its parameter `split` for validation examples; None draws `val_size` training examples.
-        task: classification, regression or multi_label; None infers it from the targets: integers are classes,
-            fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1.
+        task: classification, regression, multi_label or dense; None infers it from the targets: integers are
+            classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1,
+            and other integers of several axes are a class for each position.
 
     Examples:
         >>> from torch.utils.data import TensorDataset

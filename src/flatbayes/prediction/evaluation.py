@@ -19,6 +19,8 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
+    DenseCategorical,
+    DenseCategoricalPredictive,
     GaussianPredictive,
     Likelihood,
     Predictive,
@@ -30,6 +32,7 @@ from flatbayes.metrics import (
     CoverageCurve,
     ReliabilityBins,
     coverage_curve,
+    mean_iou,
     metrics_per_target,
     regression_metrics,
 )
@@ -165,8 +168,8 @@ def evaluate(
         data: Labelled examples in the form of the training data: a split (`data.test`), a pair `(inputs, targets)` of
             tensors, arrays or data frames, a dataset, or a loader of batches. With `targets`, inputs alone.
         targets: Class indices of any dtype, one-hot rows, or names of classes; examples with the likelihood's
-            `ignore_index` are left out. For several labels rows of 0 and 1, with NaN or `ignore_index` where a label
-            is not known. For a regression numbers, shape (examples,) or (examples, targets).
+            `ignore_index` are left out. For a class at each position one index for each. For several labels rows of
+            0 and 1, with NaN or `ignore_index` where a label is not known. For a regression numbers, shape (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
@@ -243,9 +246,12 @@ def predict_labelled(
 
 
 def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Labels as class indices, or as 0, 1 and `IGNORE_INDEX`; and which examples have one, None if all have."""
+    """Labels as class indices, or as 0, 1 and `IGNORE_INDEX`; and which examples have one, None if all have.
+
+    Positions without a label have `IGNORE_INDEX` too.
+    """
     likelihood = unwrap_custom(likelihood)
-    if not isinstance(likelihood, Bernoulli | Categorical):
+    if not isinstance(likelihood, Bernoulli | Categorical | DenseCategorical):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
     is_labelled = likelihood.find_labelled(targets)
@@ -254,6 +260,8 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
         if not bool(((values == 0) | (values == 1)).all()):
             raise ValueError("Metrics compare predictions with labels, 0 or 1, got probabilities: try labels > 0.5.")
         targets = values.long().masked_fill(~is_known, IGNORE_INDEX)
+    elif isinstance(likelihood, DenseCategorical):
+        targets = targets.masked_fill(targets == likelihood.ignore_index, IGNORE_INDEX)
     elif targets.is_floating_point():
         raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     if is_labelled is None or is_labelled.all():
@@ -268,6 +276,14 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
         case CategoricalPredictive():
             scores = score_examples(predictive.log_probs, targets)
             return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
+        case DenseCategoricalPredictive():
+            flat, labels = predictive.select_labelled(targets)
+            scores = score_examples(flat.log_probs, labels)
+            metrics = {
+                **scores.metrics(),
+                "mean_iou": mean_iou(flat.top_class.cpu(), labels, flat.log_probs.shape[1]),
+            }
+            return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)
         case BernoulliPredictive():
             metrics, scores = measure_labels(predictive.log_probs, targets)
             return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)

@@ -18,8 +18,9 @@ from flatbayes.core.input_trees import ModelInputs, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.frame_features import convert_inputs
-from flatbayes.likelihoods import Likelihood, Predictive
+from flatbayes.likelihoods import DenseCategorical, Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
@@ -125,7 +126,8 @@ class FittedPosterior(NetworkSampler):
             inputs: Raw examples, in the form of the training data: the transform is applied here.
             num_draws: Networks to draw, rounded up to a multiple of the number of training runs; a posterior without
                 randomness has one network per run.
-            batch_size: Examples per forward pass; batches of an iterable keep their size.
+            batch_size: Examples per forward pass, fewer where they are large and each position, such as a pixel, has
+                a class; batches of an iterable keep their size.
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
             vectorized: Predict with all networks in one call, equal up to rounding. None does so for a few examples
@@ -210,7 +212,9 @@ class FittedPosterior(NetworkSampler):
         )
         check_batch_axis(inputs, example_shape)
         predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
-        for batches in iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes):
+        has_positions = isinstance(unwrap_custom(self.likelihood), DenseCategorical)
+        chunks = iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes, has_positions=has_positions)
+        for batches in chunks:
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
             batches = [self._fill_missing(batch) for batch in batches]
             device = first_tensor(batches[0]).device if device is None else device

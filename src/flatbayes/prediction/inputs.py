@@ -34,6 +34,9 @@ MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES = 2**16, 2**28
 """Largest chunk of examples that is in memory at once, with its predictions (256 MiB); all networks are drawn again
 for every chunk."""
 
+MAX_BATCH_ELEMENTS = 2**22
+"""Largest number of input elements of a forward pass that predicts every position of its examples."""
+
 Inputs = Tensor | LazyImages | NDArray[np.generic] | Dataset[Any] | Iterable[Any]
 """One tensor, array or LazyImages of all examples, a dataset of them, or an iterable of batches: `inputs` or
 `(inputs, ...)`."""
@@ -48,8 +51,19 @@ def count_chunk_examples(bytes_per_example: int) -> int:
     return max(1, min(MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES // max(1, bytes_per_example)))
 
 
+def count_elements(inputs: ModelInputs) -> int:
+    """Number of elements of the largest tensor of one example, about that of its positions."""
+    tensors = flatten_tree(inputs, "inputs").values()
+    return max((tensor.shape[1:].numel() for tensor in tensors), default=1)
+
+
 def iter_chunks(
-    inputs: Inputs, batch_size: int, structure: InputStructure = None, predictive_bytes: int = 0
+    inputs: Inputs,
+    batch_size: int,
+    structure: InputStructure = None,
+    predictive_bytes: int = 0,
+    *,
+    has_positions: bool = False,
 ) -> Iterator[Sequence[Any]]:
     """Yield chunks: lists of batches that take at most `MAX_CHUNK_BYTES` with their predictions, or of one batch.
 
@@ -60,7 +74,9 @@ def iter_chunks(
             others are ignored.
         batch_size: Examples per batch; batches of an iterable keep their size.
         structure: Keys, or number, of the inputs of training, if they were more than a tensor.
-        predictive_bytes: Bytes of the prediction for an example.
+        predictive_bytes: Bytes of the prediction for an example, or for a position.
+        has_positions: Whether every position of an example is predicted, so that batches of large examples of an
+            array are smaller than `batch_size`.
 
     Raises:
         ValueError: `batch_size` is below 1, or a batch does not hold a tensor or array.
@@ -70,14 +86,16 @@ def iter_chunks(
     if isinstance(inputs, Tensor | np.ndarray | Mapping) or is_input_tuple(inputs, structure):
         examples = to_inputs(inputs, structure)
         if count_examples(examples):
-            yield split_examples(examples, batch_size)
+            largest = max(1, MAX_BATCH_ELEMENTS // max(1, count_elements(examples))) if has_positions else batch_size
+            yield split_examples(examples, min(batch_size, largest))
         return
     chunk, num_examples = list[Any](), 0
     for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else cast(Iterable[Any], inputs):
         chunk.append(to_inputs(batch, structure))
         size = count_examples(chunk[-1])
         num_examples += size
-        if num_examples + size > count_chunk_examples(count_bytes(chunk[-1]) // max(1, size) + predictive_bytes):
+        num_bytes = predictive_bytes * (count_elements(chunk[-1]) if has_positions else 1)
+        if num_examples + size > count_chunk_examples(count_bytes(chunk[-1]) // max(1, size) + num_bytes):
             yield chunk
             chunk, num_examples = [], 0
     if chunk:
