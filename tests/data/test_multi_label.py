@@ -156,7 +156,7 @@ def splits_of(targets, **names):
 def test_splits_by_hand():
     splits = splits_of(Y, class_names=(), target_names=("red", "green", "blue"))
     assert splits.is_multi_label
-    with pytest.raises(ValueError, match="one class for each example or position.*give target_names"):
+    with pytest.raises(ValueError, match="one class for each example or position. .*give target_names"):
         splits_of(Y, class_names=("red", "green", "blue"))
     with pytest.raises(ValueError, match="2 target_names. Give one name for each column"):
         splits_of(Y, class_names=(), target_names=("red", "green"))

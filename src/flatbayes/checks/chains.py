@@ -14,7 +14,13 @@ from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding
 from flatbayes.core.names import format_count
 from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+)
 
 MAX_R_HAT = 1.1
 """Largest R-hat of many draws."""
@@ -70,8 +76,10 @@ def order_chains(evidence: Evidence, predictive: Predictive, num_draws: int) -> 
 
     Returns:
         Probabilities of the most probable class, or of the label with the largest entropy, or means; None for other
-        predictions.
+        predictions. For a class at each position those of the position with the largest entropy.
     """
+    if isinstance(predictive, DenseCategoricalPredictive):
+        predictive = predictive.select_uncertain()
     if isinstance(predictive, CategoricalPredictive) and predictive.member_probs is not None:
         top = predictive.top_class.to(predictive.member_probs.device)
         values = predictive.member_probs.gather(2, top.expand(len(predictive.member_probs), -1)[..., None])[..., 0]

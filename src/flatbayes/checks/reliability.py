@@ -12,7 +12,12 @@ from flatbayes.checks.calibration_tests import (
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.checks.spread import suggest_narrower
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+)
 
 MAX_SCALE = 1.1
 """Largest temperature, or factor on standard deviations, that does not matter; the smallest is its inverse."""
@@ -39,6 +44,8 @@ def check_confidence(evidence: Evidence) -> Finding | str:
     elif isinstance(predictive, GaussianPredictive):
         scale, p_value = _test_worst_target(_compute_columns(predictive, evidence.targets))
         meaning = f"the residuals are {scale:.3g} predicted standard deviations (root mean square)"
+    elif isinstance(predictive, DenseCategoricalPredictive):
+        return "the positions of an example are no independent examples, as a test needs: evaluate gives the ECE"
     else:
         return "there is no test for this kind of prediction"
     word = "overconfident" if scale > 1 else "underconfident"

@@ -224,6 +224,11 @@ class DataSplits:
                 "A data set has either class_names (classification) or target_names (regression, multi-label), got "
                 f"{len(self.class_names)} and {len(self.target_names)} of them."
             )
+        if self.augment is not None and self.is_dense:
+            raise ValueError(
+                "augment (flip, pad and cutout) changes images and leaves the class of each pixel where it is: leave "
+                "it out, and change images and targets together in a torch Dataset that a DataLoader reads."
+            )
         for name in ("train", "val", "test"):
             targets = getattr(self, name).targets
             if targets.is_floating_point() != self.is_regression:
@@ -234,8 +239,8 @@ class DataSplits:
                 )
             if self.class_names and holds_several_labels(targets) and targets.shape[1] == len(self.class_names):
                 raise ValueError(
-                    f"Targets of the {name} split are rows of 0 and 1, and class_names are those of "
-                    "one class for each example or position. For several labels give target_names, their names, not class_names."
+                    f"Targets of the {name} split are rows of 0 and 1, and class_names are those of one class for "
+                    "each example or position. For several labels give target_names, their names, not class_names."
                 )
             if self.class_names and targets.ndim != self.train.targets.ndim:
                 raise ValueError(

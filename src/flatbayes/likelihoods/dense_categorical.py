@@ -15,6 +15,7 @@ from torch import Tensor
 from flatbayes.core import LossFn
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.input_trees import IGNORE_INDEX
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods.categorical import Categorical
 from flatbayes.likelihoods.dense_categorical_predictive import DenseCategoricalPredictive
 from flatbayes.likelihoods.labels import to_class_indices
@@ -34,6 +35,8 @@ class DenseCategorical(Likelihood):
             convolutional networks; -1 for (batch, *positions, classes), as of token classifiers.
         ignore_index: Label of positions without a label, such as padding. They do not contribute to losses and
             metrics.
+        single_logit: Whether a network has one output at each position, the logit of class 1 of two, on the axis
+            `class_dim`: (batch, 1, *positions), or (batch, *positions, 1).
 
     Examples:
         >>> likelihood = DenseCategorical(num_classes=3)
@@ -49,6 +52,7 @@ class DenseCategorical(Likelihood):
     num_classes: int
     class_dim: int = 1
     ignore_index: int = IGNORE_INDEX
+    single_logit: bool = False
 
     def __post_init__(self) -> None:
         if self.class_dim not in (1, -1):
@@ -61,35 +65,44 @@ class DenseCategorical(Likelihood):
     @cached_property
     def categorical(self) -> Categorical:
         """The likelihood of a single position."""
-        return Categorical(self.num_classes, self.ignore_index)
+        return Categorical(self.num_classes, self.ignore_index, self.single_logit)
 
     @property
     def num_outputs(self) -> int:
-        """One logit for each class, at every position."""
-        return self.num_classes
+        """One logit for each class at every position; one for two classes with `single_logit`."""
+        return self.categorical.num_outputs
 
-    def to_logits(self, outputs: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch *positions classes"]:
-        """The outputs of a network with the classes on the last axis.
+    def to_logits(self, outputs: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ... classes"]:
+        """One logit for each class on the last axis, from the outputs of a network.
 
         Args:
-            outputs: Logits, with the classes on the axis `class_dim`.
+            outputs: Logits, with those of a position on the axis `class_dim`.
 
         Raises:
             ValueError: They have another shape.
         """
-        if outputs.ndim < 3 or outputs.shape[self.class_dim] != self.num_classes:
-            shapes = {
-                1: f"(batch, {self.num_classes}, *positions)",
-                -1: f"(batch, *positions, {self.num_classes})",
-            }
-            message = (
-                f"The model gives outputs of shape {tuple(outputs.shape)}, and for a class of {self.num_classes} at "
-                f"each position {shapes[self.class_dim]} is expected."
-            )
-            if outputs.ndim > 2 and outputs.shape[-self.class_dim] == self.num_classes:
-                raise ValueError(f"{message} Pass DenseCategorical({self.num_classes}, class_dim={-self.class_dim}).")
-            raise ValueError(f"{message} Change the last layer of the network, or the number of classes.")
-        return outputs.movedim(self.class_dim, -1)
+        rows = self._move_axis(outputs)
+        return self.categorical.to_logits(rows.flatten(0, -2)).unflatten(0, rows.shape[:-1])
+
+    def _move_axis(self, outputs: Tensor) -> Tensor:
+        """The outputs with those of a position on the last axis."""
+        count = self.num_outputs
+        if outputs.ndim > 2 and outputs.shape[self.class_dim] == count:
+            return outputs.movedim(self.class_dim, -1)
+        shape = f"(batch, {count}, *positions)" if self.class_dim == 1 else f"(batch, *positions, {count})"
+        wrong_axis = outputs.ndim > 2 and outputs.shape[-self.class_dim] == count
+        advice = f"Pass class_dim={-self.class_dim}" if wrong_axis else "Change the last layer of the network"
+        if (
+            self.num_classes == 2
+            and not self.single_logit
+            and outputs.ndim > 2
+            and outputs.shape[self.class_dim] == 1
+        ):
+            advice = "If the output is the logit of class 1, pass single_logit=True"
+        raise ValueError(
+            f"The model gives outputs of shape {tuple(outputs.shape)}, and {shape} is expected for one of "
+            f"{self.num_classes} classes at each position. {advice}, or another DenseCategorical."
+        )
 
     def prepare_targets(self, targets: Tensor) -> Tensor:
         """Class indices, int64, shape (batch, *positions).
@@ -139,15 +152,15 @@ class DenseCategorical(Likelihood):
         position_loss = self.categorical.make_smoothed_loss(label_smoothing)
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            logits = self.to_logits(outputs)
-            if logits.shape[:-1] != targets.shape:
+            rows = self._move_axis(outputs)
+            if rows.shape[:-1] != targets.shape:
                 raise ValueError(
-                    f"The model gives outputs of shape {tuple(outputs.shape)}, logits of the positions "
-                    f"{tuple(logits.shape[1:-1])} of {len(logits)} examples, and the targets have the shape "
+                    f"The model gives outputs of shape {tuple(outputs.shape)}, those of the positions "
+                    f"{tuple(rows.shape[1:-1])} of {format_count(len(rows), 'example')}, and the targets have the shape "
                     f"{tuple(targets.shape)}. Give one class index for each position of the outputs: resize outputs "
                     "or targets, or remove an axis of size 1 of the targets by squeeze(1)."
                 )
-            return position_loss(logits.reshape(-1, self.num_classes), targets.reshape(-1))
+            return position_loss(rows.flatten(0, -2), targets.flatten())
 
         return loss
 
@@ -166,9 +179,9 @@ class DenseCategorical(Likelihood):
         shape: list[int] = []
 
         def flatten(network_outputs: Tensor) -> Tensor:
-            logits = self.to_logits(network_outputs)
-            shape[:] = logits.shape[:-1]
-            return logits.reshape(-1, self.num_classes)
+            rows = self._move_axis(network_outputs)
+            shape[:] = rows.shape[:-1]
+            return rows.flatten(0, -2)
 
         flat = self.categorical.predictive(map(flatten, outputs), keep_members=keep_members)
         members = flat.member_probs

@@ -80,8 +80,19 @@ class DenseCategoricalPredictive(ClassProbabilities):
         shares = {f"share_{name}": (top == k).sum(1) / count for k, name in enumerate(names)}
         return {name: values.cpu().numpy() for name, values in {**means, **shares}.items()}
 
+    def select_uncertain(self) -> CategoricalPredictive:
+        """The prediction of one position of each example, that of the largest entropy."""
+        num_examples, num_positions = len(self.log_probs), self.log_probs.shape[1:-1].numel()
+        position = self.entropy.flatten(1).nan_to_num(-1.0).argmax(1)
+        return self._join_positions().select(num_positions * torch.arange(num_examples).to(position) + position)
+
     def flatten(self) -> CategoricalPredictive:
-        """The predictions of all positions, one after the other."""
+        """The predictions of all positions, one after the other, without those by which examples are padded."""
+        flat = self._join_positions()
+        has_prediction = ~flat.expected_entropy.isnan()
+        return flat if bool(has_prediction.all()) else flat.select(has_prediction)
+
+    def _join_positions(self) -> CategoricalPredictive:
         num_classes = self.log_probs.shape[-1]
         members = self.member_probs
         return CategoricalPredictive(
@@ -111,8 +122,8 @@ class DenseCategoricalPredictive(ClassProbabilities):
         labels = targets.reshape(-1)
         is_labelled = labels != ignore_index
         if bool(is_labelled.all()):
-            return self.flatten(), labels
-        return self.flatten().select(is_labelled.to(self.log_probs.device)), labels[is_labelled]
+            return self._join_positions(), labels
+        return self._join_positions().select(is_labelled.to(self.log_probs.device)), labels[is_labelled]
 
     @classmethod
     def concatenate(cls, predictions: Sequence[Self]) -> Self:

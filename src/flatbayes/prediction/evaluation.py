@@ -169,7 +169,8 @@ def evaluate(
             tensors, arrays or data frames, a dataset, or a loader of batches. With `targets`, inputs alone.
         targets: Class indices of any dtype, one-hot rows, or names of classes; examples with the likelihood's
             `ignore_index` are left out. For a class at each position one index for each. For several labels rows of
-            0 and 1, with NaN or `ignore_index` where a label is not known. For a regression numbers, shape (examples,) or (examples, targets).
+            0 and 1, with NaN or `ignore_index` where a label is not known. For a regression numbers, shape
+            (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.

@@ -51,10 +51,14 @@ def count_chunk_examples(bytes_per_example: int) -> int:
     return max(1, min(MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES // max(1, bytes_per_example)))
 
 
+def list_shapes(inputs: ModelInputs) -> list[torch.Size]:
+    """The shape of one example in each tensor."""
+    return [tensor.shape[1:] for tensor in flatten_tree(inputs, "inputs").values()]
+
+
 def count_elements(inputs: ModelInputs) -> int:
-    """Number of elements of the largest tensor of one example, about that of its positions."""
-    tensors = flatten_tree(inputs, "inputs").values()
-    return max((tensor.shape[1:].numel() for tensor in tensors), default=1)
+    """Number of elements of the largest tensor of one example, at least that of its positions."""
+    return max(1, *(shape.numel() for shape in list_shapes(inputs)))
 
 
 def iter_chunks(
@@ -86,12 +90,16 @@ def iter_chunks(
     if isinstance(inputs, Tensor | np.ndarray | Mapping) or is_input_tuple(inputs, structure):
         examples = to_inputs(inputs, structure)
         if count_examples(examples):
-            largest = max(1, MAX_BATCH_ELEMENTS // max(1, count_elements(examples))) if has_positions else batch_size
+            largest = max(1, MAX_BATCH_ELEMENTS // count_elements(examples)) if has_positions else batch_size
             yield split_examples(examples, min(batch_size, largest))
         return
     chunk, num_examples = list[Any](), 0
     for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else cast(Iterable[Any], inputs):
-        chunk.append(to_inputs(batch, structure))
+        examples = to_inputs(batch, structure)
+        if chunk and has_positions and list_shapes(examples) != list_shapes(chunk[0]):
+            yield chunk  # outputs of different sizes cannot be joined
+            chunk, num_examples = [], 0
+        chunk.append(examples)
         size = count_examples(chunk[-1])
         num_examples += size
         num_bytes = predictive_bytes * (count_elements(chunk[-1]) if has_positions else 1)

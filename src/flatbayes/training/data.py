@@ -226,12 +226,12 @@ class InMemoryData(TrainingData):
         """All examples, standardized, in the order of the data."""
         train, standardize = self.splits.train, self.standardize.to(device)
         for inputs, targets in zip(
-            train.inputs.split(self._eval_batch_size), train.targets.split(self._eval_batch_size), strict=True
+            train.inputs.split(self.eval_batch_size), train.targets.split(self.eval_batch_size), strict=True
         ):
             yield standardize_on_device(standardize, inputs, device), move_tensor(targets, device)
 
     @property
-    def _eval_batch_size(self) -> int:
+    def eval_batch_size(self) -> int:
         """Examples of a forward pass without a batch size: fewer where each has many positions."""
         num_positions = self.splits.train.targets[0].numel() if self.splits.is_dense else 1
         return max(1, min(EVAL_BATCH_SIZE, MAX_EVAL_POSITIONS // num_positions))
@@ -305,11 +305,11 @@ class InMemoryData(TrainingData):
         device = next(network.parameters()).device
         standardize = self.standardize.to(device)
         with eval_mode(network), seeded_rng(spawn_seed(Stream.VALIDATION), network):
-            batches = split.inputs.split(self._eval_batch_size)
+            batches = split.inputs.split(self.eval_batch_size)
             on_device = (standardize_on_device(standardize, batch, device) for batch in batches)
             outputs = (network(cast_inputs(network, inputs)) for inputs in on_device)
             if self.splits.is_dense:  # outputs of all examples may be larger than the memory
-                targets = split.targets.split(self._eval_batch_size)
+                targets = split.targets.split(self.eval_batch_size)
                 yield from zip(outputs, (move_tensor(batch, device) for batch in targets), strict=True)
             else:
                 yield torch.cat(list(outputs)), move_tensor(split.targets, device)

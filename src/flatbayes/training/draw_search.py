@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.calibration.map_fitting import compute_example_losses
-from flatbayes.likelihoods import CategoricalPredictive, Predictive
+from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredictive, Predictive
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.prediction.evaluation import predict_labelled
@@ -198,7 +198,9 @@ def _make_criterion(replace_value: ReplaceValue, examples: Any, criterion: Crite
         return _make_relative(measure_nll)
 
     def predict(value: float) -> CategoricalPredictive:
-        predictive = predict_examples(replace_value(value), examples, NUM_TOLERANCE_DRAWS)[0]
+        predictive, targets = predict_examples(replace_value(value), examples, NUM_TOLERANCE_DRAWS)
+        if isinstance(predictive, DenseCategoricalPredictive):
+            predictive = predictive.select_labelled(targets)[0]
         if not isinstance(predictive, CategoricalPredictive):
             raise TypeError(f"criterion={criterion!r} is about classes, got a {type(predictive).__name__}.")
         return predictive

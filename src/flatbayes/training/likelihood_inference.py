@@ -37,6 +37,7 @@ from flatbayes.training.network_outputs import (
     find_output_shape,
     infer_dense_likelihood,
     match_outputs,
+    resize_classes,
 )
 
 
@@ -211,7 +212,7 @@ def infer_loader_likelihood(
         if targets.ndim > 1 and not targets.is_floating_point() and len(shape) == targets.ndim:
             likelihood = match_outputs(shape, targets.shape[1:])
             labels = [targets, *(split_batch(batch)[1] for batch in batches)] if new_head else []
-            return replace(likelihood, num_classes=max(int(y.max()) for y in labels) + 1) if labels else likelihood
+            return resize_classes(likelihood, max(int(y.max()) for y in labels) + 1) if labels else likelihood
         if is_class_index(targets) and num_outputs > 1:
             return Categorical(num_outputs)
         if holds_several_labels(targets) and num_outputs == targets.shape[1]:

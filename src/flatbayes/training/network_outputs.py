@@ -42,11 +42,16 @@ def infer_dense_likelihood(
     with preserve_rng(None):
         shape = find_output_shape(model, data.example_batch[0], output, arguments)
     likelihood = match_outputs(shape, tuple(splits.train.targets.shape[1:]))
-    return replace(likelihood, num_classes=splits.num_classes) if new_head else likelihood
+    return resize_classes(likelihood, splits.num_classes) if new_head else likelihood
+
+
+def resize_classes(likelihood: DenseCategorical, num_classes: int) -> DenseCategorical:
+    """The likelihood of a network that gets one output for each of so many classes at every position."""
+    return replace(likelihood, num_classes=num_classes, single_logit=False)
 
 
 def match_outputs(shape: Sequence[int], positions: Sequence[int]) -> DenseCategorical:
-    """The likelihood for outputs of a shape and a class at each position.
+    """The likelihood for outputs of a shape and a class at each position; for one output it is a single logit.
 
     >>> match_outputs((3, 4, 4), (4, 4)).class_dim, match_outputs((7, 3), (7,)).class_dim
     (1, -1)
@@ -61,9 +66,9 @@ def match_outputs(shape: Sequence[int], positions: Sequence[int]) -> DenseCatego
     shape, positions = tuple(shape), tuple(positions)
     candidates = {1: (shape[:1], shape[1:]), -1: (shape[-1:], shape[:-1])}
     matching = [
-        DenseCategorical(classes[0], class_dim)
+        DenseCategorical(max(2, classes[0]), class_dim, single_logit=classes[0] == 1)
         for class_dim, (classes, rest) in candidates.items()
-        if rest == positions and classes[0] > 1
+        if rest == positions
     ]
     if len(matching) == 1:
         return matching[0]
@@ -72,7 +77,8 @@ def match_outputs(shape: Sequence[int], positions: Sequence[int]) -> DenseCatego
     raise ValueError(
         f"The likelihood is not clear from outputs of the shape ({sizes[0]}) of the network and targets of the shape "
         f"({sizes[1]}): {reason}. For a class at each position pass likelihood=DenseCategorical(num_classes), with "
-        "class_dim=-1 for outputs (n, *positions, classes), and resize outputs or targets to the same positions. "
+        "class_dim=-1 for outputs (n, *positions, classes), and resize outputs or targets to the same positions; remove "
+        "an axis of size 1 of the targets by squeeze(1). "
         f"{ADVICE}"
     )
 
