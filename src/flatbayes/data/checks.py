@@ -157,7 +157,7 @@ def check_position_labels(splits: Mapping[str, Tensor], class_names: Sequence[st
     if len(class_names) < 2:
         raise ValueError(
             f"A classification of positions needs at least 2 classes, got {len(class_names)} {list(class_names)}. "
-            "Number the classes from 0."
+            "Number the classes from 0, and give examples with labels."
         )
     for name, labels in splits.items():
         invalid = ((labels < 0) & (labels != IGNORE_INDEX)) | (labels >= len(class_names))

@@ -156,9 +156,9 @@ class DenseCategorical(Likelihood):
             if rows.shape[:-1] != targets.shape:
                 raise ValueError(
                     f"The model gives outputs of shape {tuple(outputs.shape)}, those of the positions "
-                    f"{tuple(rows.shape[1:-1])} of {format_count(len(rows), 'example')}, and the targets have the shape "
-                    f"{tuple(targets.shape)}. Give one class index for each position of the outputs: resize outputs "
-                    "or targets, or remove an axis of size 1 of the targets by squeeze(1)."
+                    f"{tuple(rows.shape[1:-1])} of {format_count(len(rows), 'example')}, and the targets have the "
+                    f"shape {tuple(targets.shape)}. Give one class index for each position of the outputs: resize "
+                    "outputs or targets, or remove an axis of size 1 of the targets by squeeze(1)."
                 )
             return position_loss(rows.flatten(0, -2), targets.flatten())
 

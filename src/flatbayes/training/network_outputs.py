@@ -77,9 +77,8 @@ def match_outputs(shape: Sequence[int], positions: Sequence[int]) -> DenseCatego
     raise ValueError(
         f"The likelihood is not clear from outputs of the shape ({sizes[0]}) of the network and targets of the shape "
         f"({sizes[1]}): {reason}. For a class at each position pass likelihood=DenseCategorical(num_classes), with "
-        "class_dim=-1 for outputs (n, *positions, classes), and resize outputs or targets to the same positions; remove "
-        "an axis of size 1 of the targets by squeeze(1). "
-        f"{ADVICE}"
+        "class_dim=-1 for outputs (n, *positions, classes); resize outputs or targets to the same positions, and "
+        f"remove an axis of size 1 of the targets by squeeze(1). {ADVICE}"
     )
 
 
