@@ -154,4 +154,4 @@ def test_chunks_have_inputs_of_one_shape_and_large_examples_smaller_batches(monk
 
 def test_a_comparison_has_the_metrics_of_positions():
     result = compare(nn.Conv2d(3, 3, 1), (IMAGES, MASKS), [MAP()], config=CONFIG, num_seeds=1)
-    assert "mean_iou" in str(result.to_pandas())
+    assert list(result.to_pandas()["metric"]) == ["accuracy", "nll", "ece", "brier", "auroc_correct", "mean_iou"]
