@@ -67,7 +67,7 @@ class DenseCategoricalPredictive(ClassProbabilities):
         """
         top = self.top_class.flatten(1)
         has_prediction = top != IGNORE_INDEX
-        count = has_prediction.sum(1)
+        count = has_prediction.sum(1).to(self.log_probs.dtype)
         means = {
             name: values.flatten(1).nan_to_num(0.0).sum(1) / count
             for name, values in {
