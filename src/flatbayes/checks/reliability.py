@@ -32,9 +32,11 @@ CALIBRATE = "calibrate(fitted, validation) corrects it for all predictions"
 
 def check_confidence(evidence: Evidence) -> Finding | str:
     """Whether predictions are over- or underconfident: by a temperature, or by a factor on standard deviations."""
+    predictive = evidence.predictive
+    if isinstance(predictive, DenseCategoricalPredictive):
+        return "the positions of an example are no independent examples, as a test needs: evaluate gives the ECE"
     if len(evidence.targets) < MIN_EXAMPLES:
         return TOO_FEW
-    predictive = evidence.predictive
     if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
         is_several = isinstance(predictive, BernoulliPredictive)
         run_test = run_label_temperature_test if is_several else run_temperature_test
@@ -44,8 +46,6 @@ def check_confidence(evidence: Evidence) -> Finding | str:
     elif isinstance(predictive, GaussianPredictive):
         scale, p_value = _test_worst_target(_compute_columns(predictive, evidence.targets))
         meaning = f"the residuals are {scale:.3g} predicted standard deviations (root mean square)"
-    elif isinstance(predictive, DenseCategoricalPredictive):
-        return "the positions of an example are no independent examples, as a test needs: evaluate gives the ECE"
     else:
         return "there is no test for this kind of prediction"
     word = "overconfident" if scale > 1 else "underconfident"

@@ -82,7 +82,8 @@ class DenseCategorical(Likelihood):
             ValueError: They have another shape.
         """
         rows = self._move_axis(outputs)
-        return self.categorical.to_logits(rows.flatten(0, -2)).unflatten(0, rows.shape[:-1])
+        logits = self.categorical.to_logits(rows.flatten(0, -2))
+        return logits.reshape(*rows.shape[:-1], self.num_classes)
 
     def _move_axis(self, outputs: Tensor) -> Tensor:
         """The outputs with those of a position on the last axis."""
