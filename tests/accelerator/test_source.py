@@ -74,7 +74,7 @@ REASONS = {
     "flatness/gradient_average.py:accumulate_gradients": CPU_ONLY,
     "likelihoods/categorical_sums.py:CategoricalSums.add_stacked": CPU_ONLY,
     "likelihoods/custom.py:count_right": "of validation batches, whose loss is read too",
-    "likelihoods/dense_categorical.py:DenseCategorical.count_targets": "of validation batches, whose loss is read too",
+    "likelihoods/dense_categorical.py:*.count_targets": "of validation batches, whose loss is read too",
     "likelihoods/gaussian.py:Gaussian.__post_init__": NUMBER,
     "likelihoods/gaussian.py:Gaussian.fit": BEFORE,
     "likelihoods/gaussian.py:Gaussian.prepare_targets": MESSAGE,

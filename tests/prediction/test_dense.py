@@ -27,9 +27,10 @@ from flatbayes.data import Split
 from flatbayes.estimators import FlatBayesClassifier
 from flatbayes.likelihoods import DenseCategoricalPredictive
 from flatbayes.metrics import classification_metrics, mean_iou
-from flatbayes.posteriors import MAP
+from flatbayes.posteriors import MAP, SGLD
 from flatbayes.prediction import evaluate_corruptions, evaluate_ood, evaluate_recalibration
 from flatbayes.prediction.inputs import iter_chunks
+from flatbayes.prediction.position_stream import stream_example_losses
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(30, 3, 4, 5, generator=GENERATOR)
@@ -155,3 +156,40 @@ def test_chunks_have_inputs_of_one_shape_and_large_examples_smaller_batches(monk
 def test_a_comparison_has_the_metrics_of_positions():
     result = compare(nn.Conv2d(3, 3, 1), (IMAGES, MASKS), [MAP()], config=CONFIG, num_seeds=1)
     assert list(result.to_pandas()["metric"]) == ["accuracy", "nll", "ece", "brier", "auroc_correct", "mean_iou"]
+
+
+def test_a_part_of_the_examples_is_predicted_at_a_time(monkeypatch):
+    """Metrics, losses of examples and checks do not depend on the memory that predictions may take."""
+    fitted = calibrate(make_fitted(), IMAGES, MASKS)
+    loader = [(IMAGES[:7], MASKS[:7]), (IMAGES[7:], MASKS[7:])]
+    whole = evaluate(fitted, IMAGES, MASKS)
+    losses = compute_example_losses(fitted.predict(IMAGES), MASKS)
+    monkeypatch.setattr("flatbayes.prediction.inputs.MAX_CHUNK_BYTES", 4 * 64 * 3 * 60)
+    assert [len(p.mean) for p in fitted.stream_predictions(IMAGES, batch_size=2)] == [4] * 7 + [2]
+    for data in ((IMAGES, MASKS), (IMAGES.numpy(), MASKS.numpy()), loader):
+        part = evaluate(fitted, data, batch_size=2)
+        assert part.metrics == pytest.approx(whole.metrics, rel=1e-6)
+        assert part.raw_metrics == pytest.approx(whole.raw_metrics, rel=1e-6)
+        torch.testing.assert_close(stream_example_losses(fitted, data, 1, 2), losses)
+    monkeypatch.setattr("flatbayes.prediction.position_stream.MAX_PREDICTED_VALUES", 10 * 60)
+    assert fitted.check(IMAGES, MASKS).num_examples == 10
+
+
+def test_snapshots_of_a_chain_are_followed():
+    config = TrainingConfig(epochs=10, batch_size=10)
+    fitted = fit(nn.Conv2d(3, 3, 1), (IMAGES, MASKS), SGLD(), Plain(), config)
+    assert "mixing" in {finding.name for finding in fitted.check(IMAGES, MASKS).findings}
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (MASKS[:20], "30 inputs and 20 targets"),
+        (torch.full_like(MASKS, -100), "no labelled positions"),
+        (MASKS[:, :2], r"shape \(30, 4, 5\), and targets of the shape \(30, 2, 5\)"),
+    ],
+    ids=["count", "unlabelled", "positions"],
+)
+def test_targets_that_do_not_match_are_refused(masks, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(make_fitted(), IMAGES, masks)

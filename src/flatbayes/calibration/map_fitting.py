@@ -126,7 +126,8 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
         targets: Class indices, labels of which each example has one that is known, or numbers.
     """
     if isinstance(predictive, DenseCategoricalPredictive):
-        return _compute_dense_losses(predictive, targets)
+        sums, counts = sum_position_losses(predictive, targets)
+        return sums * (len(sums) / int(counts.sum()))
     if isinstance(predictive, CategoricalPredictive):
         log_probs = to_double(predictive.log_probs).cpu()
         return log_probs.gather(1, targets.cpu().long()[:, None])[:, 0].abs()  # abs: without a negative zero
@@ -136,12 +137,20 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
     return -to_double(predictive.log_prob(targets)).cpu()
 
 
-def _compute_dense_losses(predictive: DenseCategoricalPredictive, targets: Tensor) -> Tensor:
+def sum_position_losses(
+    predictive: DenseCategoricalPredictive, targets: Tensor
+) -> tuple[Float[Tensor, " examples"], Int[Tensor, " examples"]]:
+    """Negative log likelihood of each example, summed over its labelled positions, and their number.
+
+    Args:
+        predictive: Predictions of a class at each position.
+        targets: Class indices, `IGNORE_INDEX` at positions without a label.
+    """
     targets = targets.cpu()
     is_labelled = targets != IGNORE_INDEX
     losses = torch.zeros(targets.shape, dtype=torch.float64)
     losses[is_labelled] = compute_example_losses(*predictive.select_labelled(targets))
-    return losses.flatten(1).sum(1) * (len(targets) / int(is_labelled.sum()))
+    return losses.flatten(1).sum(1), is_labelled.flatten(1).sum(1)
 
 
 def _fit_classes(

@@ -48,9 +48,14 @@ def check_mixing(evidence: Evidence) -> Finding | str:
     num_draws = num_snapshots * len(fitted.states)
     if obstacle := evidence.find_obstacle(fitted, num_draws):
         return obstacle
-    chains = order_chains(evidence, evidence.predict(fitted, rows, num_draws, keep_members=True), num_draws)
-    if chains is None:
+    is_dense = isinstance(evidence.predictive, DenseCategoricalPredictive)
+    parts = [
+        order_chains(evidence, evidence.predict(fitted, part, num_draws, keep_members=True), num_draws)
+        for part in rows.split(1 if is_dense else len(rows))  # predictions of many positions take much memory
+    ]
+    if any(part is None for part in parts):
         return "there are no predictions of single networks"
+    chains = torch.cat([part for part in parts if part is not None], -1)
     r_hat, size = summarize_chains(chains)
     largest = max(MAX_R_HAT, find_chance_r_hat(len(fitted.states), num_snapshots))
     return Finding(

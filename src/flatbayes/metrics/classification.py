@@ -177,8 +177,17 @@ def mean_iou(predictions: Int[Tensor, " positions"], labels: Int[Tensor, " posit
             f"Expected one prediction for each label, got the shapes {tuple(predictions.shape)} and "
             f"{tuple(labels.shape)}."
         )
+    return average_iou(count_pairs(predictions, labels, num_classes))
+
+
+def count_pairs(predictions: Tensor, labels: Tensor, num_classes: int) -> Float[Tensor, "labels classes"]:
+    """Number of positions with each label, in rows, and each prediction, in columns; arguments as of `mean_iou`."""
     pairs = num_classes * labels.reshape(-1).long() + predictions.reshape(-1).long()
-    counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double()
+
+
+def average_iou(counts: Float[Tensor, "labels classes"]) -> float:
+    """The mean intersection over union for the result of `count_pairs`."""
     right = counts.diag()
     union = counts.sum(0) + counts.sum(1) - right
     return float((right / union)[union > 0].mean())

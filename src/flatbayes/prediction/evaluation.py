@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from flatbayes.metrics import (
     CoverageCurve,
     ReliabilityBins,
     coverage_curve,
-    mean_iou,
     metrics_per_target,
     regression_metrics,
 )
@@ -44,6 +43,7 @@ from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
+from flatbayes.prediction.position_stream import PositionMetrics, predicts_positions, stream_labelled
 
 if TYPE_CHECKING:  # optional packages
     import pandas as pd
@@ -187,6 +187,18 @@ def evaluate(
         >>> sorted(evaluation.metrics), evaluation.num_networks
         (['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'], 5)
     """
+    if predicts_positions(fitted):
+        return _evaluate_positions(
+            fitted,
+            data,
+            targets,
+            num_draws,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            precision=precision,
+            compiled=compiled,
+        )
     calibration = fitted.calibration
     predictive, targets, _ = predict_labelled(
         fitted if calibration is None else replace_calibration(fitted, None),
@@ -204,6 +216,25 @@ def evaluate(
         return evaluation
     calibrated = _compute_metrics(calibration.apply(predictive), targets, evaluation.num_networks)
     return replace(calibrated, raw_metrics=evaluation.metrics)
+
+
+def _evaluate_positions(
+    fitted: FittedPosterior, data: Any, targets: Any, num_draws: int, *, seed: int, **options: Any
+) -> Evaluation:
+    """The metrics of a class at each position; arguments as of `evaluate`."""
+    calibration, num_networks = fitted.calibration, len(fitted.sample_ids(num_draws, seed))
+    raw, calibrated = PositionMetrics(), PositionMetrics()
+    sampler = fitted if calibration is None else replace_calibration(fitted, None)
+    for predictive, labels in stream_labelled(sampler, data, targets, num_draws, seed=seed, **options):
+        raw.add(predictive, labels)
+        if calibration is not None:
+            calibrated.add(cast("DenseCategoricalPredictive", calibration.apply(predictive)), labels)
+    metrics, raw_metrics = raw, dict[str, float]()
+    if calibration is not None:
+        metrics, raw_metrics = calibrated, raw.compute(raw.join_scores())
+    scores = metrics.join_scores()
+    bins = bin_confidences(scores.confidence, scores.is_right)
+    return Evaluation(metrics.compute(scores), bins, num_networks, raw_metrics=raw_metrics)
 
 
 def predict_labelled(
@@ -277,14 +308,6 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
         case CategoricalPredictive():
             scores = score_examples(predictive.log_probs, targets)
             return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
-        case DenseCategoricalPredictive():
-            flat, labels = predictive.select_labelled(targets)
-            scores = score_examples(flat.log_probs, labels)
-            metrics = {
-                **scores.metrics(),
-                "mean_iou": mean_iou(flat.top_class.cpu(), labels, flat.log_probs.shape[1]),
-            }
-            return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)
         case BernoulliPredictive():
             metrics, scores = measure_labels(predictive.log_probs, targets)
             return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)

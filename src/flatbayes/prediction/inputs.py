@@ -71,7 +71,8 @@ def iter_chunks(
 ) -> Iterator[Sequence[Any]]:
     """Yield chunks: lists of batches that take at most `MAX_CHUNK_BYTES` with their predictions, or of one batch.
 
-    A tensor or array forms one chunk, because it is in memory already. An iterable is read once.
+    A tensor or array forms one chunk, because it is in memory already, unless every position of an example is
+    predicted, which may take far more. An iterable is read once.
 
     Args:
         inputs: The examples. If a batch of an iterable is a tuple or list, its first element holds the inputs and the
@@ -89,9 +90,10 @@ def iter_chunks(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if isinstance(inputs, Tensor | np.ndarray | Mapping) or is_input_tuple(inputs, structure):
         examples = to_inputs(inputs, structure)
-        if count_examples(examples):
-            largest = max(1, MAX_BATCH_ELEMENTS // count_elements(examples)) if has_positions else batch_size
-            yield split_examples(examples, min(batch_size, largest))
+        if count_examples(examples) and has_positions:
+            yield from _chunk_positions(examples, batch_size, predictive_bytes)
+        elif count_examples(examples):
+            yield split_examples(examples, batch_size)
         return
     chunk, num_examples = list[Any](), 0
     for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else cast(Iterable[Any], inputs):
@@ -108,6 +110,15 @@ def iter_chunks(
             chunk, num_examples = [], 0
     if chunk:
         yield chunk
+
+
+def _chunk_positions(examples: ModelInputs, batch_size: int, position_bytes: int) -> Iterator[Sequence[Any]]:
+    """Chunks of examples in memory whose predictions, of every position, may take far more memory."""
+    elements = count_elements(examples)
+    size = min(batch_size, max(1, MAX_BATCH_ELEMENTS // elements))
+    batches = split_examples(examples, size)
+    count = max(1, count_chunk_examples(position_bytes * elements) // size)
+    yield from (batches[start : start + count] for start in range(0, len(batches), count))
 
 
 def fill_missing_features(batch: ModelInputs, feature_names: object, transform: object) -> ModelInputs:

@@ -65,6 +65,18 @@ class LabelledBatches:
             self._targets.append(targets.cpu())
             yield inputs if not isinstance(inputs, tuple) else (inputs,)
 
+    def pop_targets(self, count: int) -> Tensor:
+        """Targets of the next batches, with so many examples, which are not kept.
+
+        Args:
+            count: Number of examples.
+        """
+        batches = list[Tensor]()
+        while count > 0:
+            batches.append(self._targets.pop(0))
+            count -= len(batches[-1])
+        return join_targets(batches)
+
     @property
     def targets(self) -> Tensor:
         """Targets of all batches that have been read, in order."""

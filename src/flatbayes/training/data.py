@@ -214,7 +214,7 @@ class InMemoryData(TrainingData):
             return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize.to(device), world)
         is_transformed = augment is None and inputs.dtype == torch.float64  # takes less memory as float32
         inputs = self.standardize(inputs) if is_transformed else inputs
-        if fits_on_device(inputs, device):
+        if fits_on_device(inputs, device) and fits_on_device(targets, device):
             inputs, targets = move_tensor(inputs, device), move_tensor(targets, device)
         if is_transformed:
             return ShuffledBatches(inputs, targets, size, seed, world=world)
