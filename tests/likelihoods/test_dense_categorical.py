@@ -145,6 +145,7 @@ def test_a_custom_loss_takes_outputs_and_targets_as_they_are():
     ],
     ids=["one_axis", "too_large", "fractions"],
 )
+@pytest.mark.cpu_path
 def test_other_targets_are_refused(targets, message):
     with pytest.raises(ValueError, match=message):
         DenseCategorical(3).prepare_targets(targets)

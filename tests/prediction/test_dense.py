@@ -193,3 +193,23 @@ def test_snapshots_of_a_chain_are_followed():
 def test_targets_that_do_not_match_are_refused(masks, message):
     with pytest.raises(ValueError, match=message):
         evaluate(make_fitted(), IMAGES, masks)
+
+
+def test_plots_of_images_and_texts():
+    predictive = make_fitted().predict(IMAGES)
+    axes = predictive.plot(IMAGES, MASKS, num_examples=2)
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "input",
+        "target",
+        "most probable class",
+        "entropy",
+    ]
+    uncertain = predictive.entropy.mean((1, 2)).argsort(descending=True)[:2]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [str(int(row)) for row in uncertain]
+    tagger = DenseCategorical(3, class_dim=-1)
+    texts = DenseCategoricalPredictive.concatenate(
+        [tagger.predictive([IMAGES[:5, :, 0].mT]), tagger.predictive([IMAGES[5:7, :, 0, :3].mT])]
+    )
+    assert len(texts.plot(num_examples=7).get_yticklabels()) == 7
+    with pytest.raises(ValueError, match="in a line or in an image"):
+        DenseCategorical(3).predictive([torch.zeros(2, 3, 4, 4, 4)]).plot()

@@ -293,6 +293,7 @@ def test_several_posteriors_of_one_training():
     assert [fitted.likelihood for fitted in together] == 2 * [DenseCategorical(3)]
 
 
+@pytest.mark.cpu_path
 def test_marks_of_unknown_pixels():
     """-100 and another mark are the same; images without a labelled pixel are left out."""
     images, masks = make_images()

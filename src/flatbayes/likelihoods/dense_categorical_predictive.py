@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from torch import Tensor
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive, ClassProbabilities
+from flatbayes.likelihoods.labels import to_tensor
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,33 @@ class DenseCategoricalPredictive(ClassProbabilities):
         return (
             f"<DenseCategoricalPredictive: {format_count(num_examples, 'example')} of {shape} positions, "
             f"{num_classes} classes>"
+        )
+
+    def plot(
+        self, inputs: Any = None, targets: Any = None, *, num_examples: int = 4, ax: "Axes | None" = None
+    ) -> "Axes":
+        """Draw the most uncertain examples: the most probable class and the entropy of each position.
+
+        Args:
+            inputs: The examples that were predicted; of shape (examples, channels, height, width) they are drawn.
+            targets: Class of each position, drawn beside the most probable one.
+            num_examples: Largest number of examples.
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: Positions are neither in a line nor in an image.
+        """
+        from flatbayes.plotting.positions import plot_positions
+
+        return plot_positions(
+            self.top_class.cpu().numpy(),
+            self.entropy.cpu().numpy(),
+            self.log_probs.shape[-1],
+            None if inputs is None else to_tensor(inputs).cpu().numpy(),
+            None if targets is None else to_tensor(targets).cpu().numpy(),
+            ax,
+            num_examples=num_examples,
         )
 
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
