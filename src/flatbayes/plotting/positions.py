@@ -82,9 +82,8 @@ def plot_positions(
         target.set_xticks(range(len(columns)), columns)
         target.set_yticks(range(len(rows)), [str(row) for row in rows])
         target.set_ylabel("example")
-        target.set_title(
-            f"The {len(rows)} most uncertain of {format_count(len(classes), 'example')}, entropy 0 to {highest:.2g} nats"
-        )
+        count = format_count(len(classes), "example")
+        target.set_title(f"The {len(rows)} most uncertain of {count}, entropy 0 to {highest:.2g} nats")
         theme.style_axes(target)
         target.grid(False)
         return target
