@@ -288,6 +288,19 @@ def test_vectorized_members_are_those_of_one_by_one():
     torch.testing.assert_close(*predictions, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("as_loader", [False, True])
+def test_micro_batches_weigh_labelled_pixels_alike(as_loader):
+    images, masks = make_images()
+    masks[:8, 1:] = -100
+    network, states = Segmenter(dropout=0.0), []
+    for steps in (1, 4):
+        config = TrainingConfig(epochs=2, batch_size=24, optimization={"accumulation_steps": steps})
+        data = DataLoader(TensorDataset(images, masks), 24) if as_loader else (images, masks)
+        states.append(fit(network, data, MAP(), Plain(), config, seed=0).states[0].model.state_dict())
+    for name, values in states[0].items():
+        torch.testing.assert_close(states[1][name], values, rtol=1e-4, atol=1e-6)
+
+
 def test_several_posteriors_of_one_training():
     together = fit_together(Segmenter, make_images(), [MAP(), SWAG()], Plain(), CONFIG)
     assert [fitted.likelihood for fitted in together] == 2 * [DenseCategorical(3)]

@@ -126,11 +126,19 @@ class DenseCategorical(Likelihood):
 
     def find_labelled(self, targets: Tensor) -> Tensor:
         """Where at least one position has a label."""
-        return (targets != self.ignore_index).flatten(1).any(1)
+        return self.find_labelled_positions(targets).flatten(1).any(1)
+
+    def find_labelled_positions(self, targets: Tensor) -> Tensor:
+        """Where a position has a label, in the shape of the targets.
+
+        Args:
+            targets: From `prepare_targets`.
+        """
+        return targets != self.ignore_index
 
     def count_targets(self, targets: Tensor) -> int:
         """Number of labelled positions."""
-        return int((targets != self.ignore_index).sum())
+        return int(self.find_labelled_positions(targets).sum())
 
     def loss(self, outputs: Float[Tensor, "batch ..."], targets: Int[Tensor, "batch ..."]) -> Float[Tensor, ""]:
         """Mean cross entropy over the labelled positions of all examples; zero if there are none.

@@ -14,6 +14,7 @@ from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
@@ -126,7 +127,7 @@ class RunFactory:
             config=self.config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, member),
             validate=None if validate is None else lambda module: [validate(module)],
-            find_labelled=self.likelihood.find_labelled if may_lack_labels else lambda _: None,
+            find_labelled=find_loss_terms(self.likelihood, may_lack_labels=may_lack_labels),
             loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
@@ -293,6 +294,19 @@ def is_prior_given(factory: RunFactory) -> bool:
     owner = path.rpartition(".")[0]
     method = get_option(factory.posterior, owner) if owner else factory.posterior
     return bool(get_option(factory.posterior, path) != getattr(type(method), "prior_precision", None))
+
+
+def find_loss_terms(likelihood: Likelihood, *, may_lack_labels: bool) -> Callable[[Tensor], Tensor | None]:
+    """A function that says which targets of a batch the loss is the mean over: of examples, or of their positions.
+
+    Args:
+        likelihood: Distribution of the targets given the outputs.
+        may_lack_labels: Whether a batch may have examples without a label.
+    """
+    inner = unwrap_custom(likelihood)
+    if isinstance(inner, DenseCategorical):
+        return inner.find_labelled_positions
+    return likelihood.find_labelled if may_lack_labels else lambda _: None
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:
