@@ -31,6 +31,7 @@ from flatbayes.posteriors import MAP, SGLD
 from flatbayes.prediction import evaluate_corruptions, evaluate_ood, evaluate_recalibration
 from flatbayes.prediction.inputs import iter_chunks
 from flatbayes.prediction.position_stream import stream_example_losses
+from flatbayes.training import fit_cross_conformal
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(30, 3, 4, 5, generator=GENERATOR)
@@ -132,6 +133,8 @@ def test_what_has_no_meaning_is_refused():
     predictive = fitted.predict(IMAGES)
     with pytest.raises(TypeError, match="no sets with a guarantee for a class at each position.*calibrate"):
         conformalize(fitted, IMAGES, MASKS)
+    with pytest.raises(TypeError, match="no sets with a guarantee for a class at each position"):
+        fit_cross_conformal(nn.Conv2d(3, 3, 1), (IMAGES, MASKS), config={"epochs": 9999})
     with pytest.raises(TypeError, match="Compare its entropy with a threshold"):
         fit_abstention(predictive, MASKS, risk=0.1)
     with pytest.raises(TypeError, match="abstain_below is a confidence of one class of each example"):

@@ -24,6 +24,11 @@ MIN_EXAMPLES = 10
 
 END_TOLERANCE = 1e-3
 """Relative distance to the end of its range at which a fitted number counts as at this end."""
+NO_POSITION_REGIONS = (
+    "There are no sets with a guarantee for a class at each position, whose positions are no independent examples. "
+    "calibrate(fitted, data) calibrates their probabilities, and predictive.select_labelled(targets) gives the "
+    "positions as examples of a classification."
+)
 
 
 class CalibrationWarning(UserWarning):
@@ -118,11 +123,7 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
         ValueError: There are no examples, the shapes do not match, or a target is not valid.
     """
     if isinstance(predictive, DenseCategoricalPredictive):
-        raise TypeError(
-            "There are no sets with a guarantee for a class at each position, whose positions are no independent "
-            "examples. calibrate(fitted, data) calibrates their probabilities, and "
-            "predictive.select_labelled(targets) gives the positions as examples of a classification."
-        )
+        raise TypeError(NO_POSITION_REGIONS)
     if not isinstance(predictive, BernoulliPredictive | CategoricalPredictive | GaussianPredictive):
         raise TypeError(
             f"Predictions of classes, labels or numbers can be calibrated, got a {type(predictive).__name__}."
