@@ -44,6 +44,8 @@ __all__ = [
     "DataSource",
     "DataSplits",
     "Delayed",
+    "DenseCategorical",
+    "DenseCategoricalPredictive",
     "DenseNet",
     "Diabetes",
     "Digits",
@@ -153,6 +155,8 @@ if TYPE_CHECKING:
         Categorical,
         CategoricalPredictive,
         Custom,
+        DenseCategorical,
+        DenseCategoricalPredictive,
         Gaussian,
         GaussianPredictive,
         Likelihood,
@@ -216,7 +220,7 @@ else:
             "MSAM MSharpness Periodic Plain PosteriorSAM RandomPerturbation SAM StableSAM "
             "VaSSO WSAM",
             "flatbayes.likelihoods": "Bernoulli BernoulliPredictive Categorical CategoricalPredictive Custom "
-            "Gaussian GaussianPredictive Likelihood Predictive",
+            "DenseCategorical DenseCategoricalPredictive Gaussian GaussianPredictive Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "BLoB BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC "
             "SGLD SGVB SVGD SWAG TFB",

@@ -87,7 +87,7 @@ def test_refuses_classes_without_ood_classes(classes):
 
 
 def test_refuses_a_regression():
-    with pytest.raises(ValueError, match="its targets are numbers"):
+    with pytest.raises(ValueError, match="their targets are numbers"):
         ClassSplit(source=Diabetes()).load(0)
 
 

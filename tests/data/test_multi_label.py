@@ -132,7 +132,7 @@ def test_tables_and_unknown_tasks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="A table has one target column, here 'b', .*pair"):
         Table(path="task.csv", target="b", task="multi_label")
     with pytest.raises(
-        ValueError, match="task must be classification, regression, multi_label, or None, got 'labels'"
+        ValueError, match="task must be classification, regression, multi_label, dense, or None, got 'labels'"
     ):
         Arrays(X, Y, task="labels")
 
@@ -156,7 +156,7 @@ def splits_of(targets, **names):
 def test_splits_by_hand():
     splits = splits_of(Y, class_names=(), target_names=("red", "green", "blue"))
     assert splits.is_multi_label
-    with pytest.raises(ValueError, match="one class for each example.*give target_names"):
+    with pytest.raises(ValueError, match="one class for each example or position. .*give target_names"):
         splits_of(Y, class_names=("red", "green", "blue"))
     with pytest.raises(ValueError, match="2 target_names. Give one name for each column"):
         splits_of(Y, class_names=(), target_names=("red", "green"))

@@ -127,3 +127,14 @@ class TestBrier:
         log_probs, labels = random_predictions(0, classes=2)
         expected = 2 * sklearn_metrics.brier_score_loss(labels, log_probs.exp()[:, 1])
         assert brier_score(log_probs.exp(), labels) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mean_iou_is_the_jaccard_score():
+    generator = torch.Generator().manual_seed(0)
+    labels, predictions = (torch.randint(4, (500,), generator=generator) for _ in range(2))
+    expected = sklearn_metrics.jaccard_score(labels, predictions, average="macro")
+    assert metrics.mean_iou(predictions, labels, 4) == pytest.approx(expected)
+    assert metrics.mean_iou(predictions, labels, 9) == pytest.approx(expected)  # absent classes do not count
+    assert metrics.mean_iou(labels, labels, 4) == 1
+    with pytest.raises(ValueError, match="one prediction for each label"):
+        metrics.mean_iou(predictions[:3], labels, 4)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flatbayes import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
+from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.data import DataSplits, Split
 from flatbayes.data.checks import DataWarning
 from flatbayes.likelihoods import Categorical, CategoricalPredictive
@@ -172,13 +173,13 @@ def test_several_options_and_running_statistics_leave_time_for_fewer_draws(monke
 @pytest.mark.parametrize("name", SEVERAL_OPTIONS)
 def test_what_is_known_from_one_option_is_not_measured_again_for_the_next(name, monkeypatch):
     data, posterior = make_data(), SEVERAL_OPTIONS[name]
-    calls, predict = [], draw_choice.predict_examples
+    calls, measure = [], draw_choice.measure_example_losses
 
     def record_call(fitted, *args):
         calls.append(fitted.posterior)
-        return predict(fitted, *args)
+        return measure(fitted, *args)
 
-    monkeypatch.setattr(draw_choice, "predict_examples", record_call)
+    monkeypatch.setattr(draw_choice, "measure_example_losses", record_call)
     fitted = fit(make_network, data, posterior, Plain(), CONFIG.with_options(epochs=4))
     records = fitted.info["training"]["draw_options"]
     assert len(records) == len(posterior.draw_options) > 1
@@ -231,7 +232,7 @@ def test_the_default_is_kept_unless_another_value_is_better_by_a_standard_error(
         return CategoricalPredictive(log_probs, noise, log_probs), torch.zeros(100, dtype=torch.long)
 
     option = DrawOption(0.0, (0.0, 0.25, 0.5), has_means=False, keeps_default=True)
-    record = compare_values(option, ExampleLosses(predict))
+    record = compare_values(option, ExampleLosses(lambda value: compute_example_losses(*predict(value))))
     assert record["value"] == value
     if not math.isnan(gain):
         assert dict(record["standard_errors"]) == pytest.approx({0.25: spread / 10, 0.5: 0.0}, abs=1e-9)

@@ -222,7 +222,7 @@ def test_labels_that_are_class_indices_in_another_form_are_the_same(convert):
     ("labels", "likelihood", "message"),
     [
         (Y + 1, Categorical(3), "Labels must lie between 0 and 2 for 3 classes, got 1 to 3"),
-        (torch.where(Y == 0, -1, Y), Categorical(3), "set Categorical.ignore_index"),
+        (torch.where(Y == 0, -1, Y), Categorical(3), "set ignore_index of the likelihood"),
         (Y + 0.5, Categorical(3), "must be whole numbers"),
         (torch.full((21, 3), 0.5), Categorical(3), "with sum 1"),
         (torch.zeros(21, 2), Categorical(3), "one class index for each example"),

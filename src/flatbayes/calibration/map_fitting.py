@@ -23,7 +23,13 @@ from flatbayes.calibration.maps import (
 from flatbayes.calibration.targets import MIN_EXAMPLES, check_targets, warn_if_at_end, warn_if_few
 from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import IGNORE_INDEX
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+)
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
 from flatbayes.metrics import fit_temperature
 from flatbayes.metrics.multi_label import sum_label_losses
@@ -44,7 +50,8 @@ def fit_calibration(
 
     Args:
         predictive: Predictions of examples that were not used for training.
-        targets: Their class indices, numbers, or several labels, NaN or -100 where a label is not known.
+        targets: Their class indices, numbers, or several labels, NaN or -100 where a label is not known. For a class
+            at each position the map is that of all labelled positions.
         method: None takes `temperature` for classes and labels, which changes no decision, and `scale` for numbers.
 
     Raises:
@@ -62,6 +69,8 @@ def fit_calibration(
         >>> len(calibration.weights), len(calibration.bias), calibration.num_examples
         (10, 10, 100)
     """
+    if isinstance(predictive, DenseCategoricalPredictive):
+        predictive, targets = predictive.select_labelled(targets)
     targets = check_targets(predictive, targets)
     if isinstance(predictive, BernoulliPredictive):
         has_label = (targets != IGNORE_INDEX).any(1)
@@ -107,12 +116,18 @@ def mean_nll(predictive: Predictive, targets: Tensor) -> float:
 
 
 def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Tensor, " examples"]:
-    """Negative log likelihood of each example, float64.
+    """Negative log likelihood of each example, float64, whose mean is that of all targets.
+
+    For a class at each position the losses of the labelled positions of an example are summed, and divided by the
+    mean number of labelled positions.
 
     Args:
         predictive: Predictions of classes, labels or numbers.
         targets: Class indices, labels of which each example has one that is known, or numbers.
     """
+    if isinstance(predictive, DenseCategoricalPredictive):
+        sums, counts = sum_position_losses(predictive, targets)
+        return sums * (len(sums) / int(counts.sum()))
     if isinstance(predictive, CategoricalPredictive):
         log_probs = to_double(predictive.log_probs).cpu()
         return log_probs.gather(1, targets.cpu().long()[:, None])[:, 0].abs()  # abs: without a negative zero
@@ -120,6 +135,22 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
         return sum_label_losses(predictive.log_probs, targets)
     predictive = cast("GaussianPredictive", predictive)
     return -to_double(predictive.log_prob(targets)).cpu()
+
+
+def sum_position_losses(
+    predictive: DenseCategoricalPredictive, targets: Tensor
+) -> tuple[Float[Tensor, " examples"], Int[Tensor, " examples"]]:
+    """Negative log likelihood of each example, summed over its labelled positions, and their number.
+
+    Args:
+        predictive: Predictions of a class at each position.
+        targets: Class indices, `IGNORE_INDEX` at positions without a label.
+    """
+    targets = targets.cpu()
+    is_labelled = targets != IGNORE_INDEX
+    losses = torch.zeros(targets.shape, dtype=torch.float64)
+    losses[is_labelled] = compute_example_losses(*predictive.select_labelled(targets))
+    return losses.flatten(1).sum(1), is_labelled.flatten(1).sum(1)
 
 
 def _fit_classes(

@@ -34,12 +34,11 @@ from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import (
     BernoulliPredictive,
-    CategoricalPredictive,
     GaussianPredictive,
     Predictive,
     RecalibratedPredictive,
 )
-from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+from flatbayes.likelihoods.categorical_predictive import ClassProbabilities, categorical_entropy
 
 CalibrationMethod = Literal["temperature", "vector", "dirichlet", "isotonic", "scale", "quantile"]
 """Kinds of maps; `scale` and `quantile` are those of numbers."""
@@ -126,8 +125,8 @@ class CalibrationMap:
             ValueError: The map is for another number of classes, labels or targets.
         """
         weights, bias = self.get_parameters()
-        if self.method not in NUMBER_METHODS and isinstance(predictive, CategoricalPredictive):
-            num_classes = predictive.log_probs.shape[1]
+        if self.method not in NUMBER_METHODS and isinstance(predictive, ClassProbabilities):
+            num_classes = predictive.log_probs.shape[-1]
             _check_count(len(bias) or num_classes, num_classes, "classes")
             log_probs = transform_log_probs(
                 predictive.log_probs, weights.to(predictive.log_probs), bias.to(predictive.log_probs)

@@ -11,13 +11,24 @@ from torch import Tensor
 
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+)
 
 MIN_EXAMPLES = 10
 """Number of validation examples below which chance decides more about a fitted number than the posterior does."""
 
 END_TOLERANCE = 1e-3
 """Relative distance to the end of its range at which a fitted number counts as at this end."""
+NO_POSITION_REGIONS = (
+    "There are no sets with a guarantee for a class at each position, whose positions are no independent examples. "
+    "calibrate(fitted, data) calibrates their probabilities, and predictive.select_labelled(targets) gives the "
+    "positions as examples of a classification."
+)
 
 
 class CalibrationWarning(UserWarning):
@@ -111,6 +122,8 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
         TypeError: The predictions are of a user's class.
         ValueError: There are no examples, the shapes do not match, or a target is not valid.
     """
+    if isinstance(predictive, DenseCategoricalPredictive):
+        raise TypeError(NO_POSITION_REGIONS)
     if not isinstance(predictive, BernoulliPredictive | CategoricalPredictive | GaussianPredictive):
         raise TypeError(
             f"Predictions of classes, labels or numbers can be calibrated, got a {type(predictive).__name__}."

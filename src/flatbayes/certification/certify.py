@@ -95,6 +95,11 @@ def certify(
             f"Certificates exist for one class of each example, and the data have {len(data.target_names)} labels. "
             "Use data whose targets are classes, such as those of one label."
         )
+    if data.is_dense:
+        raise ValueError(
+            "Certificates exist for one class of each example, and the data have a class at each position, whose "
+            "errors are not independent. Use data with one class of each example."
+        )
     data.train.check_one_input()
     check_split_values(data)
     show = sys.stderr.isatty() if show_progress is None else show_progress

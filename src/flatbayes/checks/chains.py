@@ -14,7 +14,13 @@ from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding
 from flatbayes.core.names import format_count
 from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+)
 
 MAX_R_HAT = 1.1
 """Largest R-hat of many draws."""
@@ -42,9 +48,14 @@ def check_mixing(evidence: Evidence) -> Finding | str:
     num_draws = num_snapshots * len(fitted.states)
     if obstacle := evidence.find_obstacle(fitted, num_draws):
         return obstacle
-    chains = order_chains(evidence, evidence.predict(fitted, rows, num_draws, keep_members=True), num_draws)
-    if chains is None:
+    is_dense = isinstance(evidence.predictive, DenseCategoricalPredictive)
+    parts = [
+        order_chains(evidence, evidence.predict(fitted, part, num_draws, keep_members=True), num_draws)
+        for part in rows.split(1 if is_dense else len(rows))  # predictions of many positions take much memory
+    ]
+    if any(part is None for part in parts):
         return "there are no predictions of single networks"
+    chains = torch.cat([part for part in parts if part is not None], -1)
     r_hat, size = summarize_chains(chains)
     largest = max(MAX_R_HAT, find_chance_r_hat(len(fitted.states), num_snapshots))
     return Finding(
@@ -70,8 +81,10 @@ def order_chains(evidence: Evidence, predictive: Predictive, num_draws: int) -> 
 
     Returns:
         Probabilities of the most probable class, or of the label with the largest entropy, or means; None for other
-        predictions.
+        predictions. For a class at each position those of the position with the largest entropy.
     """
+    if isinstance(predictive, DenseCategoricalPredictive):
+        predictive = predictive.select_uncertain()
     if isinstance(predictive, CategoricalPredictive) and predictive.member_probs is not None:
         top = predictive.top_class.to(predictive.member_probs.device)
         values = predictive.member_probs.gather(2, top.expand(len(predictive.member_probs), -1)[..., None])[..., 0]

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.core.buffers import norm_layers
 from flatbayes.likelihoods import (
     Bernoulli,
     BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
+    DenseCategorical,
+    DenseCategoricalPredictive,
     Gaussian,
     GaussianPredictive,
     Predictive,
@@ -109,12 +112,14 @@ def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | Non
     Args:
         predictive: The predictions.
         targets: Class indices, or labels or numbers of the shape of the predictions; labels that are not known do not
-            count.
+            count, nor do positions without a label.
     """
     match predictive:
         case CategoricalPredictive():
             log_probs = predictive.log_probs.cpu().double()
             return -log_probs.gather(1, targets.cpu()[:, None])[:, 0]
+        case DenseCategoricalPredictive():
+            return compute_example_losses(predictive, targets)
         case BernoulliPredictive():
             return sum_label_losses(predictive.log_probs, targets)
         case GaussianPredictive():
@@ -123,10 +128,10 @@ def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | Non
             return None
 
 
-def unwrap_likelihood(likelihood: Any) -> Bernoulli | Categorical | Gaussian | None:
+def unwrap_likelihood(likelihood: Any) -> Bernoulli | Categorical | DenseCategorical | Gaussian | None:
     """The likelihood in a wrapper of the user; None for one of the user."""
     likelihood = unwrap_custom(likelihood)
-    return likelihood if isinstance(likelihood, Bernoulli | Categorical | Gaussian) else None
+    return likelihood if isinstance(likelihood, Bernoulli | Categorical | DenseCategorical | Gaussian) else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,13 @@ from flatbayes.checks.spread import measure_difference
 from flatbayes.core import State
 from flatbayes.core.display import format_number
 from flatbayes.core.tensor_lists import flatten
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+)
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.posteriors import BSAM, IVON, LRT, SGVB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.curvature_structures import make_curvature
@@ -75,6 +81,8 @@ def measure_explained(predictive: Predictive) -> float | None:
     Args:
         predictive: Predictions for several examples.
     """
+    if isinstance(predictive, DenseCategoricalPredictive):
+        predictive = predictive.flatten()
     if isinstance(predictive, CategoricalPredictive):
         marginal = float(categorical_entropy(predictive.mean.mean(0).log()[None])[0])
         return (marginal - float(predictive.entropy.mean())) / max(marginal, 1e-12)

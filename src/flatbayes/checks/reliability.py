@@ -12,7 +12,12 @@ from flatbayes.checks.calibration_tests import (
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.checks.spread import suggest_narrower
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+)
 
 MAX_SCALE = 1.1
 """Largest temperature, or factor on standard deviations, that does not matter; the smallest is its inverse."""
@@ -27,9 +32,11 @@ CALIBRATE = "calibrate(fitted, validation) corrects it for all predictions"
 
 def check_confidence(evidence: Evidence) -> Finding | str:
     """Whether predictions are over- or underconfident: by a temperature, or by a factor on standard deviations."""
+    predictive = evidence.predictive
+    if isinstance(predictive, DenseCategoricalPredictive):
+        return "the positions of an example are no independent examples, as a test needs: evaluate gives the ECE"
     if len(evidence.targets) < MIN_EXAMPLES:
         return TOO_FEW
-    predictive = evidence.predictive
     if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
         is_several = isinstance(predictive, BernoulliPredictive)
         run_test = run_label_temperature_test if is_several else run_temperature_test

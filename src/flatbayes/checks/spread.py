@@ -16,7 +16,13 @@ from flatbayes.checks.evidence import Evidence, compute_example_nll, get_method
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
 from flatbayes.core.traversal import list_parameters
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+)
 from flatbayes.posteriors import (
     BSAM,
     IVON,
@@ -77,6 +83,8 @@ def measure_spread(predictive: Predictive) -> tuple[float, float] | None:
     Args:
         predictive: Predictions for some examples.
     """
+    if isinstance(predictive, DenseCategoricalPredictive):
+        predictive = predictive.flatten()
     if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
         information, entropy = float(predictive.mutual_information.mean()), float(predictive.entropy.mean())
         return information, information / max(entropy, 1e-12)
@@ -209,7 +217,7 @@ def _read_selected_options(info: Mapping[str, Any]) -> dict[str, Any]:
 def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
     """Distance of two predictions for each example: total variation of classes, means in standard deviations.
 
-    For several labels it is the mean of the total variation of each.
+    For several labels, or a class at each position, it is the mean of the total variation of each.
 
     Args:
         first: Predictions.
@@ -217,6 +225,8 @@ def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
     """
     if isinstance(first, CategoricalPredictive) and isinstance(second, CategoricalPredictive):
         return (first.mean - second.mean).abs().sum(-1) / 2
+    if isinstance(first, DenseCategoricalPredictive) and isinstance(second, DenseCategoricalPredictive):
+        return (first.mean - second.mean).abs().sum(-1).flatten(1).nanmean(1) / 2
     if isinstance(first, BernoulliPredictive) and isinstance(second, BernoulliPredictive):
         return (first.mean - second.mean).abs().mean(-1)
     if isinstance(first, GaussianPredictive) and isinstance(second, GaussianPredictive):

@@ -28,6 +28,7 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.labelled import select_examples
 from flatbayes.prediction.placement import PredictionPrecision
+from flatbayes.prediction.position_stream import limit_examples
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def check(
         >>> report["one_network"].value < 1
         True
     """
-    inputs, targets = select_examples(fitted, data, targets, batch_size)
+    inputs, targets = limit_examples(fitted, *select_examples(fitted, data, targets, batch_size))
     predictive, labels, is_labelled = predict_labelled(
         fitted,
         data if targets is None else inputs,

@@ -9,7 +9,7 @@ from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
 from flatbayes.core.names import format_count
 from flatbayes.diagnostics.flatness_forecast import forecast_from_history
-from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical, Likelihood
 
 LATE_FRACTION = 0.2
 """Part at the end of a training, measured in the sum of learning rates, in which the loss should fall no more. In
@@ -166,7 +166,7 @@ def compute_constant_nll(likelihood: Likelihood) -> tuple[float, int] | None:
     inner = unwrap_likelihood(likelihood)
     if inner is None or isinstance(likelihood, Custom):
         return None
-    if isinstance(inner, Categorical):
+    if isinstance(inner, Categorical | DenseCategorical):
         return math.log(inner.num_classes), 1
     if isinstance(inner, Bernoulli):
         return inner.num_labels * math.log(2), inner.num_labels

@@ -100,8 +100,8 @@ def run(options: Namespace) -> None:
         raise ValueError(f"--fraction lies between 0 and 1 (without 1), got {options.fraction}. Try 0.5.")
     folder = RunFolder.open(Path(options.folder))
     fitted = load_on_device(folder.path, options.model, options.trust)
-    is_multi_label = infer_task(fitted.likelihood) == "multi_label"
-    levels = options.conformal if options.conformal is not None else [] if is_multi_label else [0.9]
+    has_no_sets = infer_task(fitted.likelihood) in ("multi_label", "dense")
+    levels = options.conformal if options.conformal is not None else [] if has_no_sets else [0.9]
     data, groups, source = _load_examples(options, folder, fitted)
     fraction = 0.0 if options.method == "none" else options.fraction
     map_rows = rows = torch.arange(len(data))
@@ -185,7 +185,7 @@ def _load_examples(
     target = options.target or _find_target(config)
     column = None if options.groups in (None, BY_CLASS) else options.groups
     options.keep_columns = [target, *([] if column is None else [column])]
-    labels_name = target if infer_task(fitted.likelihood) == "multi_label" else None
+    labels_name = target if infer_task(fitted.likelihood) in ("multi_label", "dense") else None
     reader = make_input_reader(fitted.info, Path(options.input), options, predictive_bytes=0, labels=labels_name)
     chunks = list(reader.iter_chunks())
     if not chunks:
@@ -197,8 +197,10 @@ def _load_examples(
 
 
 def _encode_targets(values: Any, fitted: FittedPosterior) -> Tensor:
-    """Numbers, or indices of the classes whose names are the texts of the values."""
+    """Numbers, or indices of the classes whose names are the texts of the values; labels of positions are indices."""
     names = fitted.info.get("class_names")
+    if infer_task(fitted.likelihood) == "dense":
+        return torch.from_numpy(np.asarray(values))
     if not names:
         return torch.from_numpy(np.asarray(values, dtype=np.float64))
     numbers, texts = {name: index for index, name in enumerate(map(str, names))}, list(map(str, values.tolist()))

@@ -23,6 +23,7 @@ from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.prediction.inputs import count_chunk_examples
+from flatbayes.prediction.labelled import infer_task
 
 OUTSIDE_COLUMN = "outside_training"
 """Column with whether an input is unlike all training inputs, where the artefact has statistics of these."""
@@ -106,6 +107,8 @@ def run(options: Namespace) -> None:
     thresholds = _load_thresholds(options, fitted)
     num_networks = len(fitted.sample_ids(options.num_draws, options.seed))
     predictive_bytes = fitted.likelihood.count_predictive_bytes(num_networks)
+    if infer_task(fitted.likelihood) == "dense":  # of a position
+        predictive_bytes *= math.prod(fitted.info.get("input_shape") or [1])
     group_column = None if thresholds is None or options.conformal is None else thresholds.group_column
     is_added = group_column is not None and group_column not in options.keep_columns
     if is_added:
@@ -228,6 +231,6 @@ def read_image_options(folder: Path) -> tuple[bool, bool]:
 def get_output_names(info: Mapping[str, Any], predictive: Predictive) -> Sequence[str] | None:
     """Names of the classes or targets if their number equals that of the predicted columns, else None."""
     names = info.get("class_names") or info.get("target_names") or []
-    width = predictive.mean.shape[1] if predictive.mean.ndim == 2 else 1
+    width = predictive.mean.shape[-1] if predictive.mean.ndim > 1 else 1
     fits = isinstance(names, list) and len(names) == len({str(name) for name in names}) == width
     return [str(name) for name in names] if fits else None

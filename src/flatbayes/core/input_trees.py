@@ -34,6 +34,25 @@ MULTI_LABEL_ADVICE = (
 )
 
 
+DENSE_ADVICE = (
+    " For a class at each position of an example, such as a pixel or a token, pass "
+    "likelihood=DenseCategorical(num_classes)."
+)
+
+
+def holds_position_labels(targets: Any) -> bool:
+    """Whether targets, a tensor or array, are whole numbers with several axes that can be classes of positions only.
+
+    Rows of 0 and 1, which may be several labels or one-hot, are not.
+    """
+    is_integer = isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex())
+    if not (is_integer or (isinstance(targets, np.ndarray) and targets.dtype.kind in "biu")):
+        return False
+    if targets.ndim < 2 or targets.shape[1:] == (1,):
+        return False
+    return targets.ndim > 2 or not bool(((targets == 0) | (targets == 1) | (targets == IGNORE_INDEX)).all())
+
+
 def holds_several_labels(targets: Any) -> bool:
     """Whether targets, a tensor or array, are rows of 0 and 1 of which some do not have exactly one 1.
 

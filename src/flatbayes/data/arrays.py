@@ -1,6 +1,6 @@
 """Conversion of NumPy arrays to inputs and targets, and to examples that are not split yet."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.input_trees import (
+    DENSE_ADVICE,
     IGNORE_INDEX,
     MULTI_LABEL_ADVICE,
     TEXT_ADVICE,
+    holds_position_labels,
     holds_several_labels,
     holds_texts,
     is_input_tree,
@@ -26,7 +28,7 @@ class NamedArrays(NamedTuple):
 
     Attributes:
         inputs: Of a shape that `to_inputs` takes; or a dictionary or tuple of tensors.
-        targets: [n] or [n, targets].
+        targets: [n], [n, targets] or [n, *positions].
         inputs_description: What the inputs are.
         targets_description: What the targets are.
     """
@@ -47,7 +49,7 @@ def make_raw_splits(
 
     Args:
         arrays: Arrays of `unsplit`, and of `test` and `val` where they exist.
-        task: classification, regression or multi_label; None infers it from the targets of `unsplit`.
+        task: classification, regression, multi_label or dense; None infers it from the targets of `unsplit`.
         target_name: Name of the regression targets or labels, which are numbered if there are several; None for
             `target` or `label`.
         name_classes: Makes class names from the labels of each split.
@@ -71,10 +73,17 @@ def make_raw_splits(
         unsplit=unsplit,
         test=splits.get("test"),
         val=splits.get("val"),
-        class_names=name_classes([split.targets for split in splits.values()]) if task == "classification" else (),
-        target_names=() if task == "classification" else make_target_names(target_name, unsplit.targets),
+        class_names=name_classes(list_labels(splits.values())) if task in CLASS_TASKS else (),
+        target_names=() if task in CLASS_TASKS else make_target_names(target_name, unsplit.targets),
         feature_names=() if unsplit.has_input_tree else make_feature_names(unsplit.input_tensor),
     )
+
+
+def list_labels(splits: Iterable[Split]) -> list[Tensor]:
+    """The known labels of each split, [n]."""
+    return [
+        split.targets if split.targets.ndim == 1 else split.targets[split.targets != IGNORE_INDEX] for split in splits
+    ]
 
 
 def to_inputs(array: np.ndarray, description: str) -> Tensor:
@@ -136,6 +145,8 @@ def loses_precision(array: np.ndarray) -> bool:
 def infer_array_task(targets: np.ndarray, task: TaskType, description: str) -> Task:
     """The task of an array: as `task` says, else multi-label for rows of 0 and 1, and regression for fractions.
 
+    Whole numbers with several axes that are neither such rows nor one-hot ones are classes of positions.
+
     Args:
         targets: The array.
         task: What the user gave.
@@ -148,6 +159,8 @@ def infer_array_task(targets: np.ndarray, task: TaskType, description: str) -> T
         return task
     if targets.dtype.kind in "biuf" and holds_several_labels(targets):
         return "multi_label"
+    if holds_position_labels(targets):
+        return "dense"
     if targets.dtype.kind == "f" and targets.ndim in (1, 2):
         advice = MULTI_LABEL_ADVICE if targets.ndim == 2 and targets.shape[1] > 1 else ""
         missing = np.argwhere(np.isnan(targets))
@@ -200,6 +213,7 @@ def to_labels(array: np.ndarray, description: str) -> Tensor:
             f"{description} must be whole numbers (integers) of the shape [n], one class for each example, got "
             f"{array.dtype} of the shape {array.shape}. Convert it, for example with numpy.argmax or "
             f"astype('int64').{MULTI_LABEL_ADVICE if array.ndim == 2 and array.shape[1] > 1 else ''}"
+            f"{DENSE_ADVICE if array.ndim > 1 and array.dtype.kind in 'biu' else ''}"
         )
     return torch.from_numpy(to_int64(array, description))
 
@@ -231,9 +245,30 @@ def to_label_rows(array: np.ndarray, description: str) -> Tensor:
     return torch.from_numpy(to_int64(known, description))
 
 
+def to_position_labels(array: np.ndarray, description: str) -> Tensor:
+    """Convert a class for each position of an example, [n, *positions], to int64.
+
+    Raises:
+        ValueError: The array has another type, or a single axis of no whole numbers.
+    """
+    array = array[:, None] if array.ndim == 1 else array  # of one position
+    if array.dtype.kind == "f" and holds_whole_numbers(array):
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "biu" or array.ndim < 2 or 0 in array.shape[1:]:
+        raise ValueError(
+            f"{description} must be whole numbers (integers) of the shape [n, *positions], one class for each "
+            f"position of an example, got {array.dtype} of the shape {array.shape}. Convert it, for example with "
+            "astype('int64')."
+        )
+    return torch.from_numpy(to_int64(array, description))
+
+
+CLASS_TASKS: tuple[Task, ...] = ("classification", "dense")
+"""Tasks whose targets are classes, which have names."""
 CONVERTERS: Mapping[Task, Callable[[np.ndarray, str], Tensor]] = {
     "classification": to_labels,
     "regression": to_regression_targets,
     "multi_label": to_label_rows,
+    "dense": to_position_labels,
 }
 """Conversion of targets by task; the second argument says what they are, for messages."""

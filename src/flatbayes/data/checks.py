@@ -46,8 +46,8 @@ class DataWarning(UserWarning):
     """
 
 
-Task = Literal["classification", "regression", "multi_label"]
-"""What is predicted: one class, numbers, or several labels that are each 0 or 1."""
+Task = Literal["classification", "regression", "multi_label", "dense"]
+"""What is predicted: one class, numbers, several labels that are each 0 or 1, or a class for each position."""
 TaskType = Task | None
 """None infers the task from the type of the targets."""
 
@@ -142,6 +142,33 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
             category=DataWarning,
             stacklevel=4,
         )
+
+
+def check_position_labels(splits: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+    """Check that the labels of positions are classes, or `IGNORE_INDEX`, and that there are at least 2 classes.
+
+    Args:
+        splits: Labels of each split, [n, *positions], by its name.
+        class_names: One name per class.
+
+    Raises:
+        ValueError: A label is out of range, or there are fewer classes.
+    """
+    if len(class_names) < 2:
+        raise ValueError(
+            f"A classification of positions needs at least 2 classes, got {len(class_names)} {list(class_names)}. "
+            "Number the classes from 0, and give examples with labels."
+        )
+    for name, labels in splits.items():
+        invalid = ((labels < 0) & (labels != IGNORE_INDEX)) | (labels >= len(class_names))
+        if invalid.any():
+            first = invalid.nonzero()[0].tolist()
+            raise ValueError(
+                f"{format_count(int(invalid.sum()), 'label')} of positions of the {name} examples "
+                f"{'is' if int(invalid.sum()) == 1 else 'are'} out of range: labels go from 0 to "
+                f"{len(class_names) - 1}, and the first wrong one is {int(labels[tuple(first)])} in row {first[0]} "
+                f"(counted from 0), position {tuple(first[1:])}. Write {IGNORE_INDEX} for a position without a label."
+            )
 
 
 def to_int64(labels: NDArray[Any], description: str) -> NDArray[np.int64]:

@@ -89,9 +89,10 @@ class ClassSplit(DataSource):
 
 def _resolve_classes(classes: tuple[int, ...], raw: RawSplits) -> tuple[int, ...]:
     total = len(raw.class_names)
-    if not total:
+    if not total or raw.unsplit.targets.ndim > 1:
         raise ValueError(
-            "Only classes can be split, and this source has none: its targets are numbers, or several labels."
+            "Only examples of one class each can be split by class, and those of this source are not: their targets "
+            "are numbers, several labels, or a class for each position."
         )
     resolved = classes or tuple(range((total + 1) // 2))
     is_unique = len(set(resolved)) == len(resolved)

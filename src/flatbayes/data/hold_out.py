@@ -24,7 +24,9 @@ def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSpl
         fraction: Fraction of the training examples, at most 2,000 of them.
         seed: Seed of the choice.
     """
-    rows = choose_held_out(data.train.targets, fraction, seed, has_classes=bool(data.class_names))
+    rows = choose_held_out(
+        data.train.targets, fraction, seed, has_classes=bool(data.class_names) and not data.is_dense
+    )
     if rows is None:
         return data
     train, val = rows

@@ -31,12 +31,14 @@ class Arrays(DataSource):
             a dictionary or tuple of tensors, such as those of a tokenizer, with one row per example in each.
         targets: Labels, [n], whole numbers from 0, or texts, whose distinct values in alphabetic order are the
             classes; or regression targets, [n] or [n, targets], floating-point; or several labels of each example,
-            [n, labels], each 0 or 1, and NaN or -100 where it is not known. The columns of a data frame are their
-            names.
+            [n, labels], each 0 or 1, and NaN or -100 where it is not known; or the class of each position of an
+            example, [n, *positions], and -100 where it is not known. The columns of a data frame are the names of
+            targets or labels.
         test: Inputs and targets of the test split; None draws `test_size` examples.
         val: Inputs and targets of the validation split; None draws `val_size` examples.
-        task: classification, regression or multi_label; None infers it from the targets: integers and texts are
-            classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1.
+        task: classification, regression, multi_label or dense; None infers it from the targets: integers
+            and texts are classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each
+            has a single 1, and other integers of several axes are a class for each position.
 
     Examples:
         >>> x, y = torch.randn(100, 4).numpy(), torch.arange(100).numpy() % 3

@@ -47,7 +47,7 @@ class InputReader:
         input_shape: (channels, height, width) or (features,), as in training.
         feature_names: Columns of a table that are the features, in order; other columns are ignored.
         keep_columns: Columns, or arrays, to pass on.
-        labels: Array among these that has a row of labels for each input.
+        labels: Array among these that has several labels, or a label for each position, of each input.
         image: Column of a parquet file that holds the images; None for `img`, or else the only column of images.
         resize: Resize images of another size, instead of refusing them.
         crop: Keep the aspect ratio of resized images, and crop the center.
@@ -186,7 +186,7 @@ class InputReader:
         kept_chunks = [iter_array_chunks(path, column, self.chunk_size) for column in self.keep_columns]
         shapes = {column: read_array_shape(path, column) for column in self.keep_columns}
         num_rows = read_array_shape(path, name)[0]
-        if any(shape[:1] != (num_rows,) or len(shape) > 1 + (name == self.labels) for name, shape in shapes.items()):
+        if any(shape[:1] != (num_rows,) or (shape[1:] and name != self.labels) for name, shape in shapes.items()):
             raise ValueError(
                 f"Arrays to keep have one value for each of {format_count(num_rows, 'input')}, got {shapes} in "
                 f"{path}."

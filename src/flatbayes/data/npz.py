@@ -35,8 +35,9 @@ class Npz(DataSource):
             [n, targets], floating-point; or of several labels, [n, labels], each 0 or 1.
         test_inputs: Name of the inputs of the test split, used if there is such an array.
         test_targets: Name of the targets of the test split.
-        task: classification, regression or multi_label; None infers it from the array: integers are classes,
-            fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1.
+        task: classification, regression, multi_label or dense; None infers it from the array: integers are
+            classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1,
+            and other integers of several axes are a class for each position.
 
     Examples:
         >>> np.savez(

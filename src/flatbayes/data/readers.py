@@ -75,7 +75,7 @@ def set_task(source: DataSource, task: TaskType) -> DataSource:
 
     Args:
         source: The source.
-        task: classification, regression or multi_label; None changes nothing.
+        task: classification, regression, multi_label or dense; None changes nothing.
 
     Examples:
         >>> set_task(Arrays(torch.randn(30, 4), torch.arange(30) % 9), "regression").load(seed=0).is_regression
@@ -145,7 +145,7 @@ def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> D
     Args:
         data: A pair `(inputs, targets)` of arrays, tensors or data frames, or a map-style dataset of such pairs.
         val: Validation examples of the same kind; None for an empty validation split.
-        task: classification, regression or multi_label; None infers it from the targets.
+        task: classification, regression, multi_label or dense; None infers it from the targets.
 
     Raises:
         TypeError: Data and validation data are of different kinds.

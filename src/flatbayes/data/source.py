@@ -12,7 +12,7 @@ from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import count_examples
 from flatbayes.core.names import format_count
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import Task, check_label_rows, check_labels, check_targets
+from flatbayes.data.checks import Task, check_label_rows, check_labels, check_position_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.feature_names import fill_missing, find_optional_features
 from flatbayes.data.lazy_images import LazyImages
@@ -172,8 +172,9 @@ class DataSource(ABC):
 
     def _split_rows(self, raw: RawSplits, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row numbers of `raw.unsplit` for training, validation and test."""
-        # Regression targets and several labels have no classes to stratify by.
-        strata = torch.zeros(len(raw.unsplit), dtype=torch.int64) if raw.target_names else raw.unsplit.targets
+        # Regression targets, several labels and labels of positions have no classes to stratify by.
+        has_strata = not raw.target_names and raw.unsplit.targets.ndim == 1
+        strata = raw.unsplit.targets if has_strata else torch.zeros(len(raw.unsplit), dtype=torch.int64)
         if not raw.standard_splits:
             return stratified_split(
                 strata,
@@ -264,5 +265,7 @@ def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> Non
         check_label_rows(targets, raw.target_names)
     elif raw.target_names:
         check_targets(targets, raw.target_names)
+    elif raw.unsplit.targets.ndim > 1:
+        check_position_labels(targets, raw.class_names)
     else:
         check_labels(targets, raw.class_names, allow_rare=allow_rare_classes)

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from flatbayes.core.input_trees import list_tensors
 from flatbayes.core.names import format_names
-from flatbayes.data.checks import DataWarning, check_finite, check_label_range, check_label_rows
+from flatbayes.data.checks import (
+    DataWarning,
+    check_finite,
+    check_label_range,
+    check_label_rows,
+    check_position_labels,
+)
 from flatbayes.data.image_values import check_image_values, describe_image_values
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.splits import DataSplits, Split
@@ -32,6 +38,8 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
             check_finite_inputs(split, f"{name} examples", data.feature_names)
         if data.is_multi_label:
             check_label_rows({name: split.targets}, data.target_names)
+        elif data.is_dense:
+            check_position_labels({name: split.targets}, data.class_names)
         elif not data.is_regression:
             check_label_range(split.targets, data.num_classes, name)
         elif len(split):
@@ -90,7 +98,7 @@ def warn_of_untrained_classes(data: DataSplits) -> None:
     """
     if data.is_multi_label:
         warn_of_constant_labels(data.train.targets, data.target_names)
-    if not data.class_names:
+    if not data.class_names or data.is_dense:
         return
     trained = set(data.train.targets.unique().tolist())
     places = {

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_html_table
-from flatbayes.core.input_trees import is_input_tree, list_tensors, make_inputs, slice_examples
+from flatbayes.core.input_trees import (
+    holds_several_labels,
+    is_input_tree,
+    list_tensors,
+    make_inputs,
+    slice_examples,
+)
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
@@ -45,7 +51,8 @@ class Split:
             example in every tensor; `fit` and predictions take them as they are.
         targets: Class of each example, [n] (int64), counted from 0; or regression targets in their own unit, [n] or
             [n, targets] (float32 or float64); or several labels of each example, [n, labels] (int64), each 0 or 1,
-            and -100 where it is not known.
+            and -100 where it is not known; or the class of each position of an example, [n, *positions] (int64), and
+            -100 at positions without a label.
 
     Examples:
         >>> split = Split(inputs=torch.randn(20, 2), targets=torch.arange(20) % 2)
@@ -178,7 +185,8 @@ class DataSplits:
     """Training, validation and test split of a task.
 
     It is a classification if it has class names. With target names it is a regression if the targets are
-    floating-point numbers, and multi-label if they are rows of whole numbers.
+    floating-point numbers, and multi-label if they are rows of whole numbers. A classification whose targets have
+    several axes, [n, *positions], has a class for each position, such as a pixel or a token.
 
     Attributes:
         train: Examples for training.
@@ -216,6 +224,11 @@ class DataSplits:
                 "A data set has either class_names (classification) or target_names (regression, multi-label), got "
                 f"{len(self.class_names)} and {len(self.target_names)} of them."
             )
+        if self.augment is not None and self.is_dense:
+            raise ValueError(
+                "augment (flip, pad and cutout) changes images and leaves the class of each pixel where it is: leave "
+                "it out, and change images and targets together in a torch Dataset that a DataLoader reads."
+            )
         for name in ("train", "val", "test"):
             targets = getattr(self, name).targets
             if targets.is_floating_point() != self.is_regression:
@@ -224,10 +237,15 @@ class DataSplits:
                 raise ValueError(
                     f"Targets of the {name} split must be {expected}, got {targets.dtype}. Convert them."
                 )
-            if self.class_names and targets.ndim != 1:
+            if self.class_names and holds_several_labels(targets) and targets.shape[1] == len(self.class_names):
                 raise ValueError(
-                    f"Targets of the {name} split must be one class for each example, [n], got the shape "
-                    f"{tuple(targets.shape)}. For several labels give target_names, their names, not class_names."
+                    f"Targets of the {name} split are rows of 0 and 1, and class_names are those of one class for "
+                    "each example or position. For several labels give target_names, their names, not class_names."
+                )
+            if self.class_names and targets.ndim != self.train.targets.ndim:
+                raise ValueError(
+                    f"Targets of the {name} split have the shape {tuple(targets.shape)}, and those of the training "
+                    f"split {tuple(self.train.targets.shape)}: give one class for each example, or for each position."
                 )
             if self.target_names and targets.shape[1:].numel() != len(self.target_names):
                 raise ValueError(
@@ -258,6 +276,11 @@ class DataSplits:
         """Whether the targets are several labels of each example, each 0 or 1."""
         targets = self.train.targets
         return bool(self.target_names) and targets.ndim == 2 and not targets.is_floating_point()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the targets are a class for each position of an example."""
+        return bool(self.class_names) and self.train.targets.ndim > 1
 
     @property
     def input_shape(self) -> tuple[int, ...]:

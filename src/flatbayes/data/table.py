@@ -73,6 +73,11 @@ class Table(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task == "dense":
+            raise ValueError(
+                f"A table has one target column, here {self.target!r}, and dense is for a class at each position of "
+                "an example. Pass arrays, (inputs, targets), or write a .npz file."
+            )
         if self.task == "multi_label":
             raise ValueError(
                 f"A table has one target column, here {self.target!r}, and multi_label is for several labels of each "

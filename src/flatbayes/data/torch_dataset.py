@@ -45,8 +45,9 @@ class TorchDataset(DataSource):
         train_split: Value of its parameter `split` for training examples.
         test_split: Value of its parameter `split` for test examples.
         val_split: Value of its parameter `split` for validation examples; None draws `val_size` training examples.
-        task: classification, regression or multi_label; None infers it from the targets: integers are classes,
-            fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1.
+        task: classification, regression, multi_label or dense; None infers it from the targets: integers are
+            classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1,
+            and other integers of several axes are a class for each position.
 
     Examples:
         >>> from torch.utils.data import TensorDataset
@@ -178,8 +179,8 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
                 "Wrap the dataset in one that returns pairs."
             )
     inputs, targets = (
-        _stack([_to_array(value) for value in values], name)
-        for values, name in zip(zip(*items, strict=True), names, strict=True)
+        _stack([convert(value) for value in values], name)
+        for values, convert, name in zip(zip(*items, strict=True), (_to_array, _to_target), names, strict=True)
     )
     return NamedArrays(inputs, targets, *names)
 
@@ -242,6 +243,11 @@ def _to_array(value: Any) -> np.ndarray:
     if value.mode in GRAY_MODES:
         return np.asarray(turn_upright(value.convert("L"), orientation))[None]
     return np.asarray(turn_upright(value.convert("RGB"), orientation)).transpose(2, 0, 1)
+
+
+def _to_target(value: Any) -> np.ndarray:
+    """Convert a target as `_to_array` does, and a PIL image of classes, [height, width], without its colors."""
+    return np.asarray(value) if type(value).__module__.startswith("PIL.") else _to_array(value)
 
 
 def _stack(arrays: Sequence[np.ndarray], description: str) -> np.ndarray:

@@ -77,10 +77,11 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         refuse_fit_params(self, fit_params)
         check_examples(X, y)
         shape = np.asarray(y).shape
-        if len(shape) == 2 and shape[1] > 1:
+        if len(shape) > 1 and max(shape[1:]) > 1:
             raise ValueError(
                 f"y should be a 1d array, one class for each example, got an array of shape {shape}. For several "
-                f"labels of each example (0 or 1) use flatbayes.fit(model, (X, y), likelihood=Bernoulli({shape[1]}))."
+                f"labels of each example (0 or 1) use flatbayes.fit(model, (X, y), likelihood=Bernoulli({shape[1]}))"
+                ", for a class at each position likelihood=DenseCategorical(num_classes)."
             )
         X, y = validate_data(self, X, y, dtype=FLOAT_TYPES, allow_nd=True)
         check_classification_targets(y)

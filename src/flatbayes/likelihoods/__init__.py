@@ -6,6 +6,8 @@ from flatbayes.likelihoods.bernoulli_predictive import BernoulliPredictive
 from flatbayes.likelihoods.categorical import Categorical
 from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
 from flatbayes.likelihoods.custom import Custom
+from flatbayes.likelihoods.dense_categorical import DenseCategorical
+from flatbayes.likelihoods.dense_categorical_predictive import DenseCategoricalPredictive
 from flatbayes.likelihoods.gaussian import Gaussian
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
 from flatbayes.likelihoods.likelihood import Likelihood, PredictionTable, Predictive
@@ -17,6 +19,8 @@ __all__ = [
     "Categorical",
     "CategoricalPredictive",
     "Custom",
+    "DenseCategorical",
+    "DenseCategoricalPredictive",
     "Gaussian",
     "GaussianPredictive",
     "Likelihood",

@@ -20,7 +20,70 @@ if TYPE_CHECKING:  # slow to import
 
 
 @dataclass(frozen=True, eq=False)
-class CategoricalPredictive(Predictive):
+class ClassProbabilities(Predictive):
+    """Probabilities of classes on the last axis, and what follows from them."""
+
+    log_probs: Float[Tensor, "*shape classes"]
+    expected_entropy: Float[Tensor, "*shape"]
+    variance_of_probs: Float[Tensor, "*shape classes"]
+    member_probs: Float[Tensor, "draws *shape classes"] | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, "*shape classes"]:
+        """Mean class probabilities of the networks."""
+        return self.log_probs.exp()
+
+    @property
+    def variance(self) -> Float[Tensor, "*shape classes"]:
+        """Variance over the networks of each class probability."""
+        return self.variance_of_probs
+
+    @property
+    def entropy(self) -> Float[Tensor, "*shape"]:
+        """Entropy of the mean probabilities in nats: H[mean p]."""
+        return categorical_entropy(self.log_probs)
+
+    @property
+    def mutual_information(self) -> Float[Tensor, "*shape"]:
+        """H[mean p] - mean H[p], at least zero."""
+        return (self.entropy - self.expected_entropy).clamp_min(0.0)
+
+    @property
+    def top_class(self) -> Int[Tensor, "*shape"]:
+        """Index of the most probable class."""
+        return self.log_probs.argmax(-1)
+
+    @property
+    def confidence(self) -> Float[Tensor, "*shape"]:
+        """Probability of the most probable class."""
+        return self.log_probs.amax(-1).exp()
+
+    def select(self, rows: Tensor) -> Self:
+        """The predictions of some examples, by indices or a mask."""
+        members = None if self.member_probs is None else self.member_probs[:, rows]
+        return replace(
+            self,
+            log_probs=self.log_probs[rows],
+            expected_entropy=self.expected_entropy[rows],
+            variance_of_probs=self.variance_of_probs[rows],
+            member_probs=members,
+        )
+
+    @classmethod
+    def concatenate(cls, predictions: Sequence[Self]) -> Self:
+        """Join predictions for several batches of examples, in order."""
+        members = [p.member_probs for p in predictions if p.member_probs is not None]
+        return replace(
+            predictions[0],
+            log_probs=torch.cat([p.log_probs for p in predictions]),
+            expected_entropy=torch.cat([p.expected_entropy for p in predictions]),
+            variance_of_probs=torch.cat([p.variance_of_probs for p in predictions]),
+            member_probs=torch.cat(members, dim=1) if members else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CategoricalPredictive(ClassProbabilities):
     """Class probabilities and their uncertainty.
 
     Attributes:
@@ -43,36 +106,6 @@ class CategoricalPredictive(Predictive):
     variance_of_probs: Float[Tensor, "examples classes"]
     member_probs: Float[Tensor, "draws examples classes"] | None = None
     abstain_below: float | None = None
-
-    @property
-    def mean(self) -> Float[Tensor, "examples classes"]:
-        """Mean class probabilities of the networks."""
-        return self.log_probs.exp()
-
-    @property
-    def variance(self) -> Float[Tensor, "examples classes"]:
-        """Variance over the networks of each class probability."""
-        return self.variance_of_probs
-
-    @property
-    def entropy(self) -> Float[Tensor, " examples"]:
-        """Entropy of the mean probabilities in nats: H[mean p]."""
-        return categorical_entropy(self.log_probs)
-
-    @property
-    def mutual_information(self) -> Float[Tensor, " examples"]:
-        """H[mean p] - mean H[p], at least zero."""
-        return (self.entropy - self.expected_entropy).clamp_min(0.0)
-
-    @property
-    def top_class(self) -> Int[Tensor, " examples"]:
-        """Index of the most probable class."""
-        return self.log_probs.argmax(-1)
-
-    @property
-    def confidence(self) -> Float[Tensor, " examples"]:
-        """Probability of the most probable class."""
-        return self.log_probs.amax(-1).exp()
 
     @property
     def abstained(self) -> Bool[Tensor, " examples"]:
@@ -140,29 +173,6 @@ class CategoricalPredictive(Predictive):
             "mutual_information": self.mutual_information.cpu().numpy(),
             **{f"probability_{name}": probs[:, k] for k, name in enumerate(names)},
         }
-
-    def select(self, rows: Tensor) -> Self:
-        """The predictions of some examples, by indices or a mask."""
-        members = None if self.member_probs is None else self.member_probs[:, rows]
-        return type(self)(
-            self.log_probs[rows],
-            self.expected_entropy[rows],
-            self.variance_of_probs[rows],
-            members,
-            self.abstain_below,
-        )
-
-    @classmethod
-    def concatenate(cls, predictions: Sequence[Self]) -> Self:
-        """Join predictions for several batches of examples, in order."""
-        members = [p.member_probs for p in predictions if p.member_probs is not None]
-        return cls(
-            torch.cat([p.log_probs for p in predictions]),
-            torch.cat([p.expected_entropy for p in predictions]),
-            torch.cat([p.variance_of_probs for p in predictions]),
-            torch.cat(members, dim=1) if members else None,
-            predictions[0].abstain_below,
-        )
 
 
 def set_abstention(predictive: Predictive, abstain_below: float) -> CategoricalPredictive:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatbayes.likelihoods.bernoulli import Bernoulli
 from flatbayes.likelihoods.categorical import Categorical
+from flatbayes.likelihoods.dense_categorical import DenseCategorical
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
 
@@ -70,6 +71,10 @@ class Custom(Likelihood):
         """Where `output_likelihood` has a target, which the loss must ignore elsewhere."""
         return self.output_likelihood.find_labelled(targets)
 
+    def count_targets(self, targets: Tensor) -> int:
+        """The number of `output_likelihood`."""
+        return self.output_likelihood.count_targets(targets)
+
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
         """The predictions of `output_likelihood`."""
         return self.output_likelihood.predictive(outputs, keep_members=keep_members)
@@ -113,6 +118,10 @@ def count_right(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> tup
         is_known &= (values == 0) | (values == 1)
         is_right = (outputs.reshape(targets.shape) > 0) == (values == 1)
         return int((is_right & is_known).sum()), int(is_known.sum())
+    if isinstance(inner, DenseCategorical):
+        is_labelled = targets != inner.ignore_index
+        is_right = (inner.to_logits(outputs).argmax(-1) == targets) & is_labelled
+        return int(is_right.sum()), int(is_labelled.sum())
     if targets.is_floating_point() or targets.ndim != 1:
         return 0, 0
     classes = (inner.to_logits(outputs) if isinstance(inner, Categorical) else outputs).argmax(-1)

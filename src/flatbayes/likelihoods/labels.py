@@ -85,7 +85,7 @@ def check_class_indices(indices: Tensor, num_classes: int, ignore_index: int | N
         return
     low, high, advice = int(indices.min()), int(indices.max()), "Leave unlabelled examples out"
     if ignore_index is not None:
-        advice = f"Mark unlabelled examples by {ignore_index}, or set Categorical.ignore_index to their label"
+        advice = f"Mark unlabelled examples by {ignore_index}, or set ignore_index of the likelihood to their label"
     more = "" if high < num_classes else f" For more classes, change the last layer ({NEW_HEAD_ADVICE})."
     raise ValueError(
         f"Labels must lie between 0 and {num_classes - 1} for {num_classes} classes, got {low} to {high}, and "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.display import format_entries, format_html_table, make_data_frame
+from flatbayes.core.input_trees import DENSE_ADVICE
 from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 
 if TYPE_CHECKING:
@@ -192,6 +193,14 @@ class Likelihood(ABC):
         """
         return None
 
+    def count_targets(self, targets: Tensor) -> int:
+        """Number of targets over which `loss` is the mean: here of examples.
+
+        Args:
+            targets: From `prepare_targets`, of examples that have one.
+        """
+        return len(targets)
+
     @abstractmethod
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
         """The equal mixture over networks of their predictive distributions.
@@ -221,5 +230,5 @@ def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int) -> str:
     head = f" ({NEW_HEAD_ADVICE})" if outputs.ndim == 2 else ""
     return (
         f"The model gives outputs of shape {tuple(outputs.shape)}, but {need}: expected (batch, {num_outputs}). "
-        f"Change the size of its last layer{head}, or the data."
+        f"Change the size of its last layer{head}, or the data.{DENSE_ADVICE if outputs.ndim > 2 else ''}"
     )

@@ -9,10 +9,11 @@ from flatbayes.metrics.calibration import (
     reliability_bins,
     wilson_interval,
 )
-from flatbayes.metrics.classification import accuracy, brier_score, classification_metrics, nll
+from flatbayes.metrics.classification import accuracy, brier_score, classification_metrics, mean_iou, nll
 from flatbayes.metrics.definitions import (
     CLASSIFICATION_METRICS,
     DEFINITIONS,
+    DENSE_METRICS,
     HIGHER_IS_BETTER,
     METRIC_FAMILIES,
     MULTI_LABEL_METRICS,
@@ -40,6 +41,7 @@ from flatbayes.metrics.temperature import apply_temperature, fit_temperature
 __all__ = [
     "CLASSIFICATION_METRICS",
     "DEFINITIONS",
+    "DENSE_METRICS",
     "HIGHER_IS_BETTER",
     "METRIC_FAMILIES",
     "MULTI_LABEL_METRICS",
@@ -70,6 +72,7 @@ __all__ = [
     "fit_temperature",
     "fpr_at_tpr",
     "interval_width",
+    "mean_iou",
     "metrics_per_target",
     "miscalibration",
     "multi_label_metrics",

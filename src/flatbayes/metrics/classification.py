@@ -152,3 +152,42 @@ def squared_errors(probs: Tensor, labels: Tensor) -> Tensor:
     """
     probs[torch.arange(len(labels)), labels] -= 1
     return probs.square_().sum(-1)
+
+
+def mean_iou(predictions: Int[Tensor, " positions"], labels: Int[Tensor, " positions"], num_classes: int) -> float:
+    """Intersection over union (Jaccard index), mean over the classes that are labelled or predicted somewhere.
+
+    IoU of a class: positions with this label and prediction, divided by those with this label or prediction, counted
+    over all examples together.
+
+    Args:
+        predictions: Predicted class of each labelled position.
+        labels: Its true class.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: The shapes differ, or there are no positions.
+
+    Examples:
+        >>> mean_iou(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), num_classes=3)
+        0.5833333333333333
+    """
+    if predictions.shape != labels.shape or not labels.numel():
+        raise ValueError(
+            f"Expected one prediction for each label, got the shapes {tuple(predictions.shape)} and "
+            f"{tuple(labels.shape)}."
+        )
+    return average_iou(count_pairs(predictions, labels, num_classes))
+
+
+def count_pairs(predictions: Tensor, labels: Tensor, num_classes: int) -> Float[Tensor, "labels classes"]:
+    """Number of positions with each label, in rows, and each prediction, in columns; arguments as of `mean_iou`."""
+    pairs = num_classes * labels.reshape(-1).long() + predictions.reshape(-1).long()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double()
+
+
+def average_iou(counts: Float[Tensor, "labels classes"]) -> float:
+    """The mean intersection over union for the result of `count_pairs`."""
+    right = counts.diag()
+    union = counts.sum(0) + counts.sum(1) - right
+    return float((right / union)[union > 0].mean())

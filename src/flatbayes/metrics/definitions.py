@@ -53,6 +53,21 @@ CLASSIFICATION_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
 )
 """Metrics of `classification_metrics`, in its order."""
 
+DENSE_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
+    {
+        **CLASSIFICATION_METRICS,
+        "accuracy": MetricDefinition(
+            "Accuracy: fraction of labelled positions whose most probable class is the label", True
+        ),
+        "mean_iou": MetricDefinition(
+            "Mean IoU: positions that are labelled and predicted as a class, divided by those that are either, mean "
+            "over the classes",
+            True,
+        ),
+    }
+)
+"""Metrics of a class at each position: those of a classification, of all labelled positions, and `mean_iou`."""
+
 MULTI_LABEL_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
     {
         "accuracy": MetricDefinition("Accuracy: fraction of labels that are predicted right, 1 - Hamming loss", True),
@@ -169,6 +184,7 @@ _ALL_METRICS = {
     name: definition
     for metrics in (
         CLASSIFICATION_METRICS,
+        DENSE_METRICS,
         MULTI_LABEL_METRICS,
         CLASSIFICATION_METRICS,
         REGRESSION_METRICS,
@@ -197,7 +213,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
 
 
 def select_definitions(metrics: Collection[str]) -> Mapping[str, str]:
-    """One line on each metric; those of several labels where the metrics are theirs, which share names with others.
+    """One line on each metric; those of several labels or positions, which share names with others, where they are.
 
     Args:
         metrics: Names of the metrics of an evaluation.
@@ -206,6 +222,7 @@ def select_definitions(metrics: Collection[str]) -> Mapping[str, str]:
         >>> select_definitions(MULTI_LABEL_METRICS)["accuracy"]
         'Accuracy: fraction of labels that are predicted right, 1 - Hamming loss'
     """
-    if not set(MULTI_LABEL_METRICS) <= set(metrics):
-        return DEFINITIONS
-    return {**DEFINITIONS, **{name: definition.text for name, definition in MULTI_LABEL_METRICS.items()}}
+    for special in (MULTI_LABEL_METRICS, DENSE_METRICS):
+        if set(special) <= set(metrics):
+            return {**DEFINITIONS, **{name: definition.text for name, definition in special.items()}}
+    return DEFINITIONS

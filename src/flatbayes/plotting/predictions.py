@@ -188,10 +188,20 @@ def plot_label_probabilities(
         return target
 
 
-def _draw_image(axes: "Axes", image: Numbers, y: float, left: float = -0.13, width: float = 0.12) -> None:
+def scale_image(image: Numbers) -> Numbers:
+    """Values from 0 to 1 as matplotlib draws them, (height, width) or (height, width, 3).
+
+    Args:
+        image: Of shape (channels, height, width), with any values.
+    """
     low, high = float(image.min()), float(image.max())
     scaled = (image - low) / (high - low if high > low else 1.0)
-    pixels = scaled[0] if len(image) == 1 else scaled[:3].transpose(1, 2, 0)
+    pixels: Numbers = scaled[0] if len(image) == 1 else scaled[:3].transpose(1, 2, 0)
+    return pixels
+
+
+def _draw_image(axes: "Axes", image: Numbers, y: float, left: float = -0.13, width: float = 0.12) -> None:
+    pixels = scale_image(image)
     inset = axes.inset_axes((left, y - 0.4, width, 0.8), transform=axes.transData)
     inset.imshow(pixels, cmap="gray", aspect="equal")
     inset.axis("off")

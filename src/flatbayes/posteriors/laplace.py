@@ -51,6 +51,8 @@ PredictiveMode = Literal["linearised", "sampled"]
 LAST_LAYER_STRUCTURES: tuple[CurvatureStructure, ...] = ("last_layer", "last_layer_kron")
 """Structures with all randomness in the last linear layer."""
 
+MAX_DENSE_OUTPUTS = 2048
+"""Largest number of outputs of an example with a class at each position."""
 PriorTuning = Literal["none", "evidence"]
 """Whether the prior precision is chosen after training, and how."""
 
@@ -158,7 +160,9 @@ class Laplace(Posterior):
         for inputs, targets in _count_examples(examples, state.model, []):
             with eval_mode(state.model), differentiable_recurrence(state.model):
                 with torch.no_grad():
-                    loss_fn(state.model(inputs), targets)  # an error of the network itself is not about Laplace
+                    outputs = state.model(inputs)
+                    loss_fn(outputs, targets)  # an error of the network itself is not about Laplace
+                    _check_num_outputs(outputs)
                     _check_independence(state.model, inputs)
                 try:
                     curvature.check(slice_examples(inputs, slice(1)), targets[:1], loss_fn)
@@ -289,6 +293,21 @@ def _check_finished(state: State) -> None:
         raise RuntimeError(
             "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
             "examples, loss_fn) after the last step, as fit does."
+        )
+
+
+def _check_num_outputs(outputs: Tensor) -> None:
+    """Refuse examples with a class at so many positions that the Hessian of the loss in all outputs is too large.
+
+    Raises:
+        ValueError: It is.
+    """
+    shape = outputs.shape[1:]
+    if len(shape) > 1 and shape.numel() > MAX_DENSE_OUTPUTS:
+        raise ValueError(
+            f"Laplace computes the Hessian of the loss in all outputs of an example, and there are {shape.numel():,} "
+            f"of them, of the shape {tuple(shape)}; it is for at most {MAX_DENSE_OUTPUTS:,}. Use SWAG, IVON, SGVB, "
+            "MCDropout or Ensemble, which need no such Hessian."
         )
 
 

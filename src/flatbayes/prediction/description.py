@@ -8,7 +8,7 @@ from flatbayes.core import State
 from flatbayes.core.display import format_number
 from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
-from flatbayes.likelihoods import Bernoulli, Likelihood
+from flatbayes.likelihoods import Bernoulli, DenseCategorical, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Posterior
 
@@ -150,6 +150,7 @@ def describe_data(states: Sequence[State], info: Mapping[str, Any], likelihood: 
     """Number of training examples and of held-out ones, their shape, and the classes, labels or targets."""
     likelihood = unwrap_custom(likelihood)
     noun = "label" if isinstance(likelihood, Bernoulli) else "target"
+    place = " at each position" if isinstance(likelihood, DenseCategorical) else ""
     shape = info.get("input_shape") or info.get("example_shape")
     classes, targets = info.get("class_names"), info.get("target_names")
     return _join(
@@ -157,7 +158,9 @@ def describe_data(states: Sequence[State], info: Mapping[str, Any], likelihood: 
         f"{info['held_out']:,} held out for validation" if _is_number(info.get("held_out")) else "",
         f"inputs of shape {tuple(shape)}" if isinstance(shape, list) else "",
         _describe_scale(info.get("scale_nlls")),
-        format_count(len(classes), "class", "classes", spec=",") if isinstance(classes, list) and classes else "",
+        f"{format_count(len(classes), 'class', 'classes', spec=',')}{place}"
+        if isinstance(classes, list) and classes
+        else "",
         format_count(len(targets), noun, spec=",") if isinstance(targets, list) and targets else "",
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
+    DenseCategorical,
+    DenseCategoricalPredictive,
     GaussianPredictive,
     Likelihood,
     Predictive,
@@ -41,6 +43,7 @@ from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
+from flatbayes.prediction.position_stream import PositionMetrics, predicts_positions, stream_labelled
 
 if TYPE_CHECKING:  # optional packages
     import pandas as pd
@@ -165,8 +168,9 @@ def evaluate(
         data: Labelled examples in the form of the training data: a split (`data.test`), a pair `(inputs, targets)` of
             tensors, arrays or data frames, a dataset, or a loader of batches. With `targets`, inputs alone.
         targets: Class indices of any dtype, one-hot rows, or names of classes; examples with the likelihood's
-            `ignore_index` are left out. For several labels rows of 0 and 1, with NaN or `ignore_index` where a label
-            is not known. For a regression numbers, shape (examples,) or (examples, targets).
+            `ignore_index` are left out. For a class at each position one index for each. For several labels rows of
+            0 and 1, with NaN or `ignore_index` where a label is not known. For a regression numbers, shape
+            (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
@@ -183,6 +187,18 @@ def evaluate(
         >>> sorted(evaluation.metrics), evaluation.num_networks
         (['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'], 5)
     """
+    if predicts_positions(fitted):
+        return _evaluate_positions(
+            fitted,
+            data,
+            targets,
+            num_draws,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            precision=precision,
+            compiled=compiled,
+        )
     calibration = fitted.calibration
     predictive, targets, _ = predict_labelled(
         fitted if calibration is None else replace_calibration(fitted, None),
@@ -200,6 +216,25 @@ def evaluate(
         return evaluation
     calibrated = _compute_metrics(calibration.apply(predictive), targets, evaluation.num_networks)
     return replace(calibrated, raw_metrics=evaluation.metrics)
+
+
+def _evaluate_positions(
+    fitted: FittedPosterior, data: Any, targets: Any, num_draws: int, *, seed: int, **options: Any
+) -> Evaluation:
+    """The metrics of a class at each position; arguments as of `evaluate`."""
+    calibration, num_networks = fitted.calibration, len(fitted.sample_ids(num_draws, seed))
+    raw, calibrated = PositionMetrics(), PositionMetrics()
+    sampler = fitted if calibration is None else replace_calibration(fitted, None)
+    for predictive, labels in stream_labelled(sampler, data, targets, num_draws, seed=seed, **options):
+        raw.add(predictive, labels)
+        if calibration is not None:
+            calibrated.add(cast("DenseCategoricalPredictive", calibration.apply(predictive)), labels)
+    metrics, raw_metrics = raw, dict[str, float]()
+    if calibration is not None:
+        metrics, raw_metrics = calibrated, raw.compute(raw.join_scores())
+    scores = metrics.join_scores()
+    bins = bin_confidences(scores.confidence, scores.is_right)
+    return Evaluation(metrics.compute(scores), bins, num_networks, raw_metrics=raw_metrics)
 
 
 def predict_labelled(
@@ -243,9 +278,12 @@ def predict_labelled(
 
 
 def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Labels as class indices, or as 0, 1 and `IGNORE_INDEX`; and which examples have one, None if all have."""
+    """Labels as class indices, or as 0, 1 and `IGNORE_INDEX`; and which examples have one, None if all have.
+
+    Positions without a label have `IGNORE_INDEX` too.
+    """
     likelihood = unwrap_custom(likelihood)
-    if not isinstance(likelihood, Bernoulli | Categorical):
+    if not isinstance(likelihood, Bernoulli | Categorical | DenseCategorical):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
     is_labelled = likelihood.find_labelled(targets)
@@ -254,6 +292,8 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
         if not bool(((values == 0) | (values == 1)).all()):
             raise ValueError("Metrics compare predictions with labels, 0 or 1, got probabilities: try labels > 0.5.")
         targets = values.long().masked_fill(~is_known, IGNORE_INDEX)
+    elif isinstance(likelihood, DenseCategorical):
+        targets = targets.masked_fill(targets == likelihood.ignore_index, IGNORE_INDEX)
     elif targets.is_floating_point():
         raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     if is_labelled is None or is_labelled.all():

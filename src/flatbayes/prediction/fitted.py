@@ -20,8 +20,9 @@ from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.turns import take_turn
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.image_values import check_image_values
-from flatbayes.likelihoods import Likelihood, Predictive
+from flatbayes.likelihoods import DenseCategorical, Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
@@ -127,7 +128,8 @@ class FittedPosterior(NetworkSampler):
             inputs: Raw examples, in the form of the training data: the transform is applied here.
             num_draws: Networks to draw, rounded up to a multiple of the number of training runs; a posterior without
                 randomness has one network per run.
-            batch_size: Examples per forward pass; batches of an iterable keep their size.
+            batch_size: Examples per forward pass, fewer where they are large and each position, such as a pixel, has
+                a class; batches of an iterable keep their size.
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
             vectorized: Predict with all networks in one call, equal up to rounding. None does so for a few examples
@@ -201,23 +203,23 @@ class FittedPosterior(NetworkSampler):
     ) -> Iterator[Predictive]:
         """Yield the predictions of `predict` one chunk of examples at a time, for inputs that exceed the memory.
 
-        An iterable is read once, whatever the number of draws. The arguments are those of `predict`. It is for one
-        thread of the process, as no other may predict between the chunks.
+        An iterable is read once for all draws. The arguments are those of `predict`. No other thread may predict.
         """
         sample_ids, first_row, calibration = self.sample_ids(num_draws, seed), 0, self.calibration
-        feature_names = self.info.get("feature_names", ())
-        dtype = resolve_autocast_dtype(precision, self.info, self.dtype)
+        names, dtype = self.info.get("feature_names", ()), resolve_autocast_dtype(precision, self.info, self.dtype)
         device: torch.device | None = None
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
         warn_of_random_order(inputs)
         inputs = convert_dataset(inputs, batch_size, is_raw=self.transform is not None)
-        inputs = match_image_layout(convert_inputs(inputs, feature_names), self.info.get("input_shape"))
+        inputs = match_image_layout(convert_inputs(inputs, names), self.info.get("input_shape"))
         check_batch_axis(inputs, example_shape)
         predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
-        for batches in iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes):
-            check_finite_inputs(batches, first_row, feature_names)
+        has_positions = isinstance(unwrap_custom(self.likelihood), DenseCategorical)
+        chunks = iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes, has_positions=has_positions)
+        for batches in chunks:
+            check_finite_inputs(batches, first_row, names)
             check_image_values(batches[0], self.info.get("image_values"), "The inputs")
-            batches = [fill_missing_features(batch, feature_names, self.transform) for batch in batches]
+            batches = [fill_missing_features(batch, names, self.transform) for batch in batches]
             device = first_tensor(batches[0]).device if device is None else device
             batches = place_batches(batches, self.device)
             prepared = PreprocessedBatches(batches, self.preprocess, len(sample_ids))

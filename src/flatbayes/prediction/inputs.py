@@ -36,6 +36,9 @@ MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES = 2**16, 2**28
 """Largest chunk of examples that is in memory at once, with its predictions (256 MiB); all networks are drawn again
 for every chunk."""
 
+MAX_BATCH_ELEMENTS = 2**22
+"""Largest number of input elements of a forward pass that predicts every position of its examples."""
+
 Inputs = Tensor | LazyImages | NDArray[np.generic] | Dataset[Any] | Iterable[Any]
 """One tensor, array or LazyImages of all examples, a dataset of them, or an iterable of batches: `inputs` or
 `(inputs, ...)`."""
@@ -50,19 +53,37 @@ def count_chunk_examples(bytes_per_example: int) -> int:
     return max(1, min(MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES // max(1, bytes_per_example)))
 
 
+def list_shapes(inputs: ModelInputs) -> list[torch.Size]:
+    """The shape of one example in each tensor."""
+    return [tensor.shape[1:] for tensor in flatten_tree(inputs, "inputs").values()]
+
+
+def count_elements(inputs: ModelInputs) -> int:
+    """Number of elements of the largest tensor of one example, at least that of its positions."""
+    return max(1, *(shape.numel() for shape in list_shapes(inputs)))
+
+
 def iter_chunks(
-    inputs: Inputs, batch_size: int, structure: InputStructure = None, predictive_bytes: int = 0
+    inputs: Inputs,
+    batch_size: int,
+    structure: InputStructure = None,
+    predictive_bytes: int = 0,
+    *,
+    has_positions: bool = False,
 ) -> Iterator[Sequence[Any]]:
     """Yield chunks: lists of batches that take at most `MAX_CHUNK_BYTES` with their predictions, or of one batch.
 
-    A tensor or array forms one chunk, because it is in memory already. An iterable is read once.
+    A tensor or array forms one chunk, because it is in memory already, unless every position of an example is
+    predicted, which may take far more. An iterable is read once.
 
     Args:
         inputs: The examples. If a batch of an iterable is a tuple or list, its first element holds the inputs and the
             others are ignored.
         batch_size: Examples per batch; batches of an iterable keep their size.
         structure: Keys, or number, of the inputs of training, if they were more than a tensor.
-        predictive_bytes: Bytes of the prediction for an example.
+        predictive_bytes: Bytes of the prediction for an example, or for a position.
+        has_positions: Whether every position of an example is predicted, so that batches of large examples of an
+            array are smaller than `batch_size`.
 
     Raises:
         ValueError: `batch_size` is below 1, or a batch does not hold a tensor or array.
@@ -71,19 +92,35 @@ def iter_chunks(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if isinstance(inputs, Tensor | np.ndarray | Mapping) or is_input_tuple(inputs, structure):
         examples = to_inputs(inputs, structure)
-        if count_examples(examples):
+        if count_examples(examples) and has_positions:
+            yield from _chunk_positions(examples, batch_size, predictive_bytes)
+        elif count_examples(examples):
             yield split_examples(examples, batch_size)
         return
     chunk, num_examples = list[Any](), 0
     for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else cast(Iterable[Any], inputs):
-        chunk.append(to_inputs(batch, structure))
+        examples = to_inputs(batch, structure)
+        if chunk and has_positions and list_shapes(examples) != list_shapes(chunk[0]):
+            yield chunk  # outputs of different sizes cannot be joined
+            chunk, num_examples = [], 0
+        chunk.append(examples)
         size = count_examples(chunk[-1])
         num_examples += size
-        if num_examples + size > count_chunk_examples(count_bytes(chunk[-1]) // max(1, size) + predictive_bytes):
+        num_bytes = predictive_bytes * (count_elements(chunk[-1]) if has_positions else 1)
+        if num_examples + size > count_chunk_examples(count_bytes(chunk[-1]) // max(1, size) + num_bytes):
             yield chunk
             chunk, num_examples = [], 0
     if chunk:
         yield chunk
+
+
+def _chunk_positions(examples: ModelInputs, batch_size: int, position_bytes: int) -> Iterator[Sequence[Any]]:
+    """Chunks of examples in memory whose predictions, of every position, may take far more memory."""
+    elements = count_elements(examples)
+    size = min(batch_size, max(1, MAX_BATCH_ELEMENTS // elements))
+    batches = split_examples(examples, size)
+    count = max(1, count_chunk_examples(position_bytes * elements) // size)
+    yield from (batches[start : start + count] for start in range(0, len(batches), count))
 
 
 def fill_missing_features(batch: ModelInputs, feature_names: object, transform: object) -> ModelInputs:

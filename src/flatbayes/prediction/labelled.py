@@ -1,28 +1,50 @@
 """Labelled examples of an evaluation, in every form in which `fit` takes them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.input_trees import slice_examples, split_batch
+from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples, split_batch
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.pairs import check_pair, is_tree_pair, join_rows
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
+from flatbayes.likelihoods.dense_categorical_predictive import pad_positions
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.prediction.example_batches import batch_examples
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs, match_image_layout
 
-TASKS: dict[type[Likelihood], Task] = {Gaussian: "regression", Bernoulli: "multi_label"}
+TASKS: dict[type[Likelihood], Task] = {
+    Gaussian: "regression",
+    Bernoulli: "multi_label",
+    DenseCategorical: "dense",
+}
 """Tasks that a likelihood decides; for classes the targets tell."""
 T = TypeVar("T")
+
+
+def join_targets(batches: Sequence[Tensor]) -> Tensor:
+    """Targets of several batches, in order; positions are padded with `IGNORE_INDEX` to the largest examples.
+
+    >>> join_targets([torch.tensor([[1, 2]]), torch.tensor([[3]])])
+    tensor([[   1,    2],
+            [   3, -100]])
+
+    Args:
+        batches: The targets of each batch.
+    """
+    shapes = {batch.shape[1:] for batch in batches}
+    if len(shapes) > 1 and len({len(shape) for shape in shapes}) == 1 and not batches[0].is_floating_point():
+        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        batches = [pad_positions(batch.long(), largest, IGNORE_INDEX) for batch in batches]
+    return torch.cat(list(batches))
 
 
 class LabelledBatches:
@@ -43,10 +65,22 @@ class LabelledBatches:
             self._targets.append(targets.cpu())
             yield inputs if not isinstance(inputs, tuple) else (inputs,)
 
+    def pop_targets(self, count: int) -> Tensor:
+        """Targets of the next batches, with so many examples, which are not kept.
+
+        Args:
+            count: Number of examples.
+        """
+        batches = list[Tensor]()
+        while count > 0:
+            batches.append(self._targets.pop(0))
+            count -= len(batches[-1])
+        return join_targets(batches)
+
     @property
     def targets(self) -> Tensor:
         """Targets of all batches that have been read, in order."""
-        return torch.cat(self._targets)
+        return join_targets(self._targets)
 
 
 def select_examples(
@@ -131,7 +165,9 @@ def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tup
 
 
 def infer_task(likelihood: object) -> TaskType:
-    """`regression` for a Gaussian, `multi_label` for a Bernoulli; None where the targets tell.
+    """`regression` for a Gaussian, `multi_label` for a Bernoulli, `dense` for classes of positions.
+
+    None where the targets tell.
 
     Args:
         likelihood: A likelihood, its class or its name; None for none.

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from flatbayes.calibration import CalibrationMap
 from flatbayes.calibration.maps import transform_label_log_probs, transform_log_probs
-from flatbayes.likelihoods import Bernoulli, Categorical, Custom, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.categorical import pad_logit
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
 SummaryTensors = dict[str, Tensor]
 """For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats, and likewise for
-several labels, with `mean` (examples, labels); for numbers `mean`, `std` and `epistemic_std`, each with the shape and
+several labels, with `mean` (examples, labels), and a class at each position, with `mean` (examples, *positions,
+classes) and the others (examples, *positions); for numbers `mean`, `std` and `epistemic_std`, each with the shape and
 unit of the targets."""
 
 
@@ -47,18 +48,21 @@ class CategoricalSummary(PredictiveSummary):
 
     Args:
         single_logit: As for `Categorical`.
+        class_dim: Axis of the classes in the outputs; the tensors have them on the last axis.
     """
 
     output_names = ("mean", "entropy", "mutual_information")
 
-    def __init__(self, *, single_logit: bool = False) -> None:
+    def __init__(self, *, single_logit: bool = False, class_dim: int = -1) -> None:
         super().__init__()
-        self.single_logit = single_logit
+        self.single_logit, self.class_dim = single_logit, class_dim
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
         """For networks with probabilities p: entropy H[mean p], mutual information H[mean p] - mean H[p]."""
-        logits = torch.stack([promote_to_float32(output) for output in outputs])
-        log_probs = F.log_softmax(pad_logit(logits.flatten(1)) if self.single_logit else logits, -1)
+        logits = torch.stack([promote_to_float32(output).movedim(self.class_dim, -1) for output in outputs])
+        if self.single_logit:
+            logits = pad_logit(logits.flatten(1) if logits.ndim < 4 else logits.squeeze(-1))
+        log_probs = F.log_softmax(logits, -1)
         mean = log_probs.exp().mean(0)
         entropy = categorical_entropy(mean.log(), mean)
         return {
@@ -213,6 +217,8 @@ def make_summary(likelihood: Likelihood) -> PredictiveSummary:
             return make_summary(likelihood.output_likelihood)
         case Categorical():
             return CategoricalSummary(single_logit=likelihood.single_logit)
+        case DenseCategorical():
+            return CategoricalSummary(single_logit=likelihood.single_logit, class_dim=likelihood.class_dim)
         case Bernoulli():
             return BernoulliSummary()
         case Gaussian():

@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from torch import Tensor
+
+from flatbayes.likelihoods import (
+    CategoricalPredictive,
+    DenseCategorical,
+    DenseCategoricalPredictive,
+    GaussianPredictive,
+    Predictive,
+)
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.placement import PredictionPrecision
@@ -58,6 +67,20 @@ def make_predictor(
         return predictive
 
     return predict
+
+
+def flatten_positions(fitted: FittedPosterior, predictive: Predictive, targets: Tensor) -> tuple[Predictive, Tensor]:
+    """Predictions and labels of the labelled positions, where each position has a class; others as they are.
+
+    Args:
+        fitted: The posterior, whose likelihood says which positions have no label.
+        predictive: Its predictions.
+        targets: Targets of the examples.
+    """
+    likelihood = unwrap_custom(fitted.likelihood)
+    if not isinstance(predictive, DenseCategoricalPredictive) or not isinstance(likelihood, DenseCategorical):
+        return predictive, targets
+    return predictive.select_labelled(likelihood.prepare_targets(targets.cpu()), likelihood.ignore_index)
 
 
 def require_classes(predictive: Predictive, advice: str) -> CategoricalPredictive:

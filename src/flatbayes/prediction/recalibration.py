@@ -22,7 +22,7 @@ from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import make_labelled_tensors
 from flatbayes.prediction.placement import PredictionPrecision
-from flatbayes.prediction.predictors import make_predictor, require_classes
+from flatbayes.prediction.predictors import flatten_positions, make_predictor, require_classes
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def evaluate_recalibration(
     """
     (val_inputs, val_labels), (test_inputs, labels) = (make_labelled_tensors(fitted, data) for data in (val, test))
     predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
-    validation, test_examples = predict(val_inputs), predict(test_inputs)
+    validation, val_labels = flatten_positions(fitted, predict(val_inputs), val_labels)
+    test_examples, labels = flatten_positions(fitted, predict(test_inputs), labels)
     if isinstance(test_examples, BernoulliPredictive):
         calibration = fit_calibration(validation, val_labels, "temperature")
         tempered = cast("BernoulliPredictive", calibration.apply(test_examples))

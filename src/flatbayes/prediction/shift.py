@@ -9,11 +9,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, cat, ones, zeros
+from torch import Tensor, cat, from_numpy, ones, zeros
 
 from flatbayes.core.display import format_fields
 from flatbayes.data import CIFAR10C, Split, corrupt_images, infer_white_value
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DenseCategoricalPredictive,
+    Predictive,
+)
 from flatbayes.metrics import (
     aupr,
     auroc,
@@ -25,7 +30,7 @@ from flatbayes.metrics import (
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.placement import PredictionPrecision
-from flatbayes.prediction.predictors import make_predictor, require_classes
+from flatbayes.prediction.predictors import flatten_positions, make_predictor, require_classes
 
 CLEAN = "clean"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -156,11 +161,11 @@ def evaluate_corruptions(
     predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
 
     def compute_row(name: str, severity: int, examples: Split) -> CorruptionMetrics:
-        predictive = predict(examples.inputs)
+        predictive, targets = flatten_positions(fitted, predict(examples.inputs), examples.targets)
         if isinstance(predictive, BernoulliPredictive):
-            return CorruptionMetrics(name, severity, multi_label_metrics(predictive.log_probs, examples.targets))
+            return CorruptionMetrics(name, severity, multi_label_metrics(predictive.log_probs, targets))
         log_probs = require_classes(predictive, "There are no metrics for it.").log_probs.cpu()
-        return CorruptionMetrics(name, severity, classification_metrics(log_probs, examples.targets.cpu()))
+        return CorruptionMetrics(name, severity, classification_metrics(log_probs, targets.cpu()))
 
     rows = [compute_row(CLEAN, 0, split)]
     for name in corruptions:
@@ -227,6 +232,11 @@ def evaluate_ood(
 
 
 def _compute_uncertainties(predictive: Predictive) -> dict[str, Float[Tensor, " examples"]]:
+    if isinstance(predictive, DenseCategoricalPredictive):  # means over the positions of an example
+        columns = predictive.columns()
+        confidence = from_numpy(columns["confidence"])
+        names = ("entropy", "mutual_information")
+        return {**{name: from_numpy(columns[name]) for name in names}, "one_minus_confidence": -confidence}
     uncertainties = {
         "entropy": predictive.entropy.cpu().clamp_min(0.0),
         "mutual_information": predictive.mutual_information.cpu(),

@@ -20,6 +20,7 @@ from flatbayes.data.fingerprint import explain_change
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
+    DenseCategoricalPredictive,
     GaussianPredictive,
     Likelihood,
     Predictive,
@@ -258,6 +259,8 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
         >>> measure_distances(predictive, predictive)
         {'agreement': 1.0, 'tv': 0.0}
     """
+    if isinstance(predictive, DenseCategoricalPredictive) and isinstance(reference, DenseCategoricalPredictive):
+        predictive, reference = predictive.flatten(), reference.flatten()
     match predictive, reference:
         case CategoricalPredictive(), CategoricalPredictive():
             return {

@@ -105,7 +105,7 @@ def measure_losses(
     failed = False
     for outputs, targets in predictions:  # to the end, whatever happens
         means.append(float(likelihood.loss(outputs, targets)))
-        counts.append(len(targets))
+        counts.append(likelihood.count_targets(targets))
         try:
             losses += [
                 likelihood.loss(outputs[k : k + 1], targets[k : k + 1]).reshape(()) for k in range(len(targets))

@@ -25,7 +25,7 @@ from flatbayes.calibration.scores import (
     get_score_data,
     make_score,
 )
-from flatbayes.calibration.targets import check_targets, warn_if_few
+from flatbayes.calibration.targets import NO_POSITION_REGIONS, check_targets, warn_if_few
 from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_entries
 from flatbayes.core.files import read_json, write_json
@@ -247,6 +247,8 @@ def fit_cross_conformal(
     splits: DataSplits = data
     if splits.is_multi_label:
         raise TypeError(f"{NO_LABEL_REGIONS}. {CALIBRATE_LABELS}")
+    if splits.is_dense:
+        raise TypeError(NO_POSITION_REGIONS)
     count = len(splits.train)
     if not 2 <= num_folds <= count:
         raise ValueError(f"num_folds lies between 2 and the {count} training examples, got {num_folds}.")

@@ -1,9 +1,10 @@
 """Training data: what training needs of them, and those of data splits."""
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,63 +14,26 @@ from torch import Tensor, nn
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.data.image_values import describe_image_values
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from flatbayes.likelihoods.custom import count_right, unwrap_custom
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import count_right
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.fabric import Fabric
 
 EVAL_BATCH_SIZE = 512
+MAX_EVAL_POSITIONS = 2**20
+"""Largest number of positions, such as pixels, of a forward pass without a batch size."""
 NUM_CHECK_EXAMPLES = 4
 """Examples on which a network is checked before training."""
 MAX_CACHED_ELEMENTS = 2**26
 """Largest number of input elements that are kept transformed, where no augmentation comes before the transform."""
-
-
-def drop_unlabelled(data: DataSplits) -> DataSplits:
-    """The splits without the examples none of whose labels is known, as `num_data` and mean losses need them.
-
-    Args:
-        data: Splits, with several labels of each example or with other targets.
-
-    Raises:
-        ValueError: No label of the training examples is known.
-    """
-    if not data.is_multi_label:
-        return data
-    known = {name: (getattr(data, name).targets != IGNORE_INDEX).any(1) for name in ("train", "val")}
-    if not known["train"].any():
-        raise ValueError("No label of the training examples is known. Training needs labelled examples.")
-    dropped = {name: getattr(data, name).take(rows.nonzero()[:, 0]) for name, rows in known.items() if not rows.all()}
-    return replace(data, **dropped)
-
-
-def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:
-    """Check that a likelihood of several labels knows how data splits mark a label that is not known.
-
-    Args:
-        data: Splits.
-        likelihood: The likelihood.
-
-    Raises:
-        ValueError: It has another mark, so that the labels that are not known would be targets.
-    """
-    likelihood = unwrap_custom(likelihood)
-    if not isinstance(likelihood, Bernoulli) or likelihood.ignore_index == IGNORE_INDEX or not data.is_multi_label:
-        return
-    if any(bool((split.targets == IGNORE_INDEX).any()) for split in (data.train, data.val)):
-        raise ValueError(
-            f"Labels that are not known are {IGNORE_INDEX} in these data, also where they were NaN, and the "
-            f"likelihood has ignore_index={likelihood.ignore_index}: leave ignore_index out."
-        )
 
 
 class TrainingData(ABC):
@@ -226,8 +190,13 @@ class InMemoryData(TrainingData):
         return fingerprint
 
     def infer_likelihood(self) -> Likelihood:
-        """Categorical over the classes, Bernoulli of several labels, or Gaussian in the scale of the targets."""
+        """Categorical over the classes, Bernoulli of several labels, or Gaussian in the scale of the targets.
+
+        For a class at each position `DenseCategorical` with the default axis of the outputs.
+        """
         data = self.splits
+        if data.is_dense:
+            return DenseCategorical(data.num_classes)
         if data.is_multi_label:
             return Bernoulli(len(data.target_names))
         return Gaussian.fit(data.train.targets) if data.is_regression else Categorical(data.num_classes)
@@ -251,7 +220,7 @@ class InMemoryData(TrainingData):
             return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize.to(device), world)
         is_transformed = augment is None and inputs.dtype == torch.float64  # takes less memory as float32
         inputs = self.standardize(inputs) if is_transformed else inputs
-        if fits_on_device(inputs, device):
+        if fits_on_device(inputs, device) and fits_on_device(targets, device):
             inputs, targets = move_tensor(inputs, device), move_tensor(targets, device)
         if is_transformed:
             return ShuffledBatches(inputs, targets, size, seed, world=world)
@@ -263,9 +232,15 @@ class InMemoryData(TrainingData):
         """All examples, standardized, in the order of the data."""
         train, standardize = self.splits.train, self.standardize.to(device)
         for inputs, targets in zip(
-            train.inputs.split(EVAL_BATCH_SIZE), train.targets.split(EVAL_BATCH_SIZE), strict=True
+            train.inputs.split(self.eval_batch_size), train.targets.split(self.eval_batch_size), strict=True
         ):
             yield standardize_on_device(standardize, inputs, device), move_tensor(targets, device)
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples of a forward pass without a batch size: fewer where each has many positions."""
+        num_positions = self.splits.train.targets[0].numel() if self.splits.is_dense else 1
+        return max(1, min(EVAL_BATCH_SIZE, MAX_EVAL_POSITIONS // num_positions))
 
     @property
     def example_batch(self) -> tuple[Any, Tensor]:
@@ -308,12 +283,16 @@ class InMemoryData(TrainingData):
         has_accuracy = bool(self.splits.class_names) or self.splits.is_multi_label
 
         def validate(module: nn.Module) -> dict[str, float]:
-            device, loss, num_right, num_predictions = next(module.parameters()).device, math.nan, 0, 0
+            device, losses, counts = next(module.parameters()).device, list[float](), list[int]()
+            num_right, num_predictions = 0, 0
             for outputs, targets in self._predict_split(module, share):
-                loss = float(likelihood.loss(outputs, targets))
+                losses.append(float(likelihood.loss(outputs, targets)))
+                counts.append(likelihood.count_targets(targets))
                 if has_accuracy:
-                    num_right, num_predictions = count_right(likelihood, outputs, targets)
-            metrics = {"val_nll": world.average_over_examples(loss, len(share), device)}
+                    right, predictions = count_right(likelihood, outputs, targets)
+                    num_right, num_predictions = num_right + right, num_predictions + predictions
+            loss = losses[0] if len(losses) == 1 else sum(map(operator.mul, losses, counts)) / max(1, sum(counts))
+            metrics = {"val_nll": world.average_over_examples(loss, sum(counts), device)}
             if has_accuracy:
                 accuracy = num_right / max(1, num_predictions)
                 metrics["val_accuracy"] = world.average_over_examples(accuracy, num_predictions, device)
@@ -322,7 +301,7 @@ class InMemoryData(TrainingData):
         return validate
 
     def predict_validation(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those of the whole split at once."""
+        """Those of the whole split at once; for a class at each position those of every batch."""
         return self._predict_split(network, self.splits.val)
 
     @torch.no_grad()
@@ -332,10 +311,14 @@ class InMemoryData(TrainingData):
         device = next(network.parameters()).device
         standardize = self.standardize.to(device)
         with eval_mode(network), seeded_rng(spawn_seed(Stream.VALIDATION), network):
-            batches = split.inputs.split(EVAL_BATCH_SIZE)
+            batches = split.inputs.split(self.eval_batch_size)
             on_device = (standardize_on_device(standardize, batch, device) for batch in batches)
-            outputs = torch.cat([network(cast_inputs(network, inputs)) for inputs in on_device])
-        yield outputs, move_tensor(split.targets, device)
+            outputs = (network(cast_inputs(network, inputs)) for inputs in on_device)
+            if self.splits.is_dense:  # outputs of all examples may be larger than the memory
+                targets = split.targets.split(self.eval_batch_size)
+                yield from zip(outputs, (move_tensor(batch, device) for batch in targets), strict=True)
+            else:
+                yield torch.cat(list(outputs)), move_tensor(split.targets, device)
 
 
 def standardize_on_device(standardize: Standardize, inputs: Tensor, device: torch.device) -> Tensor:

@@ -26,6 +26,7 @@ from flatbayes.training.draw_search import (
     Measure,
     compare_values,
     find_largest_tolerated,
+    measure_example_losses,
     predict_examples,
 )
 from flatbayes.training.network_defaults import LARGE_NETWORK
@@ -253,7 +254,7 @@ def _replace_value(fitted: FittedPosterior, name: str, value: float) -> FittedPo
 
 def _measure_draws(fitted: FittedPosterior, examples: Any, name: str, num_draws: int) -> ExampleLosses:
     return ExampleLosses(
-        lambda value: predict_examples(apply_choices(fitted, {name: {"value": value}}), examples, num_draws)
+        lambda value: measure_example_losses(apply_choices(fitted, {name: {"value": value}}), examples, num_draws)
     )
 
 

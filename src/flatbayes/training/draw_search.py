@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from flatbayes.calibration.map_fitting import compute_example_losses
-from flatbayes.likelihoods import CategoricalPredictive, Predictive
+from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredictive, Predictive
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.prediction.position_stream import predicts_positions, stream_example_losses
 from flatbayes.training.batches import preserve_loader
 
 NUM_TOLERANCE_DRAWS = 10
@@ -35,6 +36,14 @@ def predict_examples(fitted: FittedPosterior, examples: Any, num_draws: int) -> 
         return predict_labelled(fitted, examples, None, num_draws, batch_size=256)[:2]
 
 
+def measure_example_losses(fitted: FittedPosterior, examples: Any, num_draws: int) -> Tensor:
+    """Losses of single examples, as of `compute_example_losses`; likewise."""
+    if predicts_positions(fitted):
+        with preserve_loader(examples):
+            return stream_example_losses(fitted, examples, num_draws, batch_size=256)
+    return compute_example_losses(*predict_examples(fitted, examples, num_draws))
+
+
 class ExampleLosses:
     """Validation NLL of values of an option, and how certain the difference of two is.
 
@@ -42,16 +51,16 @@ class ExampleLosses:
         losses: Losses of single examples by value; a single NaN where predictions are not finite.
     """
 
-    def __init__(self, predict: Callable[[float | None], tuple[Predictive, Tensor]]) -> None:
-        """Set what predicts the validation examples with a value, and gives their targets."""
+    def __init__(self, compute: Callable[[float | None], Tensor]) -> None:
+        """Set what computes the losses of the validation examples with a value."""
         self.losses: dict[float | None, Tensor] = {}
-        self._predict = predict
+        self._compute = compute
 
     def __call__(self, value: float | None) -> float:
         """Mean of the losses at a value, which are computed once."""
         if value not in self.losses:
             try:
-                self.losses[value] = compute_example_losses(*self._predict(value))
+                self.losses[value] = self._compute(value)
             except RuntimeError:  # predictions far from the mean that are not finite
                 self.losses[value] = torch.full((1,), math.nan)
         return float(self.losses[value].mean())
@@ -199,7 +208,9 @@ def _make_criterion(replace_value: ReplaceValue, examples: Any, criterion: Crite
         return _make_relative(measure_nll)
 
     def predict(value: float) -> CategoricalPredictive:
-        predictive = predict_examples(replace_value(value), examples, NUM_TOLERANCE_DRAWS)[0]
+        predictive, targets = predict_examples(replace_value(value), examples, NUM_TOLERANCE_DRAWS)
+        if isinstance(predictive, DenseCategoricalPredictive):
+            predictive = predictive.select_labelled(targets)[0]
         if not isinstance(predictive, CategoricalPredictive):
             raise TypeError(f"criterion={criterion!r} is about classes, got a {type(predictive).__name__}.")
         return predictive

@@ -18,7 +18,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
 from flatbayes.data.checks import DataWarning
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.loader_data import LoaderData
 
@@ -72,7 +72,7 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
     Returns:
         The data, with the two losses for classes or labels if inputs are used as they are.
     """
-    if not isinstance(likelihood, Bernoulli | Categorical | Gaussian):
+    if not isinstance(likelihood, Bernoulli | Categorical | DenseCategorical | Gaussian):
         return data
     if not isinstance(data.splits.train.inputs, Tensor):
         return data
@@ -97,12 +97,12 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
     return replace(data, transform_override=as_given(data), scale_nlls=scale_nlls)
 
 
-def compute_constant_loss(likelihood: Bernoulli | Categorical, targets: Tensor) -> float:
+def compute_constant_loss(likelihood: Bernoulli | Categorical | DenseCategorical, targets: Tensor) -> float:
     """Loss of the frequencies of the classes or labels: their entropy, summed over the known labels of an example.
 
     Args:
         likelihood: Distribution of the targets.
-        targets: Class indices, [n], negative for an example without; or labels, [n, labels].
+        targets: Class indices, [n] or [n, *positions], `ignore_index` where there is none; or labels, [n, labels].
     """
     if isinstance(likelihood, Bernoulli):
         values, is_known = likelihood.split_targets(targets)
@@ -110,7 +110,7 @@ def compute_constant_loss(likelihood: Bernoulli | Categorical, targets: Tensor) 
         shares = values.sum(0).double() / counts.clamp_min(1)
         entropies = -torch.xlogy(shares, shares) - torch.xlogy(1 - shares, 1 - shares)
         return float((counts * entropies).sum() / is_known.any(1).sum().clamp_min(1))
-    labels = targets[targets >= 0]
+    labels = targets[(targets >= 0) & (targets != likelihood.ignore_index)]
     shares = torch.bincount(labels).double() / max(1, len(labels))
     return float(-torch.xlogy(shares, shares).sum())
 
@@ -190,7 +190,7 @@ def as_given(data: InMemoryData) -> Standardize:
 def select_rows(data: InMemoryData) -> Tensor:
     """Evenly spaced training examples."""
     count = len(data.splits.train)
-    return torch.linspace(0, count - 1, min(count, NUM_EXAMPLES)).long()
+    return torch.linspace(0, count - 1, min(count, NUM_EXAMPLES, data.eval_batch_size)).long()
 
 
 @torch.no_grad()

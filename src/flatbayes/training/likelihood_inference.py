@@ -1,6 +1,7 @@
 """Likelihood of the targets, of a loader where targets and outputs of the network leave no doubt."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,20 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.input_trees import (
+    DENSE_ADVICE,
     IGNORE_INDEX,
     MULTI_LABEL_ADVICE,
-    cast_integers,
+    holds_position_labels,
     holds_several_labels,
-    map_tensors,
     slice_examples,
     split_batch,
 )
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
-from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 from flatbayes.training.batches import preserve_loader
@@ -31,16 +31,13 @@ from flatbayes.training.initial_noise import start_at_residuals
 from flatbayes.training.input_scale import keep_token_ids
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import format_empty_loader
-from flatbayes.training.model_builder import (
-    ModelFactory,
-    make_adapted_builder,
-    make_model_builder,
-    takes_num_outputs,
-)
-
-ADVICE = (
-    "Pass likelihood=Categorical(num_classes) for classes, or likelihood=Gaussian.fit(targets) for numbers, of which "
-    "a network predicts mean and raw scale (two outputs for each)."
+from flatbayes.training.model_builder import ModelFactory, make_model_builder, takes_num_outputs
+from flatbayes.training.network_outputs import (
+    ADVICE,
+    find_output_shape,
+    infer_dense_likelihood,
+    match_outputs,
+    resize_classes,
 )
 
 
@@ -55,12 +52,21 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
         ValueError: They are not.
     """
     likelihood = unwrap_custom(likelihood)
+    kinds: dict[type[Likelihood], str] = {
+        Bernoulli: "several labels",
+        Categorical: "one class",
+        DenseCategorical: "a class at each position",
+    }
+    kind = next((text for cls, text in kinds.items() if isinstance(likelihood, cls)), "numbers")
+    is_wrong = isinstance(likelihood, Bernoulli) != data.is_multi_label or (
+        isinstance(likelihood, DenseCategorical) != data.is_dense
+    )
     if isinstance(likelihood, Bernoulli) and data.is_multi_label:
         likelihood.prepare_targets(data.train.targets)
-    elif isinstance(likelihood, Bernoulli) or (isinstance(likelihood, Categorical) and data.is_multi_label):
-        kind = "one class" if isinstance(likelihood, Categorical) else "several labels"
+    elif is_wrong and isinstance(likelihood, tuple(kinds)):
         found = f"one of {data.num_classes} classes" if data.class_names else "numbers to predict"
         found = format_count(len(data.target_names), "label") if data.is_multi_label else found
+        found = "classes of positions" if data.is_dense else found
         raise ValueError(
             f"The likelihood {likelihood!r} is for {kind} of each example, and the targets are {found}. Leave "
             "likelihood out, or give targets of this kind."
@@ -97,16 +103,23 @@ def infer_likelihood(
     Raises:
         ValueError: It is not clear what the targets of a loader are; the message says what to pass.
     """
-    if isinstance(data, LoaderData) and splits is not None and (new_head or not splits.class_names):
+    if isinstance(data, LoaderData) and splits is not None and _knows_task(splits, new_head=new_head):
         return infer_split_likelihood(splits, data.loader)
     if isinstance(data, LoaderData):
         return infer_loader_likelihood(data.loader, model, output, new_head=new_head)
+    if isinstance(data, InMemoryData) and data.splits.is_dense:
+        return infer_dense_likelihood(data, model, output, new_head=new_head)
     likelihood, starts_at_residuals = data.infer_likelihood(), config.optimization.initial_noise == "residuals"
     if isinstance(likelihood, Gaussian) and isinstance(data, InMemoryData) and starts_at_residuals:
         return start_at_residuals(likelihood, data.splits.train)
     if isinstance(likelihood, Categorical) and isinstance(data, InMemoryData) and not new_head:
         return replace(likelihood, single_logit=has_single_logit(data, model, output))
     return likelihood
+
+
+def _knows_task(splits: DataSplits, *, new_head: bool) -> bool:
+    """Whether splits tell the likelihood, and not the outputs of the network."""
+    return not splits.class_names or (new_head and not splits.is_dense)
 
 
 def infer_split_likelihood(splits: DataSplits, loader: Iterable[Any]) -> Likelihood:
@@ -167,7 +180,8 @@ def infer_loader_likelihood(
 ) -> Likelihood:
     """`Categorical` for integers, `Bernoulli` for rows of 0 and 1, `Gaussian` in their scale for fractions.
 
-    Labels 0 and 1 of any type are classes for a network of one output, which is a single logit.
+    `DenseCategorical` for integers of several axes, whose shape is that of the outputs without the classes. Labels 0
+    and 1 of any type are classes for a network of one output, which is a single logit.
 
     The first batch is read; for numbers all batches are, since their mean and scale are needed. No random state
     changes.
@@ -193,7 +207,12 @@ def infer_loader_likelihood(
         if new_head and (is_class_index(targets) or holds_fractions(targets)):
             targets = torch.cat([targets, *(split_batch(batch)[1] for batch in batches)])
             return Categorical(int(targets.max()) + 1) if is_class_index(targets) else Gaussian.fit(targets)
-        num_outputs = count_outputs(model, slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), output)
+        shape = find_output_shape(model, slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), output)
+        num_outputs = math.prod(shape)
+        if targets.ndim > 1 and not targets.is_floating_point() and len(shape) == targets.ndim:
+            likelihood = match_outputs(shape, targets.shape[1:])
+            labels = [targets, *(split_batch(batch)[1] for batch in batches)] if new_head else []
+            return resize_classes(likelihood, max(int(y.max()) for y in labels) + 1) if labels else likelihood
         if is_class_index(targets) and num_outputs > 1:
             return Categorical(num_outputs)
         if holds_several_labels(targets) and num_outputs == targets.shape[1]:
@@ -205,6 +224,8 @@ def infer_loader_likelihood(
     advice = ADVICE
     if is_class_index(targets) or holds_fractions(targets):
         advice += f" Or change its last layer ({NEW_HEAD_ADVICE})."
+    elif holds_position_labels(targets):
+        advice = DENSE_ADVICE.strip()
     elif targets.ndim == 2 and targets.shape[1] > 1:
         advice += f" Rows with a single 1 for the class are class indices after argmax(1).{MULTI_LABEL_ADVICE}"
     raise ValueError(
@@ -219,35 +240,8 @@ def count_outputs(
     output: OutputSelector | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> int:
-    """Number of outputs of a network for each example.
-
-    Args:
-        model: A network, or what builds one.
-        inputs: Inputs of a few examples.
-        output: Selects one of several outputs of the network.
-        arguments: Arguments of a function that builds the network, which takes those that it has parameters for.
-
-    Raises:
-        ValueError: The network cannot be called with the inputs.
-    """
-
-    def get_inputs() -> Any:
-        return inputs
-
-    build: Callable[[], nn.Module] = make_adapted_builder(
-        make_model_builder(model, arguments or {}, get_inputs), get_inputs, output
-    )
-    network = build().eval()
-    device = next(network.parameters(), torch.empty(0)).device
-    inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
-    errors = list[Exception]()
-    for candidate in (inputs, cast_integers(inputs)):  # as `check_loader_inputs` converts them
-        with torch.no_grad():
-            try:
-                return int(network(cast_inputs(network, candidate))[0].numel())
-            except (RuntimeError, TypeError, IndexError) as error:
-                errors.append(error)
-    raise ValueError(f"The network cannot be called with the first batch: {errors[0]}") from errors[0]
+    """Number of outputs of a network for each example; arguments and errors as of `find_output_shape`."""
+    return math.prod(find_output_shape(model, inputs, output, arguments))
 
 
 def is_class_index(targets: Tensor) -> bool:

@@ -19,7 +19,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.data.image_values import check_image_values, describe_image_values
-from flatbayes.likelihoods import Bernoulli, Categorical, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Likelihood
 from flatbayes.likelihoods.custom import count_right, unwrap_custom
 from flatbayes.prediction.labelled import select_labelled
 from flatbayes.training.batches import (
@@ -244,12 +244,13 @@ class LoaderData(TrainingData):
 
         def validate(module: nn.Module) -> dict[str, float]:
             count, loss, totals = 0, 0.0, [0, 0]
-            has_accuracy = isinstance(unwrap_custom(likelihood), Bernoulli | Categorical)
+            has_accuracy = isinstance(unwrap_custom(likelihood), Bernoulli | Categorical | DenseCategorical)
             for outputs, targets in self.predict_validation(module):
-                loss += float(likelihood.loss(outputs, targets)) * len(targets)
+                num_targets = likelihood.count_targets(targets)
+                loss += float(likelihood.loss(outputs, targets)) * num_targets
                 if has_accuracy:
                     totals = [a + b for a, b in zip(totals, count_right(likelihood, outputs, targets), strict=True)]
-                count += len(targets)
+                count += num_targets
             return {"val_nll": loss / count, **({"val_accuracy": totals[0] / totals[1]} if totals[1] else {})}
 
         return validate

@@ -19,7 +19,7 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, check_ignore_index
+from flatbayes.training.data import InMemoryData
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
 from flatbayes.training.likelihood_inference import are_binary_labels, check_task, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs, warn_of_missing_classes
@@ -38,6 +38,7 @@ from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
 from flatbayes.training.training_examples import read_training_data
+from flatbayes.training.unknown_labels import check_ignore_index, match_position_labels
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
 
 UNTRAINED_HEAD = (
@@ -101,6 +102,8 @@ def prepare_runs(
         training_data.check_batches()
         if is_inferred:
             warn_of_missing_classes(training_data)
+    elif isinstance(training_data, InMemoryData):
+        training_data = match_position_labels(training_data, likelihood)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])

@@ -150,7 +150,7 @@ class TrainingRun:
         config: Training hyperparameters.
         seed: Seed of dropout and of the posterior's noise.
         validate: Evaluates every network of the module between epochs.
-        find_labelled: Which examples of a batch have a target, from its targets; None if all have one.
+        find_labelled: Which examples of a batch, or positions of these, have a target, from its targets; None if all.
         loss_is_nll: Whether the loss is known to be a negative log likelihood in nats; those of users may have units.
         num_networks: Number of networks in the module.
         status: What changes during training.

@@ -13,7 +13,8 @@ from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
@@ -36,6 +37,9 @@ from flatbayes.training.optimizers import (
 from flatbayes.training.run import Branch, RunStatus, TrainingRun
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
+
+NLL_LIKELIHOODS = (Bernoulli, Categorical, DenseCategorical, Gaussian)
+"""Likelihoods whose loss is a negative log likelihood, in nats."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,8 @@ class RunFactory:
             config=self.config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, member),
             validate=None if validate is None else lambda module: [validate(module)],
-            find_labelled=self.likelihood.find_labelled if may_lack_labels else lambda _: None,
-            loss_is_nll=isinstance(self.likelihood, Bernoulli | Categorical | Gaussian),
+            find_labelled=find_loss_terms(self.likelihood, may_lack_labels=may_lack_labels),
+            loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 
@@ -157,7 +161,7 @@ class RunFactory:
             config=config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
-            loss_is_nll=isinstance(self.likelihood, Bernoulli | Categorical | Gaussian),
+            loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
         )
@@ -293,6 +297,19 @@ def is_prior_given(factory: RunFactory) -> bool:
     return bool(get_option(factory.posterior, path) != getattr(type(method), "prior_precision", None))
 
 
+def find_loss_terms(likelihood: Likelihood, *, may_lack_labels: bool) -> Callable[[Tensor], Tensor | None]:
+    """A function that says which targets of a batch the loss is the mean over: of examples, or of their positions.
+
+    Args:
+        likelihood: Distribution of the targets given the outputs.
+        may_lack_labels: Whether a batch may have examples without a label.
+    """
+    inner = unwrap_custom(likelihood)
+    if isinstance(inner, DenseCategorical):
+        return inner.find_labelled_positions
+    return likelihood.find_labelled if may_lack_labels else lambda _: None
+
+
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:
     """The negative log likelihood, with label smoothing if the configuration has any.
 
@@ -309,7 +326,7 @@ def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_la
     label_smoothing = config.optimization.label_smoothing
     if not label_smoothing:
         return likelihood.loss
-    if not isinstance(likelihood, Categorical):
+    if not isinstance(likelihood, Categorical | DenseCategorical):
         raise ValueError(
             f"label_smoothing is for classes, and the likelihood is {type(likelihood).__name__}: leave it out."
         )

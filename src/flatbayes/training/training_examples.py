@@ -13,8 +13,9 @@ from flatbayes.data.split_checks import check_split_values, warn_of_untrained_cl
 from flatbayes.flatness import Flatness
 from flatbayes.training.arguments import hold_out_examples, normalize_data, normalize_validation, unpack_splits
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, TrainingData, drop_unlabelled
+from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.loader_data import LoaderData
+from flatbayes.training.unknown_labels import drop_unlabelled
 
 NO_VALIDATION = (
     "There are no validation examples: training takes its whole budget, and nothing says how wide the posterior is "

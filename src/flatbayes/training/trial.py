@@ -19,7 +19,7 @@ from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.likelihoods import Bernoulli, Categorical
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
 from flatbayes.training.engine import Engine, place_module
@@ -79,6 +79,9 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
                 outputs = engine.network(x)
                 if isinstance(factory.likelihood, Bernoulli | Categorical):
                     logits.append(outputs)
+                elif isinstance(factory.likelihood, DenseCategorical):
+                    rows = outputs.movedim(factory.likelihood.class_dim, -1)
+                    logits.append(rows.reshape(-1, rows.shape[-1]))
                 loss = loss_fn(outputs, y)
                 engine.backward(loss)
                 return loss.detach()
@@ -210,7 +213,9 @@ def ends_in_sigmoid(outputs: Tensor) -> bool:
         outputs: Result of the graph.
     """
     node: Any = outputs.grad_fn
-    while node is not None and node.name().startswith(("Squeeze", "Unsqueeze", "View", "Reshape", "Select")):
+    while node is not None and node.name().startswith(
+        ("Squeeze", "Unsqueeze", "View", "Reshape", "Select", "Permute", "Clone", "UnsafeView")
+    ):
         node = node.next_functions[0][0]
     return node is not None and node.name().startswith("Sigmoid")
 

@@ -1,0 +1,138 @@
+"""Evaluation of a class at each position, a few examples at a time: all predictions may be larger than the memory."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatbayes.calibration.map_fitting import sum_position_losses
+from flatbayes.core.input_trees import IGNORE_INDEX
+from flatbayes.core.names import format_count
+from flatbayes.likelihoods import DenseCategorical, DenseCategoricalPredictive
+from flatbayes.likelihoods.custom import unwrap_custom
+from flatbayes.metrics.classification import ExampleScores, average_iou, count_pairs, score_examples
+from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.labelled import LabelledBatches, select_examples
+
+MAX_PREDICTED_VALUES = 2**25
+"""Largest number of probabilities of examples that are predicted together for the checks."""
+
+
+def predicts_positions(fitted: FittedPosterior) -> bool:
+    """Whether a posterior predicts a class at each position."""
+    return isinstance(unwrap_custom(fitted.likelihood), DenseCategorical)
+
+
+def stream_labelled(
+    fitted: FittedPosterior, data: Any, targets: Any, num_draws: int, *, batch_size: int, **options: Any
+) -> Iterator[tuple[DenseCategoricalPredictive, Tensor]]:
+    """Yield predictions and targets of a few examples at a time, with `IGNORE_INDEX` at positions without a label.
+
+    Args:
+        fitted: The posterior.
+        data: As for `evaluate`.
+        targets: As for `evaluate`.
+        num_draws: As for `evaluate`.
+        batch_size: As for `evaluate`.
+        **options: Other arguments of `FittedPosterior.predict`.
+
+    Raises:
+        ValueError: The targets do not match the predictions, are missing, or none is known.
+        TypeError: There are no targets.
+    """
+    likelihood = unwrap_custom(fitted.likelihood)
+    assert isinstance(likelihood, DenseCategorical)
+    inputs, targets = select_examples(fitted, data, targets, batch_size)
+    known = None if targets is None else likelihood.prepare_targets(torch.as_tensor(targets).cpu())
+    if known is not None and isinstance(inputs, Tensor | np.ndarray) and len(inputs) != len(known):
+        raise ValueError(
+            f"There are {format_count(len(inputs), 'input')} and {format_count(len(known), 'target')}. Give one "
+            "target for each input, in the same order."
+        )
+    count, has_label = 0, False
+    for predictive in fitted.stream_predictions(inputs, num_draws, batch_size=batch_size, **options):
+        assert isinstance(predictive, DenseCategoricalPredictive)
+        size = len(predictive.log_probs)
+        if isinstance(inputs, LabelledBatches):
+            labels = likelihood.prepare_targets(inputs.pop_targets(size))
+        else:
+            assert known is not None
+            labels = known[count : count + size]
+        count += size
+        has_label = has_label or bool((labels != likelihood.ignore_index).any())
+        yield predictive, labels.masked_fill(labels == likelihood.ignore_index, IGNORE_INDEX)
+    if known is not None and len(known) != count:
+        raise ValueError(
+            f"There are {count} predictions and {len(known)} targets. Give one target for each, in order."
+        )
+    if not has_label:
+        raise ValueError(f"Every label is {likelihood.ignore_index}: there are no labelled positions.")
+
+
+def stream_example_losses(fitted: FittedPosterior, data: Any, num_draws: int, batch_size: int) -> Tensor:
+    """As `calibration.map_fitting.compute_example_losses`, without all predictions in memory."""
+    stream = stream_labelled(fitted, data, None, num_draws, batch_size=batch_size)
+    pairs = [sum_position_losses(predictive, targets) for predictive, targets in stream]
+    sums, counts = (torch.cat(values) for values in zip(*pairs, strict=True))
+    return sums[counts > 0] * (int((counts > 0).sum()) / int(counts.sum()))
+
+
+def limit_examples(fitted: FittedPosterior, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    """Evenly spaced examples whose predictions fit into the memory, where each position has a class.
+
+    Args:
+        fitted: The posterior.
+        inputs: Inputs; those that are no tensor or array are returned as they are, as with another likelihood.
+        targets: Their targets.
+    """
+    if not predicts_positions(fitted) or not isinstance(inputs, Tensor | np.ndarray) or not len(inputs):
+        return inputs, targets
+    count = max(1, MAX_PREDICTED_VALUES // (np.asarray(targets[0]).size * fitted.likelihood.num_outputs))
+    if len(inputs) <= count:
+        return inputs, targets
+    rows = np.linspace(0, len(inputs) - 1, count).astype(int)
+    return inputs[rows], targets[rows]
+
+
+class PositionMetrics:
+    """Scores of labelled positions, added example by example.
+
+    Attributes:
+        num_classes: Number of classes; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.num_classes = 0
+        self._scores: list[ExampleScores] = []
+        self._counts = torch.zeros(0, 0)
+
+    def add(self, predictive: DenseCategoricalPredictive, targets: Tensor) -> None:
+        """Add examples.
+
+        Args:
+            predictive: Their predictions.
+            targets: Class indices, `IGNORE_INDEX` at positions without a label.
+        """
+        flat, labels = predictive.select_labelled(targets)
+        if not len(labels):
+            return
+        self.num_classes = flat.log_probs.shape[1]
+        counts = count_pairs(flat.top_class.cpu(), labels, self.num_classes)
+        self._counts = self._counts + counts if self._scores else counts
+        self._scores.append(score_examples(flat.log_probs, labels))
+
+    def join_scores(self) -> ExampleScores:
+        """The scores of all labelled positions."""
+        names = [field.name for field in fields(ExampleScores)]
+        return ExampleScores(*(torch.cat([getattr(scores, name) for scores in self._scores]) for name in names))
+
+    def compute(self, scores: ExampleScores) -> dict[str, float]:
+        """All metrics of `DENSE_METRICS`.
+
+        Args:
+            scores: From `join_scores`.
+        """
+        return {**scores.metrics(), "mean_iou": average_iou(self._counts)}
