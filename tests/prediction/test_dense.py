@@ -1,5 +1,6 @@
 """What takes predictions of a class at each position: calibration, evaluations, compilation, checks, refusals."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
@@ -216,3 +217,4 @@ def test_plots_of_images_and_texts():
     assert len(texts.plot(num_examples=7).get_yticklabels()) == 7
     with pytest.raises(ValueError, match="in a line or in an image"):
         DenseCategorical(3).predictive([torch.zeros(2, 3, 4, 4, 4)]).plot()
+    plt.close("all")

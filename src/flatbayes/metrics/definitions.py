@@ -60,9 +60,7 @@ DENSE_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
             "Accuracy: fraction of labelled positions whose most probable class is the label", True
         ),
         "mean_iou": MetricDefinition(
-            "Mean IoU: positions that are labelled and predicted as a class, divided by those that are either, mean "
-            "over the classes",
-            True,
+            "Mean IoU: intersection over union of labelled and predicted positions, mean over the classes", True
         ),
     }
 )
