@@ -37,6 +37,7 @@ __all__ = [
     "CompiledPosterior",
     "ConformalPosterior",
     "Constant",
+    "ConstantScale",
     "ConvNet",
     "Cosine",
     "Custom",
@@ -154,6 +155,7 @@ if TYPE_CHECKING:
         BernoulliPredictive,
         Categorical,
         CategoricalPredictive,
+        ConstantScale,
         Custom,
         DenseCategorical,
         DenseCategoricalPredictive,
@@ -219,8 +221,8 @@ else:
             "flatbayes.flatness": "ASAM Delayed FisherSAM Flatness FriendlySAM GSAM GaussianSmoothing LESAM LookSAM "
             "MSAM MSharpness Periodic Plain PosteriorSAM RandomPerturbation SAM StableSAM "
             "VaSSO WSAM",
-            "flatbayes.likelihoods": "Bernoulli BernoulliPredictive Categorical CategoricalPredictive Custom "
-            "DenseCategorical DenseCategoricalPredictive Gaussian GaussianPredictive Likelihood Predictive",
+            "flatbayes.likelihoods": "Bernoulli BernoulliPredictive Categorical CategoricalPredictive ConstantScale "
+            "Custom DenseCategorical DenseCategoricalPredictive Gaussian GaussianPredictive Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "BLoB BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC "
             "SGLD SGVB SVGD SWAG TFB",

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from flatbayes.core.constant_scale import ConstantScale
 from flatbayes.models import MLP
-from flatbayes.models.mlp import ConstantScale
 
 
 def test_constant_scales_are_equal_for_all_inputs_and_means_are_not():
@@ -13,7 +13,7 @@ def test_constant_scales_are_equal_for_all_inputs_and_means_are_not():
 
 
 def test_constant_scales_are_learnt():
-    layer = ConstantScale(3, 2)
+    layer = ConstantScale(torch.nn.Linear(3, 1))
     layer(torch.randn(5, 3)).sum().backward()
     assert layer.raw_scale.grad.tolist() == [5.0]
 

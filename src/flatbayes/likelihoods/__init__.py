@@ -1,5 +1,6 @@
 """Likelihoods: losses for training, and predictive distributions of many networks."""
 
+from flatbayes.core.constant_scale import ConstantScale
 from flatbayes.core.renames import explain_old_arguments
 from flatbayes.likelihoods.bernoulli import Bernoulli
 from flatbayes.likelihoods.bernoulli_predictive import BernoulliPredictive
@@ -18,6 +19,7 @@ __all__ = [
     "BernoulliPredictive",
     "Categorical",
     "CategoricalPredictive",
+    "ConstantScale",
     "Custom",
     "DenseCategorical",
     "DenseCategoricalPredictive",

@@ -1,8 +1,8 @@
 """Gaussian likelihood for regression: a network outputs the mean and the standard deviation of a normal distribution.
 
 The noise may depend on the input (Nix & Weigend, ICNN 1994); a network with constant raw scales makes it
-homoscedastic (`MLP(constant_scale=True)`). The Bayesian model average is the mixture of the networks' normal
-distributions, without moment matching.
+homoscedastic (`ConstantScale`). The Bayesian model average is the mixture of the networks' normal distributions,
+without moment matching.
 """
 
 import math
@@ -207,7 +207,11 @@ class Gaussian(Likelihood):
         """
         if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
             need = f"there is a mean and a raw scale to predict for {format_count(self.num_targets, 'target')}"
-            raise ValueError(format_wrong_outputs(outputs, need, self.num_outputs))
+            message = format_wrong_outputs(outputs, need, self.num_outputs)
+            if outputs.shape[1:] in (self._target_shape, (self.num_targets,)):
+                count = f", {self.num_targets}" if self.num_targets > 1 else ""
+                message += f" A network of means, as for torch.nn.MSELoss, keeps them: ConstantScale(network{count})."
+            raise ValueError(message)
         mean, raw = outputs.chunk(2, dim=1)
         if self.initial_std:
             raw = raw + raw.new_tensor([invert_softplus(std - self.floor) for std in self.initial_std])

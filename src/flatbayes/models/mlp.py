@@ -3,10 +3,10 @@
 import math
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flatbayes.core.constant_scale import ConstantScale
 from flatbayes.models.building import check_arguments, check_hidden
 
 
@@ -49,37 +49,15 @@ class MLP(nn.Module):
         layers: list[nn.Module] = [nn.Flatten()]
         for size, units in pairwise(sizes):
             layers += [nn.Linear(size, units), nn.ReLU(), nn.Dropout(dropout)]
-        last = ConstantScale(sizes[-1], num_classes) if constant_scale else nn.Linear(sizes[-1], num_classes)
-        self.layers = nn.Sequential(*layers, last)
+        if constant_scale and num_classes % 2:
+            raise ValueError(
+                f"A constant scale needs a mean and a raw scale for each target, an even number of outputs, got "
+                f"{num_classes}. It is for regression only."
+            )
+        last = nn.Linear(sizes[-1], num_classes // 2 if constant_scale else num_classes)
+        self.layers = nn.Sequential(*layers, ConstantScale(last, num_classes // 2) if constant_scale else last)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch outputs"]:
         """Logits, or means and raw scales."""
         outputs: Tensor = self.layers(x)
         return outputs
-
-
-class ConstantScale(nn.Module):
-    """Last layer for homoscedastic regression: linear means, and learnt raw scales that are equal for all inputs.
-
-    Args:
-        num_features: Size of the input.
-        num_outputs: Size of the output: the means, then as many raw scales.
-
-    Raises:
-        ValueError: The number of outputs is odd.
-    """
-
-    def __init__(self, num_features: int, num_outputs: int) -> None:
-        super().__init__()
-        if num_outputs % 2:
-            raise ValueError(
-                f"A constant scale needs a mean and a raw scale for each target, an even number of outputs, got "
-                f"{num_outputs}. It is for regression only."
-            )
-        self.mean = nn.Linear(num_features, num_outputs // 2)
-        self.raw_scale = nn.Parameter(torch.zeros(num_outputs // 2))
-
-    def forward(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch outputs"]:
-        """Means, then raw scales."""
-        mean: Tensor = self.mean(features)
-        return torch.cat([mean, self.raw_scale.expand_as(mean)], dim=1)

@@ -119,7 +119,8 @@ def match_target_scale(data: TrainingData, network: nn.Module, likelihood: Gauss
     """The likelihood of targets in their own unit if the network was trained to predict them so.
 
     That is so if its first outputs explain the training targets as they are, for inputs as they are or standardized,
-    and explain them better than as standardized targets.
+    and explain them better than as standardized targets. Where its raw scales are all 0, as those of
+    `ConstantScale`, they are not trained yet, and 0 is the noise of its residuals.
 
     Args:
         data: The data.
@@ -133,12 +134,15 @@ def match_target_scale(data: TrainingData, network: nn.Module, likelihood: Gauss
     floor = likelihood.floor * min(likelihood.scale)
     own_unit = Gaussian(likelihood.num_targets, floor=floor, noise_factor=likelihood.noise_factor)
     unexplained = dict.fromkeys((own_unit, likelihood), math.inf)
+    initial_std: tuple[float, ...] = ()
     for inputs, targets in batches:
         outputs = predict_examples(network, inputs)
         if outputs is None or outputs.shape != (len(targets), likelihood.num_outputs) or len(targets) < MIN_EXAMPLES:
             return likelihood
         for candidate in unexplained:
             loss = measure_unexplained(candidate, outputs, targets)
+            if candidate == own_unit and loss < unexplained[candidate]:
+                initial_std = measure_initial_std(own_unit, outputs, targets)
             unexplained[candidate] = min(unexplained[candidate], loss)
     if not (unexplained[own_unit] <= MAX_UNEXPLAINED and unexplained[own_unit] < unexplained[likelihood]):
         return likelihood
@@ -150,7 +154,22 @@ def match_target_scale(data: TrainingData, network: nn.Module, likelihood: Gauss
         DataWarning,
         stacklevel=6,
     )
-    return own_unit
+    return replace(own_unit, initial_std=initial_std)
+
+
+def measure_initial_std(likelihood: Gaussian, outputs: Tensor, targets: Tensor) -> tuple[float, ...]:
+    """Standard deviation of the residuals of each target, where all raw scales are 0; otherwise ().
+
+    Args:
+        likelihood: In the unit of the targets.
+        outputs: Means and raw scales.
+        targets: As many targets.
+    """
+    mean, raw = outputs.double().chunk(2, 1)
+    if bool(raw.any()):
+        return ()
+    stds = (targets.reshape(mean.shape) - mean).square().mean(0).sqrt()
+    return tuple(stds.clamp_min(2 * likelihood.floor).tolist())
 
 
 def list_example_batches(data: TrainingData) -> list[tuple[Any, Tensor]]:
