@@ -26,9 +26,12 @@ from flatbayes import (
     fit,
     fit_together,
 )
+from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits, Split
 from flatbayes.training import DistributionConfig
+from flatbayes.training.candidates import measure_losses
+from flatbayes.training.loader_data import LoaderData
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8)
 
@@ -196,6 +199,13 @@ def test_validation_in_batches_has_the_loss_of_all_positions(monkeypatch):
         last = record.info["training"]["last_epoch"]
         assert last["val_nll"] == pytest.approx(float(expected), rel=1e-5)
     assert evaluate(fitted, loader).metrics["nll"] == pytest.approx(float(expected), rel=1e-5)
+    likelihood = fitted.likelihood
+    data = LoaderData(loader, val=loader, likelihood=likelihood)
+    validate = data.make_validator(likelihood, ProcessGroupInfo())
+    assert validate(network)["val_nll"] == pytest.approx(float(expected), rel=1e-5)
+    mean, losses = measure_losses(likelihood, data.predict_validation(network))  # of the candidates of a radius
+    assert mean == pytest.approx(float(expected), rel=1e-5)
+    assert len(losses) == len(images)
 
 
 @pytest.mark.parametrize("data", ["loader", "ragged", "dataset", "pair", "splits"])
