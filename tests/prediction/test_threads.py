@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import SWAG, Laplace, MCDropout, TrainingConfig, calibrate, fit
+from flatbayes import SWAG, DenseCategorical, Laplace, MCDropout, TrainingConfig, calibrate, evaluate, fit
 from flatbayes.core.spec import short_name
 from flatbayes.core.turns import take_turn
 
@@ -44,6 +44,21 @@ def test_threads_predict_what_one_thread_does(posterior):
         for seed, (mean, other) in zip([*range(4)] * 2, pool.map(predict, [*range(4)] * 2), strict=True):
             assert torch.equal(mean, expected[seed])
             assert torch.equal(other, calibrated)
+
+
+def test_threads_evaluate_positions_as_one_thread_does():
+    images, masks = X.view(48, 1, 2, 2), Y.view(48, 1, 1).expand(48, 2, 2)
+    network = nn.Sequential(nn.Flatten(), Slow(), nn.Unflatten(1, (3, 1, 1)), nn.Upsample(scale_factor=2))
+    fitted = fit(network, (images, masks), SWAG(rank=2, scale=50.0), config=CONFIG, likelihood=DenseCategorical(3))
+    expected = [
+        evaluate(fitted, (images, masks), num_draws=6, seed=seed, batch_size=8).metrics["nll"] for seed in range(4)
+    ]
+
+    def measure(seed):
+        return evaluate(fitted, (images, masks), num_draws=6, seed=seed, batch_size=8).metrics["nll"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(measure, range(4))) == expected
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

@@ -12,6 +12,7 @@ from flatbayes.core.display import format_entries, format_html_table, format_num
 from flatbayes.core.files import replace_nonfinite
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
+from flatbayes.core.turns import take_turn
 from flatbayes.data import LazyImages
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.likelihoods import (
@@ -187,30 +188,18 @@ def evaluate(
         >>> sorted(evaluation.metrics), evaluation.num_networks
         (['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'], 5)
     """
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "show_progress": show_progress,
+        "precision": precision,
+        "compiled": compiled,
+    }
     if predicts_positions(fitted):
-        return _evaluate_positions(
-            fitted,
-            data,
-            targets,
-            num_draws,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            precision=precision,
-            compiled=compiled,
-        )
+        return _evaluate_positions(fitted, data, targets, num_draws, **options)
     calibration = fitted.calibration
-    predictive, targets, _ = predict_labelled(
-        fitted if calibration is None else replace_calibration(fitted, None),
-        data,
-        targets,
-        num_draws,
-        batch_size=batch_size,
-        seed=seed,
-        show_progress=show_progress,
-        precision=precision,
-        compiled=compiled,
-    )
+    raw = fitted if calibration is None else replace_calibration(fitted, None)
+    predictive, targets, _ = predict_labelled(raw, data, targets, num_draws, **options)
     evaluation = _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
     if calibration is None:
         return evaluation
@@ -218,6 +207,7 @@ def evaluate(
     return replace(calibrated, raw_metrics=evaluation.metrics)
 
 
+@take_turn()  # until the last example, as `predict` does
 def _evaluate_positions(
     fitted: FittedPosterior, data: Any, targets: Any, num_draws: int, *, seed: int, **options: Any
 ) -> Evaluation:
