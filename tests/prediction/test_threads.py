@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from flatbayes import SWAG, DenseCategorical, Laplace, MCDropout, TrainingConfig, calibrate, evaluate, fit
+from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.core.spec import short_name
-from flatbayes.core.turns import take_turn
 
 X, Y = torch.randn(48, 4, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 3
 CONFIG = TrainingConfig(epochs=2).with_options(collection={"start_fraction": 0.0})
@@ -66,14 +66,14 @@ def test_a_forked_process_does_not_wait_for_a_thread_of_its_parent():
     entered, finished = threading.Event(), threading.Event()
 
     def hold():
-        with take_turn():
+        with lock_predictions():
             entered.set()
             finished.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
     entered.wait(60)
-    process = multiprocessing.get_context("fork").Process(target=_take_one_turn)
+    process = multiprocessing.get_context("fork").Process(target=_lock_once)
     process.start()
     process.join(30)
     code = process.exitcode
@@ -83,6 +83,6 @@ def test_a_forked_process_does_not_wait_for_a_thread_of_its_parent():
     assert code == 0
 
 
-def _take_one_turn():
-    with take_turn():
+def _lock_once():
+    with lock_predictions():
         pass

@@ -13,8 +13,8 @@ from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import cast_floating
 from flatbayes.core.linear_head import extract_features
 from flatbayes.core.networks import copy_network
+from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
-from flatbayes.core.turns import take_turn
 from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -143,7 +143,7 @@ class InputPreprocessor(nn.Module):
         return outputs
 
 
-@take_turn()
+@lock_predictions()
 def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> CompiledPosterior:
     """Copy the networks of `predict(inputs, num_draws, seed=seed)` into one module.
 

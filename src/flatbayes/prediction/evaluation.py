@@ -12,7 +12,7 @@ from flatbayes.core.display import format_entries, format_html_table, format_num
 from flatbayes.core.files import replace_nonfinite
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
-from flatbayes.core.turns import take_turn
+from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.data import LazyImages
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.likelihoods import (
@@ -207,7 +207,7 @@ def evaluate(
     return replace(calibrated, raw_metrics=evaluation.metrics)
 
 
-@take_turn()  # until the last example, as `predict` does
+@lock_predictions()  # until the last example, as `predict` does
 def _evaluate_positions(
     fitted: FittedPosterior, data: Any, targets: Any, num_draws: int, *, seed: int, **options: Any
 ) -> Evaluation:

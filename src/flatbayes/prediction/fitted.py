@@ -16,8 +16,8 @@ from torch import nn
 from flatbayes.core.display import format_entries, format_html_table
 from flatbayes.core.input_trees import first_tensor
 from flatbayes.core.network_interface import OutputSelector
+from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.core.randomness import preserve_rng
-from flatbayes.core.turns import take_turn
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.image_values import check_image_values
 from flatbayes.likelihoods import DenseCategorical, Likelihood, Predictive
@@ -162,7 +162,7 @@ class FittedPosterior(NetworkSampler):
                 compiled=compiled,
                 abstain_below=abstain_below,
             )
-            with take_turn():
+            with lock_predictions():
                 predictives = list(stream)
             if not predictives:
                 raise ValueError("There is nothing to predict: the inputs are empty.")

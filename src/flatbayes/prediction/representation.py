@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.core.randomness import preserve_rng
-from flatbayes.core.turns import take_turn
 from flatbayes.data import LazyImages
 from flatbayes.posteriors.last_layer import find_last_linear
 from flatbayes.prediction.sampling import NetworkSampler
@@ -38,7 +38,7 @@ def fit_training_inputs(sampler: NetworkSampler, inputs: Tensor | LazyImages) ->
         return None
 
 
-@take_turn()
+@lock_predictions()
 @torch.no_grad()
 def represent_inputs(sampler: NetworkSampler, inputs: Tensor) -> Tensor:
     """Standardised features of a table, or inputs of the last linear layer of the first network for images.
