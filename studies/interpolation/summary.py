@@ -1,6 +1,5 @@
 """Paired statistics, selection, costs and features of the finished trainings: the content of `interpolation.json`."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,17 +7,17 @@ from statistics import fmean
 from typing import Any
 
 from flatbayes.core.spec import short_name
-from flatbayes.experiments import RunResult, SummaryRow, summarize_runs
+from flatbayes.experiments import RunResult, summarize_runs
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.run_result import TrainingHistory
 from flatbayes.experiments.summary import FAMILY_BY_METRIC
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.metrics import HIGHER_IS_BETTER
+from studies.interpolation.merge import count_verdicts, merge_settings
 from studies.interpolation.settings import Setting
 from studies.interpolation.study import load_results, select_radii
 
 FLAT_LABEL = "SAM (rho chosen on validation images)"
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,14 @@ def summarize(folder: Path, settings: Sequence[Setting], earlier: Mapping[str, A
     Args:
         folder: Folder of the runs.
         settings: The settings.
-        earlier: An earlier result, perhaps of another folder; its settings with more trainings are kept.
+        earlier: An earlier result, perhaps of another folder; what has more trainings there is kept.
     """
     kept = {} if earlier is None else dict(earlier["settings"])
     fresh = {setting.name: summarize_setting(setting, folder / setting.name) for setting in settings}
-    longest = {
-        name: kept[name] if name in kept and kept[name]["finished"] > summary["finished"] else summary
-        for name, summary in fresh.items()
-    }
-    return {"environment": describe_environment(), "settings": kept | longest}
+    for setting in settings:
+        if setting.name in kept:
+            fresh[setting.name] = merge_settings(kept[setting.name], fresh[setting.name], setting.candidates)
+    return {"environment": describe_environment(), "settings": kept | fresh}
 
 
 def summarize_setting(setting: Setting, folder: Path) -> dict[str, Any]:
@@ -86,23 +84,6 @@ def summarize_setting(setting: Setting, folder: Path) -> dict[str, Any]:
         "law": describe_twins(setting, trainings),
         "sharing": measure_sharing(trainings),
     }
-
-
-def count_verdicts(rows: Sequence[SummaryRow]) -> dict[str, dict[str, int]]:
-    """Verdicts by the intervals and after Holm's correction, on the usual metrics and on the others."""
-    counts = {}
-    for family in dict.fromkeys(row.family for row in rows):
-        group = [row for row in rows if row.family == family]
-        before = Counter(row.verdict for row in group)
-        after = Counter(row.verdict for row in group if row.p_holm is not None and row.p_holm < LEVEL)
-        counts[str(family) or "usual"] = {
-            "comparisons": len(group),
-            "flat": before["flat"],
-            "plain": before["plain"],
-            "flat_holm": after["flat"],
-            "plain_holm": after["plain"],
-        }
-    return counts
 
 
 def describe_twins(setting: Setting, trainings: Sequence[FinishedTraining]) -> list[dict[str, Any]]:

@@ -2,20 +2,26 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+from flatbayes.core.files import read_json
 from flatbayes.data import Digits
-from flatbayes.experiments import Comparison, Method
+from flatbayes.experiments import Comparison, Method, SummaryRow
+from flatbayes.experiments.summary import add_adjusted_p_values
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, Ensemble, Laplace
 from flatbayes.training import TrainingConfig
+from studies.interpolation.merge import RECORDS, merge_settings
 from studies.interpolation.network import SmallResNet
 from studies.interpolation.page import END, START, update_page
 from studies.interpolation.settings import MAKERS, Setting, get_setting
 from studies.interpolation.study import group_methods, list_evaluations, list_judges, run_setting, select_radii
 from studies.interpolation.summary import summarize
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "interpolation.json"
 
 SETTING = Setting(
     "tiny",
@@ -105,6 +111,36 @@ def test_settings_have_ten_methods(name):
 def test_with_several_seeds_of_the_selection_every_method_has_its_own_radius():
     setting = replace(SETTING, num_selection_seeds=2)
     assert len(group_methods(setting, {name: m[0] for name, m in setting.candidates.items()})) == 3
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_methods_of_two_machines_make_one_table(name):
+    whole = read_json(RESULTS)["settings"][name]
+    parts = [select_methods(whole, keep) for keep in (lambda i: i % 2, lambda i: not i % 2)]
+    merged = merge_settings(*parts, get_setting(name).candidates)
+    by_method = {
+        key: lambda r, label=label: list(whole["selected"]).index(r[label]) for key, label in RECORDS.items()
+    }
+    expected = {**whole, **{key: sorted(whole[key], key=order) for key, order in by_method.items()}}
+    del merged["sharing"], expected["sharing"]
+    merged = {**merged, **{key: sorted(merged[key], key=order) for key, order in by_method.items()}}
+    assert merged == expected
+    assert merge_settings(whole, parts[0], get_setting(name).candidates)["selected"] == whole["selected"]
+
+
+def select_methods(setting, keep):
+    """A part of a summary, as if the other methods had never been trained."""
+    names = [name for i, name in enumerate(setting["selected"]) if keep(i)]
+    records = {key: [r for r in setting[key] if r[label] in names] for key, label in RECORDS.items()}
+    rows = add_adjusted_p_values([SummaryRow.from_dict(row) for row in records["rows"]])
+    return {
+        **setting,
+        **records,
+        "rows": [row.to_dict() for row in rows],
+        "finished": setting["finished"] * len(names) // len(setting["selected"]),
+        "selected": {key: value for key, value in setting["selected"].items() if key in names},
+        "plain_is_best_on_validation": [n for n in setting["plain_is_best_on_validation"] if n in names],
+    }
 
 
 def test_the_network_halves_images_four_times_and_drops_as_asked():

@@ -58,10 +58,15 @@ def summarize_runs(
                 plain, flat = zip(*finite, strict=True)
                 comparison = compare_pairs(plain, flat, higher_is_better=higher_is_better)
                 rows.append(SummaryRow(posterior, flatness, metric, families.get(metric, ""), comparison))
-    return _add_adjusted_p_values(rows)
+    return add_adjusted_p_values(rows)
 
 
-def _add_adjusted_p_values(rows: Sequence[SummaryRow]) -> tuple[SummaryRow, ...]:
+def add_adjusted_p_values(rows: Sequence[SummaryRow]) -> tuple[SummaryRow, ...]:
+    """Rows with p-values adjusted for all comparisons of the same table.
+
+    Args:
+        rows: Rows of all tables.
+    """
     adjusted: dict[int, float | None] = {}
     for family in {row.family for row in rows}:
         table = [index for index, row in enumerate(rows) if row.family == family]
