@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples, split_batch
+from flatbayes.core.batch_targets import split_batch
+from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
-from flatbayes.data.pairs import check_pair, is_tree_pair, join_rows
+from flatbayes.data.pairs import check_pair, has_tree_items, is_tree_pair, join_rows
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.dense_categorical_predictive import pad_positions
@@ -115,7 +116,7 @@ def select_examples(
         # converted as for the training
         splits = read_as_task(lambda task: load_training_splits(data, task=task), fitted.likelihood)
         return splits.train.inputs, splits.train.targets
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) or has_tree_items(data):
         return LabelledBatches(batch_examples(data, batch_size)), None
     is_plain = isinstance(data, Tensor | Mapping | str) or hasattr(data, "__array__")
     if is_plain or not isinstance(data, Iterable):
