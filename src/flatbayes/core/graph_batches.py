@@ -42,7 +42,7 @@ def _has_stores(value: object) -> bool:
 
 
 def join_graphs(graphs: Sequence[Any], like: Any = None) -> Any:
-    """A batch of graphs.
+    """A batch of graphs; a batch is unchanged.
 
     Args:
         graphs: At least one graph.
@@ -51,6 +51,8 @@ def join_graphs(graphs: Sequence[Any], like: Any = None) -> Any:
     Raises:
         ValueError: They cannot be joined.
     """
+    if is_graph_batch(graphs):
+        return graphs
     suffix, names = "_batch", [] if like is None else list(like.keys())
     followed = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
     with require_package("graphs"):
@@ -108,11 +110,12 @@ def split_graph_targets(batch: Any) -> tuple[Any, Tensor]:
             f"The graphs have no targets: give each graph an entry {TARGETS_ENTRY}, or pass pairs (batch, targets)."
         )
     if not targets.ndim or len(targets) != num_graphs:
-        is_divisible = targets.ndim == 1 and num_graphs > 0 and len(targets) % num_graphs == 0
-        advice = f" Give each graph its targets as one row, {TARGETS_ENTRY} of the shape [1, targets]."
+        advice = NODE_TASK_ADVICE
+        if targets.ndim == 1 and len(targets) != batch.num_nodes and len(targets) % max(1, num_graphs) == 0:
+            advice = f"Give each graph its targets as one row, {TARGETS_ENTRY} of the shape [1, targets]."
         raise ValueError(
             f"The targets {TARGETS_ENTRY} of a batch of {num_graphs} graphs have the shape {tuple(targets.shape)}, "
-            f"and there must be one row for each graph.{advice if is_divisible else ''} {NODE_TASK_ADVICE}"
+            f"and there must be one row for each graph. {advice}"
         )
     inputs = copy.copy(batch)
     del inputs[TARGETS_ENTRY]

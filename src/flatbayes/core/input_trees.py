@@ -202,7 +202,7 @@ def is_input_entry(value: object) -> bool:
 
 
 def list_tensors(inputs: Any, name: str = "inputs") -> dict[str, Tensor]:
-    """The tensors by their place, for messages: `inputs`, or `inputs['key']`, `inputs[0]`, `inputs.x` in a tree."""
+    """The tensors by their place, for messages: `inputs`, or `inputs['key']`, `inputs[0]`, `inputs (x)` in a tree."""
     return dict(_iter_tensors(inputs, name))
 
 
@@ -311,7 +311,7 @@ def _iter_leaves(
 
 
 def _iter_tensors(
-    inputs: Any, path: str, key_format: str = "[{!r}]", index_format: str = "[{}]", graph_format: str = ".{}"
+    inputs: Any, path: str, key_format: str = "[{!r}]", index_format: str = "[{}]", graph_format: str = " ({})"
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors with their paths, also those of graphs."""
     for leaf_path, leaf in _iter_leaves(inputs, path, key_format, index_format):

@@ -104,7 +104,7 @@ def join_rows(inputs: Any, targets: Any) -> Any:
 
 
 def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
-    """Whether inputs are a dictionary or tuple of tensors, and not a list of the rows of one array.
+    """Whether inputs are a dictionary or tuple of tensors or graphs, and not a list of the rows of one array.
 
     Args:
         inputs: Inputs of all examples.
@@ -116,7 +116,7 @@ def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
         >>> holds_several_inputs((ids, ids), 3), holds_several_inputs(list(ids), 3)
         (True, False)
     """
-    return is_input_tree(inputs) and (isinstance(inputs, Mapping) or len(inputs) != num_examples)
+    return is_input_tree(inputs) and (not isinstance(inputs, tuple | list) or len(inputs) != num_examples)
 
 
 def is_tree_item(item: object) -> bool:

@@ -82,8 +82,11 @@ class Split:
         """The shape of an input, or of each of several inputs, as text."""
         if not self.has_input_tree:
             return f"of shape {tuple(self.inputs.shape[1:])}"
-        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in list_tensors(self.inputs).items()}
-        return "with " + ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+        texts = [
+            f"{name} of shape {tuple(tensor.shape[1:])}" if len(tensor) == len(self) else name  # of nodes or edges
+            for name, tensor in list_tensors(self.inputs).items()
+        ]
+        return "with " + ", ".join(texts)
 
     def check_one_input(self) -> None:
         """Check that the inputs are one array.

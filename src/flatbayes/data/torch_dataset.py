@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from flatbayes.core.batch_targets import split_batch, split_labels
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_fields
-from flatbayes.core.graph_batches import is_graph
+from flatbayes.core.graph_batches import is_graph, is_graph_list
 from flatbayes.core.input_trees import make_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.spec import class_path, import_object
@@ -42,7 +42,7 @@ class TorchDataset(DataSource):
 
     Attributes:
         dataset: Dotted path of a class or function that makes the dataset (`torchvision.datasets.CIFAR10`); or the
-            dataset itself.
+            dataset itself, or a list of graphs.
         test: Dataset of the test split, if `dataset` is an instance; None draws `test_size` examples.
         val: Dataset of the validation split, if `dataset` is an instance; None draws `val_size` examples.
         options: Arguments of the class or function at the dotted path.
@@ -77,6 +77,10 @@ class TorchDataset(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.content_fields:
+            graphs = getattr(self, name)
+            if is_graph_list(graphs):
+                object.__setattr__(self, name, Subset(graphs, range(len(graphs))))
         if isinstance(self.dataset, str):
             if self.test is not None or self.val is not None:
                 raise ValueError(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.batch_targets import split_batch
+from flatbayes.core.graph_batches import is_graph_list, join_graphs
 from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
@@ -139,6 +140,9 @@ def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = Non
         TypeError: The data hold no targets, or are read in parts.
         ValueError: Inputs or targets are not those of the training.
     """
+    if is_graph_list(data):
+        data = join_graphs(data)
+        data, targets = (data, targets) if targets is not None else split_batch(data)
     inputs, targets = select_examples(fitted, data, targets)
     if targets is None:
         raise TypeError(
