@@ -6,7 +6,7 @@ holds its graphs as one large graph without edges between them, so rows of its t
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
@@ -20,12 +20,27 @@ NODE_TASK_ADVICE = (
 )
 
 
+@runtime_checkable
+class GraphBatch(Protocol):
+    """A batch of graphs: the methods of a `Batch` of PyTorch Geometric that are needed here, for annotations."""
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of graphs."""
+
+    def apply(self, func: Callable[[Any], Any]) -> Any:
+        """Apply a function to all entries, in place."""
+
+    def to_data_list(self) -> list[Any]:
+        """The graphs."""
+
+
 def is_graph(value: object) -> bool:
     """Whether this is one graph, such as a `Data` or `HeteroData` of PyTorch Geometric."""
     return _has_stores(value) and not hasattr(type(value), "to_data_list")
 
 
-def is_graph_batch(value: object) -> bool:
+def is_graph_batch(value: object) -> TypeGuard[GraphBatch]:
     """Whether this is a batch of graphs, such as a `DataBatch` of PyTorch Geometric."""
     return _has_stores(value) and hasattr(type(value), "to_data_list")
 
@@ -149,6 +164,8 @@ def make_graph_batch(entries: Mapping[str, Any]) -> Any:
         store = batch if not key else batch[parts if len(parts) > 1 else key]
         for name, value in values.items():
             store[name] = value
+            if name == "ptr":
+                batch._num_graphs = len(value) - 1
     return batch
 
 

@@ -17,6 +17,7 @@ from flatbayes.core.arrays import to_plain_array
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.graph_batches import (
     NODE_TASK_ADVICE,
+    GraphBatch,
     count_graphs,
     is_graph,
     is_graph_batch,
@@ -26,7 +27,7 @@ from flatbayes.core.graph_batches import (
     select_graphs,
 )
 
-ModelInputs = Tensor | dict[str, Any] | tuple[Any, ...]
+ModelInputs = Tensor | GraphBatch | dict[str, Any] | tuple[Any, ...]
 """Inputs of one batch: a tensor or a batch of graphs, or a tuple or dictionary of such."""
 
 IGNORE_INDEX = -100

@@ -224,9 +224,9 @@ def get_structure(inputs: ModelInputs) -> InputStructure:
     """Keys or number of the inputs, or that they are graphs; None for a tensor."""
     if isinstance(inputs, Tensor):
         return None
-    if is_graph_batch(inputs):
-        return GRAPHS
-    return tuple(inputs) if isinstance(inputs, dict) else len(inputs)
+    if isinstance(inputs, dict):
+        return tuple(inputs)
+    return len(inputs) if isinstance(inputs, tuple) else GRAPHS
 
 
 def explain_transposed(inputs: ModelInputs) -> str:
