@@ -43,8 +43,8 @@ MAX_BATCH_ELEMENTS = 2**22
 """Largest number of input elements of a forward pass that predicts every position of its examples."""
 
 Inputs = Tensor | LazyImages | NDArray[np.generic] | Dataset[Any] | Iterable[Any]
-"""One tensor, array or LazyImages of all examples, a dataset of them, or an iterable of batches: `inputs` or
-`(inputs, ...)`."""
+"""One tensor, array or LazyImages of all examples, a dataset or list of graphs, or an iterable of batches: `inputs`
+or `(inputs, ...)`."""
 
 
 def count_chunk_examples(bytes_per_example: int) -> int:
