@@ -23,7 +23,7 @@ OF_OTHERS = {  # warnings that other packages give to everyone who uses them as 
         r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",  # Lightning
         "ignore:The 'train_dataloader' does not have many workers:UserWarning",  # Lightning
         "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
-    ]
+    ],
 }
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

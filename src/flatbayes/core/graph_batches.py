@@ -56,11 +56,11 @@ def _has_stores(value: object) -> bool:
     return hasattr(type(value), "stores") and hasattr(type(value), "apply")
 
 
-def join_graphs(graphs: Sequence[Any], like: Any = None) -> Any:
+def join_graphs(graphs: Any, like: Any = None) -> Any:
     """A batch of graphs; a batch is unchanged.
 
     Args:
-        graphs: At least one graph.
+        graphs: A list of at least one graph, or a batch.
         like: A batch, whose vectors such as `x_s_batch` (the option `follow_batch` of loaders) the result has too.
 
     Raises:
