@@ -291,8 +291,11 @@ def test_refuses(tmp_path):
     with pytest.raises(TypeError, match="'swag': it was renamed to posterior"):
         FlatTrainer(bert(), arguments(tmp_path), swag=SWAG())
     with pytest.raises(ValueError, match="start_fraction"):
-        FlatTrainer(bert(), arguments(tmp_path), start_fraction=1.0)
-    run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
+        FlatTrainer(bert(), arguments(tmp_path), posterior=SWAG(), start_fraction=1.0)
+    with pytest.raises(TypeError, match=r"needs a flatness or a posterior, .* flatness=Plain\(\) says so"):
+        FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
+    assert FlatTrainer(bert(), arguments(tmp_path), posterior=SWAG()).flatness == Plain()
+    run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples(), flatness=Plain())
     with pytest.raises(RuntimeError, match="train"):
         run.make_posterior(Categorical(3))
 
@@ -386,7 +389,11 @@ def test_compute_loss_may_take_its_inputs_apart(accumulate, tmp_path):
 
 def test_batches_of_iterators_are_refused(tmp_path):
     run = FlatTrainer(
-        bert(), arguments(tmp_path), train_dataset=examples(), data_collator=lambda rows: {"input_ids": iter(rows)}
+        bert(),
+        arguments(tmp_path),
+        flatness=SAM(),
+        train_dataset=examples(),
+        data_collator=lambda rows: {"input_ids": iter(rows)},
     )
     with pytest.raises(ValueError, match="iterator"):
         run.train()

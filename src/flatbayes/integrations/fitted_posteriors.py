@@ -72,6 +72,14 @@ def make_fitted_posterior(
             f"{tracker.explain_missing_snapshots()} The fitted posterior is MAP, the trained network alone.",
             stacklevel=3,
         )
+    if posterior is tracker.config.posterior and tracker.has_other_weights():
+        warnings.warn(
+            "The weights of the network have been changed since the end of training, as by loading a checkpoint, and "
+            f"the statistics of {describe_name(posterior)} are those of the end. Load both: with transformers by "
+            "load_best_model_at_end=True, with Lightning by trainer.validate(ckpt_path=...), from a checkpoint that "
+            "has the state of callbacks.",
+            stacklevel=3,
+        )
     state = copy_state(tracker, posterior, wrap)
     data = LoaderData(make_ordered_loader(tracker.loader) if loader is None else loader, likelihood=likelihood)
     device = next(state.model.parameters()).device
