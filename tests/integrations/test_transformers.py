@@ -260,6 +260,12 @@ def test_num_data_is_what_an_epoch_gives(kind, options, expected, tmp_path):
     assert run.make_posterior(Categorical(3)).states[0].num_data == expected
 
 
+def test_a_likelihood_of_other_outputs_is_refused_before_the_first_prediction(tmp_path):
+    run = trained(tmp_path, num_train_epochs=1)
+    with pytest.raises(ValueError, match=r"outputs of shape \(1, 3\), but there are 5 classes"):
+        run.make_posterior(Categorical(5))
+
+
 def test_posterior_over_some_parameters(tmp_path):
     model = bert()
     model.bert.embeddings.requires_grad_(False)
