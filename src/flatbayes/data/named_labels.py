@@ -60,7 +60,7 @@ def wrap_rows(data: Any) -> Any:
         data: What the user gave.
 
     Examples:
-        >>> type(wrap_rows([{"ids": torch.zeros(3), "label": "a"}])).__name__
+        >>> type(wrap_rows([{"ids": [1, 2, 3], "label": "a"}])).__name__
         'Rows'
     """
     is_list = isinstance(data, list | tuple) or (hasattr(data, "column_names") and hasattr(data, "__getitem__"))
