@@ -21,6 +21,7 @@ from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import DataWarning, TaskType, make_class_names
 from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES, read_orientation, turn_upright
+from flatbayes.data.in_memory import encode_texts
 from flatbayes.data.pairs import collate_examples, is_tree_item
 from flatbayes.data.source import DataSource, RawSplits
 
@@ -45,9 +46,9 @@ class TorchDataset(DataSource):
         train_split: Value of its parameter `split` for training examples.
         test_split: Value of its parameter `split` for test examples.
         val_split: Value of its parameter `split` for validation examples; None draws `val_size` training examples.
-        task: classification, regression, multi_label or dense; None infers it from the targets: integers are
-            classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1,
-            and other integers of several axes are a class for each position.
+        task: classification, regression, multi_label or dense; None infers it from the targets: integers and texts
+            are classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a
+            single 1, and other integers of several axes are a class for each position.
 
     Examples:
         >>> from torch.utils.data import TensorDataset
@@ -90,7 +91,15 @@ class TorchDataset(DataSource):
             "unsplit" if split == "train" else split: read_examples(dataset, f"{split} of {name}")
             for split, dataset in datasets.items()
         }
-        return make_raw_splits(arrays, self.task, name_classes=partial(find_class_names, datasets["train"]))
+        if not any(array.targets.dtype.kind in "OUS" for array in arrays.values()):
+            return make_raw_splits(arrays, self.task, name_classes=partial(find_class_names, datasets["train"]))
+        texts = {f"The {array.targets_description}": array.targets for array in arrays.values()}
+        class_names, labels = encode_texts(texts)
+        numbered = {
+            split: array._replace(targets=targets)
+            for (split, array), targets in zip(arrays.items(), labels, strict=True)
+        }
+        return make_raw_splits(numbered, "classification", name_classes=lambda _: class_names)
 
     def _make_datasets(self) -> dict[str, Dataset[Any]]:
         """Datasets of the splits that exist, by "train", "val" and "test"."""
@@ -150,7 +159,7 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
 
     Args:
         dataset: A map-style dataset of (input, target) pairs. Inputs are PIL images, tensors or arrays of one shape,
-            or dictionaries or tuples of tensors; targets are numbers, or arrays of them. Items may also be
+            or dictionaries or tuples of tensors; targets are numbers, arrays of them, or texts. Items may also be
             dictionaries with an entry `labels`.
         description: What the dataset is, for messages.
 

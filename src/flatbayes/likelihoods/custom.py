@@ -49,8 +49,10 @@ class Custom(Likelihood):
         """The value of `loss_fn`.
 
         Raises:
-            ValueError: It is not a scalar, such as one loss per example.
+            ValueError: It is not a scalar, such as one loss per example, or `output_likelihood` makes no predictions
+                of these outputs.
         """
+        self.check_outputs(outputs)
         inner = unwrap_custom(self.output_likelihood)
         if isinstance(inner, Bernoulli):
             targets = torch.where(inner.split_targets(targets)[1], targets, math.nan).to(outputs.dtype)
@@ -66,6 +68,10 @@ class Custom(Likelihood):
                 "end it with .mean()."
             )
         return loss
+
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Make the check of `output_likelihood`."""
+        self.output_likelihood.check_outputs(outputs)
 
     def find_labelled(self, targets: Tensor) -> Tensor | None:
         """Where `output_likelihood` has a target, which the loss must ignore elsewhere."""

@@ -124,6 +124,17 @@ class DenseCategorical(Likelihood):
         labels = to_class_indices(targets.reshape(-1), self.num_classes, self.ignore_index, check_values=check_values)
         return labels.reshape(targets.shape)
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Check that there are the logits of a class at each position.
+
+        Args:
+            outputs: Outputs of a network for a batch.
+
+        Raises:
+            ValueError: They have another shape.
+        """
+        self._move_axis(outputs)
+
     def find_labelled(self, targets: Tensor) -> Tensor:
         """Where at least one position has a label."""
         return self.find_labelled_positions(targets).flatten(1).any(1)

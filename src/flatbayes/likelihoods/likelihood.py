@@ -185,6 +185,17 @@ class Likelihood(ABC):
         """
         return targets
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Check the shape of the outputs of a network, which `loss` and `predictive` take; here nothing is checked.
+
+        Args:
+            outputs: Outputs of a network for a batch.
+
+        Raises:
+            ValueError: They have another shape.
+        """
+        return
+
     def find_labelled(self, targets: Tensor) -> Tensor | None:
         """Whether each example has a target, shape (batch,); None if all have one.
 
@@ -228,7 +239,8 @@ def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int) -> str:
         num_outputs: Number of outputs that this takes for each example.
     """
     head = f" ({NEW_HEAD_ADVICE})" if outputs.ndim == 2 else ""
+    dense = DENSE_ADVICE if outputs.ndim > 2 else ""
     return (
         f"The model gives outputs of shape {tuple(outputs.shape)}, but {need}: expected (batch, {num_outputs}). "
-        f"Change the size of its last layer{head}, or the data.{DENSE_ADVICE if outputs.ndim > 2 else ''}"
+        f"Change the size of its last layer{head}, the data, or the likelihood.{dense}"
     )

@@ -19,6 +19,7 @@ from torch.utils.data import (
 from flatbayes.core.input_trees import count_examples, slice_examples, split_batch, split_labels
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import DataWarning
+from flatbayes.data.named_labels import NumberedLabels, wrap_rows
 from flatbayes.data.pairs import collate_examples, is_tree_pair
 from flatbayes.data.torch_dataset import read_examples
 
@@ -54,6 +55,8 @@ def read_targets(data: Any) -> Tensor:
     """
     if is_tree_pair(data):
         return split_batch(data)[1]
+    if isinstance(data, NumberedLabels):
+        return torch.from_numpy(data.labels)
     items = (data[k] for k in range(len(data)))
     targets = [split_labels(item)[1] if isinstance(item, Mapping) else item[1] for item in items]
     try:
@@ -99,6 +102,7 @@ def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
         batch_size: Number of examples of a batch.
         is_raw: Whether inputs are converted as `fit` converts those of a dataset of pairs.
     """
+    inputs = wrap_rows(inputs)
     if not isinstance(inputs, Dataset):
         return inputs
     is_indexed = not isinstance(inputs, IterableDataset) and len(inputs) > 0  # type: ignore[arg-type]

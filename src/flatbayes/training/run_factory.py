@@ -35,6 +35,7 @@ from flatbayes.training.optimizers import (
     strengthen_prior,
 )
 from flatbayes.training.run import Branch, RunStatus, TrainingRun
+from flatbayes.training.target_unit import suggest_standardization
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
 
@@ -130,6 +131,7 @@ class RunFactory:
             validate=None if validate is None else lambda module: [validate(module)],
             find_labelled=find_loss_terms(self.likelihood, may_lack_labels=may_lack_labels),
             loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
+            suggest_data_change=self.suggest_data_change,
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 
@@ -162,9 +164,14 @@ class RunFactory:
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
             loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
+            suggest_data_change=self.suggest_data_change,
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
         )
+
+    def suggest_data_change(self) -> str | None:
+        """What to change in the data if a training diverges; None for nothing."""
+        return suggest_standardization(self.likelihood, self.training_data.example_batch[1])
 
     def make_branch(self, num_data: int, stack: VectorizedNetworks | None = None) -> Branch:
         """The branch of a run for the posterior.

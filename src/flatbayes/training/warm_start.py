@@ -12,7 +12,7 @@ from flatbayes.core import State
 from flatbayes.core.content import hash_content
 from flatbayes.core.names import format_names
 from flatbayes.core.networks import hash_tensors
-from flatbayes.core.parameter_selection import match_names, named_trainable
+from flatbayes.core.parameter_selection import explain_unmatched, match_names, named_trainable
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
 from flatbayes.models.head import count_head_outputs, find_head_name, replace_head
@@ -266,7 +266,9 @@ def _select_frozen(network: nn.Module, patterns: Sequence[str]) -> list[nn.Param
     params = named_trainable(network)
     for pattern in patterns:
         if not match_names(list(params), pattern):
+            frozen_names = [name for name, param in network.named_parameters() if not param.requires_grad]
             raise ValueError(
-                f"The pattern {pattern!r} of freeze matches no trainable parameter: {format_names(params)}."
+                f"The pattern {pattern!r} of freeze matches no trainable parameter of {type(network).__name__}. "
+                f"{explain_unmatched(pattern, list(params), frozen_names)}"
             )
     return [params[name] for pattern in patterns for name in match_names(list(params), pattern)]
