@@ -26,6 +26,7 @@ from flatbayes.certification import certify
 from flatbayes.core import State
 from flatbayes.data import Split
 from flatbayes.estimators import FlatBayesClassifier
+from flatbayes.experiments import EvaluationConfig
 from flatbayes.likelihoods import DenseCategoricalPredictive
 from flatbayes.metrics import classification_metrics, mean_iou
 from flatbayes.posteriors import MAP, SGLD
@@ -115,6 +116,15 @@ def test_temperature_scaling_and_shift_are_those_of_positions():
     raw = Split(inputs=torch.rand(6, 3, 32, 32), targets=torch.randint(3, (6, 32, 32)))
     rows = evaluate_corruptions(fitted, raw, ["fog"], [3])
     assert [row.corruption for row in rows] == ["clean", "fog"]
+
+
+def test_corruptions_that_move_what_an_image_shows_are_left_out():
+    raw = Arrays(torch.rand(12, 3, 32, 32), torch.randint(3, (12, 32, 32)), test_size=2, val_size=2)
+    with pytest.raises(ValueError, match="zoom_blur moves what an image shows.*with_moving=False"):
+        evaluate_corruptions(make_fitted(), raw.load(seed=0).test, ["fog", "zoom_blur"], [3])
+    evaluations = EvaluationConfig(shift=True, severities=[1])
+    result = compare(nn.Conv2d(3, 3, 1), raw, [MAP()], config=CONFIG, num_seeds=1, evaluations=evaluations)
+    assert "shift_nll" in set(result.to_pandas()["metric"])
 
 
 def test_images_out_of_the_distribution_have_means_over_positions():

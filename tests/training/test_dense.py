@@ -1,5 +1,7 @@
 """Training with a class at each position: pixels in memory, tokens of loaders, what is inferred and refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -31,7 +33,10 @@ from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits, Split
 from flatbayes.training import DistributionConfig
 from flatbayes.training.candidates import measure_losses
+from flatbayes.training.data import InMemoryData
+from flatbayes.training.fabric import SingleDevice
 from flatbayes.training.loader_data import LoaderData
+from flatbayes.training.unknown_labels import match_position_labels
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8)
 
@@ -390,7 +395,27 @@ def test_a_square_network_needs_a_likelihood():
     assert fitted.predict(inputs).mean.shape == (20, 6, 6)
 
 
-def test_images_are_not_augmented_without_their_classes():
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_classes_are_augmented_with_their_pixels(ignore_index, world_size):
+    """The first channel tells the class of every pixel of every batch, whatever its flip and shift."""
+    masks = torch.randint(3, (20, 5, 6), generator=torch.Generator().manual_seed(0))
+    images = torch.stack([masks + 1, masks + 1], 1).float()
+    splits = Arrays(images, masks, flip=True, pad=2, val_size=2, test_size=2).load(seed=0)
+    data = InMemoryData(splits)
+    data = match_position_labels(data, DenseCategorical(3, ignore_index=ignore_index))
+    batches = data.make_batches(TrainingConfig(batch_size=8), 0, SingleDevice(torch.device("cpu")))
+    for rank in range(world_size):
+        share = replace(batches, world=ProcessGroupInfo(rank, world_size))
+        for inputs, targets in share.iter_epoch(0):
+            expected = torch.where(inputs[:, 0] == 0, ignore_index, inputs[:, 0].long() - 1)
+            assert torch.equal(targets, expected)
+            assert (targets == ignore_index).any()
+    fitted = fit(Segmenter, splits, MAP(), Plain(), CONFIG, likelihood=DenseCategorical(3, ignore_index=ignore_index))
+    assert fitted.info["training"]["last_epoch"]["loss"] > 0
+
+
+def test_augmentation_of_images_whose_classes_have_other_positions_is_refused():
     images, masks = make_images()
-    with pytest.raises(ValueError, match="changes images and leaves the class of each pixel where it is"):
-        Arrays(images, masks, flip=True).load(seed=0)
+    with pytest.raises(ValueError, match=r"images of \(6, 6\) pixels have classes of \(3, 3\) positions: leave it"):
+        Arrays(images, masks[:, ::2, ::2], flip=True).load(seed=0)
