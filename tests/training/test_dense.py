@@ -211,6 +211,10 @@ def test_validation_in_batches_has_the_loss_of_all_positions(monkeypatch):
     mean, losses = measure_losses(likelihood, data.predict_validation(network))  # of the candidates of a radius
     assert mean == pytest.approx(float(expected), rel=1e-5)
     assert len(losses) == len(images)
+    assert float(losses.mean()) == pytest.approx(mean)
+    masks[:4] = -100
+    _, losses = measure_losses(likelihood, [(network(images).detach(), masks)])
+    assert len(losses) == len(images) - 4  # without those that have no label
 
 
 @pytest.mark.parametrize("data", ["loader", "ragged", "dataset", "pair", "splits"])

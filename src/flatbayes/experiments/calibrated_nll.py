@@ -11,6 +11,7 @@ from flatbayes.metrics import cross_fitted_nll, ensemble_equivalent, ensemble_nl
 from flatbayes.posteriors import Ensemble
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.prediction.position_stream import predicts_positions
 
 NLL, EQUIVALENT = "nll_calibrated", "dee"
 BATCH_SIZE = 256
@@ -33,8 +34,11 @@ def measure_likelihood(
         seed: Seed of the draws.
 
     Returns:
-        The metric by name, which is missing for numbers and several labels; and the NLL of 1, 2, ... members.
+        The metric by name, which is missing for numbers, several labels and positions; and the NLL of 1, 2, ...
+        members.
     """
+    if predicts_positions(fitted):  # predictions of all examples may be larger than the memory
+        return {}, ()
     predict = partial(
         predict_labelled, fitted, split.inputs, split.targets, num_draws, batch_size=BATCH_SIZE, seed=seed
     )

@@ -223,7 +223,7 @@ def _evaluate_positions(
     if calibration is not None:
         metrics, raw_metrics = calibrated, raw.compute(raw.join_scores())
     scores = metrics.join_scores()
-    bins = bin_confidences(scores.confidence, scores.is_right)
+    bins = bin_confidences(scores.confidence, scores.is_right, examples=metrics.join_examples())
     return Evaluation(metrics.compute(scores), bins, num_networks, raw_metrics=raw_metrics)
 
 
@@ -300,7 +300,9 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
             return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
         case BernoulliPredictive():
             metrics, scores = measure_labels(predictive.log_probs, targets)
-            return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)
+            examples = ((targets == 0) | (targets == 1)).cpu().nonzero()[:, 0]
+            bins = bin_confidences(scores.confidence, scores.is_right, examples=examples)
+            return Evaluation(metrics, bins, num_networks)
         case GaussianPredictive():
             targets = _match_target_shape(targets.to(predictive.member_means), predictive.member_means.shape[1:])
             pit = predictive.cdf(targets)

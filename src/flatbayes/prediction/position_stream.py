@@ -108,6 +108,7 @@ class PositionMetrics:
         self.num_classes = 0
         self._scores: list[ExampleScores] = []
         self._counts = torch.zeros(0, 0)
+        self._sizes: list[Tensor] = []
 
     def add(self, predictive: DenseCategoricalPredictive, targets: Tensor) -> None:
         """Add examples.
@@ -119,6 +120,7 @@ class PositionMetrics:
         flat, labels = predictive.select_labelled(targets)
         if not len(labels):
             return
+        self._sizes.append((targets != IGNORE_INDEX).flatten(1).sum(1))
         self.num_classes = flat.log_probs.shape[1]
         counts = count_pairs(flat.top_class.cpu(), labels, self.num_classes)
         self._counts = self._counts + counts if self._scores else counts
@@ -128,6 +130,11 @@ class PositionMetrics:
         """The scores of all labelled positions."""
         names = [field.name for field in fields(ExampleScores)]
         return ExampleScores(*(torch.cat([getattr(scores, name) for scores in self._scores]) for name in names))
+
+    def join_examples(self) -> Tensor:
+        """The number of the example of each labelled position, in the same order."""
+        sizes = torch.cat(self._sizes)
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
 
     def compute(self, scores: ExampleScores) -> dict[str, float]:
         """All metrics of `DENSE_METRICS`.
