@@ -24,6 +24,7 @@ from flatbayes import (
     MCDropout,
     Plain,
     TrainingConfig,
+    calibrate,
     evaluate,
     fit,
     fit_together,
@@ -31,6 +32,8 @@ from flatbayes import (
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits, Split
+from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction import evaluate_recalibration
 from flatbayes.training import DistributionConfig
 from flatbayes.training.candidates import measure_losses
 from flatbayes.training.data import InMemoryData
@@ -323,6 +326,52 @@ def test_micro_batches_weigh_labelled_pixels_alike(as_loader):
 def test_several_posteriors_of_one_training():
     together = fit_together(Segmenter, make_images(), [MAP(), SWAG()], Plain(), CONFIG)
     assert [fitted.likelihood for fitted in together] == 2 * [DenseCategorical(3)]
+
+
+class FocalPixels(Likelihood):
+    """A likelihood of positions of the user's own: the focal loss, and the predictions of `DenseCategorical`."""
+
+    has_positions = True
+    num_outputs = 3
+    pixels = DenseCategorical(3, ignore_index=255)
+
+    def prepare_targets(self, targets):
+        return self.pixels.prepare_targets(targets)
+
+    def find_labelled(self, targets):
+        return self.pixels.find_labelled(targets)
+
+    def find_targets(self, targets):
+        return self.pixels.find_targets(targets)
+
+    def count_targets(self, targets):
+        return self.pixels.count_targets(targets)
+
+    def loss(self, outputs, targets):
+        losses = nn.functional.cross_entropy(outputs, targets, ignore_index=255, reduction="none")
+        return (losses * (1 - (-losses).exp()) ** 2).sum() / self.count_targets(targets)
+
+    def predictive(self, outputs, *, keep_members=False):
+        return self.pixels.predictive(outputs, keep_members=keep_members)
+
+
+def test_a_likelihood_of_positions_of_the_users_own_needs_no_more_than_to_say_so():
+    images, masks = make_images()
+    masks[:8, 1:] = 255
+    network, weights = Segmenter(dropout=0.0), []
+    for steps in (1, 4):  # micro-batches weigh labelled pixels
+        config = TrainingConfig(epochs=8, batch_size=24, optimization={"accumulation_steps": steps})
+        data = DataLoader(TensorDataset(images, masks), 24)
+        fitted = fit(network, data, SWAG(), Plain(), config, likelihood=FocalPixels(), seed=0)
+        weights.append(fitted.states[0].model.layers[0].weight)
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
+    flat, labels = fitted.predict(images).select_labelled(masks, 255)
+    nll = float(nn.functional.nll_loss(flat.log_probs, labels))
+    for examples in (data, (images, masks)):
+        assert evaluate(fitted, examples).metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    assert fitted.check(images, masks)["wide_posterior"].name == "wide_posterior"
+    assert calibrate(fitted, images, masks).calibration.num_examples == 24
+    assert evaluate_recalibration(fitted, (images, masks), (images, masks)).raw["nll"] == pytest.approx(nll, rel=1e-5)
 
 
 @pytest.mark.cpu_path

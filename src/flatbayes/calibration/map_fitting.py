@@ -138,7 +138,7 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
     if isinstance(predictive, BernoulliPredictive):
         return sum_label_losses(predictive.log_probs, targets)
     predictive = cast("GaussianPredictive", predictive)
-    return -to_double(predictive.log_prob(targets)).cpu()
+    return -to_double(predictive.log_prob(targets.to(predictive.member_means.device))).cpu()
 
 
 def sum_position_losses(

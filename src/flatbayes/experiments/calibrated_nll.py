@@ -11,7 +11,6 @@ from flatbayes.metrics import cross_fitted_nll, ensemble_equivalent, ensemble_nl
 from flatbayes.posteriors import Ensemble
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
-from flatbayes.prediction.position_stream import predicts_positions
 
 NLL, EQUIVALENT = "nll_calibrated", "dee"
 BATCH_SIZE = 256
@@ -37,7 +36,7 @@ def measure_likelihood(
         The metric by name, which is missing for numbers, several labels and positions; and the NLL of 1, 2, ...
         members.
     """
-    if predicts_positions(fitted):  # predictions of all examples may be larger than the memory
+    if fitted.likelihood.has_positions:  # predictions of all examples may be larger than the memory
         return {}, ()
     predict = partial(
         predict_labelled, fitted, split.inputs, split.targets, num_draws, batch_size=BATCH_SIZE, seed=seed

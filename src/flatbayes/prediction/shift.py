@@ -31,7 +31,6 @@ from flatbayes.metrics import (
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.placement import PredictionPrecision
-from flatbayes.prediction.position_stream import predicts_positions
 from flatbayes.prediction.predictors import flatten_positions, make_predictor, require_classes
 
 CLEAN = "clean"
@@ -160,7 +159,7 @@ def evaluate_corruptions(
         [('clean', 0), ('fog', 3), ('contrast', 3)]
     """
     moving = [name for name in corruptions if name in MOVING_CORRUPTIONS]
-    if moving and predicts_positions(fitted):
+    if moving and fitted.likelihood.has_positions:
         raise ValueError(
             f"{moving[0]} moves what an image shows, and the class of each pixel would stay where it is: leave it "
             "out. flatbayes.data.list_corruptions(channels, with_moving=False) lists the others."

@@ -14,7 +14,6 @@ from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
-from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
@@ -304,10 +303,7 @@ def find_loss_terms(likelihood: Likelihood, *, may_lack_labels: bool) -> Callabl
         likelihood: Distribution of the targets given the outputs.
         may_lack_labels: Whether a batch may have examples without a label.
     """
-    inner = unwrap_custom(likelihood)
-    if isinstance(inner, DenseCategorical):
-        return inner.find_labelled_positions
-    return likelihood.find_labelled if may_lack_labels else lambda _: None
+    return likelihood.find_targets if may_lack_labels or likelihood.has_positions else lambda _: None
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:
