@@ -328,6 +328,50 @@ def test_several_posteriors_of_one_training():
     assert [fitted.likelihood for fitted in together] == 2 * [DenseCategorical(3)]
 
 
+class PretrainedSegmenter(nn.Module):
+    """As those of torchvision: a gate with a linear layer, the head of the outputs, and then an auxiliary one."""
+
+    def __init__(self, num_classes=7):
+        super().__init__()
+        self.backbone = nn.Conv2d(2, 6, 3, padding=1)
+        self.gate = nn.Linear(6, 6)
+        self.classifier = nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, num_classes, 1))
+        self.aux_classifier = nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, num_classes, 1))
+
+    def forward(self, images):
+        features = self.backbone(images)
+        features = features * self.gate(features.mean((2, 3)))[..., None, None].sigmoid()
+        return {"out": self.classifier(features), "aux": self.aux_classifier(features)}
+
+
+@pytest.mark.parametrize("as_loader", [False, True])
+def test_the_last_convolution_gets_the_classes_of_the_data(as_loader, tmp_path):
+    images, masks = make_images()
+    data = DataLoader(TensorDataset(images, masks), 8) if as_loader else (images, masks)
+    network, options = PretrainedSegmenter(), {"new_head": True, "freeze": ["backbone*"], "output": "out", "seed": 0}
+    fitted = fit(network, data, MAP(), Plain(), CONFIG, **options)
+    trained = fitted.states[0].model.state_dict()
+    head = next(name for name in trained if name.endswith("classifier.2.weight") and "aux" not in name)
+    assert trained[head].shape == (3, 6, 1, 1)
+    backbone = next(values for name, values in trained.items() if name.endswith("backbone.weight"))
+    assert torch.equal(backbone, network.backbone.weight)
+    assert network.classifier[2].out_channels == 7
+    fitted.save(tmp_path / "artefact")
+    loaded = FittedPosterior.load(tmp_path / "artefact", network)
+    assert torch.equal(loaded.predict(images).mean, fitted.predict(images).mean)
+    again = fit(
+        PretrainedSegmenter(3),
+        data,
+        MAP(),
+        Plain(),
+        CONFIG,
+        init=network.state_dict()
+        | {name: values for name, values in PretrainedSegmenter(3).state_dict().items() if "aux" in name},
+        **options,
+    )
+    assert again.likelihood == fitted.likelihood == DenseCategorical(3)
+
+
 class FocalPixels(Likelihood):
     """A likelihood of positions of the user's own: the focal loss, and the predictions of `DenseCategorical`."""
 
