@@ -295,12 +295,16 @@ def test_laplace_refuses_many_pixels_before_training():
         fit(Segmenter, (images, masks), Laplace(structure="kron", prior_precision=1.0), config={"epochs": 9999})
 
 
-def test_vectorized_members_are_those_of_one_by_one():
+@pytest.mark.parametrize("steps", [1, 4])
+def test_vectorized_members_are_those_of_one_by_one(steps):
+    """Also in micro-batches, which each have another number of labelled pixels, other ones in each member."""
     images, masks = make_images()
+    masks[:8, 1:] = -100
     predictions = []
     for members in ("vectorized", "one_by_one"):
         distribution = DistributionConfig(members=members, accelerator="cpu")
-        config = TrainingConfig(epochs=3, batch_size=8, distribution=distribution)
+        optimization = {"accumulation_steps": steps}
+        config = TrainingConfig(epochs=3, batch_size=8, distribution=distribution, optimization=optimization)
 
         def make_network():
             return Segmenter(dropout=0.0)

@@ -160,6 +160,7 @@ class RunFactory:
             config=config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
+            find_labelled=find_loss_terms(self.likelihood, may_lack_labels=False),
             loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
