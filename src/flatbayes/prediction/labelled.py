@@ -164,6 +164,17 @@ def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = Non
     return inputs, targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 
+def mark_unlabelled(likelihood: Likelihood, targets: Tensor) -> Tensor:
+    """Targets with `IGNORE_INDEX` in place of those that are not known.
+
+    Args:
+        likelihood: Says which are.
+        targets: From `Likelihood.prepare_targets`.
+    """
+    is_known = likelihood.find_targets(targets)
+    return targets if is_known is None else targets.masked_fill(~is_known, IGNORE_INDEX)
+
+
 def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
     """The examples of a batch that have a target.
 

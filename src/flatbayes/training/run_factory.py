@@ -14,7 +14,6 @@ from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
-from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
@@ -163,6 +162,7 @@ class RunFactory:
             config=config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
+            find_labelled=find_loss_terms(self.likelihood, may_lack_labels=False),
             loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
             suggest_data_change=self.suggest_data_change,
             num_networks=len(members),
@@ -311,10 +311,7 @@ def find_loss_terms(likelihood: Likelihood, *, may_lack_labels: bool) -> Callabl
         likelihood: Distribution of the targets given the outputs.
         may_lack_labels: Whether a batch may have examples without a label.
     """
-    inner = unwrap_custom(likelihood)
-    if isinstance(inner, DenseCategorical):
-        return inner.find_labelled_positions
-    return likelihood.find_labelled if may_lack_labels else lambda _: None
+    return likelihood.find_targets if may_lack_labels or likelihood.has_positions else lambda _: None
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:
