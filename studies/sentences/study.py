@@ -43,6 +43,8 @@ from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
 NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 50, 200
+MORE_SEEDS = {"default-200": 10}
+"""Number of seeds by setting, where it is not `NUM_SEEDS`."""
 EPOCHS = {100: 10, 200: 8}
 EQUAL_LENGTH_SIZE = 200
 """Number of sentences with which the twins are compared with all epochs, too."""
@@ -107,6 +109,11 @@ class Setting:
         if self.is_default:
             return FINE_TUNING.resolve_epochs(math.ceil(self.size / BATCH_SIZE)).num_epochs
         return EPOCHS[self.size]
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds."""
+        return MORE_SEEDS.get(self.name, NUM_SEEDS)
 
     @property
     def posteriors(self) -> dict[str, Posterior]:
@@ -213,11 +220,11 @@ def count_trainings(setting: Setting, choices: Mapping[str, Any] | None = None) 
         setting: The setting.
         choices: Those of the twins; without them, as if neither had all epochs.
     """
-    num_chosen = NUM_SEEDS * (1 + len(setting.other_kinds)) - NUM_SELECTION_SEEDS  # those of the choice exist
+    num_chosen = setting.num_seeds * (1 + len(setting.other_kinds)) - NUM_SELECTION_SEEDS  # those of the choice exist
     num_trainings = NUM_SELECTION_SEEDS * len(setting.candidates) + len(TWINS) * num_chosen
     for twin in TWINS if setting.has_equal_length else ():
         if choices is None or choices[twin]["epochs"] != setting.num_epochs:
-            num_trainings += NUM_SEEDS - NUM_SELECTION_SEEDS
+            num_trainings += setting.num_seeds - NUM_SELECTION_SEEDS
     return num_trainings
 
 
@@ -236,7 +243,7 @@ def estimate_minutes(setting: Setting) -> float:
     tests = 3 * epoch * setting.num_epochs * (len(full) + own + 3 * 0.6)  # three members of the ensemble
     for kind in ("shared", *full, *setting.other_kinds):
         tests += 2 * (NUM_NETWORKS[kind] * DRAW_SECONDS * num_tested + OVERHEAD_SECONDS)
-    return (NUM_SELECTION_SEEDS * trials + NUM_SEEDS * tests) / 60
+    return (NUM_SELECTION_SEEDS * trials + setting.num_seeds * tests) / 60
 
 
 def run_setting(task: Task, setting: Setting, folder: Path) -> None:
@@ -265,7 +272,7 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
         record = select_twins(trials)
         keep_recordings(place, list_twins(record))
     write_json(place / SELECTION_FILE, replace_nonfinite(record))
-    for seed, twin in product(range(NUM_SEEDS), TWINS):
+    for seed, twin in product(range(setting.num_seeds), TWINS):
         rho, epochs = record[twin]["rho"], record[twin]["epochs"]
         run_training(task, make(seed, rho, epochs=epochs), setting.posteriors, with_test=True)
         for kind in setting.other_kinds:

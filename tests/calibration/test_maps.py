@@ -85,7 +85,7 @@ def test_the_parameters_minimise_the_penalized_nll(method, num_examples):
     weights.requires_grad_()
     bias.requires_grad_()
     identity = torch.ones(3) if method == "vector" else torch.eye(3)
-    penalized_nll(log_probs, targets, weights, bias, identity.double()).backward()
+    penalized_nll(log_probs, targets, weights, bias, identity.double(), len(targets)).backward()
     assert max(weights.grad.abs().max(), bias.grad.abs().max()) < 1e-6
 
 

@@ -23,7 +23,7 @@ from flatbayes import (
     fit,
 )
 from flatbayes.checks import CHECKS
-from flatbayes.checks.calibration_tests import run_label_temperature_test, run_temperature_test
+from flatbayes.checks.calibration_tests import run_grouped_temperature_test, run_temperature_test
 from flatbayes.checks.evidence import compute_example_nll
 from flatbayes.checks.gaussians import measure_explained
 from flatbayes.checks.spread import measure_difference, measure_spread
@@ -110,7 +110,7 @@ def test_temperature_test_of_one_label_is_that_of_two_classes():
     labels[:, 1:] = -100
     labels[:10] = -100
     test, expected = (
-        run_label_temperature_test(log_probs, labels),
+        run_grouped_temperature_test(log_probs, labels),
         run_temperature_test(log_probs[10:, 0], labels[10:, 0]),
     )
     assert test.temperature == expected.temperature
@@ -128,7 +128,7 @@ def test_temperature_test_holds_for_labels_that_depend_on_each_other(dependent):
             log_probs = log_probs[:, :1].expand(-1, 6, -1)
         uniforms = torch.rand(100, 1 if dependent else 6, generator=generator)
         labels = (log_odds.sigmoid() > uniforms).long()
-        p_values.append(run_label_temperature_test(log_probs, labels).p_value)
+        p_values.append(run_grouped_temperature_test(log_probs, labels).p_value)
         naive.append(run_temperature_test(log_probs.flatten(0, 1), labels.flatten()).p_value)
     p_values, naive = torch.tensor(p_values), torch.tensor(naive)
     assert float((p_values < 0.05).double().mean()) < 0.09
@@ -137,9 +137,17 @@ def test_temperature_test_holds_for_labels_that_depend_on_each_other(dependent):
         assert stats.kstest(p_values, "uniform").statistic < 0.15
 
 
+def test_a_p_value_of_single_labels_below_the_smallest_number_is_that_of_examples():
+    log_probs = torch.tensor([0.9, 0.1]).log().expand(3, 4000, 2)
+    targets = (torch.arange(3 * 4000).reshape(3, 4000) % 2 + torch.tensor([[0], [0], [1]])) % 2
+    assert run_temperature_test(log_probs.flatten(0, 1), targets.flatten()).p_value == 0
+    targets[2, :3900] = 0
+    assert 0.01 < run_grouped_temperature_test(log_probs, targets).p_value < 0.5
+
+
 def test_an_impossible_label_is_found():
     log_probs = torch.tensor([[[0.0, -math.inf], [-1.0, -0.5]]] * 5)
-    assert run_label_temperature_test(log_probs, torch.tensor([[1, 0]] * 5)).p_value == 0
+    assert run_grouped_temperature_test(log_probs, torch.tensor([[1, 0]] * 5)).p_value == 0
 
 
 def test_measures_by_hand():

@@ -1,5 +1,6 @@
 """Selection of parameters by group and by pattern, and the errors of empty selections."""
 
+import ast
 import copy
 import re
 
@@ -7,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.parameter_selection import check_selection, only_requires_grad, select_parameters
+from flatbayes.core.parameter_selection import (
+    check_selection,
+    explain_unmatched,
+    format_patterns,
+    match_names,
+    only_requires_grad,
+    select_parameters,
+)
 from flatbayes.posteriors.sgvb import SGVB
 
 NORMS = [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4), nn.LayerNorm((4, 3, 3))]
@@ -80,7 +88,9 @@ def test_an_empty_group_is_refused(selection):
 
 
 def test_a_pattern_without_match_is_refused_beside_others():
-    message = r"The pattern 'Head\.\*' of params matches none .* ModuleDict: \['conv\.weight', .*, 'head\.bias'\]\."
+    message = (
+        r"The pattern 'Head\.\*' of params matches none .* ModuleDict. Did you mean 'head\.\*'\? There are \['conv"
+    )
     with pytest.raises(ValueError, match=message):
         SGVB(params=["*.bias", "Head.*"]).init(network(), None, 10)
 
@@ -105,3 +115,44 @@ def test_only_requires_grad_is_undone_after_an_exception():
         assert [name for name, p in model.named_parameters() if p.requires_grad] == ["norm.weight", "norm.bias"]
         raise ArithmeticError
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["conv.bias"]
+
+
+NAMES = [f"bert.encoder.layer.{k}.{name}" for k in range(20) for name in ("dense.weight", "norm.weight")]
+NAMES += ["bert.embeddings.words.weight", "classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "suggestion"),
+    [
+        ("bert.encoder", "'bert.encoder.*'"),
+        ("encoder.*", "'*.encoder.*'"),
+        ("layer.3.*", "'*.layer.3.*'"),
+        ("classifer.*", "'classifier.*'"),
+        ("bert.embedding.*", "'bert.embeddings.*'"),
+        ("Bert.*", "'bert.*'"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_gets_a_suggestion_and_the_modules(pattern, suggestion):
+    text = explain_unmatched(pattern, NAMES)
+    assert text.startswith(f"Did you mean {suggestion}? There are [")
+    assert text.endswith(
+        "There are ['bert.encoder.layer.*', 'bert.embeddings.words.*', 'classifier.weight', 'classifier.bias']."
+    )
+    assert match_names(NAMES, suggestion.strip("'"))
+
+
+def test_patterns_of_modules_name_all_parameters_or_single_modules():
+    assert explain_unmatched("xyz", NAMES[:4]).startswith("There are ['bert.encoder.layer.0.dense.weight', ")
+    assert format_patterns([f"layer{k}.weight" for k in range(40)]).endswith("'layer29.*'] and 10 more")
+    assert format_patterns([]) == "[]"
+    for names in (NAMES, NAMES[:9]):
+        patterns = ast.literal_eval(format_patterns(names))
+        assert {name for pattern in patterns for name in match_names(names, pattern)} == set(names)
+
+
+def test_the_option_params_explains_its_pattern():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(
+        ValueError, match=r"'2' of params matches none .* Sequential\. There are \['0.weight', '0.bias'"
+    ):
+        select_parameters(network, ["2"], "params")

@@ -113,3 +113,13 @@ def test_cutout_sets_one_square_of_each_image_to_black():
     assert torch.equal(both, without.masked_fill((both == 0).all(1)[:, None], 0))
     with pytest.raises(ValueError, match="cutout is a number of pixels"):
         Augment(flip=False, pad=0, cutout=-1)
+
+
+def test_masks_are_moved_as_their_images():
+    """The class is a function of the pixel, before and after; what comes from outside has no class."""
+    images = torch.randint(1, 4, (50, 1, 6, 7), generator=torch.Generator().manual_seed(0))
+    augment = Augment(flip=True, pad=2, cutout=2, ignore_index=255)
+    moved = Augment(flip=True, pad=2)(images, torch.Generator().manual_seed(1))[:, 0]
+    masks = augment.move_masks(images[:, 0] - 1, torch.Generator().manual_seed(1))
+    assert torch.equal(masks, torch.where(moved == 0, 255, moved - 1))
+    assert not torch.equal(moved, images[:, 0])

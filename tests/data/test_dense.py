@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from flatbayes.data import Arrays, DataSplits, Npz, Split, Table, TorchDataset
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.class_split import ClassSplit
 from flatbayes.data.hold_out import hold_out_validation
 from flatbayes.prediction.labelled import join_targets
@@ -57,6 +58,43 @@ def test_masks_that_are_images_are_read_as_indices():
     assert splits.train.inputs.shape == (8, 3, 4, 5)
     assert splits.train.targets.shape == (8, 4, 5)
     assert splits.num_classes == 3
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_a_photo_that_is_turned_beside_a_mask_that_is_not_is_refused(as_array):
+    """Viewers turn the photo by its EXIF entry; nothing says for which of both the mask was drawn."""
+    image = pytest.importorskip("PIL.Image")
+
+    class Photos(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            photo = image.fromarray(np.zeros((4, 5, 3), np.uint8))
+            photo.getexif()[0x0112] = 1 if index < 3 else 3
+            mask = MASKS[index + 1].numpy().astype(np.uint8)
+            return photo, mask if as_array else image.fromarray(mask)
+
+    with pytest.raises(ValueError, match=r"Item 3 of train of Photos .*orientation 3.*stored.*exif_transpose"):
+        TorchDataset(Photos()).read()
+
+
+@pytest.mark.parametrize("changes_masks", [False, True])
+def test_images_that_are_augmented_without_their_masks_are_noted(changes_masks):
+    class Flipped(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            image, mask = IMAGES[index], MASKS[index]
+            if torch.rand(()) < 0.5:
+                image, mask = image.flip(-1), mask.flip(-1) if changes_masks else mask
+            return image, mask
+
+    torch.manual_seed(0)
+    with pytest.warns(DataWarning) as caught:
+        TorchDataset(Flipped()).read()
+    assert ("Its target, an array, is the same" in str(caught[0].message)) != changes_masks
 
 
 def test_rows_of_tags_are_positions():

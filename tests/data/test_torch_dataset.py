@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from flatbayes import MAP, Plain, TrainingConfig, fit
 from flatbayes.core.spec import instantiate, to_spec
@@ -120,7 +120,6 @@ class TestInstances:
             (Stream(), "train of Stream is a Stream without a length. Give a map-style dataset"),
             (Points(0), "train of Points has no examples"),
             (Images(sizes=(6, 7)), r"several shapes, such as \(3, 6, 5\) and \(3, 7, 5\).* transform"),
-            (Points(targets="word"), r"targets of train of Points must be whole numbers"),
             (Images(mode="I"), r"more than 8 bits per pixel \(mode I\)"),
         ],
     )
@@ -217,3 +216,24 @@ def test_reading_items_again_changes_no_random_state():
 
 def fit_map(data):
     return fit(MLP, data, MAP(), Plain(), TrainingConfig(epochs=1))
+
+
+def test_names_of_classes_are_labels_of_all_splits():
+    class Named(Dataset):
+        def __init__(self, labels):
+            self.labels = labels
+
+        def __len__(self):
+            return len(self.labels)
+
+        def __getitem__(self, k):
+            return torch.full((2,), float(k)), self.labels[k]
+
+    splits = TorchDataset(Named(["b", "c", "b", "c"]), val=Named(["c"]), test=Named(["a", "c"])).load(seed=0)
+    assert splits.class_names == ("a", "b", "c")
+    assert splits.train.targets.sort().values.tolist() == [1, 1, 2, 2]
+    assert (splits.val.targets.tolist(), splits.test.targets.tolist()) == ([2], [0, 2])
+    with pytest.raises(ValueError, match=r"needs at least 2 classes, got 1 \['b'\]"):
+        TorchDataset(Named(["b"] * 9)).load(seed=0)
+    with pytest.raises(ValueError, match="targets of train of Named"):
+        TorchDataset(Named(["a", None, "b"])).load(seed=0)

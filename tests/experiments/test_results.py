@@ -28,7 +28,7 @@ FULL = run(
     split="val",
     cost=RunCost(1.5, 9, 300.0),
     num_networks=3,
-    reliability=ReliabilityBins((0.0, 0.5, 1.0), (0, 4), (0.0, 0.75), (0.0, 1.0)),
+    reliability=ReliabilityBins((0.0, 0.5, 1.0), (0, 4), (0.0, 0.75), (0.0, 1.0), 2.5),
     history=TrainingHistory((1, 2), (0.9, None), (None, 0.4), (0.1, 0.05)),
     details=RunDetails(
         1.2, SeverityCurve((0.0, 1.0), (0.9, 0.8), (0.1, None), (0.0, 0.1)), LossSlice((-1.0, 1.0), (2.0, 3.0))

@@ -15,9 +15,12 @@ from flatbayes import (
     SAM,
     SWAG,
     WSAM,
+    Bernoulli,
     Categorical,
+    DenseCategorical,
     FittedPosterior,
     FriendlySAM,
+    Gaussian,
     GaussianSmoothing,
     LookSAM,
     Periodic,
@@ -368,6 +371,23 @@ def test_posterior_of_a_submodule_and_some_parameters(tmp_path):
     again = FittedPosterior.load(posterior.save(tmp_path), network)
     x, _ = data()
     assert torch.equal(again.predict(x, num_draws=3).log_probs, posterior.predict(x, num_draws=3).log_probs)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "message"),
+    [
+        (Categorical(4), r"\(1, 3\), but there are 4 classes"),
+        (Categorical(2, single_logit=True), r"\(1, 3\), but there is one logit for two classes"),
+        (Bernoulli(2), r"\(1, 3\), but there are 2 labels"),
+        (Gaussian(), r"\(1, 3\), but there is a mean and a raw scale to predict for 1 target"),
+        (DenseCategorical(3), r"\(1, 3\), and \(batch, 3, \*positions\) is expected"),
+    ],
+)
+def test_a_likelihood_of_other_outputs_is_refused_before_the_first_prediction(likelihood, message):
+    _, callback, _ = fitted(SAM(rho=0.05))
+    with pytest.raises(ValueError, match=f"outputs of shape {message}"):
+        callback.make_posterior(likelihood)
+    callback.make_posterior(Categorical(3), transform=lambda x: 2 * x)
 
 
 def test_the_trained_network_alone():

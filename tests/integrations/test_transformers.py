@@ -260,6 +260,12 @@ def test_num_data_is_what_an_epoch_gives(kind, options, expected, tmp_path):
     assert run.make_posterior(Categorical(3)).states[0].num_data == expected
 
 
+def test_a_likelihood_of_other_outputs_is_refused_before_the_first_prediction(tmp_path):
+    run = trained(tmp_path, num_train_epochs=1)
+    with pytest.raises(ValueError, match=r"outputs of shape \(1, 3\), but there are 5 classes"):
+        run.make_posterior(Categorical(5))
+
+
 def test_posterior_over_some_parameters(tmp_path):
     model = bert()
     model.bert.embeddings.requires_grad_(False)
@@ -291,8 +297,11 @@ def test_refuses(tmp_path):
     with pytest.raises(TypeError, match="'swag': it was renamed to posterior"):
         FlatTrainer(bert(), arguments(tmp_path), swag=SWAG())
     with pytest.raises(ValueError, match="start_fraction"):
-        FlatTrainer(bert(), arguments(tmp_path), start_fraction=1.0)
-    run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
+        FlatTrainer(bert(), arguments(tmp_path), posterior=SWAG(), start_fraction=1.0)
+    with pytest.raises(TypeError, match=r"needs a flatness or a posterior, .* flatness=Plain\(\) says so"):
+        FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
+    assert FlatTrainer(bert(), arguments(tmp_path), posterior=SWAG()).flatness == Plain()
+    run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples(), flatness=Plain())
     with pytest.raises(RuntimeError, match="train"):
         run.make_posterior(Categorical(3))
 
@@ -386,7 +395,11 @@ def test_compute_loss_may_take_its_inputs_apart(accumulate, tmp_path):
 
 def test_batches_of_iterators_are_refused(tmp_path):
     run = FlatTrainer(
-        bert(), arguments(tmp_path), train_dataset=examples(), data_collator=lambda rows: {"input_ids": iter(rows)}
+        bert(),
+        arguments(tmp_path),
+        flatness=SAM(),
+        train_dataset=examples(),
+        data_collator=lambda rows: {"input_ids": iter(rows)},
     )
     with pytest.raises(ValueError, match="iterator"):
         run.train()

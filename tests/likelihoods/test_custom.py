@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.data import Diabetes
 from flatbayes.flatness import SAM
-from flatbayes.likelihoods import Categorical, Custom, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical, Gaussian, Likelihood
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
@@ -86,3 +86,21 @@ def test_the_network_has_the_outputs_of_the_likelihood_that_is_given():
         show_progress=False,
     )
     assert fitted.info["model"]["init_args"]["num_classes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "targets", "message"),
+    [
+        (Categorical(3), (4, 2), torch.zeros(4).long(), r"shape \(4, 2\), but there are 3 classes"),
+        (Categorical(2, single_logit=True), (4, 2), torch.zeros(4).long(), r"\(4, 2\), but there is one logit"),
+        (Bernoulli(3), (4, 2), torch.zeros(4, 2), r"\(4, 2\), but there are 3 labels"),
+        (Gaussian(), (4, 1), torch.zeros(4), r"\(4, 1\), but there is a mean and a raw scale"),
+        (DenseCategorical(3), (4, 2, 5), torch.zeros(4, 5).long(), r"\(4, 2, 5\), and \(batch, 3, \*positions\)"),
+    ],
+)
+def test_outputs_that_give_no_predictions_are_refused_in_the_loss(likelihood, outputs, targets, message):
+    custom = Custom(lambda outputs, targets: outputs.sum(), likelihood)
+    with pytest.raises(ValueError, match=message):
+        custom.loss(torch.zeros(outputs), targets)
+    with pytest.raises(ValueError, match=message):
+        likelihood.loss(torch.zeros(outputs), targets)

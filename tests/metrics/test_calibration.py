@@ -10,6 +10,8 @@ from scipy.stats import binomtest
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from flatbayes.metrics import ReliabilityBins, adaptive_ece, classwise_ece, ece, reliability_bins, wilson_interval
+from flatbayes.metrics.calibration import bin_confidences
+from flatbayes.metrics.proportions import estimate_design_effect
 
 
 def two_classes(*confidences, dtype=torch.float64):
@@ -118,6 +120,7 @@ def test_bins_are_converted_to_json():
     bins = reliability_bins(two_classes(0.6, 0.7, 0.95), torch.tensor([0, 1, 0]))
     read = json.loads(json.dumps(bins.to_dict(), allow_nan=False))
     assert read == bins.to_dict()
+    assert read.pop("design_effect") == 1
     assert {name: len(values) for name, values in read.items()} == {
         "edges": 21,
         "counts": 20,
@@ -275,3 +278,24 @@ def test_too_few_predictions_become_one_bin():
     bins = ReliabilityBins((0.0, 0.25, 0.5, 1.0), (2, 0, 3), (0.2, 0.0, 0.9), (0.0, 0.0, 1.0))
     assert bins.merge(10) == ReliabilityBins((0.0, 1.0), (5,), pytest.approx((0.62,)), pytest.approx((0.6,)))
     assert bins.merge(0) == bins
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 1.0])
+def test_design_effect_of_values_with_a_common_part(correlation):
+    """1 + (k - 1) rho for k values with the correlation rho in each example (Kish, 1965)."""
+    generator = torch.Generator().manual_seed(0)
+    common, own = (torch.randn(4000, size, generator=generator) for size in (1, 5))
+    values = correlation**0.5 * common + (1 - correlation) ** 0.5 * own
+    effect = estimate_design_effect(values.flatten(), torch.arange(4000).repeat_interleave(5))
+    assert effect == pytest.approx(1 + 4 * correlation, rel=0.06)
+
+
+def test_intervals_of_dependent_predictions_are_those_of_fewer():
+    confidence, is_right = torch.full((400,), 0.7), (torch.arange(400) % 40 < 28).double()
+    examples = torch.arange(400) // 4  # all four right, or all four wrong
+    bins = bin_confidences(confidence, is_right, 10, examples=examples)
+    assert bins.design_effect == pytest.approx(4 * 100 / 99)
+    assert bins.merge().design_effect == bins.design_effect
+    assert bins.accuracy_intervals()[6] == pytest.approx(wilson_interval(70, 100), abs=0.005)
+    assert bin_confidences(confidence, is_right, 10).accuracy_intervals()[6] == wilson_interval(280, 400)
+    assert estimate_design_effect(is_right, torch.zeros(400).long()) == 400

@@ -23,11 +23,15 @@ from flatbayes import (
 from flatbayes.calibration import CalibrationMap, fit_abstention, fit_calibration
 from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.certification import certify
+from flatbayes.checks.calibration_tests import run_temperature_test
+from flatbayes.checks.evidence import Evidence
+from flatbayes.checks.reliability import check_confidence
 from flatbayes.core import State
 from flatbayes.data import Split
 from flatbayes.estimators import FlatBayesClassifier
+from flatbayes.experiments import EvaluationConfig
 from flatbayes.likelihoods import DenseCategoricalPredictive
-from flatbayes.metrics import classification_metrics, mean_iou
+from flatbayes.metrics import classification_metrics, fit_temperature, mean_iou
 from flatbayes.posteriors import MAP, SGLD
 from flatbayes.prediction import evaluate_corruptions, evaluate_ood, evaluate_recalibration
 from flatbayes.prediction.inputs import iter_chunks
@@ -74,15 +78,15 @@ def test_losses_of_examples_have_the_mean_of_all_positions():
     assert float(losses[0] / losses[1:].mean()) < 0.9  # half of its positions have no label
 
 
+@pytest.mark.filterwarnings("ignore:30 examples are too few for the calibration map 'isotonic'")
 @pytest.mark.parametrize("method", ["temperature", "vector", "dirichlet", "isotonic"])
 def test_calibration_is_that_of_all_labelled_positions(method, tmp_path):
-    fitted, (log_probs, labels) = make_fitted(), flat_examples()
+    fitted, (log_probs, _) = make_fitted(), flat_examples()
     calibrated = calibrate(fitted, IMAGES, MASKS, method=method)
     flat = Categorical(3).predictive([log_probs])
-    expected = fit_calibration(flat, labels, method)
-    assert isinstance(calibrated.calibration, CalibrationMap)
-    assert calibrated.calibration.weights == pytest.approx(expected.weights, rel=1e-3)
-    assert calibrated.calibration.num_examples == len(labels)
+    expected = calibrated.calibration
+    assert isinstance(expected, CalibrationMap)
+    assert expected.num_examples == 30
     predictive = calibrated.predict(IMAGES)
     assert isinstance(predictive, DenseCategoricalPredictive)
     torch.testing.assert_close(predictive.mean[MASKS >= 0], expected.apply(flat).mean, rtol=1e-3, atol=1e-4)
@@ -107,6 +111,47 @@ def test_compiled_posteriors_have_the_shapes_of_predictions(class_dim):
         torch.testing.assert_close(compiled[name].double(), getattr(predictive, name), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:30 examples are too few for the calibration map 'isotonic'")
+@pytest.mark.parametrize("method", ["temperature", "vector", "dirichlet", "isotonic"])
+def test_positions_that_repeat_each_other_are_no_further_examples(method):
+    """The map of images whose pixels are all alike is that of one pixel of each, with the same prior."""
+    rows, labels = IMAGES[:, :, 0, 0], MASKS[:, 3, 3]
+    images, masks = rows[..., None, None].expand(-1, -1, 4, 5), labels[:, None, None].expand(-1, 4, 5)
+    calibration = fit_calibration(DenseCategorical(3).predictive([images]), masks, method)
+    expected = fit_calibration(Categorical(3).predictive([rows]), labels, method)
+    assert calibration.weights == pytest.approx(expected.weights, rel=1e-4)
+    assert calibration.num_examples == expected.num_examples == 30
+    result = evaluate_recalibration(make_fitted(), (images, masks), (images, masks))
+    one_pixel = evaluate_recalibration(
+        make_fitted(), *(2 * [(images[..., :1, :1].contiguous(), masks[..., :1, :1].contiguous())])
+    )
+    assert result.temperature == pytest.approx(one_pixel.temperature, rel=1e-6)
+
+
+def test_confidence_is_tested_by_examples():
+    """Images whose pixels are all alike, with labels drawn from the predictions: as certain as one pixel of each."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 3, generator=generator)
+    labels = torch.multinomial(rows.softmax(1), 1, generator=generator)
+    images, masks = rows[..., None, None].expand(-1, -1, 40, 40), labels[..., None].expand(-1, 40, 40)
+    predictive = DenseCategorical(3).predictive([images])
+    flat, positions = predictive.select_labelled(masks)
+    assert run_temperature_test(flat.log_probs, positions).p_value < 1e-6
+    finding = check_confidence(Evidence(make_fitted(), predictive, masks, None, 1))
+    assert finding.p_value > 0.05
+    assert finding.value == pytest.approx(fit_temperature(rows.log_softmax(1), labels[:, 0], 0), rel=1e-6)
+    wrong = DenseCategorical(3).predictive([9 * images])
+    assert check_confidence(Evidence(make_fitted(), wrong, masks, None, 1)).p_value < 1e-4
+
+
+def test_reliability_of_positions_is_that_of_examples():
+    """Of images whose pixels are right or wrong together as many predictions count as there are images."""
+    same, masks = IMAGES[:, :, :1, :1].expand(-1, -1, 4, 5), MASKS[:, 3:, 3:4].expand(-1, 4, 5)
+    for data in ((same, masks), [(same[:20], masks[:20]), (same[20:], masks[20:])]):
+        assert evaluate(make_fitted(), data).reliability.design_effect == pytest.approx(20 * 30 / 29)
+    assert evaluate(make_fitted(), IMAGES, MASKS).reliability.design_effect < 2
+
+
 def test_temperature_scaling_and_shift_are_those_of_positions():
     fitted, (log_probs, labels) = make_fitted(), flat_examples()
     result = evaluate_recalibration(fitted, (IMAGES, MASKS), (IMAGES, MASKS))
@@ -117,6 +162,15 @@ def test_temperature_scaling_and_shift_are_those_of_positions():
     assert [row.corruption for row in rows] == ["clean", "fog"]
 
 
+def test_corruptions_that_move_what_an_image_shows_are_left_out():
+    raw = Arrays(torch.rand(12, 3, 32, 32), torch.randint(3, (12, 32, 32)), test_size=2, val_size=2)
+    with pytest.raises(ValueError, match="zoom_blur moves what an image shows.*with_moving=False"):
+        evaluate_corruptions(make_fitted(), raw.load(seed=0).test, ["fog", "zoom_blur"], [3])
+    evaluations = EvaluationConfig(shift=True, severities=[1])
+    result = compare(nn.Conv2d(3, 3, 1), raw, [MAP()], config=CONFIG, num_seeds=1, evaluations=evaluations)
+    assert "shift_nll" in set(result.to_pandas()["metric"])
+
+
 def test_images_out_of_the_distribution_have_means_over_positions():
     evaluation = evaluate_ood(make_fitted(), IMAGES, 0.1 * IMAGES)
     assert evaluation.scores["entropy"].auroc == 1
@@ -125,8 +179,8 @@ def test_images_out_of_the_distribution_have_means_over_positions():
 def test_checks_use_the_positions():
     fitted = fit(nn.Conv2d(3, 3, 1), (IMAGES, MASKS), SWAG(), Plain(), TrainingConfig(epochs=20, batch_size=10))
     report = fitted.check(IMAGES, MASKS)
-    assert {finding.name for finding in report.findings} >= {"diverged", "one_network", "wide_posterior"}
-    assert "no independent examples" in report.skipped["confidence"]
+    names = {finding.name for finding in report.findings}
+    assert names >= {"diverged", "one_network", "wide_posterior", "confidence"}
 
 
 def test_what_has_no_meaning_is_refused():
@@ -157,7 +211,8 @@ def test_chunks_have_inputs_of_one_shape_and_large_examples_smaller_batches(monk
     assert [len(batch) for batch in next(iter(iter_chunks(IMAGES, 8)))] == [8, 8, 8, 6]
 
 
-def test_a_comparison_has_the_metrics_of_positions():
+def test_a_comparison_has_the_metrics_of_positions(monkeypatch):
+    monkeypatch.setattr("flatbayes.experiments.calibrated_nll.predict_labelled", None)  # of all examples at once
     result = compare(nn.Conv2d(3, 3, 1), (IMAGES, MASKS), [MAP()], config=CONFIG, num_seeds=1)
     assert list(result.to_pandas()["metric"]) == ["accuracy", "nll", "ece", "brier", "auroc_correct", "mean_iou"]
 

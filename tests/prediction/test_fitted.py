@@ -1,6 +1,8 @@
 """Predictions as averages over draws, their inputs, and the statistics of draws."""
 
+import copy
 import gc
+import pickle
 import weakref
 from collections import Counter
 
@@ -262,3 +264,15 @@ def test_shared_predictions_are_those_of_the_same_inputs_draws_and_options(fitte
         gc.collect()
         assert kept() is None  # with its inputs
     assert fitted.predict(x, 3) is not fitted.predict(x, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"vectorized": False}, {"vectorized": True}])
+def test_torch_save_and_pickle_keep_no_draws(make, options, tmp_path):
+    fitted = make(SWAG(rank=2))
+    x = inputs()[:7]
+    expected = fitted.predict(x, 4, **options).mean  # whose draws are views of one buffer
+    torch.save(fitted, tmp_path / "fitted.pt")
+    loaded = torch.load(tmp_path / "fitted.pt", weights_only=False)
+    for copied in (loaded, pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
+        assert copied._runner.drawn_networks is None
+        assert torch.equal(copied.predict(x, 4, **options).mean, expected)

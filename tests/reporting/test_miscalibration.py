@@ -29,14 +29,15 @@ def classification_run(flatness, confidence, accuracy, count=1000):
     return RunResult("MAP", flatness, 0, {"nll": 1.0}, reliability=bins)
 
 
-def regression_run(flatness, coverage, count=1000):
-    return RunResult(
-        "MAP",
-        flatness,
-        0,
-        {"nll": 1.0, "coverage_95": coverage},
-        reliability=CoverageCurve((0.95,), (coverage,), count),
-    )
+def regression_run(flatness, coverage, count=1000, num_targets=1):
+    by_target = num_targets * ((coverage,),) if num_targets > 1 else ()
+    curve = CoverageCurve((0.95,), (coverage,), count, by_target)
+    return RunResult("MAP", flatness, 0, {"nll": 1.0, "coverage_95": coverage}, reliability=curve)
+
+
+def position_run(design_effect):
+    bins = ReliabilityBins((0.0, 1.0), (2000,), (0.9,), (0.8,), design_effect)
+    return RunResult("MAP", "SAM", 0, {"nll": 1.0}, reliability=bins)
 
 
 def result(*runs):
@@ -70,6 +71,10 @@ def test_one_twin_is_named_alone():
         (regression_run("SAM", 0.95), None),
         (regression_run("SAM", 0.8), "overconfident"),
         (regression_run("SAM", 0.8, count=8), None),  # may be chance
+        (regression_run("SAM", 0.8, count=80), "overconfident"),
+        (regression_run("SAM", 0.8, count=80, num_targets=10), None),  # of 8 examples
+        (position_run(1.0), "overconfident"),
+        (position_run(100.0), None),  # as certain as 20 independent predictions
         (regression_run("SAM", 1.0), "underconfident"),
     ],
 )

@@ -1,5 +1,7 @@
 """Training with a class at each position: pixels in memory, tokens of loaders, what is inferred and refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from flatbayes import (
     MCDropout,
     Plain,
     TrainingConfig,
+    calibrate,
     evaluate,
     fit,
     fit_together,
@@ -29,9 +32,14 @@ from flatbayes import (
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits, Split
+from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction import evaluate_recalibration
 from flatbayes.training import DistributionConfig
 from flatbayes.training.candidates import measure_losses
+from flatbayes.training.data import InMemoryData
+from flatbayes.training.fabric import SingleDevice
 from flatbayes.training.loader_data import LoaderData
+from flatbayes.training.unknown_labels import match_position_labels
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8)
 
@@ -206,6 +214,10 @@ def test_validation_in_batches_has_the_loss_of_all_positions(monkeypatch):
     mean, losses = measure_losses(likelihood, data.predict_validation(network))  # of the candidates of a radius
     assert mean == pytest.approx(float(expected), rel=1e-5)
     assert len(losses) == len(images)
+    assert float(losses.mean()) == pytest.approx(mean)
+    masks[:4] = -100
+    _, losses = measure_losses(likelihood, [(network(images).detach(), masks)])
+    assert len(losses) == len(images) - 4  # without those that have no label
 
 
 @pytest.mark.parametrize("data", ["loader", "ragged", "dataset", "pair", "splits"])
@@ -283,12 +295,16 @@ def test_laplace_refuses_many_pixels_before_training():
         fit(Segmenter, (images, masks), Laplace(structure="kron", prior_precision=1.0), config={"epochs": 9999})
 
 
-def test_vectorized_members_are_those_of_one_by_one():
+@pytest.mark.parametrize("steps", [1, 4])
+def test_vectorized_members_are_those_of_one_by_one(steps):
+    """Also in micro-batches, which each have another number of labelled pixels, other ones in each member."""
     images, masks = make_images()
+    masks[:8, 1:] = -100
     predictions = []
     for members in ("vectorized", "one_by_one"):
         distribution = DistributionConfig(members=members, accelerator="cpu")
-        config = TrainingConfig(epochs=3, batch_size=8, distribution=distribution)
+        optimization = {"accumulation_steps": steps}
+        config = TrainingConfig(epochs=3, batch_size=8, distribution=distribution, optimization=optimization)
 
         def make_network():
             return Segmenter(dropout=0.0)
@@ -314,6 +330,96 @@ def test_micro_batches_weigh_labelled_pixels_alike(as_loader):
 def test_several_posteriors_of_one_training():
     together = fit_together(Segmenter, make_images(), [MAP(), SWAG()], Plain(), CONFIG)
     assert [fitted.likelihood for fitted in together] == 2 * [DenseCategorical(3)]
+
+
+class PretrainedSegmenter(nn.Module):
+    """As those of torchvision: a gate with a linear layer, the head of the outputs, and then an auxiliary one."""
+
+    def __init__(self, num_classes=7):
+        super().__init__()
+        self.backbone = nn.Conv2d(2, 6, 3, padding=1)
+        self.gate = nn.Linear(6, 6)
+        self.classifier = nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, num_classes, 1))
+        self.aux_classifier = nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, num_classes, 1))
+
+    def forward(self, images):
+        features = self.backbone(images)
+        features = features * self.gate(features.mean((2, 3)))[..., None, None].sigmoid()
+        return {"out": self.classifier(features), "aux": self.aux_classifier(features)}
+
+
+@pytest.mark.parametrize("as_loader", [False, True])
+def test_the_last_convolution_gets_the_classes_of_the_data(as_loader, tmp_path):
+    images, masks = make_images()
+    data = DataLoader(TensorDataset(images, masks), 8) if as_loader else (images, masks)
+    network, options = PretrainedSegmenter(), {"new_head": True, "freeze": ["backbone*"], "output": "out", "seed": 0}
+    fitted = fit(network, data, MAP(), Plain(), CONFIG, **options)
+    trained = fitted.states[0].model.state_dict()
+    head = next(name for name in trained if name.endswith("classifier.2.weight") and "aux" not in name)
+    assert trained[head].shape == (3, 6, 1, 1)
+    backbone = next(values for name, values in trained.items() if name.endswith("backbone.weight"))
+    assert torch.equal(backbone, network.backbone.weight)
+    assert network.classifier[2].out_channels == 7
+    fitted.save(tmp_path / "artefact")
+    loaded = FittedPosterior.load(tmp_path / "artefact", network)
+    assert torch.equal(loaded.predict(images).mean, fitted.predict(images).mean)
+    again = fit(
+        PretrainedSegmenter(3),
+        data,
+        MAP(),
+        Plain(),
+        CONFIG,
+        init=network.state_dict()
+        | {name: values for name, values in PretrainedSegmenter(3).state_dict().items() if "aux" in name},
+        **options,
+    )
+    assert again.likelihood == fitted.likelihood == DenseCategorical(3)
+
+
+class FocalPixels(Likelihood):
+    """A likelihood of positions of the user's own: the focal loss, and the predictions of `DenseCategorical`."""
+
+    has_positions = True
+    num_outputs = 3
+    pixels = DenseCategorical(3, ignore_index=255)
+
+    def prepare_targets(self, targets):
+        return self.pixels.prepare_targets(targets)
+
+    def find_labelled(self, targets):
+        return self.pixels.find_labelled(targets)
+
+    def find_targets(self, targets):
+        return self.pixels.find_targets(targets)
+
+    def count_targets(self, targets):
+        return self.pixels.count_targets(targets)
+
+    def loss(self, outputs, targets):
+        losses = nn.functional.cross_entropy(outputs, targets, ignore_index=255, reduction="none")
+        return (losses * (1 - (-losses).exp()) ** 2).sum() / self.count_targets(targets)
+
+    def predictive(self, outputs, *, keep_members=False):
+        return self.pixels.predictive(outputs, keep_members=keep_members)
+
+
+def test_a_likelihood_of_positions_of_the_users_own_needs_no_more_than_to_say_so():
+    images, masks = make_images()
+    masks[:8, 1:] = 255
+    network, weights = Segmenter(dropout=0.0), []
+    for steps in (1, 4):  # micro-batches weigh labelled pixels
+        config = TrainingConfig(epochs=8, batch_size=24, optimization={"accumulation_steps": steps})
+        data = DataLoader(TensorDataset(images, masks), 24)
+        fitted = fit(network, data, SWAG(), Plain(), config, likelihood=FocalPixels(), seed=0)
+        weights.append(fitted.states[0].model.layers[0].weight)
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
+    flat, labels = fitted.predict(images).select_labelled(masks, 255)
+    nll = float(nn.functional.nll_loss(flat.log_probs, labels))
+    for examples in (data, (images, masks)):
+        assert evaluate(fitted, examples).metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    assert fitted.check(images, masks)["wide_posterior"].name == "wide_posterior"
+    assert calibrate(fitted, images, masks).calibration.num_examples == 24
+    assert evaluate_recalibration(fitted, (images, masks), (images, masks)).raw["nll"] == pytest.approx(nll, rel=1e-5)
 
 
 @pytest.mark.cpu_path
@@ -390,7 +496,27 @@ def test_a_square_network_needs_a_likelihood():
     assert fitted.predict(inputs).mean.shape == (20, 6, 6)
 
 
-def test_images_are_not_augmented_without_their_classes():
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_classes_are_augmented_with_their_pixels(ignore_index, world_size):
+    """The first channel tells the class of every pixel of every batch, whatever its flip and shift."""
+    masks = torch.randint(3, (20, 5, 6), generator=torch.Generator().manual_seed(0))
+    images = torch.stack([masks + 1, masks + 1], 1).float()
+    splits = Arrays(images, masks, flip=True, pad=2, val_size=2, test_size=2).load(seed=0)
+    data = InMemoryData(splits)
+    data = match_position_labels(data, DenseCategorical(3, ignore_index=ignore_index))
+    batches = data.make_batches(TrainingConfig(batch_size=8), 0, SingleDevice(torch.device("cpu")))
+    for rank in range(world_size):
+        share = replace(batches, world=ProcessGroupInfo(rank, world_size))
+        for inputs, targets in share.iter_epoch(0):
+            expected = torch.where(inputs[:, 0] == 0, ignore_index, inputs[:, 0].long() - 1)
+            assert torch.equal(targets, expected)
+            assert (targets == ignore_index).any()
+    fitted = fit(Segmenter, splits, MAP(), Plain(), CONFIG, likelihood=DenseCategorical(3, ignore_index=ignore_index))
+    assert fitted.info["training"]["last_epoch"]["loss"] > 0
+
+
+def test_augmentation_of_images_whose_classes_have_other_positions_is_refused():
     images, masks = make_images()
-    with pytest.raises(ValueError, match="changes images and leaves the class of each pixel where it is"):
-        Arrays(images, masks, flip=True).load(seed=0)
+    with pytest.raises(ValueError, match=r"images of \(6, 6\) pixels have classes of \(3, 3\) positions: leave it"):
+        Arrays(images, masks[:, ::2, ::2], flip=True).load(seed=0)

@@ -1,12 +1,16 @@
 """Training that diverges to finite weights is refused at its end, where draws overflow."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes import fit, posteriors
+from flatbayes import Categorical, Gaussian, fit, posteriors
 from flatbayes.flatness import Plain
-from flatbayes.training import TrainingConfig
+from flatbayes.training import DivergenceWarning, TrainingConfig
+from flatbayes.training.target_unit import suggest_standardization
 
 
 @pytest.mark.filterwarnings("ignore:Weights that are trained")
@@ -62,3 +66,33 @@ def test_networks_that_overflow_after_the_last_step_are_refused_at_the_end_of_th
     message = "(drawn after training are|curvature of the loss is) not finite .*diverged"
     with pytest.raises(RuntimeError, match=message):
         fit(make_network, (x, x[:, 0]), posterior, Plain(), config)
+
+
+@pytest.mark.parametrize("as_loader", [False, True])
+def test_the_message_names_the_unit_of_the_targets(as_loader):
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    config = TrainingConfig(epochs=2, batch_size=4)
+
+    def fit_map(y, likelihood):
+        data = DataLoader(TensorDataset(x, y), batch_size=4) if as_loader else (x, y)
+        return fit(make_network(), data, posteriors.MAP(), Plain(), config, likelihood=likelihood)
+
+    y = 1e5 + 100 * x[:, 0]
+    message = (
+        r"Try likelihood=Gaussian.fit\(targets\), which standardizes the targets \(one is (9.9\S+|1\S+)e\+0\d, and "
+        r"Gaussian expects values around 0 with a standard deviation of 1\), a lower learning rate \(now 0.1\)"
+    )
+    with pytest.warns(DivergenceWarning, match=message):
+        fit_map(y, Gaussian())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DivergenceWarning)
+        fit_map(y, Gaussian.fit(y))  # what is advised
+
+
+def test_targets_of_the_scale_of_the_likelihood_are_no_cause():
+    targets = torch.tensor([[1e5, 3.0], [1.001e5, -40.0], [0.999e5, 2.0]])
+    assert suggest_standardization(Gaussian(2, location=(1e5, 0.0), scale=(100.0, 1.0)), targets) is None
+    text = suggest_standardization(Gaussian(2, location=(0.0, 0.0), scale=(1.0, 1.0)), targets)
+    assert text is not None
+    assert "one of target 0, counted from 0, is 1e+05, and Gaussian expects values around 0" in text
+    assert suggest_standardization(Categorical(2), torch.tensor([1, 0])) is None

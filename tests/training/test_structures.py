@@ -305,9 +305,12 @@ def test_one_example_in_place_of_a_batch_is_explained() -> None:
     with pytest.raises(ValueError, match="one axis.*pass tensor\\[None\\]"):
         fitted.predict({name: tensor[0, :2] for name, tensor in WITH_LABELS.named_inputs.items()})
     items = [WITH_LABELS[k] for k in range(4)]
+    expected = evaluate(fitted, DataLoader(items, batch_size=4)).metrics
     for examples in (items, [{**item, "labels": int(item["labels"])} for item in items]):
-        with pytest.raises(ValueError, match="one example.*pass DataLoader\\(examples, batch_size=32\\)"):
-            evaluate(fitted, examples)
+        assert evaluate(fitted, examples).metrics == pytest.approx(expected)
+    pairs = [({"a": item["a"], "b": item["b"]}, int(item["labels"])) for item in items]
+    with pytest.raises(ValueError, match="one example.*pass DataLoader\\(examples, batch_size=32\\)"):
+        evaluate(fitted, pairs)
 
 
 def test_examples_that_cannot_be_joined_ask_for_a_collate_function() -> None:

@@ -113,9 +113,6 @@ def test_a_dictionary_with_its_labels_is_no_pair():
         fit_map({**INPUTS, "labels": LABELS})
 
 
-NAMES = [("no", "yes")[label] for label in LABELS.tolist()]
-
-
 def test_names_of_classes_are_labels_beside_several_inputs(fitted, tmp_path):
     named = fit_map((INPUTS, NAMES), val=(INPUTS, NAMES))
     torch.testing.assert_close(named.predict(INPUTS).mean, fitted.predict(INPUTS).mean)
@@ -128,6 +125,99 @@ def test_names_of_classes_are_labels_beside_several_inputs(fitted, tmp_path):
         assert posterior.info["class_names"] == ["no", "yes"]
     splits = Arrays(INPUTS, NAMES, val_size=0.2).load(seed=0)
     assert fit_map(splits).info["class_names"] == ["no", "yes"]
+
+
+NAMES = [("no", "yes")[label] for label in LABELS.tolist()]
+
+
+class HubRows:
+    """What a data set of Hugging Face has, which is no data set of torch."""
+
+    def __init__(self, rows):
+        self.rows, self.column_names = rows, list(rows[0])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, k):
+        return self.rows[k]
+
+
+@pytest.mark.parametrize("key", ["label", "labels"])
+@pytest.mark.parametrize("kind", [Rows, list, HubRows])
+def test_names_of_classes_are_labels_of_rows(fitted, kind, key):
+    named = Rows(NAMES, key=key)
+    rows = named if kind is Rows else kind([named[k] for k in range(NUM_EXAMPLES)])
+    from_rows = fit_map(rows, val=rows)
+    assert from_rows.info["class_names"] == ["no", "yes"]
+    torch.testing.assert_close(from_rows.predict(INPUTS).mean, fitted.predict(INPUTS).mean)
+    torch.testing.assert_close(from_rows.predict(rows).mean, fitted.predict(INPUTS).mean)
+    expected = evaluate(fitted, (INPUTS, LABELS)).metrics
+    loader = DataLoader(named, batch_size=7, collate_fn=collate_examples)
+    for data in (rows, loader, (INPUTS, NAMES)):
+        assert evaluate(from_rows, data).metrics == pytest.approx(expected)
+    positive = [row for row in (named[k] for k in range(NUM_EXAMPLES)) if row[key] == "yes"]
+    where = LABELS == 1
+    expected = evaluate(fitted, ({name: tensor[where] for name, tensor in INPUTS.items()}, LABELS[where])).metrics
+    assert evaluate(from_rows, positive).metrics["nll"] == pytest.approx(expected["nll"])
+    with pytest.raises(ValueError, match="'maybe'"):
+        evaluate(from_rows, Rows(["maybe"] * NUM_EXAMPLES, key=key))
+
+
+def test_rows_with_numbers_as_labels_are_examples_and_no_batches(fitted):
+    rows = [Rows()[k] for k in range(NUM_EXAMPLES)]
+    torch.testing.assert_close(fit_map(rows).predict(INPUTS).mean, fitted.predict(INPUTS).mean)
+    batches = [
+        {**{name: tensor[k : k + 8] for name, tensor in INPUTS.items()}, "label": LABELS[k : k + 8]} for k in (0, 8)
+    ]
+    assert fit_map(batches).states[0].num_data == 16
+
+
+def test_names_of_classes_of_rows_are_held_out_and_compared():
+    rows = 4 * [Rows(NAMES)[k] for k in range(NUM_EXAMPLES)]
+    held_out = fit(make_network(), rows, MAP(), config={"min_steps": 2, "min_epochs": 1})
+    assert (held_out.info["held_out"], held_out.info["class_names"]) == (14, ["no", "yes"])
+    result = compare(make_network(), Rows(NAMES), [MAP()], num_seeds=2, config={"epochs": 1})
+    numbers = compare(make_network(), Rows(), [MAP()], num_seeds=2, config={"epochs": 1})
+    assert str(result) == str(numbers)
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_names_of_classes_are_labels_of_pairs(as_list):
+    inputs = torch.randn(NUM_EXAMPLES, 3, generator=torch.Generator().manual_seed(0))
+    pairs = [*zip(inputs, NAMES, strict=True)]
+
+    class Pairs(Dataset):
+        def __len__(self):
+            return NUM_EXAMPLES
+
+        def __getitem__(self, k):
+            return pairs[k]
+
+    data = pairs if as_list else Pairs()
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    named, numbered = (fit(network, examples, MAP(), config=CONFIG) for examples in (data, (inputs, LABELS)))
+    assert named.info["class_names"] == ["no", "yes"]
+    torch.testing.assert_close(named.predict(inputs).mean, numbered.predict(inputs).mean)
+    assert evaluate(named, data).metrics == evaluate(numbered, (inputs, LABELS)).metrics
+    only = [pair for pair in pairs if pair[1] == "yes"]  # the class with the number 1
+    assert (
+        evaluate(named, only).metrics["nll"]
+        == evaluate(named, (inputs[LABELS == 1], LABELS[LABELS == 1])).metrics["nll"]
+    )
+
+
+def test_a_missing_name_and_validation_examples_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="labels of the training examples"):
+        fit_map(Rows([*NAMES[:-1], None]))
+    with pytest.raises(TypeError, match="so val must be a map-style dataset with texts as labels"):
+        fit_map(Rows(NAMES), val=Rows())
+
+
+def test_names_in_a_loader_ask_for_the_dataset():
+    with pytest.raises(ValueError, match="Pass `fit` the dataset in place of a loader, or number the classes"):
+        fit_map(DataLoader(Rows(NAMES), batch_size=8, collate_fn=collate_examples))
 
 
 def test_names_of_classes_are_held_out_alike():

@@ -291,6 +291,16 @@ def test_frozen_parameters_stay_and_artefacts_remember_them(trained, data, tmp_p
     assert not again.states[0].model.layers[1].weight.requires_grad
     with pytest.raises(ValueError, match=r"pattern 'features\.\*' of freeze matches no trainable parameter"):
         fit(build, data, SWAG(), SAM(), SHORT, freeze=["features.*"])
+    with pytest.raises(ValueError, match=r"of MLP. Did you mean 'layers.1.\*'\? There are \['layers.1.weight'"):
+        fit(build, data, SWAG(), SAM(), SHORT, freeze=["layers.1"])
+
+
+def test_a_pattern_of_parameters_that_are_frozen_already_is_explained():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[0].requires_grad_(False)
+    data = (torch.zeros(4, 2), torch.arange(4) % 2)
+    with pytest.raises(ValueError, match="'0.*' of freeze .* do not require gradients already: leave it out"):
+        fit(network, data, MAP(), config=SHORT, freeze=["0.*"])
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from flatbayes.likelihoods import (
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
 from flatbayes.metrics import fit_temperature
 from flatbayes.metrics.multi_label import sum_label_losses
-from flatbayes.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
+from flatbayes.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, PRIOR_EXAMPLES
 
 MIN_ISOTONIC_EXAMPLES = 100
 """Fewest examples without a warning for isotonic regression, which has many steps; `MIN_EXAMPLES` for the others."""
@@ -51,7 +51,8 @@ def fit_calibration(
     Args:
         predictive: Predictions of examples that were not used for training.
         targets: Their class indices, numbers, or several labels, NaN or -100 where a label is not known. For a class
-            at each position the map is that of all labelled positions.
+            at each position the map is that of all labelled positions, and an example is one observation beside the
+            prior.
         method: None takes `temperature` for classes and labels, which changes no decision, and `scale` for numbers.
 
     Raises:
@@ -69,12 +70,15 @@ def fit_calibration(
         >>> len(calibration.weights), len(calibration.bias), calibration.num_examples
         (10, 10, 100)
     """
+    num_examples = len(targets)
     if isinstance(predictive, DenseCategoricalPredictive):
+        num_examples = int((targets != IGNORE_INDEX).flatten(1).any(1).sum())
         predictive, targets = predictive.select_labelled(targets)
     targets = check_targets(predictive, targets)
     if isinstance(predictive, BernoulliPredictive):
         has_label = (targets != IGNORE_INDEX).any(1)
         predictive, targets = predictive.select(has_label.to(predictive.log_probs.device)), targets[has_label]
+        num_examples = len(targets)
         method = method or "temperature"
         weights, bias = _fit_labels(predictive.log_probs.detach().cpu().double(), targets.cpu(), method)
     elif isinstance(predictive, GaussianPredictive):
@@ -91,21 +95,21 @@ def fit_calibration(
         if method == "isotonic":
             curves = fit_isotonic(log_probs, labels)
         else:
-            weights, bias = _fit_classes(log_probs, labels.long(), method)
+            weights, bias = _fit_classes(log_probs, labels.long(), method, num_examples)
     num_required = MIN_ISOTONIC_EXAMPLES if method == "isotonic" else MIN_EXAMPLES
-    warn_if_few(len(targets), num_required, f"the calibration map {method!r}", "It may be worse than none")
+    warn_if_few(num_examples, num_required, f"the calibration map {method!r}", "It may be worse than none")
     if method == "temperature":
-        warn_if_at_end(1 / float(weights), (MIN_TEMPERATURE, MAX_TEMPERATURE), "temperature", len(targets))
+        warn_if_at_end(1 / float(weights), (MIN_TEMPERATURE, MAX_TEMPERATURE), "temperature", num_examples)
     elif method == "scale":
         for factor in weights.tolist():
-            warn_if_at_end(factor, (1 / MAX_SCALE, MAX_SCALE), "factor on the standard deviations", len(targets))
+            warn_if_at_end(factor, (1 / MAX_SCALE, MAX_SCALE), "factor on the standard deviations", num_examples)
     sizes: tuple[int, ...] = ()
     if method in MONOTONE_METHODS:
         knots, values = ([number for curve in curves for number in curve[end]] for end in (0, 1))
         sizes = tuple(len(curve[0]) for curve in curves)
     else:
         knots, values = weights.reshape(-1).tolist(), bias.tolist()
-    calibration = CalibrationMap(method, tuple(knots), tuple(values), len(targets), math.nan, math.nan, sizes)
+    calibration = CalibrationMap(method, tuple(knots), tuple(values), num_examples, math.nan, math.nan, sizes)
     losses = [mean_nll(candidate, targets) for candidate in (predictive, calibration.apply(predictive))]
     return replace(calibration, nll_raw=losses[0], nll_calibrated=losses[1])
 
@@ -134,7 +138,7 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
     if isinstance(predictive, BernoulliPredictive):
         return sum_label_losses(predictive.log_probs, targets)
     predictive = cast("GaussianPredictive", predictive)
-    return -to_double(predictive.log_prob(targets)).cpu()
+    return -to_double(predictive.log_prob(targets.to(predictive.member_means.device))).cpu()
 
 
 def sum_position_losses(
@@ -154,11 +158,11 @@ def sum_position_losses(
 
 
 def _fit_classes(
-    log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"], method: str
+    log_probs: Float[Tensor, "labels classes"], labels: Int[Tensor, " labels"], method: str, num_examples: int
 ) -> tuple[Tensor, Tensor]:
     num_classes = log_probs.shape[1]
     if method == "temperature":
-        temperature = fit_temperature(log_probs, labels)
+        temperature = fit_temperature(log_probs, labels, PRIOR_EXAMPLES * len(labels) / num_examples)
         return torch.tensor(1 / temperature, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
     if method not in ("vector", "dirichlet"):
         raise ValueError(
@@ -173,7 +177,7 @@ def _fit_classes(
     ones = torch.ones(num_classes, dtype=torch.float64)
     identity = ones if method == "vector" else torch.diag(ones)
     return _minimize(
-        lambda weights, bias: penalized_nll(log_probs, labels, weights, bias, identity),
+        lambda weights, bias: penalized_nll(log_probs, labels, weights, bias, identity, num_examples),
         identity,
         torch.zeros_like(ones),
     )
@@ -188,7 +192,7 @@ def _fit_labels(
         )
     if method == "temperature":
         is_known = labels != IGNORE_INDEX
-        return _fit_classes(log_probs[is_known], labels[is_known], method)
+        return _fit_classes(log_probs[is_known], labels[is_known], method, int(is_known.sum()))
     ones = torch.ones(labels.shape[1], dtype=torch.float64)
     return _minimize(
         lambda weights, bias: penalized_label_nll(log_probs, labels, weights, bias), ones, torch.zeros_like(ones)
@@ -215,10 +219,12 @@ def _minimize(
     return weights.detach(), bias.detach()
 
 
-def penalized_nll(log_probs: Tensor, labels: Tensor, weights: Tensor, bias: Tensor, identity: Tensor) -> Tensor:
+def penalized_nll(
+    log_probs: Tensor, labels: Tensor, weights: Tensor, bias: Tensor, identity: Tensor, num_examples: int
+) -> Tensor:
     """Mean NLL + (|W - I|^2 + |b|^2) / (2 n): the negative log posterior of n examples divided by n."""
     losses = torch.nn.functional.nll_loss(transform_log_probs(log_probs, weights, bias), labels)
-    return losses + ((weights - identity).square().sum() + bias.square().sum()) / (2 * len(labels))
+    return losses + ((weights - identity).square().sum() + bias.square().sum()) / (2 * num_examples)
 
 
 def penalized_label_nll(log_probs: Tensor, labels: Tensor, weights: Tensor, bias: Tensor) -> Tensor:

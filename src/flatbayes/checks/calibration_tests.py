@@ -76,32 +76,30 @@ def run_temperature_test(
     return TemperatureTest(temperature, gain / len(labels), math.erfc(abs(score) / math.sqrt(2)))
 
 
-def run_label_temperature_test(
-    log_probs: Float[Tensor, "examples labels 2"], targets: Int[Tensor, "examples labels"]
+def run_grouped_temperature_test(
+    log_probs: Float[Tensor, "examples predictions classes"], targets: Int[Tensor, "examples predictions"]
 ) -> TemperatureTest:
-    """The test for all known labels of all examples, whose gain is that of the NLL of an example.
+    """The test for all known labels, or labelled positions, of all examples.
 
-    Labels of an example may depend on each other, given the inputs, although each has its probability. The p-value is
-    therefore at least that of Student's t-test of S - K'(0), which has the mean zero, summed over the labels of an
-    example.
+    Those of an example may depend on each other, given the inputs, although each has its probability. The p-value is
+    therefore at least that of Student's t-test of S - K'(0), which has the mean zero, summed over an example.
 
     Args:
-        log_probs: Log of the averaged probabilities that a label is 0, and that it is 1.
-        targets: 0 or 1; any other value where a label is not known.
+        log_probs: Log of the averaged probabilities; of a label that it is 0, and that it is 1.
+        targets: Index of the true class; a number that is no class where it is not known.
     """
     log_probs, targets = log_probs.detach().double().cpu(), targets.cpu()
-    is_known = (targets == 0) | (targets == 1)
+    is_known = (targets >= 0) & (targets < log_probs.shape[-1])
     known, labels = log_probs[is_known], targets[is_known].long()
     test = run_temperature_test(known, labels)
-    gain = test.nll_gain * len(known) / int(is_known.any(1).sum())
-    if test.p_value == 0:
-        return replace(test, nll_gain=gain)
+    if test.temperature == math.inf:  # a label is impossible
+        return test
     scores = torch.zeros(targets.shape, dtype=torch.float64)
     means = (known.exp() * known.masked_fill(known.isneginf(), 0.0)).sum(1)
     scores[is_known] = means - _select(known, labels)
     sums = scores.sum(1)[is_known.any(1)]
     p_value = 2 * min(run_paired_test(sums), run_paired_test(-sums))
-    return replace(test, nll_gain=gain, p_value=min(1.0, max(test.p_value, p_value)))
+    return replace(test, p_value=min(1.0, max(test.p_value, p_value)))
 
 
 def _select(log_probs: Tensor, labels: Tensor) -> Tensor:

@@ -11,18 +11,11 @@ from torch import Tensor
 from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.core.buffers import norm_layers
 from flatbayes.likelihoods import (
-    Bernoulli,
     BernoulliPredictive,
-    Categorical,
-    CategoricalPredictive,
-    DenseCategorical,
-    DenseCategoricalPredictive,
-    Gaussian,
     GaussianPredictive,
     Predictive,
 )
-from flatbayes.likelihoods.custom import unwrap_custom
-from flatbayes.metrics.multi_label import sum_label_losses
+from flatbayes.likelihoods.categorical_predictive import ClassProbabilities
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
 
@@ -114,24 +107,8 @@ def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | Non
         targets: Class indices, or labels or numbers of the shape of the predictions; labels that are not known do not
             count, nor do positions without a label.
     """
-    match predictive:
-        case CategoricalPredictive():
-            log_probs = predictive.log_probs.cpu().double()
-            return -log_probs.gather(1, targets.cpu()[:, None])[:, 0]
-        case DenseCategoricalPredictive():
-            return compute_example_losses(predictive, targets)
-        case BernoulliPredictive():
-            return sum_label_losses(predictive.log_probs, targets)
-        case GaussianPredictive():
-            return -predictive.log_prob(targets.to(predictive.member_means)).cpu().double()
-        case _:
-            return None
-
-
-def unwrap_likelihood(likelihood: Any) -> Bernoulli | Categorical | DenseCategorical | Gaussian | None:
-    """The likelihood in a wrapper of the user; None for one of the user."""
-    likelihood = unwrap_custom(likelihood)
-    return likelihood if isinstance(likelihood, Bernoulli | Categorical | DenseCategorical | Gaussian) else None
+    is_known = isinstance(predictive, ClassProbabilities | BernoulliPredictive | GaussianPredictive)
+    return compute_example_losses(predictive, targets) if is_known else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from flatbayes.core.tensor_lists import flatten
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
-    DenseCategoricalPredictive,
     GaussianPredictive,
     Predictive,
 )
@@ -81,8 +80,7 @@ def measure_explained(predictive: Predictive) -> float | None:
     Args:
         predictive: Predictions for several examples.
     """
-    if isinstance(predictive, DenseCategoricalPredictive):
-        predictive = predictive.flatten()
+    predictive = predictive.flatten()
     if isinstance(predictive, CategoricalPredictive):
         marginal = float(categorical_entropy(predictive.mean.mean(0).log()[None])[0])
         return (marginal - float(predictive.entropy.mean())) / max(marginal, 1e-12)

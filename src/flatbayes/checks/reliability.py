@@ -1,11 +1,14 @@
 """Over- and underconfidence beyond chance, and the coverage of intervals."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from flatbayes.checks.calibration_tests import (
+    TemperatureTest,
     compute_z_scores,
     run_coverage_test,
-    run_label_temperature_test,
+    run_grouped_temperature_test,
     run_scale_test,
     run_temperature_test,
 )
@@ -26,6 +29,8 @@ MAX_COVERAGE_ERRORS = (0.03, 0.1)
 """Largest errors of the coverage at these levels that do not matter."""
 MIN_EXAMPLES = 20
 """Smallest number of examples of a test."""
+MAX_TESTED_VALUES = 2**22
+"""Largest number of probabilities of positions in a test; of more, positions are evenly spaced."""
 TOO_FEW = f"a test needs at least {MIN_EXAMPLES} labelled examples"
 CALIBRATE = "calibrate(fitted, validation) corrects it for all predictions"
 
@@ -33,14 +38,10 @@ CALIBRATE = "calibrate(fitted, validation) corrects it for all predictions"
 def check_confidence(evidence: Evidence) -> Finding | str:
     """Whether predictions are over- or underconfident: by a temperature, or by a factor on standard deviations."""
     predictive = evidence.predictive
-    if isinstance(predictive, DenseCategoricalPredictive):
-        return "the positions of an example are no independent examples, as a test needs: evaluate gives the ECE"
     if len(evidence.targets) < MIN_EXAMPLES:
         return TOO_FEW
-    if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
-        is_several = isinstance(predictive, BernoulliPredictive)
-        run_test = run_label_temperature_test if is_several else run_temperature_test
-        test = run_test(predictive.log_probs, evidence.targets)
+    if isinstance(predictive, BernoulliPredictive | CategoricalPredictive | DenseCategoricalPredictive):
+        test = _run_test_of_classes(predictive, evidence.targets)
         scale, p_value = test.temperature, test.p_value
         meaning = f"a temperature of {scale:.3g} lowers the NLL by {test.nll_gain:.3g} nats"
     elif isinstance(predictive, GaussianPredictive):
@@ -59,6 +60,21 @@ def check_confidence(evidence: Evidence) -> Finding | str:
         f"{1 / MAX_SCALE:.2f} to {MAX_SCALE:g}",
         f"{CALIBRATE}; or {wider if scale > 1 else suggest_narrower(evidence)}",
         p_value,
+    )
+
+
+def _run_test_of_classes(
+    predictive: BernoulliPredictive | CategoricalPredictive | DenseCategoricalPredictive, targets: Tensor
+) -> TemperatureTest:
+    if isinstance(predictive, CategoricalPredictive):
+        return run_temperature_test(predictive.log_probs, targets)
+    if isinstance(predictive, BernoulliPredictive):  # the NLL of an example is a sum
+        test = run_grouped_temperature_test(predictive.log_probs, targets)
+        is_known = (targets == 0) | (targets == 1)
+        return replace(test, nll_gain=test.nll_gain * int(is_known.sum()) / int(is_known.any(1).sum()))
+    every = -(-predictive.log_probs.numel() // MAX_TESTED_VALUES)  # neighbours tell little more
+    return run_grouped_temperature_test(
+        predictive.log_probs.flatten(1, -2)[:, ::every], targets.flatten(1)[:, ::every]
     )
 
 

@@ -19,10 +19,10 @@ from flatbayes.core.traversal import list_parameters
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
-    DenseCategoricalPredictive,
     GaussianPredictive,
     Predictive,
 )
+from flatbayes.likelihoods.categorical_predictive import ClassProbabilities
 from flatbayes.posteriors import (
     BSAM,
     IVON,
@@ -83,8 +83,7 @@ def measure_spread(predictive: Predictive) -> tuple[float, float] | None:
     Args:
         predictive: Predictions for some examples.
     """
-    if isinstance(predictive, DenseCategoricalPredictive):
-        predictive = predictive.flatten()
+    predictive = predictive.flatten()
     if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
         information, entropy = float(predictive.mutual_information.mean()), float(predictive.entropy.mean())
         return information, information / max(entropy, 1e-12)
@@ -223,10 +222,8 @@ def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
         first: Predictions.
         second: Predictions for the same examples.
     """
-    if isinstance(first, CategoricalPredictive) and isinstance(second, CategoricalPredictive):
-        return (first.mean - second.mean).abs().sum(-1) / 2
-    if isinstance(first, DenseCategoricalPredictive) and isinstance(second, DenseCategoricalPredictive):
-        return (first.mean - second.mean).abs().sum(-1).flatten(1).nanmean(1) / 2
+    if isinstance(first, ClassProbabilities) and isinstance(second, ClassProbabilities):
+        return (first.mean - second.mean).abs().sum(-1).reshape(len(first.mean), -1).nanmean(1) / 2
     if isinstance(first, BernoulliPredictive) and isinstance(second, BernoulliPredictive):
         return (first.mean - second.mean).abs().mean(-1)
     if isinstance(first, GaussianPredictive) and isinstance(second, GaussianPredictive):

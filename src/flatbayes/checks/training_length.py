@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from flatbayes.checks.evidence import Evidence, TrainingCurve, unwrap_likelihood
+from flatbayes.checks.evidence import Evidence, TrainingCurve
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
 from flatbayes.core.names import format_count
 from flatbayes.diagnostics.flatness_forecast import forecast_from_history
-from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical, Likelihood
+from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 
 LATE_FRACTION = 0.2
 """Part at the end of a training, measured in the sum of learning rates, in which the loss should fall no more. In
@@ -163,14 +163,11 @@ def compute_constant_nll(likelihood: Likelihood) -> tuple[float, int] | None:
     Args:
         likelihood: The likelihood of the training.
     """
-    inner = unwrap_likelihood(likelihood)
-    if inner is None or isinstance(likelihood, Custom):
+    if isinstance(likelihood, Categorical | DenseCategorical):
+        return math.log(likelihood.num_classes), 1
+    if isinstance(likelihood, Bernoulli):
+        return likelihood.num_labels * math.log(2), likelihood.num_labels
+    if not isinstance(likelihood, Gaussian) or likelihood.scale == (1.0,) * likelihood.num_targets:
         return None
-    if isinstance(inner, Categorical | DenseCategorical):
-        return math.log(inner.num_classes), 1
-    if isinstance(inner, Bernoulli):
-        return inner.num_labels * math.log(2), inner.num_labels
-    if inner.scale == (1.0,) * inner.num_targets:
-        return None
-    entropy = inner.num_targets * 0.5 * math.log(2 * math.pi * math.e)
-    return entropy + sum(map(math.log, inner.scale)), inner.num_targets
+    entropy = likelihood.num_targets * 0.5 * math.log(2 * math.pi * math.e)
+    return entropy + sum(map(math.log, likelihood.scale)), likelihood.num_targets

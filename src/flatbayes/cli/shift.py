@@ -109,16 +109,18 @@ def run(options: Namespace) -> None:
     protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
     source = load_source(config, options.data, options.trust)
     fitted = load_on_device(folder.path, options.model, options.trust)
-    if infer_task(fitted.likelihood) == "regression":
+    task = infer_task(fitted.likelihood)
+    is_dense = task == "dense"
+    if task == "regression":
         raise ValueError(NO_CLASSES.format(folder=folder.path))
     shape = fitted.info.get("input_shape")
     if isinstance(shape, list) and shape:
-        _select_corruptions(options, tuple(shape))  # refuses unknown ones before data are read
+        _select_corruptions(options, tuple(shape), is_dense)  # refuses unknown ones before data are read
     dataset = load_run_data(source, {folder.path: config}, options)
     if dataset.is_regression:
         raise ValueError(NO_CLASSES.format(folder=folder.path))
     test = _subsample_split(dataset.test, options)
-    names = _select_corruptions(options, dataset.input_shape)
+    names = _select_corruptions(options, dataset.input_shape, is_dense)
     ood_inputs = _load_ood_inputs(options.ood, source, test, options)
     settings: dict[str, Any] = {
         "batch_size": options.batch_size,
@@ -171,7 +173,7 @@ def _write_results(results: dict[str, Any], rows: Sequence[CorruptionMetrics], t
         console.print(f"figure   {figure}", highlight=False, soft_wrap=True)
 
 
-def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tuple[str, ...]:
+def _select_corruptions(options: Namespace, input_shape: tuple[int, ...], is_dense: bool) -> tuple[str, ...]:
     """Names of the corruptions given by `--corruptions`."""
     names = tuple(options.corruptions or ("standard",))
     if names == ("none",) or (options.corruptions is None and len(input_shape) != 3):
@@ -183,7 +185,9 @@ def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tup
         )
     if not options.severities or not set(options.severities) <= {1, 2, 3, 4, 5}:
         raise ValueError(f"--severities are numbers from 1 to 5, such as [1,3,5]; got {options.severities}.")
-    standard, available = list_corruptions(input_shape[0], standard_only=True), list_corruptions(input_shape[0])
+    standard, available = (
+        list_corruptions(input_shape[0], standard_only=only, with_moving=not is_dense) for only in (True, False)
+    )
     if options.corrupted_folder is not None:
         available = CIFAR10C(path=str(options.corrupted_folder)).corruption_names()
         standard = tuple(name for name in standard if name in available)

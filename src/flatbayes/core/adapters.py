@@ -4,7 +4,7 @@ An adapter adds `scaling * outer @ inner` to a frozen weight, with `inner` of sh
 shape (outputs, rank). No library of adapters is imported: PEFT, torchtune and loralib name their factors alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +93,23 @@ def check_unmerged(model: nn.Module, reason: str) -> None:
         )
 
 
+def describe_scaling(module: nn.Module) -> dict[str, float] | None:
+    """The factors of the products of a layer's active adapters, by name of the adapter; None for other modules.
+
+    Args:
+        module: A layer of PEFT or loralib, which has the factor as `scaling`, or of torchtune, which has `alpha`.
+    """
+    if not _has_factors(module):
+        return None
+    scaling = getattr(module, "scaling", None)
+    if isinstance(scaling, Mapping):  # PEFT
+        is_disabled = getattr(module, "disable_adapters", False) is True
+        active = () if is_disabled else getattr(module, "active_adapters", scaling)
+        return {name: float(scaling[name]) for name in active if isinstance(scaling.get(name), int | float)}
+    values = {"scaling": scaling, "alpha": getattr(module, "alpha", None)}
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
 def share_frozen_parameters(networks: Sequence[nn.Module]) -> None:
     """Let networks share the frozen parameters that are equal, in place: those of the first are used in all.
 
@@ -119,8 +136,12 @@ def _can_share(param: nn.Parameter, common: nn.Parameter) -> bool:
 
 def _is_merged(module: nn.Module) -> bool:
     """Whether a layer with factors says that they are merged, as those of PEFT and loralib do."""
+    return _has_factors(module) and getattr(module, "merged", False) is True
+
+
+def _has_factors(module: nn.Module) -> bool:
     names = (*module._modules.keys(), *module._parameters.keys())  # of TorchScript, which is not iterable
-    return any(name.startswith("lora_") for name in names) and getattr(module, "merged", False) is True
+    return any(name.startswith("lora_") for name in names)
 
 
 def _replace_factor_name(name: str) -> str:

@@ -60,9 +60,9 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
             f"A batch of the loader must be a pair (inputs, targets), got a {kind}. Return such pairs from the "
             "dataset or collate_fn; several inputs may be a tuple or dictionary, ((first, second), targets)."
         )
-    if isinstance(batch[1], int | float | np.generic) or (isinstance(batch[1], Tensor) and not batch[1].ndim):
+    if isinstance(batch[1], str | int | float | np.generic) or (isinstance(batch[1], Tensor) and not batch[1].ndim):
         raise ValueError(
-            "This is one example, with a single number as its target, and a batch of examples is needed: pass "
+            "This is one example, with a number or text as its target, and a batch of examples is needed: pass "
             "DataLoader(examples, batch_size=32), which joins them to batches."
         )
     inputs, targets = make_inputs(batch[0]), batch[1]
@@ -98,7 +98,7 @@ def _to_target_tensor(targets: Any) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError(
             f"The targets of a batch are of the type {array.dtype}, such as {str(array.ravel()[:1].tolist())[:80]}. "
-            "Number the classes from 0, in training, validation and test data alike: names = sorted(set(labels)) "
-            "and names.index(label) as the target; or convert the targets to numbers."
+            "Pass `fit` the dataset in place of a loader, or number the classes from 0, in training, validation and "
+            "test data alike: names = sorted(set(labels)) and names.index(label) as the target."
         )
     return torch.from_numpy(array if array.flags.writeable else array.copy())

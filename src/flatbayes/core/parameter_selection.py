@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from flatbayes.core.names import format_count, format_names
+from flatbayes.core.names import find_similar, format_count, format_names
 from flatbayes.core.networks import check_materialized
 from flatbayes.core.traversal import list_parameters, trainable_by_name
 
@@ -20,6 +20,9 @@ ParameterGroup = Literal["weights", "no_biases", "biases", "norms", "last_layer"
 
 ParameterSelection = ParameterGroup | list[str]
 """A group of parameters, or name patterns."""
+
+MAX_LISTED_PATTERNS = 12
+"""Largest number of names, or of patterns in their place, in a message on a selection of parameters."""
 
 NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -71,8 +74,8 @@ def select_parameters(model: nn.Module, selection: ParameterSelection, option: s
     if not selected:
         raise ValueError(
             f"{option}={selection!r} selects none of the {format_count(len(trainable), 'trainable parameter')} of "
-            f"{type(model).__name__}: {format_names(trainable)}. Use {option}='all', or set requires_grad on "
-            "those to be trained."
+            f"{type(model).__name__}: {format_patterns(list(trainable))}. Use {option}='all', or set requires_grad "
+            "on those to be trained."
         )
     return selected
 
@@ -146,6 +149,48 @@ def match_names(names: Sequence[str], pattern: str) -> list[str]:
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
+def explain_unmatched(pattern: str, names: Sequence[str], frozen_names: Sequence[str] = ()) -> str:
+    """End of a message on a pattern that matches no name: what may be meant, and which names there are.
+
+    >>> explain_unmatched("fc", ["body.0.weight", "body.0.bias", "fc.weight"])
+    "Did you mean 'fc.*'? There are ['body.0.weight', 'body.0.bias', 'fc.weight']."
+
+    Args:
+        pattern: The pattern.
+        names: The names of the trainable parameters.
+        frozen_names: Those of the others.
+    """
+    if match_names(frozen_names, pattern):
+        return "The parameters that it matches do not require gradients already: leave it out."
+    bare = pattern.rstrip(".*")
+    variants = (f"{bare}.*", f"*.{bare}", f"*.{bare}.*")
+    matching = [variant for variant in variants if bare and match_names(names, variant)][:1]
+    parts = [name.split(".") for name in names]
+    modules = {".".join(path[:depth]): None for path in parts for depth in range(1, len(path))}
+    similar = [f"{name}.*" for name in find_similar(bare, modules)] or find_similar(pattern, names)
+    meant = " or ".join(map(repr, matching or similar))
+    return f"{f'Did you mean {meant}? ' if meant else ''}There are {format_patterns(names)}."
+
+
+def format_patterns(names: Sequence[str]) -> str:
+    """Names of parameters for a message; where they are many, patterns of modules that have all of them.
+
+    >>> format_patterns([f"body.{k}.{name}" for k in range(9) for name in ("weight", "bias")] + ["head.weight"])
+    "['body.0.*', 'body.1.*', 'body.2.*', 'body.3.*', 'body.4.*', 'body.5.*', 'body.6.*', 'body.7.*', 'body.8.*', \
+'head.weight']"
+
+    Args:
+        names: The names.
+    """
+    parts = [name.split(".") for name in names]
+    levels = [
+        list(dict.fromkeys(".".join(path[:depth]) + (".*" if len(path) > depth else "") for path in parts))
+        for depth in range(1, max(map(len, parts), default=1) + 1)
+    ]
+    short = [level for level in levels if len(level) <= MAX_LISTED_PATTERNS]
+    return format_names(short[-1] if short else levels[0])
+
+
 def named_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters under each of their names."""
     named = model.named_parameters(remove_duplicate=False)
@@ -195,6 +240,6 @@ def _select_pattern_ids(model: nn.Module, patterns: Sequence[str], option: str) 
         if not match_names(names, pattern):
             raise ValueError(
                 f"The pattern {pattern!r} of {option} matches none of the trainable parameters of "
-                f"{type(model).__name__}: {format_names(params)}."
+                f"{type(model).__name__}. {explain_unmatched(pattern, names)}"
             )
     return {id(params[name]) for pattern in patterns for name in match_names(names, pattern)}

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatbayes.core.input_trees import IGNORE_INDEX
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
@@ -14,6 +16,7 @@ class Augment:
         flip: Mirror each image left to right with probability 1/2.
         pad: Pad images with this many black pixels on each side, and crop a random window of the original size.
         cutout: Side in pixels of a black square around a random pixel; 0 for none.
+        ignore_index: Label of pixels that come from outside an image, where each pixel has a class.
 
     Examples:
         >>> augment = Augment(flip=True, pad=4, cutout=8)
@@ -24,6 +27,7 @@ class Augment:
     flip: bool
     pad: int
     cutout: int = 0
+    ignore_index: int = IGNORE_INDEX
 
     def __post_init__(self) -> None:
         if self.pad < 0:
@@ -39,6 +43,33 @@ class Augment:
             generator: Source of all randomness; it may be on another device than the images.
         """
         count, _, height, width = images.shape
+        augmented = self._move_pixels(images, generator)
+        if not self.cutout:
+            return augmented
+        centers = torch.rand(2, count, generator=generator, device=generator.device).to(images.device)
+        return cut_out_squares(augmented, (centers[0] * height).long(), (centers[1] * width).long(), self.cutout)
+
+    def move_masks(self, masks: Tensor, generator: torch.Generator) -> Tensor:
+        """Move the class of each pixel as images are moved with a generator in the same state.
+
+        Pixels from outside an image get `ignore_index`; those that are cut out keep their class.
+
+        Args:
+            masks: [n, height, width], integers.
+            generator: Source of all randomness, in the state that it has for the images.
+
+        Examples:
+            >>> augment, images = Augment(flip=True, pad=2), torch.rand(5, 1, 8, 8)
+            >>> moved = augment(images, torch.Generator().manual_seed(0))[:, 0]
+            >>> masks = augment.move_masks((images[:, 0] > 0.5).long(), torch.Generator().manual_seed(0))
+            >>> torch.equal(masks == 1, moved > 0.5)
+            True
+        """
+        return self._move_pixels(masks[:, None] - self.ignore_index, generator)[:, 0] + self.ignore_index
+
+    def _move_pixels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Flipped and shifted images, with 0 outside."""
+        count, _, height, width = images.shape
         is_flipped = torch.zeros(count, dtype=torch.bool, device=images.device)
         shifts = torch.zeros(2, count, dtype=torch.int64, device=images.device)
         if self.flip:
@@ -50,11 +81,7 @@ class Augment:
         rows = torch.arange(height, device=images.device) + down[:, None]
         columns = torch.arange(width, device=images.device) + right[:, None]
         columns = torch.where(is_flipped[:, None], width - 1 - columns, columns)
-        augmented = gather_pixels(images, rows, columns)
-        if not self.cutout:
-            return augmented
-        centers = torch.rand(2, count, generator=generator, device=generator.device).to(images.device)
-        return cut_out_squares(augmented, (centers[0] * height).long(), (centers[1] * width).long(), self.cutout)
+        return gather_pixels(images, rows, columns)
 
 
 def cut_out_squares(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:

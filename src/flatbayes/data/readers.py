@@ -16,6 +16,7 @@ from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, list_image_files
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.in_memory import Arrays, FixedSplits
+from flatbayes.data.named_labels import wrap_rows
 from flatbayes.data.npz import Npz
 from flatbayes.data.pairs import is_array_pair
 from flatbayes.data.parquet import find_image_columns, find_split_files, require_file
@@ -52,6 +53,7 @@ def make_source(data: Any, **options: Any) -> DataSource:
         return FixedSplits(data, **options)
     if is_graph_list(data):
         return TorchDataset(data, **options)
+    data = wrap_rows(data)
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[1], Mapping):
         return Arrays(*data, **options)
     if isinstance(data, Dataset):

@@ -228,10 +228,13 @@ class DataSplits:
                 f"{len(self.class_names)} and {len(self.target_names)} of them."
             )
         if self.augment is not None and self.is_dense:
-            raise ValueError(
-                "augment (flip, pad and cutout) changes images and leaves the class of each pixel where it is: leave "
-                "it out, and change images and targets together in a torch Dataset that a DataLoader reads."
-            )
+            pixels, positions = self.input_shape[1:], tuple(self.train.targets.shape[1:])
+            if pixels != positions or not isinstance(self.augment, Augment):
+                raise ValueError(
+                    f"augment (flip, pad and cutout) moves a class with its pixel, and images of {pixels} pixels "
+                    f"have classes of {positions} positions: leave it out, and change images and targets together "
+                    "in a torch Dataset that a DataLoader reads."
+                )
         for name in ("train", "val", "test"):
             targets = getattr(self, name).targets
             if targets.is_floating_point() != self.is_regression:

@@ -23,6 +23,7 @@ from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import DataWarning, TaskType, make_class_names
 from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES, read_orientation, turn_upright
+from flatbayes.data.in_memory import encode_texts
 from flatbayes.data.pairs import collate_examples, is_tree_item
 from flatbayes.data.source import DataSource, RawSplits
 
@@ -49,9 +50,9 @@ class TorchDataset(DataSource):
         train_split: Value of its parameter `split` for training examples.
         test_split: Value of its parameter `split` for test examples.
         val_split: Value of its parameter `split` for validation examples; None draws `val_size` training examples.
-        task: classification, regression, multi_label or dense; None infers it from the targets: integers are
-            classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a single 1,
-            and other integers of several axes are a class for each position.
+        task: classification, regression, multi_label or dense; None infers it from the targets: integers and texts
+            are classes, fractions are regression targets, rows of 0 and 1 are several labels, unless each has a
+            single 1, and other integers of several axes are a class for each position.
 
     Examples:
         >>> from torch.utils.data import TensorDataset
@@ -98,7 +99,15 @@ class TorchDataset(DataSource):
             "unsplit" if split == "train" else split: read_examples(dataset, f"{split} of {name}")
             for split, dataset in datasets.items()
         }
-        return make_raw_splits(arrays, self.task, name_classes=partial(find_class_names, datasets["train"]))
+        if not any(array.targets.dtype.kind in "OUS" for array in arrays.values()):
+            return make_raw_splits(arrays, self.task, name_classes=partial(find_class_names, datasets["train"]))
+        texts = {f"The {array.targets_description}": array.targets for array in arrays.values()}
+        class_names, labels = encode_texts(texts)
+        numbered = {
+            split: array._replace(targets=targets)
+            for (split, array), targets in zip(arrays.items(), labels, strict=True)
+        }
+        return make_raw_splits(numbered, "classification", name_classes=lambda _: class_names)
 
     def _make_datasets(self) -> dict[str, Dataset[Any]]:
         """Datasets of the splits that exist, by "train", "val" and "test"."""
@@ -136,6 +145,10 @@ class TorchDataset(DataSource):
 
 NUM_REREAD_ITEMS = 4
 """Items that are read twice, to find random augmentation."""
+MASK_IS_LEFT = (
+    " Its target, an array, is the same: if inputs are flipped, turned, shifted or cropped, the target must be so "
+    "too, as torchvision.transforms.v2 does with tv_tensors.Mask."
+)
 
 
 def list_parameters(factory: Callable[..., Any]) -> list[str]:
@@ -158,7 +171,7 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
 
     Args:
         dataset: A map-style dataset of (input, target) pairs. Inputs are PIL images, tensors or arrays of one shape,
-            or dictionaries or tuples of tensors; targets are numbers, or arrays of them. Items may also be
+            or dictionaries or tuples of tensors; targets are numbers, arrays of them, or texts. Items may also be
             dictionaries with an entry `labels`, or graphs with an entry `y`.
         description: What the dataset is, for messages.
 
@@ -189,11 +202,33 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
                 f"Item {index} of {description} is a {type(item).__name__}, and a pair (input, target) was expected. "
                 "Wrap the dataset in one that returns pairs."
             )
+        check_orientation(item[0], item[1], f"Item {index} of {description}")
     inputs, targets = (
         _stack([convert(value) for value in values], name)
         for values, convert, name in zip(zip(*items, strict=True), (_to_array, _to_target), names, strict=True)
     )
     return NamedArrays(inputs, targets, *names)
+
+
+def check_orientation(image: Any, target: Any, name: str) -> None:
+    """Refuse a photo whose EXIF entry says how to turn it, and whose target is an array, which has no such entry.
+
+    Args:
+        image: A PIL image; any other input passes.
+        target: Its target.
+        name: What the pair is, for the message.
+
+    Raises:
+        ValueError: The classes of the pixels may be those of the photo as it is stored, or as viewers show it.
+    """
+    is_image, is_mask = (type(value).__module__.startswith("PIL.") for value in (image, target))
+    if not is_image or not (is_mask or np.ndim(target) > 1) or read_orientation(image) == 1:
+        return
+    raise ValueError(
+        f"{name} is a photo that viewers turn (EXIF orientation {read_orientation(image)}), and its target may "
+        "belong to the photo as it is stored or as it is shown. Return np.asarray(image).transpose(2, 0, 1) for "
+        "the stored one, or PIL.ImageOps.exif_transpose(image) for the one that is shown."
+    )
 
 
 def warn_of_random_items(dataset: Dataset[Any], items: Sequence[Any], description: str) -> None:
@@ -207,13 +242,16 @@ def warn_of_random_items(dataset: Dataset[Any], items: Sequence[Any], descriptio
     with preserve_rng(None):
         for index, item in enumerate(items[:NUM_REREAD_ITEMS]):
             first, again = (tree_leaves(value) for value in (item, dataset[index]))
-            if len(first) == len(again) and all(map(_is_same, first, again)):
+            are_same = list(map(_is_same, first, again))
+            if len(first) == len(again) and all(are_same):
                 continue
+            is_left = are_same == [False, True] and np.ndim(first[1]) > 1
             warnings.warn(
                 f"Item {index} of {description} is another one when it is read again, as with random augmentation, "
                 "and each item is read once, so that all epochs have the same inputs. For new ones in every epoch "
                 "pass a DataLoader(dataset, batch_size=..., shuffle=True) of inputs that are ready for the network, "
-                "or TorchDataset(dataset, flip=True, pad=4).",
+                "or TorchDataset(dataset, flip=True, pad=4)."
+                f"{MASK_IS_LEFT if is_left else ''}",
                 category=DataWarning,
                 stacklevel=2,
             )

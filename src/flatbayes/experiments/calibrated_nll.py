@@ -33,8 +33,11 @@ def measure_likelihood(
         seed: Seed of the draws.
 
     Returns:
-        The metric by name, which is missing for numbers and several labels; and the NLL of 1, 2, ... members.
+        The metric by name, which is missing for numbers, several labels and positions; and the NLL of 1, 2, ...
+        members.
     """
+    if fitted.likelihood.has_positions:  # predictions of all examples may be larger than the memory
+        return {}, ()
     predict = partial(
         predict_labelled, fitted, split.inputs, split.targets, num_draws, batch_size=BATCH_SIZE, seed=seed
     )

@@ -144,7 +144,8 @@ class EvaluationConfig:
             calibration, temperature = _measure_calibration(fitted, data.val, split, num_draws, seed)
             metrics |= calibration
         if self.shift:
-            corruptions = list_corruptions(data.input_shape[0], standard_only=True)
+            channels, is_dense = data.input_shape[0], data.is_dense
+            corruptions = list_corruptions(channels, standard_only=True, with_moving=not is_dense)
             shift_metrics, shift = _measure_shift(fitted, subset, corruptions, self.severities, num_draws, seed)
             metrics |= shift_metrics
         if self.ood is not None:

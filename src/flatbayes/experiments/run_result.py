@@ -148,7 +148,8 @@ class RunResult:
             columns = (bins.read_column(key) for key in ("confidence", "accuracy"))
             confidence, accuracy = (tuple(value or 0.0 for value in column) for column in columns)
             counts = tuple(int(count) for count in bins.read_numbers("counts"))
-            reliability = ReliabilityBins(bins.read_numbers("edges"), counts, confidence, accuracy)
+            effect = bins.read_number("design_effect") or 1.0  # missing in results of earlier versions
+            reliability = ReliabilityBins(bins.read_numbers("edges"), counts, confidence, accuracy, effect)
         elif "levels" in bins:
             count = bins.read_int("count")
             rows = tuple(

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -15,7 +16,9 @@ from torch.utils.data import (
 
 from flatbayes.core import State
 from flatbayes.core.adapters import share_frozen_parameters
+from flatbayes.core.batch_targets import split_batch
 from flatbayes.core.buffers import find_updated_buffers, norm_layers
+from flatbayes.core.input_trees import move_batch
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness
@@ -58,7 +61,8 @@ def make_fitted_posterior(
 
     Raises:
         RuntimeError: Too few snapshots have been collected, and training goes on or has done all of its steps.
-        ValueError: Training examples are needed, and the batches are not of this form.
+        ValueError: Training examples are needed, and the batches are not of this form; or the outputs of the network
+            are not those that the likelihood takes.
         TypeError: The likelihood is no instance.
     """
     if not isinstance(likelihood, Likelihood):
@@ -72,10 +76,21 @@ def make_fitted_posterior(
             f"{tracker.explain_missing_snapshots()} The fitted posterior is MAP, the trained network alone.",
             stacklevel=3,
         )
+    if posterior is tracker.config.posterior and tracker.has_other_weights():
+        warnings.warn(
+            "The weights of the network have been changed since the end of training, as by loading a checkpoint, and "
+            f"the statistics of {describe_name(posterior)} are those of the end. Load both: with transformers by "
+            "load_best_model_at_end=True, with Lightning by trainer.validate(ckpt_path=...), from a checkpoint that "
+            "has the state of callbacks.",
+            stacklevel=3,
+        )
     state = copy_state(tracker, posterior, wrap)
     data = LoaderData(make_ordered_loader(tracker.loader) if loader is None else loader, likelihood=likelihood)
     device = next(state.model.parameters()).device
     with seeded_rng(spawn_seed(Stream.FINALIZATION, tracker.progress.seed), state.model):
+        outputs = compute_example_outputs(state.model, data.loader, transform)
+        if outputs is not None:
+            likelihood.check_outputs(outputs)
         posterior.finalize(state, data.iter_examples(device), likelihood.loss)
         needs_inputs = posterior.needs_norm_reestimation and norm_layers(state.model, state.updated_buffers)
         if needs_inputs and not statistics_inputs and transform is None and data.loader is not None:
@@ -124,6 +139,31 @@ def copy_state(
     state.model.eval()
     state.updated_buffers = names
     return state
+
+
+@torch.no_grad()
+def compute_example_outputs(
+    model: nn.Module, loader: Any, transform: Callable[[Tensor], Tensor] | None = None
+) -> Tensor | None:
+    """Outputs of a network for the first example of a loader.
+
+    Args:
+        model: The network, in eval mode.
+        loader: A data loader of a map-style dataset.
+        transform: Applied to inputs before the network.
+
+    Returns:
+        None for other loaders, and where the network does not take the batches as they are.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    device = next(model.parameters()).device
+    try:
+        inputs, _ = move_batch(split_batch(loader.collate_fn([loader.dataset[0]])), device)
+        outputs = model(inputs if transform is None else transform(inputs))
+    except Exception:  # of the code of the user; a prediction says what is wrong
+        return None
+    return outputs if isinstance(outputs, Tensor) else None
 
 
 def make_ordered_loader(loader: Any) -> Any:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,12 +23,7 @@ from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.posterior_steps import freeze_norm_statistics, override_methods, synchronize_gradients
-from flatbayes.integrations.tracker import (
-    TrainingTracker,
-    copy_batch,
-    count_optimizer_steps,
-    is_single_pass,
-)
+from flatbayes.integrations.tracker import TrainingTracker, copy_batch, count_optimizer_steps, is_single_pass
 from flatbayes.integrations.tracker_config import make_tracker_config
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -114,6 +109,7 @@ class FlatCallback(Callback):
         self._tracker_config.check_flatness(self.flatness)
         self._tracker: TrainingTracker | None = None
         self._pending_state_dict: Mapping[str, Any] | None = None
+        self._checkpoint_use: Literal["resume", "go back", "ignore"] = "resume"
         self._record = MicroBatchRecord()
         self._method_overrides = ExitStack()
         self._frozen_norms = ExitStack()
@@ -207,9 +203,23 @@ class FlatCallback(Callback):
             return {**self._tracker.state_dict(), "random_state": random_state}
         return dict(self._pending_state_dict or {})
 
+    def on_load_checkpoint(
+        self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        """Note what a checkpoint is loaded for: to resume, or for an evaluation, of the trained module or another."""
+        tracker = self._tracker
+        is_trained = tracker is not None and tracker.has_ended and tracker.steps.state.model in pl_module.modules()
+        self._checkpoint_use = "resume" if trainer.state.fn == "fit" else "go back" if is_trained else "ignore"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the checkpoint until training starts."""
-        self._pending_state_dict = state_dict
+        """Keep the checkpoint until training starts; after training, go back to it, as the weights do.
+
+        So `trainer.test(ckpt_path="best")` makes the posterior that of the best checkpoint.
+        """
+        if self._checkpoint_use == "resume":
+            self._pending_state_dict = state_dict
+        elif self._checkpoint_use == "go back" and self._tracker is not None:
+            self._tracker.go_back(state_dict)
 
     def make_posterior(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
@@ -44,6 +45,8 @@ class TrainingTracker:
         epoch_buffers: Buffers of the network at the start of the epoch.
         has_ended: Whether training has ended.
         params: The parameters that the posterior is over, by name.
+        went_back: Whether the state is that of an earlier checkpoint, such as the best one.
+        final_norms: Norms of these parameters at the end of training.
     """
 
     config: TrackerConfig
@@ -54,6 +57,8 @@ class TrainingTracker:
     epoch_buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
     has_ended: bool = False
     params: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
+    went_back: bool = False
+    final_norms: Tensor | None = field(default=None, repr=False)
 
     @staticmethod
     def start_tracking(
@@ -154,9 +159,10 @@ class TrainingTracker:
         """Restore the layers of the network, and warn if training ended too early to draw from the posterior."""
         self.stop_training()
         if self.lacks_snapshots() and self.stopped_early():
+            advice = "load_best_model_at_end" if self.went_back else "early stopping"
             warnings.warn(
                 f"{self.explain_missing_snapshots()} The posterior that can be made is MAP, the trained network "
-                "alone. Lower start_fraction, or train without early stopping.",
+                f"alone. Lower start_fraction, or train without {advice}.",
                 stacklevel=2,
             )
 
@@ -164,6 +170,32 @@ class TrainingTracker:
         """Restore the layers of the network; training goes on with a new tracker only."""
         self.steps.restore_layers()
         self.has_ended = True
+        self.final_norms = self._measure_norms()
+
+    def go_back(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the state of an earlier checkpoint, whose weights the network has got already.
+
+        Args:
+            state_dict: Made by `state_dict`.
+
+        Raises:
+            ValueError: The statistics do not belong to this posterior over these parameters.
+        """
+        last_step = self.progress.step
+        self.load_state_dict(state_dict)
+        self.went_back = self.progress.step != last_step
+        self.final_norms = self._measure_norms()
+
+    def has_other_weights(self) -> bool:
+        """Whether the weights have been changed since the end of training, where the posterior has statistics."""
+        if self.final_norms is None or not self.steps.state.statistics:
+            return False
+        return not torch.allclose(self._measure_norms(), self.final_norms, rtol=1e-5, atol=0.0, equal_nan=True)
+
+    def _measure_norms(self) -> Tensor:
+        # Changes in place that are undone, such as perturbations, leave them as they are.
+        norms = [torch.linalg.vector_norm(param.detach().flatten()) for param in self.params.values()]
+        return torch.stack([norm.float().cpu() for norm in norms]) if norms else torch.zeros(0)
 
     def count_snapshots(self) -> int:
         """Number of snapshots collected so far."""
@@ -184,7 +216,7 @@ class TrainingTracker:
             f"{describe_name(self.config.posterior)} needs at least "
             f"{format_count(self.config.posterior.snapshot_requirements.min_count, 'collected snapshot')} of the "
             f"weights, and has collected {self.count_snapshots()} by step {self.progress.step} of "
-            f"{self.progress.total_steps}."
+            f"{self.progress.total_steps}{', that of the checkpoint' if self.went_back else ''}."
         )
 
     def state_dict(self) -> TrackerState:

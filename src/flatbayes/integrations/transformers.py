@@ -8,17 +8,17 @@ The step of the posterior replaces that of the optimizer, after the Trainer has 
 posterior, which samples weights for every gradient, takes its whole step at the last micro-batch instead.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core import Closure
 from flatbayes.core.components import resolve_component
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
@@ -26,28 +26,20 @@ from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.model_inputs import Logits, MainInput
-from flatbayes.integrations.posterior_steps import (
-    freeze_norm_statistics,
-    is_optimizer_step,
-    override_methods,
-    synchronize_gradients,
-)
-from flatbayes.integrations.tracker import (
-    TrainingTracker,
-    copy_batch,
-    count_optimizer_steps,
-    is_single_pass,
-)
+from flatbayes.integrations.posterior_steps import freeze_norm_statistics, is_optimizer_step, synchronize_gradients
+from flatbayes.integrations.tracker import TrainingTracker, copy_batch, is_single_pass
 from flatbayes.integrations.tracker_config import make_tracker_config
-from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state, save_tracker_state
+from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 
 with require_package("transformers"):
     from accelerate.utils import DistributedType
-    from transformers import Trainer, TrainerCallback
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+    from transformers import Trainer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from flatbayes.integrations.transformers_callback import TrackerCallback
 
 __all__ = ["FlatTrainer", "FlatTrainerMixin", "Logits"]
 
@@ -65,13 +57,13 @@ class FlatTrainerMixin(_TrainerBase):
 
     `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain Trainer it is `FlatTrainer`. Overriding
     methods is the way in which transformers extends a Trainer; this is the only class of flatbayes that calls
-    `super()`.
+    `super()`. With `load_best_model_at_end=True` the posterior is that of the best checkpoint, too.
 
     Args:
         args: Positional arguments of the Trainer.
-        flatness: The flatness.
+        flatness: The flatness; None is `Plain()`, and needs a posterior.
         posterior: The posterior, which takes the steps with the optimizer of the Trainer; None is `MAP()`, the
-            trained network alone.
+            trained network alone, and needs a flatness.
         start_fraction: Fraction of training, or of each cycle, after which snapshots are collected.
         snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
             as give ten in total.
@@ -82,6 +74,7 @@ class FlatTrainerMixin(_TrainerBase):
         kwargs: Keyword arguments of the Trainer.
 
     Raises:
+        TypeError: There is neither a flatness nor a posterior.
         ValueError: An argument is out of range, the posterior does not go with the flatness or the precision or needs
             several training runs, or the weights are sharded.
 
@@ -94,7 +87,7 @@ class FlatTrainerMixin(_TrainerBase):
     def __init__(
         self,
         *args: Any,
-        flatness: Flatness = Plain(),
+        flatness: Flatness | None = None,
         posterior: Posterior | None = None,
         start_fraction: float = 0.7,
         snapshots_per_epoch: int | None = None,
@@ -103,7 +96,12 @@ class FlatTrainerMixin(_TrainerBase):
         num_cycles: int = 1,
         **kwargs: Any,
     ) -> None:
-        self.flatness = resolve_component(flatness, Flatness, "flatness")
+        if flatness is None and posterior is None:
+            raise TypeError(
+                f"{type(self).__name__} needs a flatness or a posterior, such as flatness=SAM(rho=0.05) and "
+                "posterior=SWAG(rank=10). Without both it is the plain Trainer: flatness=Plain() says so."
+            )
+        self.flatness = Plain() if flatness is None else resolve_component(flatness, Flatness, "flatness")
         self._tracker_config = make_tracker_config(
             posterior, start_fraction, snapshots_per_epoch, params, num_data, num_cycles
         )
@@ -125,7 +123,7 @@ class FlatTrainerMixin(_TrainerBase):
                 "fp16 the Trainer leaves the step to a loss scaler. Use bf16; instead of a prior_precision, the "
                 "weight decay of the optimizer can be the prior."
             )
-        self.add_callback(_TrackerCallback(self))
+        self.add_callback(TrackerCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; a checkpoint also restores the states of posterior and flatness.
@@ -145,6 +143,19 @@ class FlatTrainerMixin(_TrainerBase):
                 "weights instead."
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, with the state of the posterior at it (`load_best_model_at_end=True`)."""
+        super()._load_best_model()
+        path = Path(self.state.best_model_checkpoint or "") / TRACKER_FILE_NAME
+        if self._tracker is not None and path.is_file():
+            self._tracker.go_back(load_tracker_state(path))
+        elif self._tracker is not None:
+            warnings.warn(
+                f"{path} is missing, so the weights are those of the best checkpoint, and the statistics of the "
+                "posterior those of the last step. Train without load_best_model_at_end.",
+                stacklevel=2,
+            )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Record a micro-batch; at the last of a step, compute the gradient of the flatness over all of them.
@@ -271,80 +282,11 @@ class FlatTrainer(FlatTrainerMixin, Trainer):
     """
 
 
-class _TrackerCallback(TrainerCallback):
-    """Callback that advances and saves the tracker of the mixin."""
-
-    def __init__(self, trainer: FlatTrainerMixin) -> None:
-        self.trainer = trainer
-        self.replaced_step = ExitStack()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        trainer._micro_batches.clear()
-        progress = TrainingProgress(step=state.global_step, total_steps=state.max_steps)
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        config = trainer._tracker_config
-        try:
-            num_batches = len(kwargs["train_dataloader"])
-        except TypeError:
-            steps_per_epoch = None
-        else:
-            steps_per_epoch = count_optimizer_steps(num_batches, args.gradient_accumulation_steps)
-        tracker = TrainingTracker.start_tracking(
-            config,
-            model,
-            _unwrap_optimizer(trainer.optimizer),
-            progress,
-            steps_per_epoch,
-            config.count_examples(kwargs["train_dataloader"]),
-            kwargs["train_dataloader"],
-            mixed_precision="TrainingArguments(bf16=True)",
-        )
-        trainer._tracker = tracker
-        if trainer._resume_path is not None:
-            tracker.load_state_dict(load_tracker_state(Path(trainer._resume_path) / TRACKER_FILE_NAME))
-        tracker.check_collection()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._micro_batches.clear()  # of an epoch that ended early
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        tracker = self.trainer._tracker
-        if tracker is None:
-            return
-        if tracker.config.posterior.uses_gradient_only:
-            context = tracker.steps.replace_optimizer_step(tracker.progress.step)
-        else:  # the last micro-batch has taken the step
-            context = override_methods(_unwrap_optimizer(self.trainer.optimizer), step=lambda closure=None: None)
-        self.replaced_step.enter_context(context)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.replaced_step.close()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._tracker is not None:
-            self.trainer._tracker.finish_training()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._tracker is not None:
-            self.trainer._tracker.advance()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save and self.trainer._tracker is not None:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            save_tracker_state(folder / TRACKER_FILE_NAME, self.trainer._tracker.state_dict())
-
-
 def _remove_autocast_wrapper(model: nn.Module) -> nn.Module:
     # Accelerate wraps the forward of the trained model in autocast; predictions use full precision.
     if vars(model).pop("_original_forward", None) is not None:
         vars(model).pop("forward", None)
     return model
-
-
-def _unwrap_optimizer(optimizer: Any) -> Optimizer:
-    wrapped: Optimizer = getattr(optimizer, "optimizer", optimizer)  # that of accelerate has the user's inside
-    return wrapped
 
 
 explain_old_arguments(__name__)

@@ -85,6 +85,17 @@ class Bernoulli(Likelihood):
                 )
         return rows
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Check that there is one logit for each label.
+
+        Args:
+            outputs: Outputs of a network for a batch.
+
+        Raises:
+            ValueError: They have another shape.
+        """
+        self._get_logits(outputs)
+
     def find_labelled(self, targets: Tensor) -> Tensor | None:
         """Where at least one label is known."""
         return self.split_targets(targets)[1].any(-1)

@@ -76,7 +76,7 @@ class Categorical(Likelihood):
         Raises:
             ValueError: They have another shape.
         """
-        self._check_outputs(outputs)
+        self.check_outputs(outputs)
         return pad_logit(outputs.reshape(len(outputs))) if self.single_logit else outputs
 
     def prepare_targets(self, targets: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Categorical(Likelihood):
         """
         sums, members = CategoricalSums(), list[Tensor]()
         if isinstance(outputs, Tensor) and len(outputs) and not keep_members:
-            self._check_outputs(outputs[0])
+            self.check_outputs(outputs[0])
             sums.add_stacked(pad_logit(outputs.flatten(1)) if self.single_logit else outputs)
             outputs = ()
         for network_outputs in outputs:
@@ -158,7 +158,15 @@ class Categorical(Likelihood):
         """Bytes of the sums and logits of an example, whatever the number of networks."""
         return 64 * self.num_classes
 
-    def _check_outputs(self, outputs: Tensor) -> None:
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Check that there is one logit for each class, or one for two classes with `single_logit`.
+
+        Args:
+            outputs: Outputs of a network for a batch.
+
+        Raises:
+            ValueError: They have another shape.
+        """
         shape = tuple(outputs.shape[1:])
         if outputs.ndim and (shape == (self.num_outputs,) or (self.single_logit and not shape)):
             return

@@ -49,8 +49,10 @@ class Custom(Likelihood):
         """The value of `loss_fn`.
 
         Raises:
-            ValueError: It is not a scalar, such as one loss per example.
+            ValueError: It is not a scalar, such as one loss per example, or `output_likelihood` makes no predictions
+                of these outputs.
         """
+        self.check_outputs(outputs)
         inner = unwrap_custom(self.output_likelihood)
         if isinstance(inner, Bernoulli):
             targets = torch.where(inner.split_targets(targets)[1], targets, math.nan).to(outputs.dtype)
@@ -67,9 +69,22 @@ class Custom(Likelihood):
             )
         return loss
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Make the check of `output_likelihood`."""
+        self.output_likelihood.check_outputs(outputs)
+
     def find_labelled(self, targets: Tensor) -> Tensor | None:
         """Where `output_likelihood` has a target, which the loss must ignore elsewhere."""
         return self.output_likelihood.find_labelled(targets)
+
+    @property
+    def has_positions(self) -> bool:  # type: ignore[override]
+        """Whether those of `output_likelihood` have positions."""
+        return self.output_likelihood.has_positions
+
+    def find_targets(self, targets: Tensor) -> Tensor | None:
+        """The targets of `output_likelihood`."""
+        return self.output_likelihood.find_targets(targets)
 
     def count_targets(self, targets: Tensor) -> int:
         """The number of `output_likelihood`."""
@@ -119,7 +134,7 @@ def count_right(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> tup
         is_right = (outputs.reshape(targets.shape) > 0) == (values == 1)
         return int((is_right & is_known).sum()), int(is_known.sum())
     if isinstance(inner, DenseCategorical):
-        is_labelled = targets != inner.ignore_index
+        is_labelled = inner.find_targets(targets)
         is_right = (inner.to_logits(outputs).argmax(-1) == targets) & is_labelled
         return int(is_right.sum()), int(is_labelled.sum())
     if targets.is_floating_point() or targets.ndim != 1:

@@ -49,6 +49,8 @@ class DenseCategorical(Likelihood):
         torch.Size([2, 7])
     """
 
+    has_positions = True
+
     num_classes: int
     class_dim: int = 1
     ignore_index: int = IGNORE_INDEX
@@ -124,11 +126,22 @@ class DenseCategorical(Likelihood):
         labels = to_class_indices(targets.reshape(-1), self.num_classes, self.ignore_index, check_values=check_values)
         return labels.reshape(targets.shape)
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Check that there are the logits of a class at each position.
+
+        Args:
+            outputs: Outputs of a network for a batch.
+
+        Raises:
+            ValueError: They have another shape.
+        """
+        self._move_axis(outputs)
+
     def find_labelled(self, targets: Tensor) -> Tensor:
         """Where at least one position has a label."""
-        return self.find_labelled_positions(targets).flatten(1).any(1)
+        return self.find_targets(targets).flatten(1).any(1)
 
-    def find_labelled_positions(self, targets: Tensor) -> Tensor:
+    def find_targets(self, targets: Tensor) -> Tensor:
         """Where a position has a label, in the shape of the targets.
 
         Args:
@@ -138,7 +151,7 @@ class DenseCategorical(Likelihood):
 
     def count_targets(self, targets: Tensor) -> int:
         """Number of labelled positions."""
-        return int(self.find_labelled_positions(targets).sum())
+        return int(self.find_targets(targets).sum())
 
     def loss(self, outputs: Float[Tensor, "batch ..."], targets: Int[Tensor, "batch ..."]) -> Float[Tensor, ""]:
         """Mean cross entropy over the labelled positions of all examples; zero if there are none.

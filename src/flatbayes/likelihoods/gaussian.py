@@ -148,6 +148,17 @@ class Gaussian(Likelihood):
                 )
         return targets
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Check that there is a mean and a raw scale for each target.
+
+        Args:
+            outputs: Outputs of a network for a batch.
+
+        Raises:
+            ValueError: They have another shape.
+        """
+        self.split_outputs(outputs)
+
     def loss(self, outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
         """Mean negative log density, summed over the targets of an example, per unit of the targets.
 

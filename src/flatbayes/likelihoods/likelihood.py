@@ -112,6 +112,10 @@ class Predictive(PredictionTable):
             if values.dtype.kind == "f" and not name.startswith("probability_")
         }
 
+    def flatten(self) -> "Predictive":
+        """The predictions of all positions, one after the other, where examples have positions; else the same."""
+        return self
+
     def select(self, rows: Tensor) -> Self:
         """The predictions of some examples.
 
@@ -142,6 +146,7 @@ class Likelihood(ABC):
 
     Attributes:
         has_predictive: Whether `predictive` can be called; False for a loss that only trains.
+        has_positions: Whether targets and predictions are those of each position of an example, such as a pixel.
 
     Examples:
         >>> class Laplacian(Likelihood):
@@ -157,6 +162,7 @@ class Likelihood(ABC):
     """
 
     has_predictive: ClassVar[bool] = True
+    has_positions: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -185,6 +191,17 @@ class Likelihood(ABC):
         """
         return targets
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Check the shape of the outputs of a network, which `loss` and `predictive` take; here nothing is checked.
+
+        Args:
+            outputs: Outputs of a network for a batch.
+
+        Raises:
+            ValueError: They have another shape.
+        """
+        return
+
     def find_labelled(self, targets: Tensor) -> Tensor | None:
         """Whether each example has a target, shape (batch,); None if all have one.
 
@@ -192,6 +209,14 @@ class Likelihood(ABC):
             targets: From `prepare_targets`.
         """
         return None
+
+    def find_targets(self, targets: Tensor) -> Tensor | None:
+        """Which targets `loss` is the mean over: here of examples, see `find_labelled`; None for all.
+
+        Args:
+            targets: From `prepare_targets`.
+        """
+        return self.find_labelled(targets)
 
     def count_targets(self, targets: Tensor) -> int:
         """Number of targets over which `loss` is the mean: here of examples.
@@ -228,7 +253,8 @@ def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int) -> str:
         num_outputs: Number of outputs that this takes for each example.
     """
     head = f" ({NEW_HEAD_ADVICE})" if outputs.ndim == 2 else ""
+    dense = DENSE_ADVICE if outputs.ndim > 2 else ""
     return (
         f"The model gives outputs of shape {tuple(outputs.shape)}, but {need}: expected (batch, {num_outputs}). "
-        f"Change the size of its last layer{head}, or the data.{DENSE_ADVICE if outputs.ndim > 2 else ''}"
+        f"Change the size of its last layer{head}, the data, or the likelihood.{dense}"
     )

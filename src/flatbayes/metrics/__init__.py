@@ -1,14 +1,7 @@
 """Metrics of predictive distributions: proper scoring rules, calibration, detection and selective prediction."""
 
 from flatbayes.core.renames import explain_old_arguments
-from flatbayes.metrics.calibration import (
-    ReliabilityBins,
-    adaptive_ece,
-    classwise_ece,
-    ece,
-    reliability_bins,
-    wilson_interval,
-)
+from flatbayes.metrics.calibration import ReliabilityBins, adaptive_ece, classwise_ece, ece, reliability_bins
 from flatbayes.metrics.classification import accuracy, brier_score, classification_metrics, mean_iou, nll
 from flatbayes.metrics.definitions import (
     CLASSIFICATION_METRICS,
@@ -25,6 +18,7 @@ from flatbayes.metrics.detection import aupr, auroc, auroc_correct, entropy_dive
 from flatbayes.metrics.distances import agreement, total_variation, wasserstein_distance
 from flatbayes.metrics.ensemble_size import cross_fitted_nll, ensemble_equivalent, ensemble_nlls
 from flatbayes.metrics.multi_label import multi_label_metrics
+from flatbayes.metrics.proportions import wilson_interval
 from flatbayes.metrics.regression import (
     CoverageCurve,
     coverage_curve,

@@ -8,7 +8,6 @@ confidences.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from flatbayes.core.display import format_fields
 from flatbayes.metrics.checks import iter_log_probs, iter_probs
+from flatbayes.metrics.proportions import estimate_design_effect, wilson_interval
 
 ClosedSide = Literal["right", "left"]
 MIN_BIN_COUNT = 20
@@ -33,6 +33,8 @@ class ReliabilityBins:
         counts: Number of predictions in each bin.
         confidence: Mean confidence in each bin, 0 if it is empty.
         accuracy: Fraction of right predictions in each bin, 0 if it is empty.
+        design_effect: Number of predictions that tell as much as one independent one (Kish, 1965): above 1 where
+            those of an example, of several labels or positions, are right or wrong together.
 
     Examples:
         >>> bins = reliability_bins(fitted.predict(inputs).mean, labels, num_bins=10)
@@ -46,11 +48,12 @@ class ReliabilityBins:
     counts: tuple[int, ...]
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
+    design_effect: float = 1.0
 
     __repr__ = format_fields
 
     def accuracy_intervals(self, level: float = 0.95) -> tuple[tuple[float, float], ...]:
-        """Wilson score interval of the accuracy in each bin, (0, 1) if it is empty.
+        """Wilson score interval of the accuracy in each bin, of independent predictions; (0, 1) if it is empty.
 
         Args:
             level: Confidence level, between 0 and 1.
@@ -58,8 +61,9 @@ class ReliabilityBins:
         Raises:
             ValueError: The level is out of range.
         """
-        pairs = zip(self.accuracy, self.counts, strict=True)
-        return tuple(wilson_interval(round(accuracy * count), count, level) for accuracy, count in pairs)
+        sizes = [math.ceil(count / self.design_effect) for count in self.counts]
+        pairs = zip(self.accuracy, sizes, strict=True)
+        return tuple(wilson_interval(round(accuracy * size), size, level) for accuracy, size in pairs)
 
     def merge(self, min_count: int = MIN_BIN_COUNT) -> "ReliabilityBins":
         """Join neighbouring bins until each has at least `min_count` predictions, or all predictions are in one bin.
@@ -86,7 +90,7 @@ class ReliabilityBins:
             return tuple(total / count if count else 0.0 for total, count in zip(totals, counts, strict=True))
 
         edges = (self.edges[0], *(self.edges[group[-1] + 1] for group in groups))
-        return ReliabilityBins(edges, counts, average(self.confidence), average(self.accuracy))
+        return ReliabilityBins(edges, counts, average(self.confidence), average(self.accuracy), self.design_effect)
 
     def calibration_error(self) -> float:
         """Expected calibration error: sum_b n_b / n |accuracy_b - confidence_b|."""
@@ -94,13 +98,8 @@ class ReliabilityBins:
         return sum(count * abs(acc - conf) for count, acc, conf in gaps) / sum(self.counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists by field name, ready for JSON."""
-        return {
-            "edges": list(self.edges),
-            "counts": list(self.counts),
-            "confidence": list(self.confidence),
-            "accuracy": list(self.accuracy),
-        }
+        """Lists and the design effect by field name, ready for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 def reliability_bins(
@@ -139,8 +138,17 @@ def bin_confidences(
     is_right: Float[Tensor, " examples"],
     num_bins: int = 20,
     closed: ClosedSide = "right",
+    examples: Tensor | None = None,
 ) -> ReliabilityBins:
-    """Bin predictions by confidence, from the values of `top_predictions`; arguments as in `reliability_bins`."""
+    """Bin predictions by confidence, from the values of `top_predictions`; arguments as in `reliability_bins`.
+
+    Args:
+        confidence: Confidence of each prediction.
+        is_right: 1 where it is right, else 0.
+        num_bins: As in `reliability_bins`.
+        closed: As in `reliability_bins`.
+        examples: Number of the example of each prediction, if an example has several; None if each has one.
+    """
     bins = torch.bucketize(confidence, _bin_edges(num_bins)[1:-1], right=closed == "left")
     counts = torch.bincount(bins, minlength=num_bins)
     sums = torch.bincount(bins, weights=confidence, minlength=num_bins)
@@ -150,6 +158,7 @@ def bin_confidences(
         tuple(int(count) for count in counts),
         tuple((sums / counts.clamp_min(1)).tolist()),
         tuple((hits / counts.clamp_min(1)).tolist()),
+        1.0 if examples is None else estimate_design_effect(is_right - confidence, examples),
     )
 
 
@@ -275,35 +284,6 @@ def _classwise_error(
         gaps.index_put_((bins, torch.cat([labels, classes])), weights, accumulate=True)
         gaps[0] -= probs.masked_fill_(is_above, 0.0).sum(0)
     return float(gaps.abs().sum()) / (num_examples * num_classes)
-
-
-def wilson_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion: all p with |hits / count - p| <= z sqrt(p (1 - p) / count).
-
-    Args:
-        hits: Number of successes.
-        count: Number of trials; for 0 the interval is (0, 1).
-        level: Confidence level, between 0 and 1.
-
-    Raises:
-        ValueError: The level is out of range, or there are more successes than trials.
-
-    Examples:
-        >>> lower, upper = wilson_interval(hits=8, count=10)
-        >>> round(lower, 3), round(upper, 3)
-        (0.49, 0.943)
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"The level of an interval lies between 0 and 1, got {level}. Try 0.95.")
-    if not 0 <= hits <= count:
-        raise ValueError(f"Successes are between 0 and the number of trials, got {hits} of {count}.")
-    if count == 0:
-        return 0.0, 1.0
-    square = NormalDist().inv_cdf(0.5 + level / 2) ** 2
-    rate = hits / count
-    centre = (rate + square / (2 * count)) / (1 + square / count)
-    half = math.sqrt(square * (rate * (1 - rate) / count + square / (4 * count**2))) / (1 + square / count)
-    return (0.0 if hits == 0 else centre - half), (1.0 if hits == count else centre + half)
 
 
 def _check_binning(num_bins: int, closed: str) -> None:

@@ -10,6 +10,7 @@ The member can be any posterior; with `SWAG()` the ensemble is MultiSWAG (Wilson
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,6 +180,10 @@ class Ensemble(Posterior):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the layer in several draws of the member from this run."""
         return self.member.draw_layer(state, layer, generators)
+
+    def describe_random_layers(self, model: nn.Module) -> Mapping[str, Mapping[str, Any]]:
+        """Return those of the member."""
+        return self.member.describe_random_layers(model)
 
     def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert the statistics of this run as the member does."""

@@ -10,6 +10,7 @@ Training with dropout fits the variational family q(w) = w * mask with Bernoulli
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,15 +143,24 @@ class MCDropout(Posterior):
         """
         model = state.model
         updated_buffers, seed = state.updated_buffers or frozenset(), draw_seed(generator)
-        draw_rate = self.get_draw_option("draw_rate")
-        rate = self.rate if draw_rate is None else draw_rate
-        with eval_mode(model), preserve_buffers(model), set_dropout_rate(model, rate), seeded_rng(seed, model):
+        set_rate = set_dropout_rate(model, self._rate_of_draws)
+        with eval_mode(model), preserve_buffers(model), set_rate, seeded_rng(seed, model):
             model.train()  # by the model's own rules: what it freezes in training is frozen here
             for name, module in model.named_modules():
                 buffer_names = {f"{name}.{key}".removeprefix(".") for key in module._buffers}
                 if isinstance(module, _NormBase) or buffer_names & updated_buffers:
                     module.training = False
             yield model
+
+    def describe_random_layers(self, model: nn.Module) -> Mapping[str, Mapping[str, Any]]:
+        """Return the dropout rates in draws, by name of the layer; see `describe_dropout`."""
+        with set_dropout_rate(model, self._rate_of_draws):
+            return describe_dropout(model)
+
+    @property
+    def _rate_of_draws(self) -> float | None:
+        draw_rate: float | None = self.get_draw_option("draw_rate")
+        return self.rate if draw_rate is None else draw_rate
 
 
 def has_dropout(model: nn.Module) -> bool:
@@ -177,11 +187,37 @@ def find_other_dropout(model: nn.Module) -> list[nn.Module]:
         elif isinstance(module, _DropoutNd) or type(module).__module__.startswith("torch.nn.modules"):
             may_drop = False  # those of torch contain dropout layers
         else:
-            class_names = [cls.__name__.lower() for cls in type(module).__mro__]
-            may_drop = any("drop" in name or name == "stochasticdepth" for name in class_names)
+            may_drop = _is_named_dropout(module)
         if may_drop:
             others.append(module)
     return others
+
+
+def describe_dropout(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return the attributes that are dropout rates above 0, by name of the module.
+
+    These are `p` of dropout layers, with the class of the layer, and attributes with `drop` in their names, such as
+    `dropout` of recurrent and attention layers of torch and `attention_dropout` of those of transformers.
+
+    Args:
+        model: The network.
+    """
+    layers: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        is_dropout = isinstance(module, _DropoutNd) or _is_named_dropout(module)
+        rates = {
+            key: value
+            for key, value in vars(module).items()
+            if ("drop" in key or (is_dropout and key == "p")) and isinstance(value, float) and 0 < value <= 1
+        }
+        if rates:
+            layers[name] = {"class": type(module).__name__, **rates} if is_dropout else rates
+    return layers
+
+
+def _is_named_dropout(module: nn.Module) -> bool:
+    class_names = [cls.__name__.lower() for cls in type(module).__mro__]
+    return any("drop" in name or name == "stochasticdepth" for name in class_names)
 
 
 @contextmanager

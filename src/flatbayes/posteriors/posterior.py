@@ -13,25 +13,13 @@ from flatbayes.core.context import WeightDistribution
 from flatbayes.posteriors.draw_options import DrawOption, get_draw_option
 from flatbayes.posteriors.optimization import default_sgd
 from flatbayes.posteriors.parameter_guard import guard_methods
-from flatbayes.posteriors.requirements import LossRequirement, SnapshotRequirements, Trajectory
-
-RENAMED_MEMBERS = {
-    "finish": "finalize",
-    "moves_weights": "needs_norm_reestimation",
-    "needs_one_loss": "requires_stationary_loss",
-}
-"""Members of version 0.1 -> 0.2. A class with an old name would get the default of the new one without notice."""
-
-DEPENDENT_MEMBERS = {
-    "gradients_per_step": ("step",),
-    "uses_gradient_only": ("step",),
-    "trajectory": ("init", "step", "collect"),
-    "find_varying_layer": ("draw", "count_stored_snapshots", "load_snapshot"),
-    "draw_layer": ("draw",),
-    "draw_options": ("draw", "load_snapshot"),
-}
-"""Member -> members whose behaviour it describes. A subclass that overrides one of the latter and not the former gets
-the default of the former: the inherited value describes the training or the draws of the base class."""
+from flatbayes.posteriors.requirements import (
+    DEPENDENT_MEMBERS,
+    RENAMED_MEMBERS,
+    LossRequirement,
+    SnapshotRequirements,
+    Trajectory,
+)
 
 
 class Posterior(ABC):
@@ -325,6 +313,16 @@ class Posterior(ABC):
                 if layer.bias is not None:
                     biases.append(layer.bias.detach().clone())
         return torch.stack(weights), torch.stack(biases) if biases else None
+
+    def describe_random_layers(self, model: nn.Module) -> Mapping[str, Mapping[str, Any]]:
+        """Return the settings, plain data, of each layer that draws leave random, by its name. Default: none.
+
+        An artefact stores them, and is refused where those of the network that it is loaded into differ.
+
+        Args:
+            model: The network.
+        """
+        return {}
 
     def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the statistics of an artefact of an earlier version in the form of this one. Default: unchanged.

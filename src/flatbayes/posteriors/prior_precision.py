@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.names import format_names
-from flatbayes.core.parameter_selection import match_names, named_trainable
+from flatbayes.core.parameter_selection import format_patterns, match_names, named_trainable
 from flatbayes.core.tensor_lists import flatten, widen
 
 PriorPrecision = float | dict[str, float] | Literal["initial"]
@@ -138,7 +138,7 @@ def _match_precision_patterns(
         if not new_names:
             raise ValueError(
                 f"The pattern {pattern!r} of prior_precision applies to no parameter with a distribution: they are "
-                f"{format_names(params)}, and the first pattern that matches applies."
+                f"{format_patterns(list(params))}, and the first pattern that matches applies."
             )
         by_name |= dict.fromkeys(new_names, precision)
     unmatched = {name: param for name, param in params.items() if name not in by_name}

@@ -11,6 +11,25 @@ LossRequirement = Literal["never", "at_end", "while_collecting"]
 training. `while_collecting`: it samples from a density, which must be fixed while snapshots are collected.
 """
 
+RENAMED_MEMBERS = {
+    "finish": "finalize",
+    "moves_weights": "needs_norm_reestimation",
+    "needs_one_loss": "requires_stationary_loss",
+}
+"""Members of version 0.1 -> 0.2. A class with an old name would get the default of the new one without notice."""
+
+DEPENDENT_MEMBERS = {
+    "gradients_per_step": ("step",),
+    "uses_gradient_only": ("step",),
+    "trajectory": ("init", "step", "collect"),
+    "find_varying_layer": ("draw", "count_stored_snapshots", "load_snapshot"),
+    "draw_layer": ("draw",),
+    "draw_options": ("draw", "load_snapshot"),
+    "describe_random_layers": ("draw",),
+}
+"""Member -> members whose behaviour it describes. A subclass that overrides one of the latter and not the former gets
+the default of the former: the inherited value describes the training or the draws of the base class."""
+
 
 class SnapshotRequirements(NamedTuple):
     """Number of collected snapshots that a draw needs.

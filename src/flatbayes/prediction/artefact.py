@@ -25,6 +25,7 @@ from flatbayes.core.networks import hash_tensors
 from flatbayes.core.spec import to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction.layer_settings import check_layers, describe_layers
 from flatbayes.prediction.metadata import (
     NORM_STEM,
     REFERENCE_SCHEMA,
@@ -68,7 +69,8 @@ def save_posterior(
     Raises:
         TypeError: The transform or the posterior cannot be described by plain data.
         ValueError: An entry of `info` that flatbayes uses has another type, a tensor holds NaN, an adapter is merged
-            into the frozen weights, or these are to be left out and differ between members.
+            into the frozen weights, or these are to be left out and differ between members, or settings of layers,
+            such as dropout rates, do.
         OSError: It cannot be written; an earlier artefact in the folder stays as it was.
     """
     if sampler.transform is not None and not isinstance(sampler.transform, Standardize):
@@ -92,8 +94,12 @@ def save_posterior(
         "updated_buffers": [
             None if state.updated_buffers is None else sorted(state.updated_buffers) for state in sampler.states
         ],
+        "layers": describe_layers(sampler.posterior, sampler.states[0].model),
         "info": sampler.info,
     }
+    for state in sampler.states[1:]:
+        place = "This posterior cannot be saved, since its first member was fitted to"
+        check_layers(metadata["layers"], sampler.posterior, state.model, place)
     if any(len(tensors) < len(collect_network_tensors(sampler.states[0].model)) for tensors in weights):
         metadata["schema"] = REFERENCE_SCHEMA
         if not with_frozen:

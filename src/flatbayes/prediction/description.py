@@ -8,7 +8,7 @@ from flatbayes.core import State
 from flatbayes.core.display import format_number
 from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
-from flatbayes.likelihoods import Bernoulli, DenseCategorical, Likelihood
+from flatbayes.likelihoods import Bernoulli, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Posterior
 
@@ -148,9 +148,8 @@ def describe_network(states: Sequence[State], model: Any) -> str:
 
 def describe_data(states: Sequence[State], info: Mapping[str, Any], likelihood: Likelihood) -> str:
     """Number of training examples and of held-out ones, their shape, and the classes, labels or targets."""
-    likelihood = unwrap_custom(likelihood)
-    noun = "label" if isinstance(likelihood, Bernoulli) else "target"
-    place = " at each position" if isinstance(likelihood, DenseCategorical) else ""
+    noun = "label" if isinstance(unwrap_custom(likelihood), Bernoulli) else "target"
+    place = " at each position" if likelihood.has_positions else ""
     shape = info.get("input_shape") or info.get("example_shape")
     classes, targets = info.get("class_names"), info.get("target_names")
     return _join(

@@ -20,7 +20,6 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
-    DenseCategorical,
     DenseCategoricalPredictive,
     GaussianPredictive,
     Likelihood,
@@ -42,9 +41,9 @@ from flatbayes.metrics.definitions import select_definitions
 from flatbayes.metrics.multi_label import measure_labels
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.labelled import LabelledBatches, select_examples
+from flatbayes.prediction.labelled import LabelledBatches, mark_unlabelled, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
-from flatbayes.prediction.position_stream import PositionMetrics, predicts_positions, stream_labelled
+from flatbayes.prediction.position_stream import PositionMetrics, stream_labelled
 
 if TYPE_CHECKING:  # optional packages
     import pandas as pd
@@ -195,7 +194,7 @@ def evaluate(
         "precision": precision,
         "compiled": compiled,
     }
-    if predicts_positions(fitted):
+    if fitted.likelihood.has_positions:
         return _evaluate_positions(fitted, data, targets, num_draws, **options)
     calibration = fitted.calibration
     raw = fitted if calibration is None else replace_calibration(fitted, None)
@@ -223,7 +222,7 @@ def _evaluate_positions(
     if calibration is not None:
         metrics, raw_metrics = calibrated, raw.compute(raw.join_scores())
     scores = metrics.join_scores()
-    bins = bin_confidences(scores.confidence, scores.is_right)
+    bins = bin_confidences(scores.confidence, scores.is_right, examples=metrics.join_examples())
     return Evaluation(metrics.compute(scores), bins, num_networks, raw_metrics=raw_metrics)
 
 
@@ -273,7 +272,7 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
     Positions without a label have `IGNORE_INDEX` too.
     """
     likelihood = unwrap_custom(likelihood)
-    if not isinstance(likelihood, Bernoulli | Categorical | DenseCategorical):
+    if not (isinstance(likelihood, Bernoulli | Categorical) or likelihood.has_positions):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
     is_labelled = likelihood.find_labelled(targets)
@@ -282,14 +281,14 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
         if not bool(((values == 0) | (values == 1)).all()):
             raise ValueError("Metrics compare predictions with labels, 0 or 1, got probabilities: try labels > 0.5.")
         targets = values.long().masked_fill(~is_known, IGNORE_INDEX)
-    elif isinstance(likelihood, DenseCategorical):
-        targets = targets.masked_fill(targets == likelihood.ignore_index, IGNORE_INDEX)
+    elif likelihood.has_positions:
+        targets = mark_unlabelled(likelihood, targets)
     elif targets.is_floating_point():
         raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     if is_labelled is None or is_labelled.all():
         return targets, None
     if not is_labelled.any():
-        raise ValueError(f"Every label is {likelihood.ignore_index} or NaN: there are no labelled examples.")
+        raise ValueError("Every label is NaN, or the ignore_index of the likelihood: there are no labelled examples.")
     return targets, is_labelled
 
 
@@ -300,7 +299,9 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
             return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
         case BernoulliPredictive():
             metrics, scores = measure_labels(predictive.log_probs, targets)
-            return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)
+            examples = ((targets == 0) | (targets == 1)).cpu().nonzero()[:, 0]
+            bins = bin_confidences(scores.confidence, scores.is_right, examples=examples)
+            return Evaluation(metrics, bins, num_networks)
         case GaussianPredictive():
             targets = _match_target_shape(targets.to(predictive.member_means), predictive.member_means.shape[1:])
             pit = predictive.cdf(targets)

@@ -21,6 +21,7 @@ from flatbayes.core.graph_batches import is_graph, is_graph_list
 from flatbayes.core.input_trees import count_examples, slice_examples
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import DataWarning
+from flatbayes.data.named_labels import NumberedLabels, wrap_rows
 from flatbayes.data.pairs import collate_examples, is_tree_pair
 from flatbayes.data.torch_dataset import read_examples
 
@@ -59,6 +60,8 @@ def read_targets(data: Any) -> Tensor:
     """
     if is_tree_pair(data):
         return split_batch(data)[1]
+    if isinstance(data, NumberedLabels):
+        return torch.from_numpy(data.labels)
     if is_graph(data[0]):
         return torch.cat([split_batch(batch)[1] for batch in batch_examples(data, TARGETS_BATCH_SIZE)])
     items = (data[k] for k in range(len(data)))
@@ -108,6 +111,7 @@ def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
     """
     if is_graph_list(inputs):
         return batch_examples(inputs, batch_size)
+    inputs = wrap_rows(inputs)
     if not isinstance(inputs, Dataset):
         return inputs
     is_indexed = not isinstance(inputs, IterableDataset) and len(inputs) > 0  # type: ignore[arg-type]

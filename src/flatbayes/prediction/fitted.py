@@ -20,9 +20,8 @@ from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.image_values import check_image_values
-from flatbayes.likelihoods import DenseCategorical, Likelihood, Predictive
+from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
-from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
@@ -214,7 +213,7 @@ class FittedPosterior(NetworkSampler):
         inputs = match_image_layout(convert_inputs(inputs, names), self.info.get("input_shape"))
         check_batch_axis(inputs, example_shape)
         predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
-        has_positions = isinstance(unwrap_custom(self.likelihood), DenseCategorical)
+        has_positions = self.likelihood.has_positions
         chunks = iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes, has_positions=has_positions)
         for batches in chunks:
             check_finite_inputs(batches, first_row, names)

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.batch_targets import split_batch
+from flatbayes.core.batch_targets import split_batch, split_labels
 from flatbayes.core.graph_batches import is_graph_list, join_graphs
-from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples
+from flatbayes.core.input_trees import IGNORE_INDEX, holds_texts, slice_examples
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
+from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
+from flatbayes.data.named_labels import has_named_labels, wrap_rows
 from flatbayes.data.pairs import check_pair, has_tree_items, is_tree_pair, join_rows
+from flatbayes.data.torch_dataset import read_examples
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.dense_categorical_predictive import pad_positions
@@ -54,18 +57,25 @@ class LabelledBatches:
 
     Args:
         batches: The batches.
+        class_names: Names of the classes of the training, which targets may be.
     """
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches
+    def __init__(self, batches: Iterable[Any], class_names: object = None) -> None:
+        self._batches, self._class_names = batches, class_names
         self._targets: list[Tensor] = []
 
     def __iter__(self) -> Iterator[Any]:
         self._targets = []
         for batch in self._batches:
-            inputs, targets = split_batch(batch)
+            inputs, targets = split_batch(self._encode_texts(batch))
             self._targets.append(targets.cpu())
             yield inputs if not isinstance(inputs, tuple) else (inputs,)
+
+    def _encode_texts(self, batch: Any) -> Any:
+        pair = split_labels(batch) if isinstance(batch, Mapping) else batch
+        if not self._class_names or not isinstance(pair, tuple | list) or len(pair) != 2 or not holds_texts(pair[1]):
+            return batch
+        return pair[0], encode_labels(pair[1], self._class_names)
 
     def pop_targets(self, count: int) -> Tensor:
         """Targets of the next batches, with so many examples, which are not kept.
@@ -100,6 +110,7 @@ def select_examples(
         TypeError: The data hold no targets, or are sparse.
         ValueError: Inputs and targets have the same row labels in another order.
     """
+    data, class_names = wrap_rows(data), fitted.info.get("class_names")
     is_pair = targets is None and (is_array_pair(data) or is_tree_pair(data))
     if is_pair:
         data, targets = data
@@ -114,18 +125,21 @@ def select_examples(
             f"{type(data).__name__}."
         )
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and fitted.transform is not None:
+        if has_named_labels(data):
+            examples = read_examples(data, type(data).__name__)
+            return to_inputs(examples.inputs, examples.inputs_description), examples.targets
         # converted as for the training
         splits = read_as_task(lambda task: load_training_splits(data, task=task), fitted.likelihood)
         return splits.train.inputs, splits.train.targets
     if isinstance(data, Dataset) or has_tree_items(data):
-        return LabelledBatches(batch_examples(data, batch_size)), None
+        return LabelledBatches(batch_examples(data, batch_size), class_names), None
     is_plain = isinstance(data, Tensor | Mapping | str) or hasattr(data, "__array__")
     if is_plain or not isinstance(data, Iterable):
         raise TypeError(
             f"A {type(data).__name__} holds no targets: evaluate(fitted, inputs, targets), or pass a pair (inputs, "
             "targets), a split, a dataset or a loader."
         )
-    return LabelledBatches(data), None
+    return LabelledBatches(data, class_names), None
 
 
 def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = None) -> tuple[Any, Tensor]:
@@ -153,6 +167,17 @@ def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = Non
     inputs = match_image_layout(convert_inputs(inputs, info.get("feature_names")), info.get("input_shape"))
     targets = encode_labels(convert_target_frame(targets, info.get("target_names")), info.get("class_names"))
     return inputs, targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
+
+
+def mark_unlabelled(likelihood: Likelihood, targets: Tensor) -> Tensor:
+    """Targets with `IGNORE_INDEX` in place of those that are not known.
+
+    Args:
+        likelihood: Says which are.
+        targets: From `Likelihood.prepare_targets`.
+    """
+    is_known = likelihood.find_targets(targets)
+    return targets if is_known is None else targets.masked_fill(~is_known, IGNORE_INDEX)
 
 
 def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:

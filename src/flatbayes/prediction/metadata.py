@@ -11,6 +11,7 @@ from typing import Any, NotRequired, TypeAlias, TypedDict, cast
 from flatbayes.calibration.maps import is_calibration
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
+from flatbayes.prediction.layer_settings import LayerSettings, is_layer_settings
 
 SCHEMA_VERSION = 5
 """Schema 3 adds the checksum of the metadata and the names of the parameters that were not trained; schema 4 the
@@ -62,6 +63,8 @@ class PosteriorMetadata(TypedDict):
     """For each training run the buffers that its last epoch changed; None if that is unknown."""
     interface: NotRequired[dict[str, Any]]
     """How the network is called, and which of its outputs is used, unless it takes and returns one tensor."""
+    layers: NotRequired[LayerSettings]
+    """Settings of layers that predictions depend on; missing before version 0.2."""
     info: dict[str, Any]
     tensors_file: NotRequired[str]
     """Name of the file with the tensors, different for every save."""
@@ -127,6 +130,7 @@ OPTIONAL_ENTRIES: dict[str, Check] = {
         "a list with a list of texts or null for each training run",
     ),
     "interface": _OBJECT,
+    "layers": (is_layer_settings, "an object of objects by name of the layer"),
     "norm_sha256": _TEXT,
     "norm_device": _TEXT,
 }

@@ -7,6 +7,7 @@ few examples in one vectorized call. All others run one after the other. Draws a
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -36,6 +37,10 @@ class NetworkRunner:
     can_vectorize: bool = True
     can_share_features: bool = True
     _compiled_networks: dict[int, Callable[..., Tensor]] = field(default_factory=dict, init=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the draws: a copy, or a file of `pickle` or `torch.save`, makes its own."""
+        return {**vars(self), "drawn_networks": None, "layer_draws": None, "_compiled_networks": {}}
 
     def release(self) -> None:
         """Free the memory of the draws."""

@@ -228,18 +228,21 @@ def freeze_parameters(model: nn.Module, names: object) -> None:
 
 
 def resize_head(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network, whose last linear layer is replaced if that of an artefact has another number of outputs.
+    """The network, whose last layer is replaced if that of an artefact has another number of outputs.
 
     Args:
         network: The architecture before the fit, changed in place.
         tensors: Tensors of a member.
     """
-    name = find_head_name(network) if isinstance(network, nn.Module) else None
-    weight = None if name is None else tensors.get(f"model.{name}.weight" if name else "model.weight")
-    if weight is None or weight.ndim != 2:
-        return network
-    with preserve_rng(None):
-        return replace_head(network, len(weight))
+    for has_positions in (False, True) if isinstance(network, nn.Module) else ():
+        name = find_head_name(network, has_positions=has_positions)
+        own: Any = None if name is None else network.get_submodule(name).weight
+        weight = None if name is None else tensors.get(f"model.{name}.weight" if name else "model.weight")
+        if own is None or weight is None or weight.shape == own.shape or weight.shape[1:] != own.shape[1:]:
+            continue
+        with preserve_rng(None):
+            network = replace_head(network, len(weight), has_positions=has_positions)
+    return network
 
 
 def make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:

@@ -11,19 +11,14 @@ from torch import Tensor
 from flatbayes.calibration.map_fitting import sum_position_losses
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import DenseCategorical, DenseCategoricalPredictive
+from flatbayes.likelihoods import DenseCategoricalPredictive
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.metrics.classification import ExampleScores, average_iou, count_pairs, score_examples
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.labelled import LabelledBatches, select_examples
+from flatbayes.prediction.labelled import LabelledBatches, mark_unlabelled, select_examples
 
 MAX_PREDICTED_VALUES = 2**25
 """Largest number of probabilities of examples that are predicted together for the checks."""
-
-
-def predicts_positions(fitted: FittedPosterior) -> bool:
-    """Whether a posterior predicts a class at each position."""
-    return isinstance(unwrap_custom(fitted.likelihood), DenseCategorical)
 
 
 def stream_labelled(
@@ -44,7 +39,6 @@ def stream_labelled(
         TypeError: There are no targets.
     """
     likelihood = unwrap_custom(fitted.likelihood)
-    assert isinstance(likelihood, DenseCategorical)
     inputs, targets = select_examples(fitted, data, targets, batch_size)
     known = None if targets is None else likelihood.prepare_targets(torch.as_tensor(targets).cpu())
     if known is not None and isinstance(inputs, Tensor | np.ndarray) and len(inputs) != len(known):
@@ -62,14 +56,15 @@ def stream_labelled(
             assert known is not None
             labels = known[count : count + size]
         count += size
-        has_label = has_label or bool((labels != likelihood.ignore_index).any())
-        yield predictive, labels.masked_fill(labels == likelihood.ignore_index, IGNORE_INDEX)
+        labels = mark_unlabelled(likelihood, labels)
+        has_label = has_label or bool((labels != IGNORE_INDEX).any())
+        yield predictive, labels
     if known is not None and len(known) != count:
         raise ValueError(
             f"There are {count} predictions and {len(known)} targets. Give one target for each, in order."
         )
     if not has_label:
-        raise ValueError(f"Every label is {likelihood.ignore_index}: there are no labelled positions.")
+        raise ValueError("There are no labelled positions: every one has the ignore_index of the likelihood.")
 
 
 def stream_example_losses(fitted: FittedPosterior, data: Any, num_draws: int, batch_size: int) -> Tensor:
@@ -88,7 +83,7 @@ def limit_examples(fitted: FittedPosterior, inputs: Any, targets: Any) -> tuple[
         inputs: Inputs; those that are no tensor or array are returned as they are, as with another likelihood.
         targets: Their targets.
     """
-    if not predicts_positions(fitted) or not isinstance(inputs, Tensor | np.ndarray) or not len(inputs):
+    if not fitted.likelihood.has_positions or not isinstance(inputs, Tensor | np.ndarray) or not len(inputs):
         return inputs, targets
     count = max(1, MAX_PREDICTED_VALUES // (np.asarray(targets[0]).size * fitted.likelihood.num_outputs))
     if len(inputs) <= count:
@@ -108,6 +103,7 @@ class PositionMetrics:
         self.num_classes = 0
         self._scores: list[ExampleScores] = []
         self._counts = torch.zeros(0, 0)
+        self._sizes: list[Tensor] = []
 
     def add(self, predictive: DenseCategoricalPredictive, targets: Tensor) -> None:
         """Add examples.
@@ -119,6 +115,7 @@ class PositionMetrics:
         flat, labels = predictive.select_labelled(targets)
         if not len(labels):
             return
+        self._sizes.append((targets != IGNORE_INDEX).flatten(1).sum(1))
         self.num_classes = flat.log_probs.shape[1]
         counts = count_pairs(flat.top_class.cpu(), labels, self.num_classes)
         self._counts = self._counts + counts if self._scores else counts
@@ -128,6 +125,11 @@ class PositionMetrics:
         """The scores of all labelled positions."""
         names = [field.name for field in fields(ExampleScores)]
         return ExampleScores(*(torch.cat([getattr(scores, name) for scores in self._scores]) for name in names))
+
+    def join_examples(self) -> Tensor:
+        """The number of the example of each labelled position, in the same order."""
+        sizes = torch.cat(self._sizes)
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
 
     def compute(self, scores: ExampleScores) -> dict[str, float]:
         """All metrics of `DENSE_METRICS`.

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from flatbayes.likelihoods import (
     CategoricalPredictive,
-    DenseCategorical,
     DenseCategoricalPredictive,
     GaussianPredictive,
     Predictive,
@@ -15,6 +14,7 @@ from flatbayes.likelihoods import (
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor
+from flatbayes.prediction.labelled import mark_unlabelled
 from flatbayes.prediction.placement import PredictionPrecision
 
 
@@ -77,10 +77,10 @@ def flatten_positions(fitted: FittedPosterior, predictive: Predictive, targets: 
         predictive: Its predictions.
         targets: Targets of the examples.
     """
-    likelihood = unwrap_custom(fitted.likelihood)
-    if not isinstance(predictive, DenseCategoricalPredictive) or not isinstance(likelihood, DenseCategorical):
+    if not isinstance(predictive, DenseCategoricalPredictive):
         return predictive, targets
-    return predictive.select_labelled(likelihood.prepare_targets(targets.cpu()), likelihood.ignore_index)
+    likelihood = unwrap_custom(fitted.likelihood)
+    return predictive.select_labelled(mark_unlabelled(likelihood, likelihood.prepare_targets(targets.cpu())))
 
 
 def require_classes(predictive: Predictive, advice: str) -> CategoricalPredictive:

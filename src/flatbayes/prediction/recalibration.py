@@ -17,6 +17,7 @@ from flatbayes.likelihoods import BernoulliPredictive
 from flatbayes.metrics import apply_temperature, aurc, fit_temperature, multi_label_metrics
 from flatbayes.metrics.calibration import classwise_ece_of_log_probs, equal_mass_error
 from flatbayes.metrics.classification import score_examples
+from flatbayes.metrics.temperature import PRIOR_EXAMPLES
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.fitted import FittedPosterior
@@ -136,6 +137,7 @@ def evaluate_recalibration(
     """
     (val_inputs, val_labels), (test_inputs, labels) = (make_labelled_tensors(fitted, data) for data in (val, test))
     predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
+    num_examples = len(val_labels)
     validation, val_labels = flatten_positions(fitted, predict(val_inputs), val_labels)
     test_examples, labels = flatten_positions(fitted, predict(test_inputs), labels)
     if isinstance(test_examples, BernoulliPredictive):
@@ -143,12 +145,13 @@ def evaluate_recalibration(
         tempered = cast("BernoulliPredictive", calibration.apply(test_examples))
         metrics = [multi_label_metrics(each.log_probs, labels) for each in (test_examples, tempered)]
         return RecalibrationResult(1 / calibration.weights[0], *metrics)
-    warn_if_few(len(val_labels), MIN_EXAMPLES, "a temperature", "It may be worse than none")
+    warn_if_few(num_examples, MIN_EXAMPLES, "a temperature", "It may be worse than none")
     val_log_probs, test_log_probs = (
         require_classes(predictive, "There is no temperature for it.").log_probs.cpu()
         for predictive in (validation, test_examples)
     )
-    temperature, labels = fit_temperature(val_log_probs, val_labels.cpu()), labels.cpu()
+    prior_examples = PRIOR_EXAMPLES * len(val_labels) / num_examples
+    temperature, labels = fit_temperature(val_log_probs, val_labels.cpu(), prior_examples), labels.cpu()
     return RecalibrationResult(
         temperature,
         raw=_calibration_metrics(test_log_probs, labels),

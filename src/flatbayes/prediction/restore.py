@@ -22,6 +22,7 @@ from flatbayes.core.spec import instantiate
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
+from flatbayes.prediction.layer_settings import check_layers
 from flatbayes.prediction.limits import AllocationLimit, check_max_integer
 from flatbayes.prediction.metadata import REFERENCE_SCHEMA, PosteriorMetadata
 from flatbayes.prediction.network_tensors import (
@@ -153,6 +154,7 @@ def _restore_state(
             if name not in weights and first in weights
         }
         check_numbers(select_required_numbers(model, weights))
+        check_layers(metadata.get("layers", {}), posterior, model, f"The posterior in {folder} was fitted to")
         state = posterior.init(model, None, num_data)
     statistics = posterior.convert_statistics(state, statistics)
     weights = {name: tensor for name, tensor in weights.items() if name in entries or name not in buffer_names}

@@ -13,6 +13,7 @@ from torch import Tensor, cat, from_numpy, ones, zeros
 
 from flatbayes.core.display import format_fields
 from flatbayes.data import CIFAR10C, Split, corrupt_images, infer_white_value
+from flatbayes.data.corruptions.corrupt import MOVING_CORRUPTIONS
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
@@ -149,13 +150,20 @@ def evaluate_corruptions(
         The clean images first, then every corruption at every severity.
 
     Raises:
-        ValueError: The images do not fit the posterior, or there is no such corruption or severity.
+        ValueError: The images do not fit the posterior, there is no such corruption or severity, or a corruption
+            moves what an image shows, and each pixel has a class.
 
     Examples:
         >>> rows = evaluate_corruptions(fitted, data.test, ["fog", "contrast"], [3], num_draws=2)
         >>> [(row.corruption, row.severity) for row in rows]
         [('clean', 0), ('fog', 3), ('contrast', 3)]
     """
+    moving = [name for name in corruptions if name in MOVING_CORRUPTIONS]
+    if moving and fitted.likelihood.has_positions:
+        raise ValueError(
+            f"{moving[0]} moves what an image shows, and the class of each pixel would stay where it is: leave it "
+            "out. flatbayes.data.list_corruptions(channels, with_moving=False) lists the others."
+        )
     images = split.input_tensor
     white = infer_white_value(images)
     predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)

@@ -20,7 +20,6 @@ from flatbayes.data.fingerprint import explain_change
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
-    DenseCategoricalPredictive,
     GaussianPredictive,
     Likelihood,
     Predictive,
@@ -259,8 +258,7 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
         >>> measure_distances(predictive, predictive)
         {'agreement': 1.0, 'tv': 0.0}
     """
-    if isinstance(predictive, DenseCategoricalPredictive) and isinstance(reference, DenseCategoricalPredictive):
-        predictive, reference = predictive.flatten(), reference.flatten()
+    predictive, reference = predictive.flatten(), reference.flatten()
     match predictive, reference:
         case CategoricalPredictive(), CategoricalPredictive():
             return {

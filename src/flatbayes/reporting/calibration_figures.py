@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.experiments.results import ComparisonResult
@@ -47,12 +48,12 @@ class PooledBins:
         return PooledBins(self.bins.merge(MIN_BIN_COUNT * self.num_runs), self.num_runs)
 
     def intervals(self) -> list[tuple[float, float]]:
-        """Wilson's 95 % interval of the accuracy of each point, for the mean number of predictions of one run.
+        """Wilson's 95 % interval of the accuracy of each point, for as many independent predictions as one run has.
 
         Runs predict the same test examples, so pooling them smooths the accuracy but adds no examples.
         """
         _, accuracies, counts = self.points()
-        sizes = [max(1, round(count / self.num_runs)) for count in counts]
+        sizes = [max(1, round(count / (self.num_runs * self.bins.design_effect))) for count in counts]
         return [wilson_interval(round(accuracy * n), n) for accuracy, n in zip(accuracies, sizes, strict=True)]
 
 
@@ -72,7 +73,8 @@ def pool_reliability(runs: Sequence[RunResult]) -> PooledBins | None:
         return tuple(total / count if count else 0.0 for total, count in zip(totals, counts, strict=True))
 
     confidence, accuracy = average([bins.confidence for bins in all_bins]), average([b.accuracy for b in all_bins])
-    return PooledBins(ReliabilityBins(all_bins[0].edges, counts, confidence, accuracy), len(all_bins))
+    effect = fmean(bins.design_effect for bins in all_bins)
+    return PooledBins(ReliabilityBins(all_bins[0].edges, counts, confidence, accuracy, effect), len(all_bins))
 
 
 def pool_coverage(runs: Sequence[RunResult]) -> CoverageCurve | None:

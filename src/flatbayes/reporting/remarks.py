@@ -29,13 +29,14 @@ class Calibration:
     Attributes:
         predicted: Mean confidence of a classification; 0.95, the level of the intervals, of a regression.
         observed: Accuracy; or the fraction of targets inside the intervals. Means over the runs.
-        num_examples: Number of test examples of a run.
+        num_examples: Number of test examples of a run; of several labels or positions of an example the number of
+            independent predictions with the same standard error.
         is_coverage: Whether the numbers are those of intervals.
     """
 
     predicted: float
     observed: float
-    num_examples: int
+    num_examples: float
     is_coverage: bool
 
     @property
@@ -64,7 +65,7 @@ def measure_calibration(runs: list[RunResult]) -> Calibration | None:
         return None
     predicted, observed, counts = zip(*values, strict=True)
     is_coverage = any(isinstance(run.reliability, CoverageCurve) for run in runs)
-    return Calibration(fmean(predicted), fmean(observed), round(fmean(counts)), is_coverage)
+    return Calibration(fmean(predicted), fmean(observed), fmean(counts), is_coverage)
 
 
 def describe_miscalibration(results: ComparisonResult) -> str:
@@ -145,15 +146,16 @@ def describe_forecast(results: ComparisonResult) -> str:
     return f"Forecast: {sorted(forecasts, key=lambda forecast: forecast.rise)[len(forecasts) // 2].text}"
 
 
-def _measure_run(run: RunResult) -> tuple[float, float, int] | None:
+def _measure_run(run: RunResult) -> tuple[float, float, float] | None:
     match run.reliability:
         case ReliabilityBins() as bins if sum(bins.counts):
             total = sum(bins.counts)
             confidence = sum(c * n for c, n in zip(bins.confidence, bins.counts, strict=True)) / total
             accuracy = sum(a * n for a, n in zip(bins.accuracy, bins.counts, strict=True)) / total
-            return confidence, accuracy, total
+            return confidence, accuracy, total / bins.design_effect
         case CoverageCurve() as curve if curve.count:
             coverage = run.metrics.get("coverage_95")
-            return None if coverage is None else (0.95, coverage, curve.count)
+            num_examples = curve.count / max(1, len(curve.target_coverage))  # targets of one depend on each other
+            return None if coverage is None else (0.95, coverage, num_examples)
         case _:
             return None

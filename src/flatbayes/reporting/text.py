@@ -16,7 +16,8 @@ RELIABILITY_TEXT = (
     "predictions are calibrated; below it they are overconfident, above it underconfident. The larger a "
     "mark, the more predictions are in its bin; the steps below show their number on a logarithmic scale. "
     "The thin bar behind a mark is the 95 % binomial interval (Wilson) of its accuracy, for as many predictions "
-    "as one seed has in the bin: seeds predict the same test examples, so more seeds are not more examples. Where "
+    "as one seed has in the bin: seeds predict the same test examples, so more seeds are not more examples. Pixels, "
+    "tokens or labels of one example count as fewer, as many as independent ones with the same standard error. Where "
     "it crosses the diagonal, the gap can be due to chance alone."
 )
 COVERAGE_TEXT = (

@@ -14,6 +14,7 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSource, DataSplits, Standardize, is_array_pair, load_training_splits
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, choose_held_out
+from flatbayes.data.named_labels import wrap_rows
 from flatbayes.data.pairs import has_tree_items, is_tree_pair
 from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
@@ -104,7 +105,7 @@ def resolve_model(model: Any) -> Any:
 
 
 def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
-    """The splits of a data source; anything but a source, its class or a text is returned as it is.
+    """The splits of a data source, and a dataset of rows; anything but these and texts is returned as it is.
 
     Args:
         data: What the user gave.
@@ -124,7 +125,7 @@ def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
             f"data are the splits of a source or a loader, got the text {data!r}. Write Digits().load(seed=0), or "
             "flatbayes.data.make_source(path).load(seed=0) for a file or folder."
         )
-    return data
+    return wrap_rows(data)
 
 
 def normalize_data(

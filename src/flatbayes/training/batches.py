@@ -23,7 +23,7 @@ from flatbayes.likelihoods import Likelihood
 MAX_DEVICE_MEMORY_FRACTION = 0.5
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""(inputs of a batch, generator) -> the inputs, each changed at random."""
+"""(inputs or targets of a batch, generator) -> the same, each changed at random."""
 
 
 class TrainingBatches(Protocol):
@@ -79,6 +79,7 @@ class ShuffledBatches(StatelessBatches):
         batch_size: Examples per batch, at most the number of examples.
         seed: Seed of orders and augmentations.
         augment: Random change of the inputs of a batch, with a generator on their device.
+        augment_targets: The change of their targets, with a generator in the same state; None for none.
         transform: Transform that is still to be applied to inputs.
         world: Processes that share every batch. Together they have the examples, in the order and with the
             augmentation, of a single process.
@@ -91,6 +92,7 @@ class ShuffledBatches(StatelessBatches):
     augment: Augmentation | None = None
     transform: Callable[[Tensor], Tensor] | None = None
     world: ProcessGroupInfo = ProcessGroupInfo()
+    augment_targets: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < self.world.size:
@@ -140,14 +142,17 @@ class ShuffledBatches(StatelessBatches):
             return
         generator = torch.Generator(self.targets.device)
         for (x, y), seed in zip(batches, self.augmentation_seeds(epoch)[first_batch:], strict=True):
-            yield self._augment_share(self.augment, x, generator.manual_seed(seed)), y
+            x = self._augment_share(self.augment, x, generator.manual_seed(seed))
+            if self.augment_targets is not None:
+                y = self._augment_share(self.augment_targets, y, generator.manual_seed(seed))
+            yield x, y
 
-    def _augment_share(self, augment: Augmentation, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    def _augment_share(self, augment: Augmentation, values: Tensor, generator: torch.Generator) -> Tensor:
         if self.world.size == 1:
-            return augment(inputs, generator)
+            return augment(values, generator)
         # The augmentation of an example depends on its index in the batch; the other examples are placeholders.
-        batch = inputs.new_zeros(self.batch_size, *inputs.shape[1:])
-        batch[self.interleaved_slice] = inputs
+        batch = values.new_zeros(self.batch_size, *values.shape[1:])
+        batch[self.interleaved_slice] = values
         return augment(batch, generator)[self.interleaved_slice]
 
 

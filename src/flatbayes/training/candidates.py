@@ -99,21 +99,26 @@ def measure_losses(
 
     Returns:
         The mean loss, None if it is not finite; and the losses, shape [n], float64 on the CPU, None if the likelihood
-        gives no finite numbers for single examples.
+        gives no finite numbers for single examples. Their mean is the mean loss: an example counts as much as it has
+        targets, such as labelled positions, and one without any is left out.
     """
-    means, counts, losses = list[float](), list[int](), list[Tensor]()
+    means, counts, losses, sizes = list[float](), list[int](), list[Tensor](), list[int]()
     failed = False
     for outputs, targets in predictions:  # to the end, whatever happens
         means.append(float(likelihood.loss(outputs, targets)))
         counts.append(likelihood.count_targets(targets))
+        rows = [slice(k, k + 1) for k in range(len(targets))]
+        are_equal = counts[-1] == len(rows)
+        sizes += [1 if are_equal else likelihood.count_targets(targets[row]) for row in rows]
         try:
-            losses += [
-                likelihood.loss(outputs[k : k + 1], targets[k : k + 1]).reshape(()) for k in range(len(targets))
-            ]
+            losses += [likelihood.loss(outputs[row], targets[row]).reshape(()) for row in rows]
         except (RuntimeError, ValueError, IndexError, TypeError):  # a loss of several examples, such as a ranking
             failed = True
     mean = means[0] if len(means) == 1 else sum(map(operator.mul, means, counts)) / sum(counts)
     values = torch.stack(losses).detach().to("cpu", torch.float64) if losses else torch.zeros(0)
+    if not failed:
+        weights = torch.tensor(sizes, dtype=torch.float64)
+        values = values[weights > 0] * weights[weights > 0] / weights[weights > 0].mean()
     is_usable = not failed and len(values) > 1 and bool(values.isfinite().all())
     return mean if math.isfinite(mean) else None, values if is_usable else None
 

@@ -59,9 +59,14 @@ class BatchClosure:
         return total  # type: ignore[return-value]  # a tensor: there is at least one micro-batch
 
     def _count_labelled(self, targets: Tensor) -> int | Tensor:
-        """Number of targets, as a tensor if some may be missing: reading it would wait for the device."""
+        """Number of targets, as a tensor if some may be missing: reading it would wait for the device.
+
+        Vectorized networks, whose targets are [batch, networks, ...], have a number each.
+        """
         is_labelled = self.run.find_labelled(targets)
-        return len(targets) if is_labelled is None else is_labelled.sum()
+        if is_labelled is None:
+            return len(targets)
+        return is_labelled.sum() if self.run.num_networks == 1 else is_labelled.transpose(0, 1).flatten(1).sum(1)
 
 
 def count_micro_batches(num_examples: int, batch_size: int, accumulation_steps: int) -> int:

@@ -216,8 +216,10 @@ class InMemoryData(TrainingData):
         """Shuffled and augmented batches, on the device if all examples fit there."""
         inputs, targets, augment = self.splits.train.inputs, self.splits.train.targets, self.splits.augment
         size, device, world = min(config.batch_size, len(inputs)), fabric.device, get_fabric_process_group(fabric)
+        move_masks = None if augment is None or not self.splits.is_dense else augment.move_masks
         if isinstance(inputs, LazyImages):
-            return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize.to(device), world)
+            scale = self.standardize.to(device)
+            return ShuffledBatches(inputs, targets, size, seed, augment, scale, world, move_masks)
         is_transformed = augment is None and inputs.dtype == torch.float64  # takes less memory as float32
         inputs = self.standardize(inputs) if is_transformed else inputs
         if fits_on_device(inputs, device) and fits_on_device(targets, device):
@@ -226,7 +228,8 @@ class InMemoryData(TrainingData):
             return ShuffledBatches(inputs, targets, size, seed, world=world)
         if augment is None and inputs.numel() <= MAX_CACHED_ELEMENTS:
             return ShuffledBatches(self.standardize(inputs), targets, size, seed, world=world)
-        return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize.to(device), world)
+        scale = self.standardize.to(device)
+        return ShuffledBatches(inputs, targets, size, seed, augment, scale, world, move_masks)
 
     def iter_examples(self, device: torch.device) -> Examples:
         """All examples, standardized, in the order of the data."""

@@ -12,7 +12,7 @@ from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredict
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.prediction.evaluation import predict_labelled
-from flatbayes.prediction.position_stream import predicts_positions, stream_example_losses
+from flatbayes.prediction.position_stream import stream_example_losses
 from flatbayes.training.batches import preserve_loader
 
 NUM_TOLERANCE_DRAWS = 10
@@ -38,7 +38,7 @@ def predict_examples(fitted: FittedPosterior, examples: Any, num_draws: int) -> 
 
 def measure_example_losses(fitted: FittedPosterior, examples: Any, num_draws: int) -> Tensor:
     """Losses of single examples, as of `compute_example_losses`; likewise."""
-    if predicts_positions(fitted):
+    if fitted.likelihood.has_positions:
         with preserve_loader(examples):
             return stream_example_losses(fitted, examples, num_draws, batch_size=256)
     return compute_example_losses(*predict_examples(fitted, examples, num_draws))

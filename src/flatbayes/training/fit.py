@@ -108,9 +108,10 @@ def fit(
         init: Trained weights to start from: a network, its state dict, a file with one (safetensors or torch.save),
             or a fitted posterior or its folder, whose mean weights and input transform are used; for an ensemble a
             list of them. Names may have the prefix of a wrapper, such as `module.`.
-        new_head: Start the last linear layer from fresh weights if the trained one has another shape: that of `init`,
-            or of a network or function with trained weights, which then gets as many outputs as the targets need. The
-            classes of a loader are counted up to its largest label, unless there is a `likelihood`.
+        new_head: Start the last linear layer, for a class of each pixel the last one that is linear or a convolution,
+            from fresh weights if the trained one has another shape: that of `init`, or of a network or function with
+            trained weights, which then gets as many outputs as the targets need. The classes of a loader are counted
+            up to its largest label, unless there is a `likelihood`.
         freeze: Name patterns of parameters that are not trained, such as `features.*`. BatchNorm layers without
             trained parameters keep their running statistics.
         transform: Standardization of the inputs; by default that of the training examples.

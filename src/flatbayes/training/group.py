@@ -207,10 +207,12 @@ def check_finite_draws(factory: RunFactory, posterior: Posterior, states: Sequen
     networks = sampler.sample_networks(NUM_CHECKED_DRAWS * len(states))
     predictive = factory.likelihood.predictive(network(sampler.preprocess(inputs)) for network in networks)
     if len(find_nonfinite_rows(predictive)):
+        data_change = factory.suggest_data_change()
+        first = "" if data_change is None else f"{data_change}, "
         raise RuntimeError(
             "The predictions of networks drawn after training are not finite for training examples: the training has "
-            f"diverged, to weights of up to {_largest_weight(states):.3g}. Try a lower learning rate, a smaller rho, "
-            "or clipping (--optimization.clip_norm 1)."
+            f"diverged, to weights of up to {_largest_weight(states):.3g}. Try {first}a lower learning rate, a "
+            "smaller rho, or clipping (--optimization.clip_norm 1)."
         )
 
 

@@ -58,10 +58,9 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
         DenseCategorical: "a class at each position",
     }
     kind = next((text for cls, text in kinds.items() if isinstance(likelihood, cls)), "numbers")
-    is_wrong = isinstance(likelihood, Bernoulli) != data.is_multi_label or (
-        isinstance(likelihood, DenseCategorical) != data.is_dense
-    )
-    if isinstance(likelihood, Bernoulli) and data.is_multi_label:
+    is_several = isinstance(likelihood, Bernoulli)
+    is_wrong = is_several != data.is_multi_label or likelihood.has_positions != data.is_dense
+    if is_several and data.is_multi_label:
         likelihood.prepare_targets(data.train.targets)
     elif is_wrong and isinstance(likelihood, tuple(kinds)):
         found = f"one of {data.num_classes} classes" if data.class_names else "numbers to predict"

@@ -196,6 +196,9 @@ def _list_remedies(run: TrainingRun, engine: Engine) -> str:
     remedies = [f"a lower learning rate (now {engine.base_lrs[0]:g})"]
     if any(param.dtype == torch.float16 for param in engine.module.parameters()):
         remedies.insert(0, "weights of float32, model.float() (some are float16, which overflows above 65504)")
+    data_change = run.suggest_data_change()
+    if data_change is not None:
+        remedies.insert(0, data_change)
     if radius:
         remedies.append(f"a smaller radius (now {describe_name(run.flatness.with_radius(radius))})")
     if clip_norm is None:

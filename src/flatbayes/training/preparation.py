@@ -15,6 +15,7 @@ from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.checks import DataWarning
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Gaussian, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Posterior
 from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
@@ -111,7 +112,14 @@ def prepare_runs(
         training_data = keep_token_ids(training_data, build_model)
     build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
     head_outputs = likelihood.num_outputs if new_head and not takes_num_outputs(model, model_arguments) else None
-    warm_start = WarmStart.from_init(init, build_model, new_head=new_head, freeze=freeze, head_outputs=head_outputs)
+    warm_start = WarmStart.from_init(
+        init,
+        build_model,
+        new_head=new_head,
+        freeze=freeze,
+        head_outputs=head_outputs,
+        has_positions=getattr(unwrap_custom(likelihood), "class_dim", -1) == 1,
+    )
     if config.epochs == 0 and warm_start.has_fresh_head:
         warnings.warn(UNTRAINED_HEAD, DataWarning, stacklevel=4)
     if isinstance(model, nn.Module):

@@ -155,6 +155,7 @@ class TrainingRun:
         num_networks: Number of networks in the module.
         status: What changes during training.
         record_snapshot: Called after every step with a snapshot, with the step and the first branch's state.
+        suggest_data_change: What to change in the data of a training that diverged; None for nothing.
     """
 
     module: nn.Module
@@ -170,6 +171,7 @@ class TrainingRun:
     num_networks: int = 1
     status: RunStatus = field(default_factory=RunStatus)
     record_snapshot: Callable[[int, State], None] | None = None
+    suggest_data_change: Callable[[], str | None] = lambda: None
 
     @property
     def current_config(self) -> TrainingConfig:

@@ -14,7 +14,6 @@ from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
-from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
@@ -35,6 +34,7 @@ from flatbayes.training.optimizers import (
     strengthen_prior,
 )
 from flatbayes.training.run import Branch, RunStatus, TrainingRun
+from flatbayes.training.target_unit import suggest_standardization
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
 
@@ -130,6 +130,7 @@ class RunFactory:
             validate=None if validate is None else lambda module: [validate(module)],
             find_labelled=find_loss_terms(self.likelihood, may_lack_labels=may_lack_labels),
             loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
+            suggest_data_change=self.suggest_data_change,
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 
@@ -161,10 +162,16 @@ class RunFactory:
             config=config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
+            find_labelled=find_loss_terms(self.likelihood, may_lack_labels=False),
             loss_is_nll=isinstance(self.likelihood, NLL_LIKELIHOODS),
+            suggest_data_change=self.suggest_data_change,
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
         )
+
+    def suggest_data_change(self) -> str | None:
+        """What to change in the data if a training diverges; None for nothing."""
+        return suggest_standardization(self.likelihood, self.training_data.example_batch[1])
 
     def make_branch(self, num_data: int, stack: VectorizedNetworks | None = None) -> Branch:
         """The branch of a run for the posterior.
@@ -304,10 +311,7 @@ def find_loss_terms(likelihood: Likelihood, *, may_lack_labels: bool) -> Callabl
         likelihood: Distribution of the targets given the outputs.
         may_lack_labels: Whether a batch may have examples without a label.
     """
-    inner = unwrap_custom(likelihood)
-    if isinstance(inner, DenseCategorical):
-        return inner.find_labelled_positions
-    return likelihood.find_labelled if may_lack_labels else lambda _: None
+    return likelihood.find_targets if may_lack_labels or likelihood.has_positions else lambda _: None
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:

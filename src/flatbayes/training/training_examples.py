@@ -8,6 +8,7 @@ from flatbayes.core.input_trees import holds_texts
 from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
+from flatbayes.data.named_labels import has_named_labels, number_labels, wrap_rows
 from flatbayes.data.pairs import is_tree_pair
 from flatbayes.data.split_checks import check_split_values, warn_of_untrained_classes
 from flatbayes.flatness import Flatness
@@ -56,6 +57,10 @@ def read_training_data(
         TypeError, ValueError: They are nothing to train on, or the arguments do not go together.
     """
     given, num_held_out = data if isinstance(data, DataSplits) else None, 0
+    val, class_names = wrap_rows(val), tuple[str, ...]()
+    if has_named_labels(data):
+        data, val = number_labels(data, val)
+        class_names = data.classes
     named = read_named_classes(data, val)
     data, val = unpack_splits(data, val) if named is None else unpack_splits(named, None)
     holds_out = given is None and val is None and needs_validation(config, flatness)
@@ -72,7 +77,7 @@ def read_training_data(
     if splits is not None:
         check_split_values(splits, ("train", "val"))
         warn_of_untrained_classes(splits)
-    class_names = () if splits is None else splits.class_names
+    class_names = class_names if splits is None else splits.class_names
     training_data = make_training_data(examples, transform, num_data, val, num_held_out, class_names)
     if config.epochs is None and given is None and not training_data.has_validation:
         warnings.warn(NO_VALIDATION, DataWarning, stacklevel=5)

@@ -47,8 +47,9 @@ def match_position_labels(data: InMemoryData, likelihood: Likelihood) -> InMemor
     splits = drop_unlabelled(splits, inner.ignore_index)
     names = splits.class_names[: inner.num_classes]
     names += tuple(str(k) for k in range(len(names), inner.num_classes))
+    augment = splits.augment and replace(splits.augment, ignore_index=inner.ignore_index)
     num_held_out = min(data.num_held_out, len(splits.val))
-    return replace(data, splits=replace(splits, class_names=names), num_held_out=num_held_out)
+    return replace(data, splits=replace(splits, class_names=names, augment=augment), num_held_out=num_held_out)
 
 
 def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:

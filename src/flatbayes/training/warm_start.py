@@ -12,7 +12,7 @@ from flatbayes.core import State
 from flatbayes.core.content import hash_content
 from flatbayes.core.names import format_names
 from flatbayes.core.networks import hash_tensors
-from flatbayes.core.parameter_selection import match_names, named_trainable
+from flatbayes.core.parameter_selection import explain_unmatched, match_names, named_trainable
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
 from flatbayes.models.head import count_head_outputs, find_head_name, replace_head
@@ -38,6 +38,7 @@ class WarmStart:
         weights: Trained weights by name, for each member, or one set for all; empty for fresh weights.
         new_head: Keep the last linear layer fresh if the trained one has another shape or is missing.
         head_outputs: Number of outputs that the last linear layer gets; None if it stays as it is built.
+        has_positions: Whether outputs are those of positions, so that the last layer may be a convolution.
         has_fresh_head: Whether the last linear layer is a fresh one.
         freeze: Name patterns of parameters that are not trained.
         transform: Standardization that the trained networks used, if it is known.
@@ -49,6 +50,7 @@ class WarmStart:
     freeze: Sequence[str] = ()
     transform: Standardize | None = None
     head_outputs: int | None = None
+    has_positions: bool = False
     has_fresh_head: bool = False
     network: nn.Module | None = None
 
@@ -61,6 +63,7 @@ class WarmStart:
         new_head: bool,
         freeze: Sequence[str],
         head_outputs: int | None = None,
+        has_positions: bool = False,
     ) -> "WarmStart":
         """Read trained weights, and check that they match the network.
 
@@ -70,6 +73,7 @@ class WarmStart:
             new_head: See the attribute.
             freeze: See the attribute.
             head_outputs: See the attribute.
+            has_positions: See the attribute.
 
         Raises:
             ValueError: The weights are not those of this network, or `freeze` is no list or has a pattern that
@@ -85,8 +89,9 @@ class WarmStart:
             return cls()
         with preserve_rng(None):
             network = build_model()
-            given_outputs = count_head_outputs(network)
-            network = network if head_outputs is None else replace_head(network, head_outputs)
+            given_outputs = count_head_outputs(network, has_positions=has_positions)
+            if head_outputs is not None:
+                network = replace_head(network, head_outputs, has_positions=has_positions)
         weights: list[Mapping[str, Tensor]] = []
         transform: Standardize | None = None
         for source in list_sources(init):
@@ -102,11 +107,12 @@ class WarmStart:
                 weights.append(extract_state_dict(source, "init"))
             else:
                 weights.append(read_weights(Path(source)))
-        matched = [match_weights(state_dict, network, new_head=new_head) for state_dict in weights]
+        head = _head_names(network, has_positions=has_positions)
+        matched = [match_weights(state_dict, network, head, new_head=new_head) for state_dict in weights]
         _select_frozen(network, freeze)
         is_replaced = head_outputs not in (None, given_outputs)
-        is_fresh = any(_head_names(network) - loaded.keys() for loaded in matched) if weights else is_replaced
-        return cls(weights, new_head, freeze, transform, head_outputs, is_fresh)
+        is_fresh = any(head - loaded.keys() for loaded in matched) if weights else is_replaced
+        return cls(weights, new_head, freeze, transform, head_outputs, has_positions, is_fresh)
 
     def check_members(self, posterior: Posterior) -> None:
         """Refuse trained weights that are fewer than the networks of a posterior.
@@ -153,10 +159,11 @@ class WarmStart:
     def apply_to(self, network: nn.Module, member: int) -> nn.Module:
         """Load the weights of a member, and turn off gradients of frozen parameters, in place; return the network."""
         if self.head_outputs is not None:
-            network = replace_head(network, self.head_outputs)
+            network = replace_head(network, self.head_outputs, has_positions=self.has_positions)
         if self.weights:
             weights = self.weights[min(member, len(self.weights) - 1)]
-            network.load_state_dict(match_weights(weights, network, new_head=self.new_head), strict=False)
+            head = _head_names(network, has_positions=self.has_positions)
+            network.load_state_dict(match_weights(weights, network, head, new_head=self.new_head), strict=False)
         for param in _select_frozen(network, self.freeze):
             param.requires_grad_(False)
         return network
@@ -191,19 +198,22 @@ def _load_fitted(folder: Path, network: nn.Module) -> FittedPosterior:
     return FittedPosterior.load(folder, None if is_own else network)
 
 
-def match_weights(weights: Mapping[str, Tensor], network: nn.Module, *, new_head: bool) -> dict[str, Tensor]:
+def match_weights(
+    weights: Mapping[str, Tensor], network: nn.Module, head: AbstractSet[str] | None = None, *, new_head: bool
+) -> dict[str, Tensor]:
     """The trained weights that are to be loaded, under the names of the network.
 
     Args:
         weights: Trained weights by name, perhaps with the prefix of a wrapper.
         network: The network.
-        new_head: Whether weights of the last linear layer may be missing or have another shape.
+        head: Names of the parameters of the last layer; by default of the last linear one.
+        new_head: Whether weights of the last layer may be missing or have another shape.
 
     Raises:
         ValueError: Names or shapes differ, or a value is not finite.
     """
     own = network.state_dict()
-    head = _head_names(network)
+    head = _head_names(network) if head is None else head
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     required = own.keys() - counters - (head if new_head else set())
     weights = _strip_prefix(weights, required, own.keys())
@@ -236,9 +246,9 @@ def match_weights(weights: Mapping[str, Tensor], network: nn.Module, *, new_head
     return {name: tensor for name, tensor in weights.items() if name not in reshaped}
 
 
-def _head_names(network: nn.Module) -> set[str]:
-    """Names of the parameters of the last linear layer; none if there is no such layer."""
-    name = find_head_name(network)
+def _head_names(network: nn.Module, *, has_positions: bool = False) -> set[str]:
+    """Names of the parameters of the last layer, as of `replace_head`; none if there is no such layer."""
+    name = find_head_name(network, has_positions=has_positions)
     return (
         set()
         if name is None
@@ -266,7 +276,9 @@ def _select_frozen(network: nn.Module, patterns: Sequence[str]) -> list[nn.Param
     params = named_trainable(network)
     for pattern in patterns:
         if not match_names(list(params), pattern):
+            frozen_names = [name for name, param in network.named_parameters() if not param.requires_grad]
             raise ValueError(
-                f"The pattern {pattern!r} of freeze matches no trainable parameter: {format_names(params)}."
+                f"The pattern {pattern!r} of freeze matches no trainable parameter of {type(network).__name__}. "
+                f"{explain_unmatched(pattern, list(params), frozen_names)}"
             )
     return [params[name] for pattern in patterns for name in match_names(list(params), pattern)]

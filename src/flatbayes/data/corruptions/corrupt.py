@@ -56,6 +56,8 @@ CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = Ma
 )
 """All corruptions: functions of images from 0 to 1, a severity and a generator."""
 
+MOVING_CORRUPTIONS = frozenset({"elastic_transform", "zoom_blur"})
+"""Corruptions that move what an image shows, so that the class of a pixel is no longer that of its mask."""
 NUM_SEVERITIES = 5
 IMAGES_PER_CHUNK = 500
 WHITE_VALUES = (1.0, 16.0, 255.0)
@@ -103,12 +105,14 @@ def corrupt_images(
     return torch.cat(chunks)
 
 
-def list_corruptions(channels: int, *, standard_only: bool = False) -> tuple[str, ...]:
+def list_corruptions(channels: int, *, standard_only: bool = False, with_moving: bool = True) -> tuple[str, ...]:
     """List the corruptions for images with this number of channels.
 
     Args:
         channels: 3 for color images; others cannot be saturated.
         standard_only: List the 15 corruptions that results are usually averaged over.
+        with_moving: Also those that move what an image shows, `elastic_transform` and `zoom_blur`, which do not suit
+            images with a class for each pixel.
 
     Examples:
         >>> list_corruptions(channels=3)[:3], len(list_corruptions(channels=1, standard_only=True))
@@ -117,7 +121,7 @@ def list_corruptions(channels: int, *, standard_only: bool = False) -> tuple[str
     return tuple(
         name
         for name in (STANDARD_CORRUPTIONS if standard_only else CORRUPTIONS)
-        if channels == 3 or name != "saturate"
+        if (channels == 3 or name != "saturate") and (with_moving or name not in MOVING_CORRUPTIONS)
     )
 
 
