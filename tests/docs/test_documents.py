@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,18 +18,27 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 EPOCHS = re.compile(r"(epochs\"?[=:] ?)(\d+)")
 MAX_EPOCHS = 5
 OF_OTHERS = {  # warnings that other packages give to everyone who uses them as documented
+    "data-and-models.md": [r"ignore:`torch\.jit:DeprecationWarning"],  # PyTorch Geometric
     "integrations.md": [
         r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",  # Lightning
         "ignore:The 'train_dataloader' does not have many workers:UserWarning",  # Lightning
         "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
-    ]
+    ],
 }
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
+OPTIONAL_PACKAGES = {"## Graphs": "torch_geometric"}
+"""Packages that a section needs and that may be absent, by its heading."""
+
+
 def snippets(path):
-    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    for heading, package in OPTIONAL_PACKAGES.items():
+        if find_spec(package) is None:
+            text = re.sub(rf"^{heading}\n.*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = BLOCK.findall(text)
     if path.name == "own-loop.md":
         blocks = blocks[1:]  # the first shows the two lines that all others put to work
     return blocks

@@ -1,9 +1,9 @@
-"""Inputs of one batch as a tensor, or as a tree of tensors: a tuple or a dictionary with one shared batch axis.
+"""Inputs of one batch as a tensor, or as a tree: a tuple or a dictionary of tensors with one shared batch axis.
 
 Loaders and users give trees in many types: tuples, lists, named tuples, dictionaries, `BatchEncoding` of
 transformers, with arrays as leaves. `make_inputs` converts them to plain tuples and dictionaries of tensors, which is
-what all code behind it handles. Entries that are None or a bool stay as they are. Every function here takes a tensor
-the short way.
+what all code behind it handles. Entries that are None or a bool stay as they are, and so do batches of graphs, which
+are inputs or entries as tensors are. Every function here takes a tensor the short way.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +15,20 @@ from torch import Tensor
 
 from flatbayes.core.arrays import to_plain_array
 from flatbayes.core.devices import move_tensor
+from flatbayes.core.graph_batches import (
+    NODE_TASK_ADVICE,
+    GraphBatch,
+    count_graphs,
+    is_graph,
+    is_graph_batch,
+    list_graph_entries,
+    make_graph_batch,
+    map_graph_tensors,
+    select_graphs,
+)
 
-ModelInputs = Tensor | dict[str, Any] | tuple[Any, ...]
-"""Inputs of one batch: a tensor, or a tuple or dictionary of such."""
-
-LABEL_KEYS = ("labels", "label", "targets", "target")
-"""Names under which a batch that is a dictionary may hold its targets."""
+ModelInputs = Tensor | GraphBatch | dict[str, Any] | tuple[Any, ...]
+"""Inputs of one batch: a tensor or a batch of graphs, or a tuple or dictionary of such."""
 
 IGNORE_INDEX = -100
 """Label of an example without a label, as in torch."""
@@ -33,7 +41,10 @@ MULTI_LABEL_ADVICE = (
     "--data.task multi_label)."
 )
 
-
+ONE_GRAPH_ADVICE = (
+    "For tasks of whole graphs pass a list of graphs, or a DataLoader of PyTorch Geometric, which joins them to "
+    f"batches. {NODE_TASK_ADVICE}"
+)
 DENSE_ADVICE = (
     " For a class at each position of an example, such as a pixel or a token, pass "
     "likelihood=DenseCategorical(num_classes)."
@@ -80,7 +91,7 @@ def make_inputs(batch: object, name: str = "inputs") -> ModelInputs:
     if isinstance(batch, Tensor):
         return batch
     inputs = cast(ModelInputs, _convert(batch, name))
-    sizes = {path: len(leaf) if leaf.ndim else None for path, leaf in _iter_leaves(inputs, name)}
+    sizes = {path: _count_rows(leaf) for path, leaf in _iter_leaves(inputs, name)}
     for path, size in sizes.items():
         if size is None:
             raise ValueError(f"{path} is a single number: every tensor of the inputs must have one row per example.")
@@ -92,89 +103,24 @@ def make_inputs(batch: object, name: str = "inputs") -> ModelInputs:
     return inputs
 
 
-def split_labels(batch: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
-    """Inputs and targets of a batch that is a dictionary.
-
-    Raises:
-        ValueError: No entry, or more than one, is called as targets are.
-    """
-    keys = [key for key in LABEL_KEYS if key in batch]
-    if len(keys) != 1:
-        raise ValueError(
-            f"The batch is a dictionary with the entries {', '.join(map(str, batch))}, of which {len(keys)} are "
-            f"called {', '.join(LABEL_KEYS)}. Exactly one must hold the targets; or let the loader return "
-            "(inputs, targets)."
-        )
-    return {key: value for key, value in batch.items() if key != keys[0]}, batch[keys[0]]
-
-
-def split_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Inputs and targets of a batch, arrays as tensors.
-
-    Raises:
-        ValueError: The batch is not a pair of inputs and targets.
-    """
-    if isinstance(batch, Mapping):
-        batch = split_labels(batch)
-    if holds_texts(batch):
-        raise ValueError(f"The inputs are texts, and inputs of a network are numbers. {TEXT_ADVICE}")
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        kind = type(batch).__name__
-        if isinstance(batch, tuple | list):
-            kind = f"{kind} of {len(batch)}"
-        raise ValueError(
-            f"A batch of the loader must be a pair (inputs, targets), got a {kind}. Return such pairs from the "
-            "dataset or collate_fn; several inputs may be a tuple or dictionary, ((first, second), targets)."
-        )
-    if isinstance(batch[1], str | int | float | np.generic) or (isinstance(batch[1], Tensor) and not batch[1].ndim):
-        raise ValueError(
-            "This is one example, with a number or text as its target, and a batch of examples is needed: pass "
-            "DataLoader(examples, batch_size=32), which joins them to batches."
-        )
-    inputs, targets = make_inputs(batch[0]), batch[1]
-    if not isinstance(targets, Tensor) and (hasattr(targets, "__array__") or isinstance(targets, list | tuple)):
-        targets = _to_target_tensor(targets)
-    if not isinstance(targets, Tensor):
-        raise ValueError(
-            f"Inputs and targets of a batch must be tensors or arrays, got a {type(inputs).__name__} and a "
-            f"{type(targets).__name__}. Convert them in the dataset or collate_fn."
-        )
-    shape = first_tensor(inputs).shape
-    if not (shape and targets.ndim) or shape[0] != len(targets):
-        raise ValueError(
-            f"Inputs and targets of a batch must have the same number of examples, got the shapes {tuple(shape)} and "
-            f"{tuple(targets.shape)}."
-        )
-    return inputs, targets
-
-
-def _to_target_tensor(targets: Any) -> Tensor:
-    """Targets of a batch as a tensor.
-
-    Raises:
-        ValueError: They are no numbers.
-    """
-    if isinstance(targets, list | tuple) and any(isinstance(target, Tensor) for target in targets):
-        return torch.as_tensor(targets)
-    array = to_plain_array(targets)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"The targets of a batch are of the type {array.dtype}, such as {str(array.ravel()[:1].tolist())[:80]}. "
-            "Pass `fit` the dataset in place of a loader, or number the classes from 0, in training, validation and "
-            "test data alike: names = sorted(set(labels)) and names.index(label) as the target."
-        )
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: ModelInputs) -> Any:
-    """The inputs with a function applied to every tensor."""
+    """The inputs with a function applied to every tensor, also to those of graphs."""
     if isinstance(inputs, Tensor):
         return function(inputs)
+
+    def map_leaf(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Tensor) else map_graph_tensors(function, leaf)
+
+    return _map_leaves(map_leaf, inputs)
+
+
+def _map_leaves(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """The inputs with a function applied to every tensor and every batch of graphs."""
     if isinstance(inputs, dict):
-        return {key: map_tensors(function, value) for key, value in inputs.items()}
+        return {key: _map_leaves(function, value) for key, value in inputs.items()}
     if isinstance(inputs, tuple):
-        return tuple(map_tensors(function, value) for value in inputs)
-    return inputs  # None or a bool
+        return tuple(_map_leaves(function, value) for value in inputs)
+    return function(inputs) if isinstance(inputs, Tensor) or is_graph_batch(inputs) else inputs  # None or a bool
 
 
 def move_batch(batch: tuple[ModelInputs, Tensor], device: torch.device) -> tuple[Any, Tensor]:
@@ -196,28 +142,42 @@ def cast_floating(inputs: ModelInputs, dtype: torch.dtype | None) -> Any:
 
 
 def cast_integers(inputs: ModelInputs) -> Any:
-    """The inputs with integers as floating numbers of the default dtype."""
+    """The inputs with integers as floating numbers of the default dtype, but for those of graphs, such as edges."""
 
-    def cast_tensor(tensor: Tensor) -> Tensor:
-        is_integer = not (tensor.is_floating_point() or tensor.is_complex())
-        return tensor.to(torch.get_default_dtype()) if is_integer else tensor
+    def cast_leaf(leaf: Any) -> Any:
+        is_integer = isinstance(leaf, Tensor) and not (leaf.is_floating_point() or leaf.is_complex())
+        return leaf.to(torch.get_default_dtype()) if is_integer else leaf
 
-    return map_tensors(cast_tensor, inputs)
+    return _map_leaves(cast_leaf, inputs)
 
 
 def first_tensor(inputs: ModelInputs) -> Tensor:
     """The tensor, or the first one of a tree."""
+    return inputs if isinstance(inputs, Tensor) else next(_iter_tensors(inputs, ""))[1]
+
+
+def first_leaf(inputs: ModelInputs) -> Any:
+    """The tensor or batch of graphs, or the first one of a tree."""
     return inputs if isinstance(inputs, Tensor) else next(_iter_leaves(inputs, ""))[1]
 
 
 def count_examples(inputs: ModelInputs) -> int:
-    """Number of examples."""
-    return len(first_tensor(inputs))
+    """Number of examples; 0 of a single number."""
+    return _count_rows(first_leaf(inputs)) or 0
+
+
+def _count_rows(leaf: Any) -> int | None:
+    """Number of examples of a tensor or of a batch of graphs; None of a single number."""
+    if isinstance(leaf, Tensor):
+        return len(leaf) if leaf.ndim else None
+    return count_graphs(leaf)
 
 
 def slice_examples(inputs: ModelInputs, rows: int | slice | Tensor) -> Any:
-    """The examples of some rows."""
-    return inputs[rows] if isinstance(inputs, Tensor) else map_tensors(lambda tensor: tensor[rows], inputs)
+    """The examples of some rows; of a number, that example without a batch axis."""
+    if isinstance(inputs, Tensor):
+        return inputs[rows]
+    return _map_leaves(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else select_graphs(leaf, rows), inputs)
 
 
 def split_examples(inputs: ModelInputs, size: int) -> list[Any]:
@@ -225,24 +185,31 @@ def split_examples(inputs: ModelInputs, size: int) -> list[Any]:
     if isinstance(inputs, Tensor):
         return list(inputs.split(size))
     starts = range(0, count_examples(inputs), size)
+    if len(starts) == 1:
+        return [inputs]
     return [slice_examples(inputs, slice(start, start + size)) for start in starts]
 
 
 def is_input_tree(inputs: object) -> bool:
-    """Whether inputs are a dictionary, or a tuple or list of tensors, arrays and dictionaries."""
+    """Whether inputs are a dictionary, a tuple or list of tensors, arrays, dictionaries and graphs, or graphs."""
     if isinstance(inputs, tuple | list):
-        return len(inputs) > 0 and all(isinstance(entry, Tensor | np.ndarray | Mapping) for entry in inputs)
-    return isinstance(inputs, Mapping)
+        return len(inputs) > 0 and all(map(is_input_entry, inputs))
+    return isinstance(inputs, Mapping) or is_graph_batch(inputs)
+
+
+def is_input_entry(value: object) -> bool:
+    """Whether this can be one of several inputs: a tensor, an array, a dictionary or a batch of graphs."""
+    return isinstance(value, Tensor | np.ndarray | Mapping) or is_graph_batch(value)
 
 
 def list_tensors(inputs: Any, name: str = "inputs") -> dict[str, Tensor]:
-    """The tensors by their place, for messages: `inputs`, or `inputs['key']` and `inputs[0]` in a tree."""
-    return dict(_iter_leaves(inputs, name))
+    """The tensors by their place, for messages: `inputs`, or `inputs['key']`, `inputs[0]`, `inputs (x)` in a tree."""
+    return dict(_iter_tensors(inputs, name))
 
 
 def flatten_tree(inputs: ModelInputs, name: str) -> dict[str, Tensor]:
-    """The tensors by their path: `name`, or `name/k:key` and `name/i:index` for the entries of a tree."""
-    return dict(_iter_leaves(inputs, name, "/k:{}", "/i:{}"))
+    """The tensors by their path: `name`; of a tree `name/k:key` and `name/i:index`; and of graphs `name/g:key`."""
+    return dict(_iter_tensors(inputs, name, "/k:{}", "/i:{}", "/g:{}"))
 
 
 def unflatten_tree(tensors: Mapping[str, Tensor], name: str) -> ModelInputs:
@@ -263,12 +230,17 @@ def unflatten_tree(tensors: Mapping[str, Tensor], name: str) -> ModelInputs:
     values = {segment: unflatten_tree(tensors, prefix + segment) for segment in entries}
     if all(segment.startswith("i:") for segment in values):
         return tuple(values[f"i:{k}"] for k in range(len(values)))
+    if all(segment.startswith("g:") for segment in values):
+        entries = {segment.removeprefix("g:"): value for segment, value in values.items()}
+        return cast(ModelInputs, make_graph_batch(entries))
     return {segment.removeprefix("k:"): value for segment, value in values.items()}
 
 
 def _convert(batch: Any, name: str) -> Any:
-    if isinstance(batch, Tensor) or batch is None or isinstance(batch, bool):
+    if isinstance(batch, Tensor) or batch is None or isinstance(batch, bool) or is_graph_batch(batch):
         return batch
+    if is_graph(batch):
+        raise ValueError(f"{name} is one graph, a {type(batch).__name__}. {ONE_GRAPH_ADVICE}")
     if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
         array = np.ascontiguousarray(to_plain_array(batch))
         return torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -327,12 +299,25 @@ def join_numbers(value: Any) -> Any:
 
 def _iter_leaves(
     inputs: Any, path: str, key_format: str = "[{!r}]", index_format: str = "[{}]"
-) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(inputs, Tensor):
+) -> Iterator[tuple[str, Any]]:
+    """Tensors and batches of graphs, with their paths."""
+    if isinstance(inputs, Tensor) or is_graph_batch(inputs):
         yield path, inputs
     elif isinstance(inputs, dict):
         for key, value in inputs.items():
             yield from _iter_leaves(value, path + key_format.format(key), key_format, index_format)
-    elif isinstance(inputs, tuple):
+    elif isinstance(inputs, tuple | list):
         for k, value in enumerate(inputs):
             yield from _iter_leaves(value, path + index_format.format(k), key_format, index_format)
+
+
+def _iter_tensors(
+    inputs: Any, path: str, key_format: str = "[{!r}]", index_format: str = "[{}]", graph_format: str = " ({})"
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors with their paths, also those of graphs."""
+    for leaf_path, leaf in _iter_leaves(inputs, path, key_format, index_format):
+        if isinstance(leaf, Tensor):
+            yield leaf_path, leaf
+        else:
+            for name, value in list_graph_entries(leaf).items():
+                yield from _iter_leaves(value, leaf_path + graph_format.format(name), key_format, index_format)

@@ -6,8 +6,8 @@ and returns one tensor has none.
 
 Inputs that are a dictionary are passed by name, `network(**inputs)`, if `forward` has parameters of these names (as
 models of transformers have), and otherwise as one argument. Inputs that are a tuple are one argument, as in
-`network(inputs)`, unless `forward` requires several: then `network(*inputs)`. A direct call with several arguments
-is not changed.
+`network(inputs)`, unless `forward` requires several: then `network(*inputs)`; and so are graphs, of which the entries
+are passed then, such as x, edge_index and batch. A direct call with several arguments is not changed.
 
 Outputs: `output` names the entry of a tuple or list (an index), of a dictionary (a key), or an attribute; or it is a
 function of the output. Without it, the choice must be clear: the logits of an output that has some, or the only
@@ -17,12 +17,13 @@ tensor. A name or index is saved with the posterior; a function must be given ag
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode, preserve_buffers
+from flatbayes.core.graph_batches import is_graph_batch, list_declared_arguments, make_graph_arguments
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.names import format_count
 from flatbayes.core.networks import cast_inputs
@@ -31,8 +32,9 @@ from flatbayes.core.randomness import preserve_rng
 OutputSelector = str | int | Callable[[Any], Tensor]
 """Key, attribute or index of the output that is used, or a function that selects it."""
 
-InputStructure = tuple[str, ...] | int | None
-"""Keys of inputs that are a dictionary, number of those that are a tuple; None for a tensor."""
+GRAPHS: Literal["graphs"] = "graphs"
+InputStructure = tuple[str, ...] | int | Literal["graphs"] | None
+"""Keys of inputs that are a dictionary, number of those that are a tuple, `GRAPHS`; None for a tensor."""
 
 LOGITS, HIDDEN_STATE = "logits", "last_hidden_state"
 
@@ -76,29 +78,27 @@ class NetworkInterface:
                 f"its output is selected by the function {str(entries['function'])[:80]}, which is not saved: pass "
                 "`output`, the function of the fit."
             )
-        is_valid = isinstance(inputs, int | None) or (
-            isinstance(inputs, list) and all(isinstance(key, str) for key in inputs)
-        )
+        is_valid = isinstance(inputs, int | None) or inputs == GRAPHS
+        is_valid |= isinstance(inputs, list) and all(isinstance(key, str) for key in inputs)
         if not is_valid or isinstance(inputs, bool) or not isinstance(stored, str | int | None):
             raise ValueError("its description of inputs and outputs is damaged.")
-        return NetworkInterface(
-            stored if output is None else output, tuple(inputs) if isinstance(inputs, list) else inputs
-        )
+        structure = tuple(inputs) if isinstance(inputs, list) else inputs
+        return NetworkInterface(stored if output is None else output, structure)
 
 
 @dataclass(frozen=True)
 class InputHook:
-    """Passes a dictionary by name, or a tuple as several arguments, where `forward` takes them so.
+    """Passes a dictionary or graphs by name, or a tuple as several arguments, where `forward` takes them so.
 
     Attributes:
         names: Names of the parameters of `forward`.
         takes_any_name: Whether `forward` has `**kwargs`.
-        num_required: Number of positional arguments that `forward` requires.
+        required: Names of the positional arguments that `forward` requires.
     """
 
     names: frozenset[str]
     takes_any_name: bool
-    num_required: int
+    required: tuple[str, ...]
 
     @staticmethod
     def of(network: nn.Module) -> "InputHook":
@@ -109,7 +109,7 @@ class InputHook:
         return InputHook(
             frozenset(p.name for p in named),
             any(p.kind is p.VAR_KEYWORD for p in params),
-            sum(p.default is p.empty for p in positional),
+            tuple(p.name for p in positional if p.default is p.empty) or list_declared_arguments(network),
         )
 
     def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -117,8 +117,10 @@ class InputHook:
         if len(args) != 1 or kwargs or isinstance(args[0], Tensor):
             return None
         inputs = args[0]
-        if isinstance(inputs, tuple) and self.num_required > 1:
+        if isinstance(inputs, tuple) and len(self.required) > 1:
             return inputs, {}
+        if is_graph_batch(inputs) and len(self.required) > 1:
+            return (), make_graph_arguments(inputs, self.required, self.names, type(network).__name__)
         if isinstance(inputs, Mapping) and (self.takes_any_name or self.names.intersection(inputs)):
             unknown = [] if self.takes_any_name else [key for key in inputs if key not in self.names]
             if unknown:
@@ -219,10 +221,12 @@ def infer_interface(
 
 
 def get_structure(inputs: ModelInputs) -> InputStructure:
-    """Keys or number of the inputs; None for a tensor."""
+    """Keys or number of the inputs, or that they are graphs; None for a tensor."""
     if isinstance(inputs, Tensor):
         return None
-    return tuple(inputs) if isinstance(inputs, dict) else len(inputs)
+    if isinstance(inputs, dict):
+        return tuple(inputs)
+    return len(inputs) if isinstance(inputs, tuple) else GRAPHS
 
 
 def explain_transposed(inputs: ModelInputs) -> str:
@@ -330,9 +334,9 @@ def _list_entries(outputs: Any) -> dict[Any, Any]:
 
 
 def _format_structure(structure: InputStructure) -> str:
-    if isinstance(structure, int):
-        return f"a tuple of {structure}"
-    return f"a dictionary with the keys {', '.join(structure or ())}"
+    if isinstance(structure, tuple):
+        return f"a dictionary with the keys {', '.join(structure)}"
+    return "a batch of graphs" if structure == GRAPHS else f"a tuple of {structure}"
 
 
 def _remove_hooks(network: nn.Module) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.input_trees import LABEL_KEYS, split_labels
+from flatbayes.core.batch_targets import LABEL_KEYS, split_labels
 from flatbayes.data.in_memory import encode_texts
 
 

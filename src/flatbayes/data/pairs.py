@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from flatbayes.core.input_trees import is_input_tree, join_numbers
+from flatbayes.core.graph_batches import is_graph, is_graph_list, join_graphs
+from flatbayes.core.input_trees import ONE_GRAPH_ADVICE, is_input_entry, is_input_tree, join_numbers
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.data_frames import is_data_frame
@@ -103,7 +104,7 @@ def join_rows(inputs: Any, targets: Any) -> Any:
 
 
 def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
-    """Whether inputs are a dictionary or tuple of tensors, and not a list of the rows of one array.
+    """Whether inputs are a dictionary or tuple of tensors or graphs, and not a list of the rows of one array.
 
     Args:
         inputs: Inputs of all examples.
@@ -115,35 +116,63 @@ def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
         >>> holds_several_inputs((ids, ids), 3), holds_several_inputs(list(ids), 3)
         (True, False)
     """
-    return is_input_tree(inputs) and (isinstance(inputs, Mapping) or len(inputs) != num_examples)
+    return is_input_tree(inputs) and (not isinstance(inputs, tuple | list) or len(inputs) != num_examples)
 
 
 def is_tree_item(item: object) -> bool:
-    """Whether an item of a dataset is a dictionary, or a pair of several inputs and a target."""
-    return isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2 and is_input_tree(item[0]))
+    """Whether an item of a dataset is a dictionary, a graph, or a pair of a graph or several inputs and a target."""
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return is_graph(item[0]) or is_input_tree(item[0]) or _holds_graph(item[0])
+    return isinstance(item, Mapping) or is_graph(item)
+
+
+def _holds_graph(inputs: Any) -> bool:
+    """Whether inputs of one example are several, of which one is a graph."""
+    if not isinstance(inputs, tuple | list):
+        return False
+    return any(map(is_graph, inputs)) and all(is_graph(entry) or is_input_entry(entry) for entry in inputs)
 
 
 def has_tree_items(data: object) -> bool:
-    """Whether this is a map-style dataset whose items are dictionaries, or pairs of several inputs and a target."""
+    """Whether this is a map-style dataset of dictionaries, graphs, or pairs of such or several inputs and a target.
+
+    A list of graphs, or a batch of them, is one too.
+
+    Raises:
+        ValueError: It is one graph.
+    """
+    if is_graph(data):
+        raise ValueError(f"A {type(data).__name__} is one graph. {ONE_GRAPH_ADVICE}")
+    if is_graph_list(data):
+        return True
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset) or not len(data):  # type: ignore[arg-type]
         return False
     return is_tree_item(data[0])
 
 
 def collate_examples(examples: list[Any]) -> Any:
-    """A batch of examples, as torch makes it; lists of numbers in dictionaries are rows, one for each example.
+    """A batch of examples, as torch makes it; lists of numbers in dictionaries are rows, and graphs are joined.
 
     Raises:
         ValueError: They cannot be joined.
     """
     try:
-        return default_collate([_convert_lists(example) for example in examples])
+        return _join_examples([_convert_lists(example) for example in examples])
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"The examples of the dataset cannot be joined to a batch: {error}. Give them the same shapes, such as "
             "by padding texts to one length; or pass `fit` and `evaluate` DataLoader(dataset, batch_size=..., "
             "collate_fn=...) with a function that joins them."
         ) from error
+
+
+def _join_examples(examples: list[Any]) -> Any:
+    first = examples[0]
+    if is_graph(first):
+        return join_graphs(examples)
+    if isinstance(first, tuple | list) and any(is_graph(entry) or _holds_graph(entry) for entry in first):
+        return [_join_examples(list(entries)) for entries in zip(*examples, strict=True)]
+    return default_collate(examples)
 
 
 def _convert_lists(example: Any) -> Any:

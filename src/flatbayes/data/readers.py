@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from flatbayes.core.graph_batches import is_graph_list
 from flatbayes.data.checks import TaskType
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.hub import is_hub_name
@@ -31,7 +32,7 @@ def make_source(data: Any, **options: Any) -> DataSource:
     Args:
         data: A file, a folder, or the name of a dataset on the hub, as for `find_reader`; a pair `(inputs, targets)`
             of arrays, tensors or data frames, where inputs may be a dictionary or tuple of tensors; a map-style torch
-            dataset of pairs, or of dictionaries with labels; splits; or a source.
+            dataset of pairs, or of dictionaries with labels; a list of graphs; splits; or a source.
         options: Other options of the source; a table needs its `target`.
 
     Raises:
@@ -50,6 +51,8 @@ def make_source(data: Any, **options: Any) -> DataSource:
         return replace(data, **options)
     if isinstance(data, DataSplits):
         return FixedSplits(data, **options)
+    if is_graph_list(data):
+        return TorchDataset(data, **options)
     data = wrap_rows(data)
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[1], Mapping):
         return Arrays(*data, **options)

@@ -48,7 +48,7 @@ class Split:
         inputs: Raw inputs before standardization: images, [n, channels, height, width] (uint8, or float32 if they are
             stored so), or features, [n, features] (float32, or float64 until they are standardized). Streamed images
             are `LazyImages`. Or a dictionary or tuple of tensors, such as those of a tokenizer, with one row for each
-            example in every tensor; `fit` and predictions take them as they are.
+            example in every tensor, or a batch of graphs; `fit` and predictions take them as they are.
         targets: Class of each example, [n] (int64), counted from 0; or regression targets in their own unit, [n] or
             [n, targets] (float32 or float64); or several labels of each example, [n, labels] (int64), each 0 or 1,
             and -100 where it is not known; or the class of each position of an example, [n, *positions] (int64), and
@@ -75,15 +75,18 @@ class Split:
 
     @property
     def has_input_tree(self) -> bool:
-        """Whether the inputs are a dictionary or tuple of tensors."""
-        return isinstance(self.inputs, dict | tuple)
+        """Whether the inputs are a dictionary or tuple of tensors, or a batch of graphs."""
+        return is_input_tree(self.inputs)
 
     def describe_inputs(self) -> str:
         """The shape of an input, or of each of several inputs, as text."""
         if not self.has_input_tree:
             return f"of shape {tuple(self.inputs.shape[1:])}"
-        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in list_tensors(self.inputs).items()}
-        return "with " + ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+        texts = [
+            f"{name} of shape {tuple(tensor.shape[1:])}" if len(tensor) == len(self) else name  # of nodes or edges
+            for name, tensor in list_tensors(self.inputs).items()
+        ]
+        return "with " + ", ".join(texts)
 
     def check_one_input(self) -> None:
         """Check that the inputs are one array.

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
+from flatbayes.core.batch_targets import split_batch, split_labels
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_fields
-from flatbayes.core.input_trees import make_inputs, split_labels
+from flatbayes.core.graph_batches import is_graph, is_graph_list
+from flatbayes.core.input_trees import make_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
@@ -28,7 +30,9 @@ from flatbayes.data.source import DataSource, RawSplits
 
 @dataclass(frozen=True, kw_only=True)
 class TorchDataset(DataSource):
-    """A map-style torch dataset of (input, target) pairs, such as those of torchvision, or of labelled dictionaries.
+    """A map-style torch dataset of (input, target) pairs, such as those of torchvision, or of labelled inputs.
+
+    These are dictionaries with an entry `labels`, or graphs of PyTorch Geometric with an entry `y`.
 
     All examples are read into memory once, so a random `transform` of the dataset is applied once and then fixed. Use
     `flip`, `pad` and `cutout` for random augmentation.
@@ -39,7 +43,7 @@ class TorchDataset(DataSource):
 
     Attributes:
         dataset: Dotted path of a class or function that makes the dataset (`torchvision.datasets.CIFAR10`); or the
-            dataset itself.
+            dataset itself, or a list of graphs.
         test: Dataset of the test split, if `dataset` is an instance; None draws `test_size` examples.
         val: Dataset of the validation split, if `dataset` is an instance; None draws `val_size` examples.
         options: Arguments of the class or function at the dotted path.
@@ -74,6 +78,10 @@ class TorchDataset(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.content_fields:
+            graphs = getattr(self, name)
+            if is_graph_list(graphs):
+                object.__setattr__(self, name, Subset(graphs, range(len(graphs))))
         if isinstance(self.dataset, str):
             if self.test is not None or self.val is not None:
                 raise ValueError(
@@ -164,7 +172,7 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
     Args:
         dataset: A map-style dataset of (input, target) pairs. Inputs are PIL images, tensors or arrays of one shape,
             or dictionaries or tuples of tensors; targets are numbers, arrays of them, or texts. Items may also be
-            dictionaries with an entry `labels`.
+            dictionaries with an entry `labels`, or graphs with an entry `y`.
         description: What the dataset is, for messages.
 
     Raises:
@@ -181,6 +189,9 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
         raise ValueError(f"{description} has no examples.")
     warn_of_random_items(dataset, items, description)
     names = (f"inputs of {description}", f"targets of {description}")
+    if is_graph(items[0]):
+        graphs, graph_targets = split_batch(collate_examples(items))
+        return NamedArrays(graphs, _to_array(graph_targets), *names)
     if is_tree_item(items[0]):
         pairs = [split_labels(item) if isinstance(item, Mapping) else item for item in items]
         tree = make_inputs(collate_examples([pair[0] for pair in pairs]), names[0])

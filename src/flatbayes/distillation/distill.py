@@ -73,8 +73,8 @@ def distill(
     student = make_student(fitted.likelihood)
     if fitted.input_structure is not None:
         raise ValueError(
-            "The posterior was fitted to inputs of several tensors, and distillation takes inputs in one tensor. Use "
-            "the posterior itself, or train a student on fitted.predict(inputs).mean."
+            "The posterior was fitted to inputs that are not one tensor, which distillation takes. Use the posterior "
+            "itself, or train a student on fitted.predict(inputs).mean."
         )
     inputs = make_input_tensor(inputs, fitted.info, fitted.transform)
     targets = student.make_targets(fitted.predict(inputs, num_draws, seed=seed)).cpu()

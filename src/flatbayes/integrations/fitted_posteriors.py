@@ -16,8 +16,9 @@ from torch.utils.data import (
 
 from flatbayes.core import State
 from flatbayes.core.adapters import share_frozen_parameters
+from flatbayes.core.batch_targets import split_batch
 from flatbayes.core.buffers import find_updated_buffers, norm_layers
-from flatbayes.core.input_trees import move_batch, split_batch
+from flatbayes.core.input_trees import move_batch
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness

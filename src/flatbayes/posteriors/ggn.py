@@ -163,7 +163,7 @@ class ExampleVjps:
             if self.vmap_is_right.get(shape, True):
                 try:
                     vjps = self.compute_by_vmap(inputs, directions)
-                except (RuntimeError, NotImplementedError):
+                except (RuntimeError, NotImplementedError, ValueError):  # the last one for graphs
                     self.vmap_is_right[shape] = False
                 else:
                     if shape not in self.vmap_is_right:

@@ -159,7 +159,7 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
     """
     if sampler.input_structure is not None:
         raise ValueError(
-            "The network was trained on inputs of several tensors, and a compiled posterior takes one. Use "
+            "The network was trained on inputs that are not one tensor, and a compiled posterior takes one. Use "
             "fitted.predict, or sample_networks and torch.export for each network."
         )
     summary = make_summary(sampler.likelihood)

@@ -1,4 +1,4 @@
-"""Batches of examples whose inputs are dictionaries or tuples of tensors, such as those of a tokenizer."""
+"""Batches of examples whose inputs are graphs, or dictionaries or tuples of tensors, such as those of a tokenizer."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,18 +16,23 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from flatbayes.core.input_trees import count_examples, slice_examples, split_batch, split_labels
+from flatbayes.core.batch_targets import split_batch, split_labels
+from flatbayes.core.graph_batches import is_graph, is_graph_list
+from flatbayes.core.input_trees import count_examples, slice_examples
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.named_labels import NumberedLabels, wrap_rows
 from flatbayes.data.pairs import collate_examples, is_tree_pair
 from flatbayes.data.torch_dataset import read_examples
 
+TARGETS_BATCH_SIZE = 256
+"""Number of graphs that are joined at a time to read their targets."""
+
 
 def batch_examples(
     data: Any, batch_size: int, *, shuffle: bool = False, generator: torch.Generator | None = None
 ) -> DataLoader[Any]:
-    """A loader of a dataset, or of a pair for which `is_tree_pair` holds.
+    """A loader of a dataset, a list of graphs, or a pair for which `is_tree_pair` holds.
 
     Args:
         data: The examples.
@@ -57,6 +62,8 @@ def read_targets(data: Any) -> Tensor:
         return split_batch(data)[1]
     if isinstance(data, NumberedLabels):
         return torch.from_numpy(data.labels)
+    if is_graph(data[0]):
+        return torch.cat([split_batch(batch)[1] for batch in batch_examples(data, TARGETS_BATCH_SIZE)])
     items = (data[k] for k in range(len(data)))
     targets = [split_labels(item)[1] if isinstance(item, Mapping) else item[1] for item in items]
     try:
@@ -102,6 +109,8 @@ def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
         batch_size: Number of examples of a batch.
         is_raw: Whether inputs are converted as `fit` converts those of a dataset of pairs.
     """
+    if is_graph_list(inputs):
+        return batch_examples(inputs, batch_size)
     inputs = wrap_rows(inputs)
     if not isinstance(inputs, Dataset):
         return inputs

@@ -1,5 +1,6 @@
 """Splitting of prediction inputs into chunks of batches with bounded memory."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Number
@@ -11,18 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flatbayes.core.batch_targets import LABEL_KEYS
+from flatbayes.core.graph_batches import is_graph, is_graph_batch
 from flatbayes.core.input_trees import (
-    LABEL_KEYS,
     TEXT_ADVICE,
     ModelInputs,
     count_examples,
     flatten_tree,
     holds_texts,
+    is_input_entry,
     make_inputs,
     split_examples,
 )
 from flatbayes.core.names import format_count
-from flatbayes.core.network_interface import InputStructure
+from flatbayes.core.network_interface import GRAPHS, InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
 from flatbayes.data.feature_names import fill_missing
@@ -40,8 +43,8 @@ MAX_BATCH_ELEMENTS = 2**22
 """Largest number of input elements of a forward pass that predicts every position of its examples."""
 
 Inputs = Tensor | LazyImages | NDArray[np.generic] | Dataset[Any] | Iterable[Any]
-"""One tensor, array or LazyImages of all examples, a dataset of them, or an iterable of batches: `inputs` or
-`(inputs, ...)`."""
+"""One tensor, array or LazyImages of all examples, a dataset or list of graphs, or an iterable of batches: `inputs`
+or `(inputs, ...)`."""
 
 
 def count_chunk_examples(bytes_per_example: int) -> int:
@@ -90,7 +93,7 @@ def iter_chunks(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if isinstance(inputs, Tensor | np.ndarray | Mapping) or is_input_tuple(inputs, structure):
+    if is_input_entry(inputs) or is_graph(inputs) or is_input_tuple(inputs, structure):
         examples = to_inputs(inputs, structure)
         if count_examples(examples) and has_positions:
             yield from _chunk_positions(examples, batch_size, predictive_bytes)
@@ -185,10 +188,12 @@ def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_
     """
     known_names = feature_names if isinstance(feature_names, list | tuple) else ()
     for batch in batches:
+        num_examples = count_examples(batch)
         for name, tensor in flatten_tree(batch, "inputs").items():
             names = known_names if tensor.ndim == 2 and tensor.shape[1] == len(known_names) else ()
-            check_finite(tensor, name.replace("/k:", " ").replace("/i:", " "), names, first_row)
-        first_row += count_examples(batch)
+            start = first_row if tensor.shape[:1] == (num_examples,) else 0  # rows of graphs may be nodes
+            check_finite(tensor, re.sub("/[kig]:", " ", name), names, start)
+        first_row += num_examples
 
 
 @contextmanager
@@ -202,11 +207,8 @@ def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Ite
     Raises:
         ValueError: The inputs have no batch axis, or the prediction failed on inputs of another shape.
     """
-    single = [
-        batch
-        for batch in batches
-        if not isinstance(batch, Tensor) and all(leaf.ndim == 1 for leaf in flatten_tree(batch, "inputs").values())
-    ]
+    trees = [flatten_tree(batch, "inputs").values() for batch in batches if not isinstance(batch, Tensor)]
+    single = [leaves for leaves in trees if all(leaf.ndim == 1 for leaf in leaves)]
     differing = [
         tuple(batch.shape)
         for batch in batches
@@ -274,7 +276,7 @@ def is_input_tuple(inputs: object, structure: InputStructure) -> bool:
     """Whether a tuple or list holds the inputs of a network that was trained on as many tensors."""
     if not isinstance(inputs, tuple | list) or not isinstance(structure, int) or len(inputs) != structure:
         return False
-    return all(isinstance(value, Tensor | np.ndarray | Mapping) for value in inputs) and (
+    return all(map(is_input_entry, inputs)) and (
         isinstance(inputs, tuple) or len({len(value) for value in inputs}) == 1
     )
 
@@ -314,7 +316,11 @@ def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
             f"The network was trained on a tuple of {format_count(structure, 'tensor')}, and got a "
             f"{type(batch).__name__}: pass such a tuple, or batches of them."
         )
-    if not isinstance(batch, Tensor | np.ndarray | Mapping | list | tuple):
+    if structure == GRAPHS and not (is_graph_batch(batch) or is_graph(batch)):
+        raise ValueError(
+            f"The network was trained on graphs, and got a {type(batch).__name__}: pass a list of graphs."
+        )
+    if not (is_input_entry(batch) or is_graph(batch) or isinstance(batch, list | tuple)):
         advice = "For other inputs, pass a DataLoader or another iterable of (inputs, ...) batches."
         if isinstance(batch, Number):
             advice = "Make an array of a nested list, numpy.asarray(inputs), one row for each example."

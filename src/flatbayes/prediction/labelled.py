@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.input_trees import IGNORE_INDEX, holds_texts, slice_examples, split_batch, split_labels
+from flatbayes.core.batch_targets import split_batch, split_labels
+from flatbayes.core.graph_batches import is_graph_list, join_graphs
+from flatbayes.core.input_trees import IGNORE_INDEX, holds_texts, slice_examples
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
 from flatbayes.data.data_frames import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.named_labels import has_named_labels, wrap_rows
-from flatbayes.data.pairs import check_pair, is_tree_pair, join_rows
+from flatbayes.data.pairs import check_pair, has_tree_items, is_tree_pair, join_rows
 from flatbayes.data.torch_dataset import read_examples
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
@@ -129,7 +131,7 @@ def select_examples(
         # converted as for the training
         splits = read_as_task(lambda task: load_training_splits(data, task=task), fitted.likelihood)
         return splits.train.inputs, splits.train.targets
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) or has_tree_items(data):
         return LabelledBatches(batch_examples(data, batch_size), class_names), None
     is_plain = isinstance(data, Tensor | Mapping | str) or hasattr(data, "__array__")
     if is_plain or not isinstance(data, Iterable):
@@ -152,6 +154,9 @@ def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = Non
         TypeError: The data hold no targets, or are read in parts.
         ValueError: Inputs or targets are not those of the training.
     """
+    if is_graph_list(data):
+        data = join_graphs(data)
+        data, targets = (data, targets) if targets is not None else split_batch(data)
     inputs, targets = select_examples(fitted, data, targets)
     if targets is None:
         raise TypeError(

@@ -206,7 +206,7 @@ def evaluate_ood(
     Args:
         fitted: The posterior.
         test_inputs: Raw inputs from the distribution of the training data, not used in training: a tensor, an array
-            or a data frame.
+            or a data frame; or graphs, or several tensors, in a form that `predict` takes.
         ood_inputs: Raw inputs from another distribution, of the same shape.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
@@ -223,20 +223,22 @@ def evaluate_ood(
         >>> ood.num_test, ood.num_ood
         (100, 100)
     """
-    test_inputs, ood_inputs = (
-        make_input_tensor(inputs, fitted.info, fitted.transform) for inputs in (test_inputs, ood_inputs)
-    )
-    if test_inputs.shape[1:] != ood_inputs.shape[1:]:
+    if fitted.input_structure is None:
+        test_inputs, ood_inputs = (
+            make_input_tensor(inputs, fitted.info, fitted.transform) for inputs in (test_inputs, ood_inputs)
+        )
+    if fitted.input_structure is None and test_inputs.shape[1:] != ood_inputs.shape[1:]:
         raise ValueError(
             f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
             f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
         )
     predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     uncertainties = [_compute_uncertainties(predict(inputs)) for inputs in (test_inputs, ood_inputs)]
-    is_ood = cat([zeros(len(test_inputs)), ones(len(ood_inputs))]).bool()
+    num_test, num_ood = (len(values["entropy"]) for values in uncertainties)
+    is_ood = cat([zeros(num_test), ones(num_ood)]).bool()
     scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), is_ood) for name in uncertainties[0]}
     divergence = entropy_divergence(*(u["entropy"] for u in uncertainties))
-    return OODEvaluation(scores, divergence, num_test=len(test_inputs), num_ood=len(ood_inputs))
+    return OODEvaluation(scores, divergence, num_test=num_test, num_ood=num_ood)
 
 
 def _compute_uncertainties(predictive: Predictive) -> dict[str, Float[Tensor, " examples"]]:

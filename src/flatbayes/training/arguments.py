@@ -224,7 +224,7 @@ def normalize_validation(val: Any, batch_size: int) -> Iterable[Any]:
     """
     if isinstance(val, IterableDataset):
         return _batch_stream(val, batch_size)
-    if isinstance(val, Dataset) or is_tree_pair(val):
+    if isinstance(val, Dataset) or is_tree_pair(val) or has_tree_items(val):
         return batch_examples(val, batch_size)
     if isinstance(val, DataSplits | Tensor | np.ndarray | Iterator | str) or is_array_pair(val):
         raise TypeError(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.accelerators import get_free_memory
-from flatbayes.core.input_trees import cast_integers, split_batch
+from flatbayes.core.batch_targets import split_batch
+from flatbayes.core.input_trees import cast_integers
 from flatbayes.core.names import format_count
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, spawn_seeds

@@ -97,7 +97,8 @@ def fit(
             read into memory; a pair `(inputs, targets)` of tensors, arrays or data frames, where classes may be
             texts; or a loader, list or iterable-style dataset with a length of
             `(inputs, targets)` that are ready for the model, where inputs may be a tuple or dictionary of tensors, or
-            of dictionaries with an entry `labels`. Inputs of splits, datasets and pairs are standardized by the
+            of dictionaries with an entry `labels`; or graphs of PyTorch Geometric with an entry `y`, as a list, a
+            dataset, a loader or a batch. Inputs of splits, datasets and pairs are standardized by the
             training examples. A dataset or pair is used for training as a whole if there is a number of epochs or
             `val`; otherwise 15 % of it, 10 to 2,000 examples, is held out for validation.
         posterior: The posterior approximation.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.batch_targets import split_batch
 from flatbayes.core.input_trees import (
     DENSE_ADVICE,
     IGNORE_INDEX,
@@ -15,7 +16,6 @@ from flatbayes.core.input_trees import (
     holds_position_labels,
     holds_several_labels,
     slice_examples,
-    split_batch,
 )
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler, IterableDataset
 
 from flatbayes.core import Examples
+from flatbayes.core.batch_targets import split_batch
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import cast_integers, count_examples, map_tensors, slice_examples, split_batch
+from flatbayes.core.input_trees import cast_integers, count_examples, map_tensors, slice_examples
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
-from flatbayes.core.input_trees import count_examples, split_batch
+from flatbayes.core.batch_targets import split_batch
+from flatbayes.core.input_trees import count_examples, list_tensors
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Likelihood
@@ -51,9 +51,8 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
         try:
             inputs, targets = split_batch(batch)
             targets = likelihood.prepare_targets(targets)
-            for leaf in tree_leaves(inputs):
-                if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                    check_finite(leaf, "inputs of the batch")
+            for place, tensor in list_tensors(inputs, "inputs of the batch").items():
+                check_finite(tensor, place)
         except (ValueError, TypeError) as error:
             raise ValueError(f"Batch {index} of the loader (counted from 0): {error}") from error
         labelled = select_labelled(likelihood, inputs, targets)

@@ -9,7 +9,14 @@ from torch import nn
 
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.names import format_names, format_suggestion
-from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network, infer_interface
+from flatbayes.core.network_interface import (
+    NetworkInterface,
+    OutputSelector,
+    adapt_network,
+    get_interface,
+    get_structure,
+    infer_interface,
+)
 from flatbayes.core.networks import copy_network, find_lazy_tensor, materialize
 from flatbayes.core.spec import to_spec
 
@@ -134,7 +141,10 @@ def make_adapted_builder(
 
 def _materialize(network: nn.Module, get_example: Callable[[], ModelInputs] | None) -> nn.Module:
     if get_example is not None and find_lazy_tensor(network) is not None:
-        materialize(network, get_example())
+        example, interface = get_example(), get_interface(network)
+        if get_structure(example) is not None:
+            adapt_network(network, interface.output, inputs=interface.inputs)  # it may take them one by one
+        materialize(network, example)
     return network
 
 
