@@ -25,11 +25,11 @@ def merge_settings(earlier: Mapping[str, Any], fresh: Mapping[str, Any], methods
     """
     if not fresh["rows"]:
         return dict(earlier)
-    seeds = [count_seeds(earlier), count_seeds(fresh)]
+    before, now = count_seeds(earlier), count_seeds(fresh)
     sources = {
-        name: earlier if seeds[0].get(name, 0) > seeds[1].get(name, 0) else fresh
+        name: earlier if before.get(name, 0) > now.get(name, 0) else fresh
         for name in methods
-        if name in {**seeds[0], **seeds[1]}
+        if name in before or name in now
     }
     merged = dict(fresh)
     for key, label in RECORDS.items():
@@ -43,8 +43,8 @@ def merge_settings(earlier: Mapping[str, Any], fresh: Mapping[str, Any], methods
     merged["selected"] = {name: source["selected"][name] for name, source in sources.items()}
     best = "plain_is_best_on_validation"
     merged[best] = [name for name, source in sources.items() if name in source[best]]
-    merged["finished"] = sum(2 * count_seeds(source)[name] for name, source in sources.items())
-    if seeds[0].keys() & seeds[1].keys():
+    merged["finished"] = sum(2 * max(before.get(name, 0), now.get(name, 0)) for name in sources)
+    if before.keys() & now.keys():
         merged["sharing"] = max(fresh, earlier, key=lambda setting: int(setting["finished"]))["sharing"]
     else:
         merged["sharing"] = {key: value + fresh["sharing"][key] for key, value in earlier["sharing"].items()}

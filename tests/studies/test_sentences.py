@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import MAP, SWAG
+from flatbayes import MAP, SAM, SWAG, fit
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
+from flatbayes.flatness import Delayed
 from studies.fine_tuning.choices import describe_twins
 from studies.fine_tuning.page import END, _format_size, render_tables
 from studies.fine_tuning.selection import select_twins
 from studies.fine_tuning.summary import average_cost
 from studies.fine_tuning.worth import compare_sizes, find_equal_size, measure_ensemble_equivalents
-from studies.sentences import study, summary
+from studies.sentences import slow_start, study, summary
 from studies.sentences.__main__ import main
 from studies.sentences.study import Setting, Training
 from studies.sentences.summary import LABELS
@@ -150,6 +151,21 @@ def test_a_setting_is_trained_once_and_its_page_has_the_numbers(task, tmp_path, 
     text = page.read_text(encoding="utf-8")
     assert f"{rows['MAP', 'nll']['plain']:.3f} → {rows['MAP', 'nll']['flat']:.3f}" in text
     assert text.endswith("after\n")
+
+
+def test_sam_may_begin_late_or_train_longer(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(slow_start, "load_task", lambda: task)
+    flatnesses = []
+    monkeypatch.setattr(
+        slow_start, "fit", lambda *args, **options: flatnesses.append(args[3]) or fit(*args, **options)
+    )
+    for arguments in (["--start", "0.5"], ["--min_epochs", "200"]):
+        slow_start.main(["--size", "32", "--seed", "0", "--out", str(tmp_path / "x.json"), *arguments])
+    late, longer = read_json(tmp_path / "x.json")
+    assert flatnesses == [Delayed(SAM(rho=0.05), start=0.5), SAM(rho=0.05)]
+    assert (late["start"], longer["min_epochs"]) == (0.5, 200)
+    lowest = min(nll for nll in late["history"]["val_nll"] if nll is not None)
+    assert late["val"]["nll"] == pytest.approx(lowest, rel=0.05)  # in bfloat16
 
 
 def test_with_default_options_fit_chooses_on_validation_sentences(task, tmp_path, monkeypatch):

@@ -157,7 +157,14 @@ class Gaussian(Likelihood):
         Raises:
             ValueError: They have another shape.
         """
-        self.split_outputs(outputs)
+        if outputs.ndim == 2 and outputs.shape[1] == self.num_outputs:
+            return
+        need = f"there is a mean and a raw scale to predict for {format_count(self.num_targets, 'target')}"
+        message = format_wrong_outputs(outputs, need, self.num_outputs)
+        if outputs.shape[1:] in (self._target_shape, (self.num_targets,)):
+            count = f", {self.num_targets}" if self.num_targets > 1 else ""
+            message += f" A network of means, as for torch.nn.MSELoss, keeps them: ConstantScale(network{count})."
+        raise ValueError(message)
 
     def loss(self, outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
         """Mean negative log density, summed over the targets of an example, per unit of the targets.
@@ -216,13 +223,7 @@ class Gaussian(Likelihood):
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target.
         """
-        if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
-            need = f"there is a mean and a raw scale to predict for {format_count(self.num_targets, 'target')}"
-            message = format_wrong_outputs(outputs, need, self.num_outputs)
-            if outputs.shape[1:] in (self._target_shape, (self.num_targets,)):
-                count = f", {self.num_targets}" if self.num_targets > 1 else ""
-                message += f" A network of means, as for torch.nn.MSELoss, keeps them: ConstantScale(network{count})."
-            raise ValueError(message)
+        self.check_outputs(outputs)
         mean, raw = outputs.chunk(2, dim=1)
         if self.initial_std:
             raw = raw + raw.new_tensor([invert_softplus(std - self.floor) for std in self.initial_std])

@@ -227,11 +227,11 @@ def evaluate_ood(
         test_inputs, ood_inputs = (
             make_input_tensor(inputs, fitted.info, fitted.transform) for inputs in (test_inputs, ood_inputs)
         )
-    if fitted.input_structure is None and test_inputs.shape[1:] != ood_inputs.shape[1:]:
-        raise ValueError(
-            f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
-            f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
-        )
+        if test_inputs.shape[1:] != ood_inputs.shape[1:]:
+            raise ValueError(
+                f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
+                f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
+            )
     predict = make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     uncertainties = [_compute_uncertainties(predict(inputs)) for inputs in (test_inputs, ood_inputs)]
     num_test, num_ood = (len(values["entropy"]) for values in uncertainties)
