@@ -89,7 +89,7 @@ def test_an_empty_group_is_refused(selection):
 
 def test_a_pattern_without_match_is_refused_beside_others():
     message = (
-        r"The pattern 'Head\.\*' of params matches none .* ModuleDict. Did you mean 'head\.\*'\? There are \['conv"
+        r"The pattern 'Head\.\*' of params matches none .* ModuleDict. Did you mean 'head\.\*'\? Trainable: \['conv"
     )
     with pytest.raises(ValueError, match=message):
         SGVB(params=["*.bias", "Head.*"]).init(network(), None, 10)
@@ -134,15 +134,15 @@ NAMES += ["bert.embeddings.words.weight", "classifier.weight", "classifier.bias"
 )
 def test_a_pattern_that_matches_nothing_gets_a_suggestion_and_the_modules(pattern, suggestion):
     text = explain_unmatched(pattern, NAMES)
-    assert text.startswith(f"Did you mean {suggestion}? There are [")
+    assert text.startswith(f"Did you mean {suggestion}? Trainable: [")
     assert text.endswith(
-        "There are ['bert.encoder.layer.*', 'bert.embeddings.words.*', 'classifier.weight', 'classifier.bias']."
+        "Trainable: ['bert.encoder.layer.*', 'bert.embeddings.words.*', 'classifier.weight', 'classifier.bias']."
     )
     assert match_names(NAMES, suggestion.strip("'"))
 
 
 def test_patterns_of_modules_name_all_parameters_or_single_modules():
-    assert explain_unmatched("xyz", NAMES[:4]).startswith("There are ['bert.encoder.layer.0.dense.weight', ")
+    assert explain_unmatched("xyz", NAMES[:4]).startswith("Trainable: ['bert.encoder.layer.0.dense.weight', ")
     assert format_patterns([f"layer{k}.weight" for k in range(40)]).endswith("'layer29.*'] and 10 more")
     assert format_patterns([]) == "[]"
     for names in (NAMES, NAMES[:9]):
@@ -153,6 +153,6 @@ def test_patterns_of_modules_name_all_parameters_or_single_modules():
 def test_the_option_params_explains_its_pattern():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(
-        ValueError, match=r"'2' of params matches none .* Sequential\. There are \['0.weight', '0.bias'"
+        ValueError, match=r"'2' of params matches none .* Sequential\. Trainable: \['0.weight', '0.bias'"
     ):
         select_parameters(network, ["2"], "params")

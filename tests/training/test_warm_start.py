@@ -291,7 +291,7 @@ def test_frozen_parameters_stay_and_artefacts_remember_them(trained, data, tmp_p
     assert not again.states[0].model.layers[1].weight.requires_grad
     with pytest.raises(ValueError, match=r"pattern 'features\.\*' of freeze matches no trainable parameter"):
         fit(build, data, SWAG(), SAM(), SHORT, freeze=["features.*"])
-    with pytest.raises(ValueError, match=r"of MLP. Did you mean 'layers.1.\*'\? There are \['layers.1.weight'"):
+    with pytest.raises(ValueError, match=r"of MLP. Did you mean 'layers.1.\*'\? Trainable: \['layers.1.weight'"):
         fit(build, data, SWAG(), SAM(), SHORT, freeze=["layers.1"])
 
 

@@ -72,7 +72,7 @@ def _run_test_of_classes(
         test = run_grouped_temperature_test(predictive.log_probs, targets)
         is_known = (targets == 0) | (targets == 1)
         return replace(test, nll_gain=test.nll_gain * int(is_known.sum()) / int(is_known.any(1).sum()))
-    every = -(-predictive.log_probs.numel() // MAX_TESTED_VALUES)  # neighbours tell little more
+    every = -(-predictive.log_probs.numel() // MAX_TESTED_VALUES)  # neighbouring positions are correlated
     return run_grouped_temperature_test(
         predictive.log_probs.flatten(1, -2)[:, ::every], targets.flatten(1)[:, ::every]
     )

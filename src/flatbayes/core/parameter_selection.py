@@ -153,7 +153,7 @@ def explain_unmatched(pattern: str, names: Sequence[str], frozen_names: Sequence
     """End of a message on a pattern that matches no name: what may be meant, and which names there are.
 
     >>> explain_unmatched("fc", ["body.0.weight", "body.0.bias", "fc.weight"])
-    "Did you mean 'fc.*'? There are ['body.0.weight', 'body.0.bias', 'fc.weight']."
+    "Did you mean 'fc.*'? Trainable: ['body.0.weight', 'body.0.bias', 'fc.weight']."
 
     Args:
         pattern: The pattern.
@@ -169,7 +169,7 @@ def explain_unmatched(pattern: str, names: Sequence[str], frozen_names: Sequence
     modules = {".".join(path[:depth]): None for path in parts for depth in range(1, len(path))}
     similar = [f"{name}.*" for name in find_similar(bare, modules)] or find_similar(pattern, names)
     meant = " or ".join(map(repr, matching or similar))
-    return f"{f'Did you mean {meant}? ' if meant else ''}There are {format_patterns(names)}."
+    return f"{f'Did you mean {meant}? ' if meant else ''}Trainable: {format_patterns(names)}."
 
 
 def format_patterns(names: Sequence[str]) -> str:

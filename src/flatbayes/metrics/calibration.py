@@ -33,8 +33,8 @@ class ReliabilityBins:
         counts: Number of predictions in each bin.
         confidence: Mean confidence in each bin, 0 if it is empty.
         accuracy: Fraction of right predictions in each bin, 0 if it is empty.
-        design_effect: Number of predictions that tell as much as one independent one (Kish, 1965): above 1 where
-            those of an example, of several labels or positions, are right or wrong together.
+        design_effect: Number of dependent predictions that carry the information of one independent prediction
+            (Kish, 1965): above 1 where those of an example, of several labels or positions, are right together.
 
     Examples:
         >>> bins = reliability_bins(fitted.predict(inputs).mean, labels, num_bins=10)
