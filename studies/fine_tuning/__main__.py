@@ -12,7 +12,8 @@ from typing import Any
 
 from flatbayes.core.files import read_json
 from studies.defaults.page import fill_marks
-from studies.fine_tuning.choices import describe_twins, is_default
+from studies.fine_tuning.choices import describe_twins
+from studies.fine_tuning.labels import is_default, is_without_warmup
 from studies.sentences.summary import TRAINED
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -77,7 +78,7 @@ def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Map
         cells = [
             f"{setting['size']:,} {unit}",
             trained[setting["trained"]].removesuffix(DEFAULT_SUFFIX),
-            "default" if is_default(setting) else chosen,
+            "default, no warm-up" if is_without_warmup(setting) else "default" if is_default(setting) else chosen,
             *(format_means(setting, *column) for column in columns),
             count_verdicts([setting], MAIN_METRICS),
         ]

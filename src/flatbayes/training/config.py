@@ -224,8 +224,10 @@ FINE_TUNING = TrainingConfig(
     schedule=SWALinear(decay_start=0.0, decay_end=0.0, end_factor=0.3, warmup=0.1),
     collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=4),
 )
-"""For a pretrained network: 5 epochs, and at least 300 steps, at 0.3 of the optimizer's learning rate, to which it rises
-over the first tenth, with snapshots from the first epoch on. Without the warm-up SAM may stay at the loss of guessing."""
+"""For a pretrained network: 5 epochs, and at least 300 steps, at a constant 0.3 of the optimizer's learning rate.
+
+Snapshots are collected from the first epoch on. Over the first tenth the rate rises: without this warm-up SAM may
+stay at the loss of guessing for long."""
 
 
 def check_option_names(options: Mapping[str, Any]) -> None:
