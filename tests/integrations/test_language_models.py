@@ -26,9 +26,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from flatbayes.integrations.transformers import AnswerClassifier, FlatTrainer, find_answer_ids  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*activation_checkpointing:FutureWarning", "ignore:fan_in_fan_out is set to False"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 
 WORDS = ["<pad>", "<eos>", "A", "B", "C", *(f"w{k}" for k in range(30))]
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
