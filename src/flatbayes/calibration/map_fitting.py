@@ -44,7 +44,11 @@ MAX_SCALE = 100.0
 
 
 def fit_calibration(
-    predictive: Predictive, targets: Tensor, method: CalibrationMethod | None = None
+    predictive: Predictive,
+    targets: Tensor,
+    method: CalibrationMethod | None = None,
+    *,
+    num_examples: int | None = None,
 ) -> CalibrationMap:
     """Fit a calibration map to validation examples.
 
@@ -54,6 +58,7 @@ def fit_calibration(
             at each position the map is that of all labelled positions, and an example is one observation beside the
             prior.
         method: None takes `temperature` for classes and labels, which changes no decision, and `scale` for numbers.
+        num_examples: Number of examples of which these classes are positions; None if each is an example.
 
     Raises:
         TypeError: There is no calibration for this kind of prediction.
@@ -70,7 +75,7 @@ def fit_calibration(
         >>> len(calibration.weights), len(calibration.bias), calibration.num_examples
         (10, 10, 100)
     """
-    num_examples = len(targets)
+    num_examples = len(targets) if num_examples is None else num_examples
     if isinstance(predictive, DenseCategoricalPredictive):
         num_examples = int((targets != IGNORE_INDEX).flatten(1).any(1).sum())
         predictive, targets = predictive.select_labelled(targets)

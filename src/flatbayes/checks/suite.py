@@ -26,9 +26,9 @@ from flatbayes.core.display import format_fields
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
-from flatbayes.prediction.labelled import select_examples
+from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
-from flatbayes.prediction.position_stream import limit_examples
+from flatbayes.prediction.position_stream import FirstBatches, limit_examples
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def check(
         True
     """
     inputs, targets = limit_examples(fitted, *select_examples(fitted, data, targets, batch_size))
+    if fitted.likelihood.has_positions and isinstance(inputs, LabelledBatches):
+        data = FirstBatches(inputs.batches, fitted.likelihood.num_outputs)
     predictive, labels, is_labelled = predict_labelled(
         fitted,
         data if targets is None else inputs,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.graph_batches import is_graph_batch, list_declared_arguments, make_graph_arguments
+from flatbayes.core.input_advice import explain_inputs
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.names import format_count
 from flatbayes.core.networks import cast_inputs
@@ -203,11 +204,12 @@ def infer_interface(
         except Exception as error:
             if structure is None:
                 return None if output is None else NetworkInterface(output)  # training says what is wrong
-            if isinstance(error, ValueError):
+            advice = explain_inputs(network, inputs)
+            if isinstance(error, ValueError) and not advice:
                 raise
             raise ValueError(
                 f"{type(network).__name__} cannot be called with inputs that are {_format_structure(structure)}: "
-                f"{error}{explain_transposed(inputs)}"
+                f"{str(error).rstrip('.')}{advice}"
             ) from error
         finally:
             _remove_hooks(network)
@@ -227,25 +229,6 @@ def get_structure(inputs: ModelInputs) -> InputStructure:
     if isinstance(inputs, dict):
         return tuple(inputs)
     return len(inputs) if isinstance(inputs, tuple) else GRAPHS
-
-
-def explain_transposed(inputs: ModelInputs) -> str:
-    """Sentence for a message on entries of a dictionary that torch has made of lists of numbers; empty without any.
-
-    The default collate function of a `DataLoader` makes of the lists of all examples one tensor for each position.
-
-    Args:
-        inputs: Inputs of a few examples.
-    """
-    for key, value in inputs.items() if isinstance(inputs, dict) else ():
-        is_row = isinstance(value, tuple) and len(value) > 1
-        if is_row and all(isinstance(entry, Tensor) and entry.ndim == 1 for entry in value):
-            return (
-                f". The entry {key!r} is a tuple of {len(value)} tensors, one for each position, which torch makes "
-                "of lists of numbers. Let the data set return tensors (with_format('torch') of a Hugging Face data "
-                "set), or give the DataLoader a collate_fn, such as transformers.DataCollatorWithPadding(tokenizer)."
-            )
-    return ""
 
 
 def choose_output(outputs: Any, name: str) -> str | int:

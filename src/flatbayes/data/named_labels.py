@@ -54,7 +54,8 @@ class NumberedLabels(Dataset[Any]):
 def wrap_rows(data: Any) -> Any:
     """A map-style dataset of rows, of a list or of a dataset of Hugging Face; anything else is unchanged.
 
-    A dictionary is a row, and no batch, if its label is one number or text; a pair if its label is a text.
+    A dictionary is a row, and no batch, if its label is one number or text, or if its `input_ids` are those of one
+    text; a pair if its label is a text.
 
     Args:
         data: What the user gave.
@@ -70,7 +71,8 @@ def wrap_rows(data: Any) -> Any:
     if isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], str) and not isinstance(row[0], str):
         return Rows(data)
     keys = [key for key in LABEL_KEYS if key in row] if isinstance(row, Mapping) else []
-    return Rows(data) if len(keys) == 1 and _is_one_label(row[keys[0]]) else data
+    is_row = len(keys) == 1 and (_is_one_label(row[keys[0]]) or _holds_numbers(row.get("input_ids")))
+    return Rows(data) if is_row else data
 
 
 def has_named_labels(data: object) -> bool:
@@ -118,6 +120,13 @@ def _read_labels(dataset: Dataset[Any]) -> np.ndarray:
 
 def _get_label(item: Any) -> Any:
     return split_labels(item)[1] if isinstance(item, Mapping) else item[1]
+
+
+def _holds_numbers(values: Any) -> bool:
+    """Whether this is a list of numbers, or a tensor or array with one axis."""
+    if isinstance(values, list | tuple):
+        return len(values) > 0 and isinstance(values[0], Number)
+    return isinstance(values, Tensor | np.ndarray) and values.ndim == 1
 
 
 def _is_one_label(label: Any) -> bool:

@@ -28,6 +28,7 @@ from flatbayes.posteriors import MAP, Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.identity import describe_name
+from flatbayes.training.label_shift import check_label_shift
 from flatbayes.training.loader_data import LoaderData
 
 
@@ -88,9 +89,11 @@ def make_fitted_posterior(
     data = LoaderData(make_ordered_loader(tracker.loader) if loader is None else loader, likelihood=likelihood)
     device = next(state.model.parameters()).device
     with seeded_rng(spawn_seed(Stream.FINALIZATION, tracker.progress.seed), state.model):
-        outputs = compute_example_outputs(state.model, data.loader, transform)
-        if outputs is not None:
+        example = read_example(data.loader, device, transform)
+        outputs = None if example is None else compute_example_outputs(state.model, example[0])
+        if example is not None and outputs is not None:
             likelihood.check_outputs(outputs)
+            check_label_shift(likelihood, *example, lambda: state.model)
         posterior.finalize(state, data.iter_examples(device), likelihood.loss)
         needs_inputs = posterior.needs_norm_reestimation and norm_layers(state.model, state.updated_buffers)
         if needs_inputs and not statistics_inputs and transform is None and data.loader is not None:
@@ -141,26 +144,41 @@ def copy_state(
     return state
 
 
-@torch.no_grad()
-def compute_example_outputs(
-    model: nn.Module, loader: Any, transform: Callable[[Tensor], Tensor] | None = None
-) -> Tensor | None:
-    """Outputs of a network for the first example of a loader.
+def read_example(
+    loader: Any, device: torch.device, transform: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Any, Tensor] | None:
+    """Inputs and targets of the first example of a loader, with a batch axis.
 
     Args:
-        model: The network, in eval mode.
         loader: A data loader of a map-style dataset.
+        device: Where they are moved.
         transform: Applied to inputs before the network.
 
     Returns:
-        None for other loaders, and where the network does not take the batches as they are.
+        None for other loaders, and for batches that are no pairs.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    device = next(model.parameters()).device
     try:
-        inputs, _ = move_batch(split_batch(loader.collate_fn([loader.dataset[0]])), device)
-        outputs = model(inputs if transform is None else transform(inputs))
+        inputs, targets = move_batch(split_batch(loader.collate_fn([loader.dataset[0]])), device)
+        return (inputs if transform is None else transform(inputs)), targets
+    except Exception:  # of the code of the user; a prediction says what is wrong
+        return None
+
+
+@torch.no_grad()
+def compute_example_outputs(model: nn.Module, inputs: Any) -> Tensor | None:
+    """Outputs of a network for an example.
+
+    Args:
+        model: The network, in eval mode.
+        inputs: Inputs of the example.
+
+    Returns:
+        None where the network does not take them as they are, or returns no tensor.
+    """
+    try:
+        outputs = model(inputs)
     except Exception:  # of the code of the user; a prediction says what is wrong
         return None
     return outputs if isinstance(outputs, Tensor) else None

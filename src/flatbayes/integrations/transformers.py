@@ -24,6 +24,7 @@ from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
 from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness import Flatness, Plain
+from flatbayes.integrations.answer_tokens import AnswerClassifier, find_answer_ids
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.model_inputs import Logits, MainInput
 from flatbayes.integrations.posterior_steps import freeze_norm_statistics, is_optimizer_step, synchronize_gradients
@@ -41,7 +42,7 @@ with require_package("transformers"):
 
     from flatbayes.integrations.transformers_callback import TrackerCallback
 
-__all__ = ["FlatTrainer", "FlatTrainerMixin", "Logits"]
+__all__ = ["AnswerClassifier", "FlatTrainer", "FlatTrainerMixin", "Logits", "find_answer_ids"]
 
 if TYPE_CHECKING:
     _TrainerBase = Trainer  # for mypy: the mixin calls methods of the Trainer that follows it

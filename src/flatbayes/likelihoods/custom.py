@@ -25,7 +25,8 @@ class Custom(Likelihood):
             without prior, weight decay or KL, which belong to the posterior. Another loss works too, but a
             temperature of one then has no special meaning. For an `output_likelihood` with a single logit both
             have the shape (batch,) and the same type, as `torch.nn.BCEWithLogitsLoss` takes them. For a `Bernoulli`
-            targets have the type and the shape of the outputs, and are NaN for labels that are not known.
+            targets have the type and the shape of the outputs, and are NaN for labels that are not known. For a
+            `DenseCategorical` with `shift_labels` the last outputs and the first targets are left out.
         output_likelihood: Makes predictions out of outputs.
 
     Examples:
@@ -61,6 +62,8 @@ class Custom(Likelihood):
         if isinstance(inner, Categorical) and inner.single_logit and targets.numel() == len(outputs):
             outputs = inner.to_logits(outputs)[:, 1]
             targets = targets.reshape(-1).to(outputs.dtype)
+        if isinstance(inner, DenseCategorical):
+            outputs, targets = inner.align(outputs, targets)
         loss = self.loss_fn(outputs, targets)
         if loss.ndim != 0:
             raise ValueError(

@@ -3,14 +3,19 @@
 Every position is predicted as an example of `Categorical` is. The loss is the mean over the labelled positions of a
 batch, so that an example counts as one observation beside the prior, however many positions it has. Labels of
 neighbouring positions depend on each other, and are no independent observations.
+
+A causal language model predicts at each position the token at the next one, and its labels are the tokens themselves:
+`shift_labels` compares the outputs at a position with the label of the next, as the losses of transformers do.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from flatbayes.core import LossFn
 from flatbayes.core.devices import is_accelerator
@@ -26,8 +31,8 @@ from flatbayes.likelihoods.likelihood import Likelihood
 class DenseCategorical(Likelihood):
     """Targets are a class index for each position of an example; outputs are logits of each.
 
-    For semantic segmentation and the tagging of tokens. The loss is the mean of `torch.nn.functional.cross_entropy`
-    over the labelled positions of a batch.
+    For semantic segmentation, the tagging of tokens and language models. The loss is the mean of
+    `torch.nn.functional.cross_entropy` over the labelled positions of a batch.
 
     Attributes:
         num_classes: Number of classes.
@@ -37,6 +42,9 @@ class DenseCategorical(Likelihood):
             metrics.
         single_logit: Whether a network has one output at each position, the logit of class 1 of two, on the axis
             `class_dim`: (batch, 1, *positions), or (batch, *positions, 1).
+        shift_labels: Whether the outputs at a position predict the label of the next one, as those of causal language
+            models whose labels are their input tokens. Predictions are at the positions of the labels: that of a
+            token follows from the tokens before it, and the first one has none.
 
     Examples:
         >>> likelihood = DenseCategorical(num_classes=3)
@@ -47,6 +55,11 @@ class DenseCategorical(Likelihood):
         >>> tagger = DenseCategorical(num_classes=3, class_dim=-1)
         >>> tagger.predictive([torch.randn(2, 7, 3)]).top_class.shape  # 2 texts of 7 tokens
         torch.Size([2, 7])
+        >>> language_model = DenseCategorical(num_classes=50, class_dim=-1, shift_labels=True)
+        >>> logits, tokens = torch.randn(2, 7, 50), torch.randint(50, (2, 7))
+        >>> expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        >>> bool(language_model.loss(logits, tokens).isclose(expected))
+        True
     """
 
     has_positions = True
@@ -55,6 +68,7 @@ class DenseCategorical(Likelihood):
     class_dim: int = 1
     ignore_index: int = IGNORE_INDEX
     single_logit: bool = False
+    shift_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.class_dim not in (1, -1):
@@ -80,12 +94,26 @@ class DenseCategorical(Likelihood):
         Args:
             outputs: Logits, with those of a position on the axis `class_dim`.
 
+        Returns:
+            Those at the position of each label; with `shift_labels` they are 0 at the first position.
+
         Raises:
             ValueError: They have another shape.
         """
         rows = self._move_axis(outputs)
-        logits = self.categorical.to_logits(rows.flatten(0, -2))
-        return logits.reshape(*rows.shape[:-1], self.num_classes)
+        logits = self.categorical.to_logits(rows.flatten(0, -2)).reshape(*rows.shape[:-1], self.num_classes)
+        return F.pad(logits[..., :-1, :], (0, 0, 1, 0)) if self.shift_labels else logits
+
+    def align(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and targets without the last and first position with `shift_labels`; else as they are.
+
+        Args:
+            outputs: Outputs of a network.
+            targets: Class indices.
+        """
+        if not self.shift_labels:
+            return outputs, targets
+        return outputs.narrow(2 if self.class_dim == 1 else 1, 0, targets.shape[-1] - 1), targets[..., 1:]
 
     def _move_axis(self, outputs: Tensor) -> Tensor:
         """The outputs with those of a position on the last axis."""
@@ -122,6 +150,11 @@ class DenseCategorical(Likelihood):
                 f"the shape {tuple(targets.shape)}. For one class of each example use "
                 f"Categorical({self.num_classes})."
             )
+        if self.shift_labels and targets.ndim > 2:
+            raise ValueError(
+                "With shift_labels=True targets are the tokens of texts, shape (examples, tokens), got the shape "
+                f"{tuple(targets.shape)}: leave shift_labels out."
+            )
         check_values = not is_accelerator(targets)
         labels = to_class_indices(targets.reshape(-1), self.num_classes, self.ignore_index, check_values=check_values)
         return labels.reshape(targets.shape)
@@ -147,7 +180,10 @@ class DenseCategorical(Likelihood):
         Args:
             targets: From `prepare_targets`.
         """
-        return targets != self.ignore_index
+        is_labelled = targets != self.ignore_index
+        if self.shift_labels:
+            is_labelled = is_labelled & (torch.arange(targets.shape[-1], device=targets.device) > 0)
+        return is_labelled
 
     def count_targets(self, targets: Tensor) -> int:
         """Number of labelled positions."""
@@ -182,6 +218,8 @@ class DenseCategorical(Likelihood):
                     f"shape {tuple(targets.shape)}. Give one class index for each position of the outputs: resize "
                     "outputs or targets, or remove an axis of size 1 of the targets by squeeze(1)."
                 )
+            if self.shift_labels:
+                rows, targets = rows[..., :-1, :], targets[..., 1:]
             return position_loss(rows.flatten(0, -2), targets.flatten())
 
         return loss
@@ -202,17 +240,19 @@ class DenseCategorical(Likelihood):
 
         def flatten(network_outputs: Tensor) -> Tensor:
             rows = self._move_axis(network_outputs)
+            rows = rows[..., :-1, :] if self.shift_labels else rows
             shape[:] = rows.shape[:-1]
             return rows.flatten(0, -2)
 
         flat = self.categorical.predictive(map(flatten, outputs), keep_members=keep_members)
         members = flat.member_probs
-        return DenseCategoricalPredictive(
+        predictive = DenseCategoricalPredictive(
             flat.log_probs.unflatten(0, shape),
             flat.expected_entropy.unflatten(0, shape),
             flat.variance_of_probs.unflatten(0, shape),
             None if members is None else members.unflatten(1, shape),
         )
+        return predictive.skip_first() if self.shift_labels else predictive
 
     def count_predictive_bytes(self, num_networks: int) -> int:
         """Bytes of the sums and logits of a position, whatever the number of networks."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,6 +19,9 @@ from flatbayes.likelihoods.labels import to_tensor
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
+MAX_SHARES = 1000
+"""Largest number of classes with a column in a table."""
+
 
 @dataclass(frozen=True, eq=False)
 class DenseCategoricalPredictive(ClassProbabilities):
@@ -32,6 +36,8 @@ class DenseCategoricalPredictive(ClassProbabilities):
         expected_entropy: Mean entropy of the networks' probabilities in nats: aleatoric uncertainty.
         variance_of_probs: Variance over the networks of each class probability.
         member_probs: Each network's probabilities, float32; None unless they are kept.
+        num_skipped: Number of first positions without a prediction, where all values are NaN and `top_class` is
+            -100: 1 for the tokens of causal language models.
 
     Examples:
         >>> logits = torch.randn(2, 3, 4, 4)  # 2 images of 4 x 4 pixels, 3 classes
@@ -47,6 +53,7 @@ class DenseCategoricalPredictive(ClassProbabilities):
     expected_entropy: Float[Tensor, "examples ..."]
     variance_of_probs: Float[Tensor, "examples *positions classes"]
     member_probs: Float[Tensor, "draws examples *positions classes"] | None = None
+    num_skipped: int = 0
 
     @property
     def top_class(self) -> Int[Tensor, "examples ..."]:
@@ -91,7 +98,8 @@ class DenseCategoricalPredictive(ClassProbabilities):
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
         """Means over the positions of an example, and `share_<name>`, the share of positions with this top class.
 
-        The means are `confidence`, `entropy` and `mutual_information`.
+        The means are `confidence`, `entropy` and `mutual_information`. There are no shares for more than 1,000
+        classes, such as the tokens of a vocabulary.
 
         Args:
             names: Names of the classes; None numbers them.
@@ -107,7 +115,10 @@ class DenseCategoricalPredictive(ClassProbabilities):
                 "mutual_information": self.mutual_information,
             }.items()
         }
-        names = [str(k) for k in range(self.log_probs.shape[-1])] if names is None else names
+        num_classes = self.log_probs.shape[-1]
+        if num_classes > MAX_SHARES:
+            names = ()
+        names = [str(k) for k in range(num_classes)] if names is None else names
         shares = {f"share_{name}": (top == k).sum(1) / count for k, name in enumerate(names)}
         return {name: values.cpu().numpy() for name, values in {**means, **shares}.items()}
 
@@ -151,7 +162,9 @@ class DenseCategoricalPredictive(ClassProbabilities):
                 f"{tuple(targets.shape)}. Give one class index for each position, in the same order."
             )
         labels = targets.reshape(-1)
-        is_labelled = labels != ignore_index
+        is_labelled = targets != ignore_index
+        is_labelled[..., : self.num_skipped] = False
+        is_labelled = is_labelled.reshape(-1)
         if bool(is_labelled.all()):
             return self._join_positions(), labels
         return self._join_positions().select(is_labelled.to(self.log_probs.device)), labels[is_labelled]
@@ -165,19 +178,25 @@ class DenseCategoricalPredictive(ClassProbabilities):
             predictions = [p._pad(largest) for p in predictions]
         return super().concatenate(predictions)
 
-    def _pad(self, positions: Sequence[int]) -> Self:
-        members = self.member_probs
+    def skip_first(self) -> Self:
+        """The predictions moved by one position, along one axis of these, after a first one without a prediction."""
+        return replace(self._pad([self.log_probs.shape[1] + 1], at_end=False), num_skipped=self.num_skipped + 1)
+
+    def _pad(self, positions: Sequence[int], *, at_end: bool = True) -> Self:
+        members, pad = self.member_probs, partial(pad_positions, positions=positions, fill=torch.nan, at_end=at_end)
         return replace(
             self,
-            log_probs=pad_positions(self.log_probs, positions, torch.nan),
-            expected_entropy=pad_positions(self.expected_entropy, positions, torch.nan),
-            variance_of_probs=pad_positions(self.variance_of_probs, positions, torch.nan),
-            member_probs=None if members is None else pad_positions(members, positions, torch.nan, axis=2),
+            log_probs=pad(self.log_probs),
+            expected_entropy=pad(self.expected_entropy),
+            variance_of_probs=pad(self.variance_of_probs),
+            member_probs=None if members is None else pad(members, axis=2),
         )
 
 
-def pad_positions(values: Tensor, positions: Sequence[int], fill: float, axis: int = 1) -> Tensor:
-    """Values with more positions, at the end of each axis.
+def pad_positions(
+    values: Tensor, positions: Sequence[int], fill: float, axis: int = 1, *, at_end: bool = True
+) -> Tensor:
+    """Values with more positions.
 
     >>> pad_positions(torch.tensor([[1, 2]]), [3], -100)
     tensor([[   1,    2, -100]])
@@ -187,8 +206,13 @@ def pad_positions(values: Tensor, positions: Sequence[int], fill: float, axis: i
         positions: The new numbers of positions.
         fill: Value of the new ones.
         axis: The first axis of positions.
+        at_end: Whether the new positions are at the end of each axis, or at its start.
     """
     end = axis + len(positions)
     padded = values.new_full((*values.shape[:axis], *positions, *values.shape[end:]), fill)
-    padded[(slice(None),) * axis + tuple(slice(size) for size in values.shape[axis:end])] = values
+    kept = [
+        slice(size) if at_end else slice(total - size, total)
+        for size, total in zip(values.shape[axis:end], positions, strict=True)
+    ]
+    padded[(slice(None),) * axis + tuple(kept)] = values
     return padded

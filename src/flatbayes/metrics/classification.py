@@ -177,17 +177,18 @@ def mean_iou(predictions: Int[Tensor, " positions"], labels: Int[Tensor, " posit
             f"Expected one prediction for each label, got the shapes {tuple(predictions.shape)} and "
             f"{tuple(labels.shape)}."
         )
-    return average_iou(count_pairs(predictions, labels, num_classes))
+    return average_iou(count_classes(predictions, labels, num_classes))
 
 
-def count_pairs(predictions: Tensor, labels: Tensor, num_classes: int) -> Float[Tensor, "labels classes"]:
-    """Number of positions with each label, in rows, and each prediction, in columns; arguments as of `mean_iou`."""
-    pairs = num_classes * labels.reshape(-1).long() + predictions.reshape(-1).long()
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double()
+def count_classes(predictions: Tensor, labels: Tensor, num_classes: int) -> Float[Tensor, "3 classes"]:
+    """Number of positions with each class as label, as prediction, and as both; arguments as of `mean_iou`."""
+    predictions, labels = predictions.reshape(-1).long(), labels.reshape(-1).long()
+    groups = (labels, predictions, labels[labels == predictions])
+    return torch.stack([torch.bincount(group, minlength=num_classes) for group in groups]).double()
 
 
-def average_iou(counts: Float[Tensor, "labels classes"]) -> float:
-    """The mean intersection over union for the result of `count_pairs`."""
-    right = counts.diag()
-    union = counts.sum(0) + counts.sum(1) - right
+def average_iou(counts: Float[Tensor, "3 classes"]) -> float:
+    """The mean intersection over union for the result of `count_classes`."""
+    labelled, predicted, right = counts
+    union = labelled + predicted - right
     return float((right / union)[union > 0].mean())

@@ -266,7 +266,8 @@ def find_nonfinite_rows(predictive: Predictive) -> Tensor:
     mean = getattr(predictive, "mean", None)
     if not isinstance(mean, Tensor):
         return torch.empty(0, dtype=torch.int64)
-    is_finite = mean.isfinite()
+    num_skipped = getattr(predictive, "num_skipped", 0)
+    is_finite = (mean[:, num_skipped:] if num_skipped else mean).isfinite()
     while is_finite.ndim > 1:
         is_finite = is_finite.all(-1)
     return (~is_finite).nonzero().flatten()

@@ -58,15 +58,18 @@ class LabelledBatches:
     Args:
         batches: The batches.
         class_names: Names of the classes of the training, which targets may be.
+
+    Attributes:
+        batches: The batches.
     """
 
     def __init__(self, batches: Iterable[Any], class_names: object = None) -> None:
-        self._batches, self._class_names = batches, class_names
+        self.batches, self._class_names = batches, class_names
         self._targets: list[Tensor] = []
 
     def __iter__(self) -> Iterator[Any]:
         self._targets = []
-        for batch in self._batches:
+        for batch in self.batches:
             inputs, targets = split_batch(self._encode_texts(batch))
             self._targets.append(targets.cpu())
             yield inputs if not isinstance(inputs, tuple) else (inputs,)

@@ -49,19 +49,22 @@ class CategoricalSummary(PredictiveSummary):
     Args:
         single_logit: As for `Categorical`.
         class_dim: Axis of the classes in the outputs; the tensors have them on the last axis.
+        shift_labels: As for `DenseCategorical`: the first position has no prediction, and is NaN.
     """
 
     output_names = ("mean", "entropy", "mutual_information")
 
-    def __init__(self, *, single_logit: bool = False, class_dim: int = -1) -> None:
+    def __init__(self, *, single_logit: bool = False, class_dim: int = -1, shift_labels: bool = False) -> None:
         super().__init__()
-        self.single_logit, self.class_dim = single_logit, class_dim
+        self.single_logit, self.class_dim, self.shift_labels = single_logit, class_dim, shift_labels
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
         """For networks with probabilities p: entropy H[mean p], mutual information H[mean p] - mean H[p]."""
         logits = torch.stack([promote_to_float32(output).movedim(self.class_dim, -1) for output in outputs])
         if self.single_logit:
             logits = pad_logit(logits.flatten(1) if logits.ndim < 4 else logits.squeeze(-1))
+        if self.shift_labels:
+            logits = F.pad(logits[..., :-1, :], (0, 0, 1, 0), value=math.nan)
         log_probs = F.log_softmax(logits, -1)
         mean = log_probs.exp().mean(0)
         entropy = categorical_entropy(mean.log(), mean)
@@ -218,7 +221,11 @@ def make_summary(likelihood: Likelihood) -> PredictiveSummary:
         case Categorical():
             return CategoricalSummary(single_logit=likelihood.single_logit)
         case DenseCategorical():
-            return CategoricalSummary(single_logit=likelihood.single_logit, class_dim=likelihood.class_dim)
+            return CategoricalSummary(
+                single_logit=likelihood.single_logit,
+                class_dim=likelihood.class_dim,
+                shift_labels=likelihood.shift_labels,
+            )
         case Bernoulli():
             return BernoulliSummary()
         case Gaussian():

@@ -1,6 +1,6 @@
 """Evaluation of a class at each position, a few examples at a time: all predictions may be larger than the memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from flatbayes.calibration.map_fitting import sum_position_losses
-from flatbayes.core.input_trees import IGNORE_INDEX
+from flatbayes.core.batch_targets import split_batch
+from flatbayes.core.input_trees import IGNORE_INDEX, make_inputs, slice_examples
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import DenseCategoricalPredictive
+from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredictive
 from flatbayes.likelihoods.custom import unwrap_custom
-from flatbayes.metrics.classification import ExampleScores, average_iou, count_pairs, score_examples
+from flatbayes.metrics.classification import ExampleScores, average_iou, count_classes, score_examples
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import LabelledBatches, mark_unlabelled, select_examples
 
 MAX_PREDICTED_VALUES = 2**25
-"""Largest number of probabilities of examples that are predicted together for the checks."""
+"""Largest number of probabilities that are in memory together for the checks, and for a calibration map."""
 
 
 def stream_labelled(
@@ -75,21 +76,84 @@ def stream_example_losses(fitted: FittedPosterior, data: Any, num_draws: int, ba
     return sums[counts > 0] * (int((counts > 0).sum()) / int(counts.sum()))
 
 
+def sample_positions(
+    fitted: FittedPosterior, data: Any, targets: Any, num_draws: int, **options: Any
+) -> tuple[CategoricalPredictive, Tensor, int]:
+    """Predictions and labels of labelled positions, random ones if all exceed `MAX_PREDICTED_VALUES`.
+
+    Args:
+        fitted: The posterior.
+        data: As for `evaluate`.
+        targets: As for `evaluate`.
+        num_draws: As for `evaluate`.
+        **options: As of `stream_labelled`.
+
+    Returns:
+        The predictions, the labels, and the number of examples with a label.
+    """
+    generator, share, num_examples = torch.Generator().manual_seed(0), 1.0, 0
+    parts = list[tuple[CategoricalPredictive, Tensor, Tensor]]()
+    for predictive, labels in stream_labelled(fitted, data, targets, num_draws, **options):
+        num_examples += int((labels != IGNORE_INDEX).flatten(1).any(1).sum())
+        flat, known = predictive.select_labelled(labels)
+        parts.append((flat, known, torch.rand(len(known), generator=generator)))
+        while sum(part[0].log_probs.numel() for part in parts) > MAX_PREDICTED_VALUES and len(parts[-1][1]) > 1:
+            share /= 2
+            parts = [_keep_positions(part, share) for part in parts]
+    return (
+        CategoricalPredictive.concatenate([part[0] for part in parts]),
+        torch.cat([part[1] for part in parts]),
+        num_examples,
+    )
+
+
+def _keep_positions(
+    part: tuple[CategoricalPredictive, Tensor, Tensor], share: float
+) -> tuple[CategoricalPredictive, Tensor, Tensor]:
+    predictive, labels, order = part
+    is_kept = order < share
+    return predictive.select(is_kept.to(predictive.log_probs.device)), labels[is_kept], order[is_kept]
+
+
 def limit_examples(fitted: FittedPosterior, inputs: Any, targets: Any) -> tuple[Any, Any]:
     """Evenly spaced examples whose predictions fit into the memory, where each position has a class.
 
     Args:
         fitted: The posterior.
-        inputs: Inputs; those that are no tensor or array are returned as they are, as with another likelihood.
+        inputs: Inputs; those that are no tensor, array or dictionary of such are returned as they are, as with
+            another likelihood.
         targets: Their targets.
     """
-    if not fitted.likelihood.has_positions or not isinstance(inputs, Tensor | np.ndarray) or not len(inputs):
+    if not fitted.likelihood.has_positions or not isinstance(inputs, Tensor | np.ndarray | Mapping):
         return inputs, targets
     count = max(1, MAX_PREDICTED_VALUES // (np.asarray(targets[0]).size * fitted.likelihood.num_outputs))
-    if len(inputs) <= count:
+    if len(targets) <= count:
         return inputs, targets
-    rows = np.linspace(0, len(inputs) - 1, count).astype(int)
-    return inputs[rows], targets[rows]
+    rows = torch.linspace(0, len(targets) - 1, count).long()
+    if isinstance(inputs, np.ndarray):
+        return inputs[rows.numpy()], targets[rows]
+    return slice_examples(make_inputs(inputs), rows), targets[rows]
+
+
+class FirstBatches:
+    """The first batches, with at most `MAX_PREDICTED_VALUES` probabilities of classes of positions, at least one.
+
+    Args:
+        batches: Batches of inputs and targets.
+        num_classes: Number of probabilities of a position.
+    """
+
+    def __init__(self, batches: Iterable[Any], num_classes: int) -> None:
+        self.batches, self.num_classes = batches, num_classes
+
+    def __iter__(self) -> Iterator[Any]:
+        count = 0
+        for batch in self.batches:
+            size = split_batch(batch)[1].numel() * self.num_classes
+            if count and count + size > MAX_PREDICTED_VALUES:
+                return
+            count += size
+            yield batch
 
 
 class PositionMetrics:
@@ -102,7 +166,7 @@ class PositionMetrics:
     def __init__(self) -> None:
         self.num_classes = 0
         self._scores: list[ExampleScores] = []
-        self._counts = torch.zeros(0, 0)
+        self._counts = torch.zeros(3, 0)
         self._sizes: list[Tensor] = []
 
     def add(self, predictive: DenseCategoricalPredictive, targets: Tensor) -> None:
@@ -117,7 +181,7 @@ class PositionMetrics:
             return
         self._sizes.append((targets != IGNORE_INDEX).flatten(1).sum(1))
         self.num_classes = flat.log_probs.shape[1]
-        counts = count_pairs(flat.top_class.cpu(), labels, self.num_classes)
+        counts = count_classes(flat.top_class.cpu(), labels, self.num_classes)
         self._counts = self._counts + counts if self._scores else counts
         self._scores.append(score_examples(flat.log_probs, labels))
 

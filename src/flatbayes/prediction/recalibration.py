@@ -23,6 +23,7 @@ from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import make_labelled_tensors
 from flatbayes.prediction.placement import PredictionPrecision
+from flatbayes.prediction.position_stream import sample_positions
 from flatbayes.prediction.predictors import flatten_positions, make_predictor, require_classes
 
 
@@ -67,7 +68,9 @@ def calibrate(
 
     Every prediction, the compiled and exported posterior, and the saved artefact have the calibration. `evaluate`
     gives the metrics without it too (`Evaluation.raw_metrics`), and `replace_calibration(fitted, None)` removes it.
-    The argument is not changed, and both share their networks. An earlier calibration is replaced.
+    The argument is not changed, and both share their networks. An earlier calibration is replaced. For a class at
+    each position the map is fitted to all labelled positions, or to random ones if all have more than 2^25
+    probabilities.
 
     Args:
         fitted: The posterior.
@@ -96,6 +99,9 @@ def calibrate(
         True
     """
     raw = replace_calibration(fitted, None)
+    if raw.likelihood.has_positions:
+        sampled = sample_positions(raw, data, targets, num_draws, batch_size=batch_size, seed=seed)
+        return replace_calibration(raw, fit_calibration(*sampled[:2], method, num_examples=sampled[2]))
     predictive, targets, _ = predict_labelled(raw, data, targets, num_draws, batch_size=batch_size, seed=seed)
     return replace_calibration(raw, fit_calibration(predictive, targets, method))
 

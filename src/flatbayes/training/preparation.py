@@ -22,6 +22,7 @@ from flatbayes.training.compatibility import check_compatibility, check_initial_
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData
 from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
+from flatbayes.training.label_shift import match_label_shift
 from flatbayes.training.likelihood_inference import are_binary_labels, check_task, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs, warn_of_missing_classes
 from flatbayes.training.loader_data import LoaderData
@@ -130,6 +131,7 @@ def prepare_runs(
     factory = RunFactory(
         posterior, usual, likelihood, training_data, config, build_model, seed, warm_start, auto_flatness
     )
+    factory = match_label_shift(factory, is_inferred=is_inferred)
     if may_be_trained(factory, model, new_head=new_head):
         factory = match_scales(factory, has_transform=transform is not None, is_inferred=is_inferred)
     if isinstance(training_data, LoaderData):
