@@ -15,21 +15,12 @@ from flatbayes.experiments.run import execute_together, group_runs
 
 
 def name_file(folder: Path, *words: object) -> Path:
-    """Path of the result of a run.
-
-    Args:
-        folder: The folder.
-        words: What tells the run from others, such as a method and a seed.
-    """
+    """Path of the result of a run, by the words that tell it from others, such as a method and a seed."""
     return folder / f"{'_'.join(re.sub(r'[^A-Za-z0-9.]+', '-', str(word)) for word in words)}.json"
 
 
 def load_run(path: Path) -> RunResult | None:
-    """A finished run; None where it is missing or has failed.
-
-    Args:
-        path: Its file.
-    """
+    """A finished run; None where it is missing or has failed."""
     data = read_json(path) if path.is_file() else {"error": "missing"}
     return None if isinstance(data, dict) and "error" in data else RunResult.from_dict(data)
 

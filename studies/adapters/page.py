@@ -9,11 +9,7 @@ VARIANTS = ("Plain", "SAM")
 
 
 def render_table(rows: list[dict[str, Any]]) -> str:
-    """Table of the accepted noise and the test NLL by seed, plain and with SAM, and what the comparison says.
-
-    Args:
-        rows: The rows of the results.
-    """
+    """Table of the accepted noise and the test NLL by seed, plain and with SAM, and what the comparison says."""
     by_seed = {
         seed: {row["flatness"]: row for row in rows if row["seed"] == seed}
         for seed in sorted({row["seed"] for row in rows})

@@ -26,11 +26,7 @@ def write_page(path: Path, results: Sequence[CoverageResult]) -> None:
 
 
 def render_tables(results: Sequence[CoverageResult]) -> str:
-    """A summary, and the mean coverage and size of every data set, posterior and score.
-
-    Args:
-        results: All results.
-    """
+    """A summary, and the mean coverage and size of every data set, posterior and score."""
     below = [row for row in results if row.coverage < row.coverage_range[0]]
     above = [row for row in results if row.coverage > row.coverage_range[1]]
     num_splits = sum(row.num_splits for row in results)

@@ -69,12 +69,7 @@ class TaskResult:
 
 
 def write_summary(folder: Path, path: Path) -> None:
-    """Write the results of all splits, with machine and versions.
-
-    Args:
-        folder: Folder of the results.
-        path: The JSON file.
-    """
+    """Write the results of all splits in a folder, with machine and versions."""
     jobs = [read_json(file) for file in sorted(folder.glob("*.*.json"))]
     for job in jobs:
         job["records"] = {method: shorten_record(record) for method, record in sorted(job["records"].items())}
@@ -82,12 +77,7 @@ def write_summary(folder: Path, path: Path) -> None:
 
 
 def restore_results(path: Path, folder: Path) -> None:
-    """Write the results of a summary to files from which the benchmark continues; those that exist are kept.
-
-    Args:
-        path: The JSON file that `write_summary` wrote.
-        folder: Folder of the results.
-    """
+    """Write the results of a summary to files from which the benchmark continues; those that exist are kept."""
     for job in read_json(path)["jobs"]:
         file = folder / f"{job['task']}.{job['seed']}.json"
         if not file.exists():
@@ -107,12 +97,7 @@ def shorten_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_results(path: Path, num_splits: int | None = None) -> list[TaskResult]:
-    """Means over the splits of each data set, from a summary.
-
-    Args:
-        path: The summary.
-        num_splits: How many of the splits, from the first on; None for all. Not all methods are run on all.
-    """
+    """Means over the first or all splits of each data set, from a summary; not all methods are run on all splits."""
     jobs: dict[str, list[dict[str, Any]]] = {}
     for job in read_json(path)["jobs"]:
         jobs.setdefault(job["task"], []).append(job)
@@ -352,11 +337,7 @@ def render_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def count_plain_choices(path: Path) -> tuple[int, int]:
-    """Number of trainings of flat SWAG on the held-out half that chose radius 0, and of those that chose a radius.
-
-    Args:
-        path: The JSON file of the results.
-    """
+    """Number of trainings of flat SWAG on the held-out half that chose radius 0, and of those that chose a radius."""
     records: list[Any] = [
         job["records"].get("SWAG flat", {}) for job in read_json(path)["jobs"] if job["half"] == "held-out"
     ]
@@ -365,13 +346,7 @@ def count_plain_choices(path: Path) -> tuple[int, int]:
 
 
 def render_claim(results: Sequence[TaskResult], num_plain: int, num_chosen: int) -> str:
-    """What README.md says of the defaults: counts on the held-out half.
-
-    Args:
-        results: The results of all data sets.
-        num_plain: Number of trainings of flat SWAG that chose radius 0.
-        num_chosen: Number of those that chose a radius.
-    """
+    """What README.md says of the defaults: counts on the held-out half."""
     held_out = [result for result in results if result.half == "held-out"]
     at_best, near_linear, covers, estimator_at_best, estimator_near_linear, estimator_covers, at_plain = (
         (number - len(failures), number) for failures, number in (g.find_failures(held_out) for g in list_goals()[:7])
@@ -391,14 +366,7 @@ def render_claim(results: Sequence[TaskResult], num_plain: int, num_chosen: int)
 
 
 def write_page(page: Path, summary: Path, before: Path | None, readme: Path | None = None) -> None:
-    """Replace the tables of a page, and the paragraph of README.md.
-
-    Args:
-        page: The page.
-        summary: Summary of the results.
-        before: Summary of an earlier run; None for none.
-        readme: README.md; None to leave it as it is.
-    """
+    """Replace the tables of a page, and the paragraph of README.md."""
     results, first_splits = load_results(summary), load_results(summary, num_splits=1)
     earlier = [] if before is None else load_results(before)
     tables = {"goals": render_goals(results, earlier)}

@@ -92,11 +92,7 @@ def list_flatnesses() -> dict[str, Flatness]:
 
 
 def run_job(job: Job) -> list[str]:
-    """Fit all methods that have no record yet, and write their records.
-
-    Returns:
-        Messages of the methods that failed.
-    """
+    """Fit all methods that have no record yet, write their records, and return messages of those that failed."""
     torch.set_num_threads(1)
     records: dict[str, Any] = read_json(job.path)["records"] if job.path.exists() else {}
     data = job.task.split(job.seed)
@@ -166,10 +162,6 @@ def is_compared(name: str, label: str) -> bool:
 
     Those that perturb weights themselves are fitted plain only. The fixed radius is for those that share the training
     of SWAG, since it tells the choice of a radius from the radius.
-
-    Args:
-        name: Name of the posterior.
-        label: Label of the flatness.
     """
     shares_training = any("SWAG" in group and name in group for group in group_posteriors())
     return label == "plain" or (not POSTERIORS[name]().perturbs_weights and (label == "flat" or shares_training))
@@ -186,14 +178,7 @@ def group_posteriors() -> list[list[str]]:
 def fit_posteriors(
     names: Sequence[str], data: DataSplits, flatness: Flatness, seed: int
 ) -> Iterator[tuple[str, Record]]:
-    """Fit posteriors with one training, and evaluate them.
-
-    Args:
-        names: Names of methods, a posterior and the label of the flatness.
-        data: The splits.
-        flatness: The flatness.
-        seed: Seed of the training and of the draws.
-    """
+    """Fit posteriors with one training, and evaluate them; a name is that of the posterior and of the flatness."""
     methods = [(POSTERIORS[name.rpartition(" ")[0]](), TrainingConfig()) for name in names]
     outcomes = try_fit_together(MLP, data, methods, flatness, seed=seed)
     for name, outcome in zip(names, outcomes, strict=True):
@@ -345,11 +330,7 @@ def format_record(record: Mapping[str, Any]) -> str:
 
 
 def run_jobs(jobs: Sequence[Job], num_processes: int = 1) -> list[str]:
-    """Run jobs, each in one process with one thread.
-
-    Returns:
-        Messages of the methods that failed.
-    """
+    """Run jobs, each in one process with one thread, and return messages of the methods that failed."""
     if num_processes == 1:
         return [message for job in jobs for message in run_job(job)]
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -59,14 +59,7 @@ def draw_wells(folder: Path | str) -> list[Path]:
 
 
 def evaluate_density(results: Mapping[str, Any], num_params: int, target: str, points: Tensor) -> GridPosterior:
-    """The exact posterior on other grid points than those of the study.
-
-    Args:
-        results: Content of `theory.json`.
-        num_params: 1 or 2.
-        target: A key of `TARGET_STYLES`.
-        points: Grid points, as made by `grid_points`.
-    """
+    """The exact posterior on other grid points than those of the study."""
     config, wells = results["config"], make_sharp_and_flat_wells(num_params)
     values = wells.worst_loss(points, config["rho"] if target == "sharpness_aware_posterior" else 0.0)
     log_prior = -points.square().sum(-1) / (2 * config["prior_std"] ** 2)

@@ -321,13 +321,7 @@ def compute_cell_volume(points: Tensor) -> float:
 
 
 def kolmogorov_distance(draws: Tensor, points: Tensor, posterior: GridPosterior) -> float:
-    """Kolmogorov's distance sup |F_draws - F| of the first coordinate.
-
-    Args:
-        draws: First coordinates of the draws, of any shape.
-        points: Grid points, as made by `grid_points`.
-        posterior: The exact posterior on the grid.
-    """
+    """Kolmogorov's distance sup |F_draws - F| of the first coordinate."""
     probabilities = posterior.cell_probabilities
     marginal = probabilities if probabilities.dim() == 1 else probabilities.sum(1)
     axis = points.flatten(1, -2)[:, 0, 0] if points.dim() == 3 else points[:, 0]

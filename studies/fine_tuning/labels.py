@@ -29,9 +29,5 @@ class Labels:
         return f"<!-- tables, written by python -m studies.{self.study} -->"
 
     def describe(self, setting: Mapping[str, Any]) -> str:
-        """Size and what is trained.
-
-        Args:
-            setting: Summary of a setting.
-        """
+        """Size of a setting and what is trained in it."""
         return f"{setting['size']:,} {self.unit}, {self.trained[setting['trained']]}"

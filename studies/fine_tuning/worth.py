@@ -12,11 +12,7 @@ Twins = Mapping[str, Sequence[dict[str, Any]]]
 
 
 def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
-    """Size of the plain ensemble of the same calibrated NLL, 1 to 3, averaged over the seeds of both, plain and flat.
-
-    Args:
-        twins: Trainings of both.
-    """
+    """Size of the plain ensemble of the same calibrated NLL, 1 to 3, averaged over the seeds of both twins."""
     curves = {
         t["seed"]: t["test"]["Ensemble"]["ensemble_nlls"]
         for t in twins["plain"]
@@ -39,11 +35,7 @@ def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
 
 
 def compare_sizes(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How many more labelled examples plain training needs for the NLL of flat training.
-
-    Args:
-        settings: Summaries of the settings.
-    """
+    """How many more labelled examples plain training needs for the NLL of flat training."""
     results = []
     for trained in dict.fromkeys(setting["trained"] for setting in settings):
         nlls: dict[str, dict[int, tuple[float, float]]] = {}

@@ -84,13 +84,7 @@ def count_twins(twins: Sequence[Twin]) -> dict[str, Any]:
 
 
 def measure_recovered(twins: Sequence[Twin], feature: str, threshold: float | None) -> dict[str, float]:
-    """Gain as a multiple of the feature, above the threshold: median and quartiles over data sets.
-
-    Args:
-        twins: The twins.
-        feature: A feature in nats, `gap` or `rise`.
-        threshold: Smallest value of the feature; None for any.
-    """
+    """Gain as a multiple of the feature, above the threshold: median and quartiles over data sets."""
     ratios: dict[str, list[float]] = {}
     for twin in twins:
         value = getattr(twin, feature)

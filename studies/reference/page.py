@@ -59,12 +59,7 @@ def render_task(results: Mapping[str, Any]) -> str:
 
 
 def average_reference(references: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
-    """Metrics of a reference, its distance to the other one, and that of two halves of its chains, over the splits.
-
-    Args:
-        references: The references of every split.
-        kind: `plain` or `flat`.
-    """
+    """Metrics of a reference, its distance to the other one, and that of two halves of its chains; means."""
     own, other = ("_flat", "") if kind == "flat" else ("", "_flat")
     by_split = [
         {

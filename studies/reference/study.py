@@ -119,10 +119,6 @@ def list_posteriors(prior_precision: float, temperature: float = 1.0) -> dict[st
     """Every exported posterior of a whole network by its label, with this prior and temperature.
 
     A posterior without a temperature has the mode of the density: its prior counts `temperature` times.
-
-    Args:
-        prior_precision: Precision of the prior.
-        temperature: Temperature of the density.
     """
     posteriors: dict[str, Posterior] = {}
     density = {"prior_precision": prior_precision, "temperature": temperature}
@@ -225,13 +221,7 @@ class Study:
         return methods, scores, refusals
 
     def run(self, seed: int, methods: Sequence[Method], refusals: Mapping[str, str]) -> list[RunResult]:
-        """Train and evaluate all methods with one seed.
-
-        Args:
-            seed: The seed.
-            methods: Posteriors with their settings.
-            refusals: Posteriors that go with `Plain` only.
-        """
+        """Train and evaluate all methods with one seed; those in `refusals` plain only."""
         files = [ReferenceFile.open(path) for path in self.load_references(seed).values()]
         common = replace(self.common, references=files)
         runs = {

@@ -37,11 +37,7 @@ def update_page(page: Path, results: Mapping[str, Any]) -> None:
 
 
 def render_task(task: Mapping[str, Any]) -> str:
-    """Section of one data set.
-
-    Args:
-        task: What `summarize_task` returned.
-    """
+    """Section of one data set."""
     factors = ", ".join(f"{factor:g}" for factor in sorted(task["lr_factors"]))
     heads = " | ".join(title for title, _ in COLUMNS.values())
     lines = [
@@ -62,23 +58,14 @@ def render_task(task: Mapping[str, Any]) -> str:
 
 
 def format_metric(value: Mapping[str, float | None] | None, form: str) -> str:
-    """Mean and standard deviation.
-
-    Args:
-        value: The two; None where the metric is missing.
-        form: Format of a number.
-    """
+    """Mean and standard deviation."""
     if value is None:
         return ""
     return " ± ".join(form.format(number) for number in (value["mean"], value["sd"]) if number is not None)
 
 
 def compare_groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which rivals have another NLL than flat SWAG with the default training, raw and calibrated.
-
-    Args:
-        rows: Rows of a task.
-    """
+    """Which rivals have another NLL than flat SWAG with the default training, raw and calibrated."""
     lines = []
     for metric, label in (("nll", "NLL"), ("nll_calibrated", "calibrated NLL")):
         sides: dict[str, list[str]] = {"lower": [], "higher": [], "open": []}
@@ -95,31 +82,19 @@ def compare_groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def find_side(interval: Sequence[float] | None) -> str:
-    """Whether an interval is below 0, above 0, or neither.
-
-    Args:
-        interval: Its ends; None with too few seeds.
-    """
+    """Whether an interval is below 0, above 0, or neither."""
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "open"
     return "lower" if interval[1] < 0 else "higher"
 
 
 def join(names: Sequence[str]) -> str:
-    """Names in a sentence, `none` without any.
-
-    Args:
-        names: The names.
-    """
+    """Names in a sentence, `none` without any."""
     return ", ".join(names) or "none"
 
 
 def describe_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Differences of pairs that belong together, with their intervals.
-
-    Args:
-        pairs: Differences by text.
-    """
+    """Differences of pairs that belong together, with their intervals."""
     lines = []
     for text, differences in pairs.items():
         values = []

@@ -63,13 +63,7 @@ class Task:
         return list_entries(self.num_data)
 
     def make_run(self, entry: Entry, factor: float, seed: int) -> ExperimentRun:
-        """One training.
-
-        Args:
-            entry: The method.
-            factor: Multiple of its learning rate.
-            seed: The seed.
-        """
+        """One training of a method with a multiple of its learning rate."""
         return ExperimentRun(
             source=self.source,
             model=self.model,
@@ -123,12 +117,7 @@ TASKS = {
 
 
 def run_task(name: str, folder: Path) -> Iterator[str]:
-    """Select the learning rates and train, and yield what is finished; a stopped call goes on.
-
-    Args:
-        name: A key of `TASKS`.
-        folder: Folder of the runs.
-    """
+    """Select the learning rates and train, and yield what is finished; a stopped call goes on."""
     task = TASKS[name]
     for seed in range(task.num_seeds):
         for entry in task.entries:
@@ -139,14 +128,7 @@ def run_task(name: str, folder: Path) -> Iterator[str]:
 
 
 def name_run(folder: Path, entry: Entry, factor: float, seed: int) -> Path:
-    """File of a run on test data.
-
-    Args:
-        folder: Folder of the task.
-        entry: The method.
-        factor: Multiple of its learning rate.
-        seed: The seed.
-    """
+    """File of a run on test data."""
     return name_file(folder / "runs", entry.name, f"{factor:g}", seed)
 
 
@@ -175,12 +157,7 @@ def select_factor(
 
 
 def summarize_task(name: str, folder: Path) -> dict[str, Any]:
-    """Summary of the finished runs of a task.
-
-    Args:
-        name: A key of `TASKS`.
-        folder: Folder of the runs.
-    """
+    """Summary of the finished runs of a task."""
     task = TASKS[name]
     factors = {entry.name: select_factor(task, entry, folder, execute=False) for entry in task.entries}
     results = [
@@ -225,13 +202,7 @@ def summarize_task(name: str, folder: Path) -> dict[str, Any]:
 
 
 def summarize_entry(entry: Entry, runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any]:
-    """Mean and standard deviation of the metrics of a method, its cost, and its difference from the baseline.
-
-    Args:
-        entry: The method.
-        runs: Its runs.
-        baseline: Runs of the method that all are compared with.
-    """
+    """Mean and standard deviation of the metrics of a method, its cost, and its difference from the baseline."""
     metrics = {}
     for name in METRICS:
         values = [value for run in runs if (value := run.metrics.get(name)) is not None]
@@ -251,12 +222,7 @@ def summarize_entry(entry: Entry, runs: Sequence[RunResult], baseline: Sequence[
 
 
 def compare_runs(first: Sequence[RunResult], second: Sequence[RunResult]) -> dict[str, Any]:
-    """Paired differences of NLL, raw and calibrated, first minus second; negative where the first is better.
-
-    Args:
-        first: Runs of a method.
-        second: Runs of another one.
-    """
+    """Paired differences of NLL, raw and calibrated, first minus second; negative where the first is better."""
     differences: dict[str, Any] = {}
     for metric in ("nll", "nll_calibrated"):
         by_seed = {run.seed: run.metrics.get(metric) for run in second}
@@ -272,10 +238,6 @@ def compare_runs(first: Sequence[RunResult], second: Sequence[RunResult]) -> dic
 
 
 def describe_study(folder: Path) -> dict[str, Any]:
-    """Summaries of all tasks that have finished runs.
-
-    Args:
-        folder: Folder of the study.
-    """
+    """Summaries of all tasks that have finished runs."""
     summaries = [summarize_task(name, folder / name) for name in TASKS]
     return {"tasks": [s for s in summaries if s["rows"]], "environment": describe_environment()}

@@ -46,12 +46,7 @@ LABELS = Labels(
 
 
 def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as plain data.
-
-    Args:
-        folder: Folder of the study.
-        earlier: As for `summarize_trainings`.
-    """
+    """Everything that the page shows, as plain data."""
     plans = [
         SettingPlan(
             s.name, s.trained, s.size, s.num_epochs, count_trainings(s, read_choices(folder / s.name)), VARIATIONAL
