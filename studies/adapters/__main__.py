@@ -25,7 +25,7 @@ from flatbayes import MAP, SAM, TFB, Categorical, FittedPosterior, Plain, Traini
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.flatness import Flatness
 from studies.adapters.page import render_table
-from studies.defaults.page import fill_marks
+from studies.pages import fill_marks
 from studies.sentences.task import Examples, load_task
 
 NUM_SEEDS, NUM_TRAIN, NUM_TEST, NUM_DRAWS, BATCH_SIZE, NUM_FIXED_LAYERS = 5, 200, 300, 10, 20, 4

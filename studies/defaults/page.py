@@ -1,6 +1,5 @@
 """Summary of the results as JSON, and the tables of the page."""
 
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +7,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from flatbayes.core.files import read_json, write_json, write_text
+from flatbayes.core.files import read_json, write_json
 from flatbayes.experiments.run_folder import describe_environment
 from studies.defaults.baselines import LINEAR, NAMES
+from studies.pages import fill_marks
 
 TIE, SHORT, FAR = 0.01, 0.05, 0.1
 """Margins of "at", "5 % behind" and "10 % behind"."""
@@ -377,19 +377,3 @@ def write_page(page: Path, summary: Path, before: Path | None, readme: Path | No
     fill_marks(page, tables)
     if readme is not None:
         fill_marks(readme, {"defaults": textwrap.fill(render_claim(results, *count_plain_choices(summary)), 118)})
-
-
-def fill_marks(page: Path, contents: Mapping[str, str]) -> None:
-    """Replace what is between the comments `begin <name>` and `end <name>` of a page.
-
-    Args:
-        page: The page.
-        contents: New text by name.
-    """
-    text = page.read_text(encoding="utf-8")
-    for name, content in contents.items():
-        marks = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text = re.sub(
-            marks, lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text, flags=re.DOTALL
-        )  # type: ignore[misc]
-    write_text(page, text)

@@ -52,6 +52,7 @@ POSTERIORS: dict[str, type[Posterior]] = {
 LARGE_METHODS = ("MAP", "SWAG", "estimator", baselines.LINEAR, baselines.FOREST, baselines.BOOSTING)
 """What is fitted on a large task."""
 CLI_TASK = "breast-cancer"
+NUM_DRAWS = 30
 TIMEOUT_SECONDS = 300.0
 """Longest time of a fit of one posterior or one group of posteriors that share a training."""
 Record = dict[str, JsonValue]
@@ -189,12 +190,12 @@ def fit_posteriors(
         yield name, evaluate_fitted(outcome.fitted, data, seed) | {"history": summarize_history(history)}
 
 
-def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int, num_draws: int = 30) -> Record:
+def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int) -> Record:
     """Metrics on the test rows, the NLL on the validation rows, and seconds."""
     start = time.perf_counter()
-    metrics = measure(fitted.predict(data.test.inputs, num_draws, seed=seed), data.test.targets)
+    metrics = measure(fitted.predict(data.test.inputs, NUM_DRAWS, seed=seed), data.test.targets)
     seconds = time.perf_counter() - start
-    val = measure(fitted.predict(data.val.inputs, num_draws, seed=seed), data.val.targets)
+    val = measure(fitted.predict(data.val.inputs, NUM_DRAWS, seed=seed), data.val.targets)
     cost = fitted.info["cost"]
     record: Record = {"metrics": metrics, "val": val, "seconds": cost["train_seconds"], "predict_seconds": seconds}
     record |= {"gradients": cost["gradients"], "epochs": fitted.info["training"]["epochs"]}
@@ -204,13 +205,8 @@ def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int, num_dr
         record["radius"] = fitted.info["radius"]
     if "prior" in fitted.info:
         record["prior"] = fitted.info["prior"]
-    return record | {"failed_checks": list_failed_checks(fitted, data, seed, num_draws)}
-
-
-def list_failed_checks(fitted: FittedPosterior, data: DataSplits, seed: int, num_draws: int) -> list[str]:
-    """Names of the self-checks that fail on the validation rows."""
-    report = check(fitted, data.val, num_draws=num_draws, seed=seed)
-    return [finding.name for finding in report.findings if not finding.passed]
+    report = check(fitted, data.val, num_draws=NUM_DRAWS, seed=seed)
+    return record | {"failed_checks": [finding.name for finding in report.findings if not finding.passed]}
 
 
 def summarize_history(history: Sequence[tuple[float | None, float | None]]) -> Record:

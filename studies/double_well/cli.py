@@ -23,8 +23,7 @@ def make_parser() -> ArgumentParser:
     parser = new_parser(
         "--out FOLDER [options]",
         "Sample and fit the Gibbs posterior and the sharpness-aware posterior of a loss with a sharp deep and a "
-        "flat\n"
-        "shallow well, and compare both with the exact densities: figures, numbers, and a summary.",
+        "flat\nshallow well, and compare both with the exact densities: figures, numbers, and a summary.",
         program="python -m studies.double_well",
     )
     defaults = DoubleWellStudy()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WIDTH_PX, HEIGHT_1D_PX, HEIGHT_2D_PX = 860.0, 540.0, 640.0
 DPI = 200
+MAX_SHOWN_DRAWS = 250
 TARGET_STYLES = {
     "gibbs": ("Gibbs posterior", theme.PLAIN),
     "sharpness_aware_posterior": ("sharpness-aware posterior", theme.FLAT),
@@ -231,7 +232,7 @@ def draw_gaussian(axes: "Axes", fit: Tensor) -> None:
 
 
 def draw_samples(
-    axes: "Axes", draws: Mapping[str, Tensor], points: Tensor, exact: GridPosterior, target: str, max_draws: int = 250
+    axes: "Axes", draws: Mapping[str, Tensor], points: Tensor, exact: GridPosterior, target: str
 ) -> None:
     """Last draws of the first chains, over contours that contain 50 % and 90 % of the exact mass."""
     colour = TARGET_STYLES[target][1]
@@ -240,7 +241,7 @@ def draw_samples(
     for level in levels:
         axes.contourf(x, y, exact.log_density.exp(), levels=[level, torch.inf], colors=[colour], alpha=0.16)
     for name, marker in SAMPLER_MARKERS.items():
-        first, second = draws[f"2/{target}/{name}"][:max_draws, -1].unbind(-1)
+        first, second = draws[f"2/{target}/{name}"][:MAX_SHOWN_DRAWS, -1].unbind(-1)
         style: dict[str, Any] = (
             {"facecolors": "none", "edgecolors": theme.INK} if marker == "o" else {"color": theme.INK}
         )
@@ -313,14 +314,12 @@ def describe_wells(results: Mapping[str, Any]) -> str:
     )
     sentences.append(
         f"λ times the decrease of the gap equals Jeffreys' divergence between the two up to {identity:.0e} "
-        f"(Theorem C). "
-        f"The Kolmogorov distance of the samplers' draws from the exact distribution is at most "
+        "(Theorem C). The Kolmogorov distance of the samplers' draws from the exact distribution is at most "
         f"{largest_distance:.3f}."
     )
     if results["config"]["rho"] > make_sharp_and_flat_wells(1).plateau_width + 1e-9:
         sentences.append(
-            "The radius exceeds the width of the plateau between the wells, so SAM's ascent step can land in "
-            "the other "
-            "well: part of the distance is the error of this step."
+            "The radius exceeds the width of the plateau between the wells, so SAM's ascent step can land in the "
+            "other well: part of the distance is the error of this step."
         )
     return " ".join(sentences)

@@ -107,8 +107,7 @@ class DoubleWellStudy:
         if min(self.plain_steps, self.sam_steps) < min_steps:
             raise ValueError(
                 f"{self.num_snapshots} snapshots of the second half of an SGHMC chain take {min_steps} steps of "
-                f"SGLD, "
-                f"got {min(self.plain_steps, self.sam_steps)}."
+                f"SGLD, got {min(self.plain_steps, self.sam_steps)}."
             )
 
     @property

@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from flatbayes.core.files import read_json
-from studies.defaults.page import fill_marks
 from studies.fine_tuning.choices import describe_twins, is_default
+from studies.pages import fill_marks
 from studies.sentences.summary import TRAINED
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

@@ -4,6 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "nll": False,
+    "ece": False,
+    "brier": False,
+    "aurc": False,
+    "nll_calibrated": False,
+}
+"""Direction of the metrics of both studies."""
+METRIC_LABELS = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "ece": "ECE",
+    "brier": "Brier",
+    "aurc": "AURC",
+    "nll_calibrated": "NLL, scaled",
+}
+
 
 @dataclass(frozen=True)
 class Labels:

@@ -9,27 +9,15 @@ from typing import Any
 from studies.fine_tuning.choices import describe_twins, find_preferred, render_choices
 from studies.fine_tuning.labels import Labels
 from studies.fine_tuning.summary import MAIN_METRICS
+from studies.pages import replace_between
 
 OVERVIEW_METRICS = ("accuracy", "nll", "ece", "nll_calibrated", "aurc")
 END = "<!-- end of tables -->"
 
 
 def write_page(path: Path, summary: Mapping[str, Any], labels: Labels) -> None:
-    """Replace the tables of a page.
-
-    Args:
-        path: The page.
-        summary: What `summarize_trainings` returned.
-        labels: Words of the study.
-
-    Raises:
-        ValueError: The page has no marks.
-    """
-    text, start = path.read_text(encoding="utf-8"), labels.start
-    if start not in text or END not in text:
-        raise ValueError(f"{path} has no marks for the tables: {start} and {END}.")
-    before, after = text.split(start)[0], text.split(END)[1]
-    path.write_text(f"{before}{start}\n\n{render_tables(summary, labels)}\n\n{END}{after}", encoding="utf-8")
+    """Replace the tables of a page."""
+    replace_between(path, labels.start, END, render_tables(summary, labels))
 
 
 def render_tables(summary: Mapping[str, Any], labels: Labels) -> str:

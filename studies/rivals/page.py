@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatbayes.core.files import write_text
+from studies.pages import format_metric, replace_between
 
 START, END = "<!-- tables of studies/rivals -->", "<!-- end of the tables -->"
 COLUMNS = {
@@ -25,15 +25,8 @@ GROUPS = {
 
 
 def update_page(page: Path, results: Mapping[str, Any]) -> None:
-    """Write tables and conclusions into the page.
-
-    Args:
-        page: The page, with the marks.
-        results: What `describe_study` returned.
-    """
-    before, rest = page.read_text(encoding="utf-8").split(START)
-    text = "\n\n".join(map(render_task, results["tasks"]))
-    write_text(page, f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+    """Write tables and conclusions into the page."""
+    replace_between(page, START, END, "\n\n".join(map(render_task, results["tasks"])))
 
 
 def render_task(task: Mapping[str, Any]) -> str:
@@ -55,13 +48,6 @@ def render_task(task: Mapping[str, Any]) -> str:
         cost = f"x {row['lr_factor']:g} | {row['gradients']:,.0f} | {row['seconds']:.0f}"
         lines.append(f"| {row['method']} | {GROUPS[row['group']]} | {' | '.join(cells)} | {cost} |")
     return "\n".join([*lines, "", *compare_groups(task["rows"]), *describe_pairs(task["pairs"])])
-
-
-def format_metric(value: Mapping[str, float | None] | None, form: str) -> str:
-    """Mean and standard deviation."""
-    if value is None:
-        return ""
-    return " ± ".join(form.format(number) for number in (value["mean"], value["sd"]) if number is not None)
 
 
 def compare_groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.flatness import Plain
 from flatbayes.models import MLP, ConvNet
 from studies.rivals.methods import RHO, Entry, list_entries
-from studies.selection import execute_named, load_run, name_file, select_setting
+from studies.selection import average_metrics, execute_named, load_run, name_file, select_setting
 
 METRICS = ("accuracy", "nll", "nll_calibrated", "ece", "brier", "dee")
 SINGLE_NETWORK = "SGD"
@@ -203,18 +203,13 @@ def summarize_task(name: str, folder: Path) -> dict[str, Any]:
 
 def summarize_entry(entry: Entry, runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any]:
     """Mean and standard deviation of the metrics of a method, its cost, and its difference from the baseline."""
-    metrics = {}
-    for name in METRICS:
-        values = [value for run in runs if (value := run.metrics.get(name)) is not None]
-        if values:
-            metrics[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
     return {
         "method": entry.name,
         "group": entry.group,
         "posterior": short_name(entry.posterior),
         "flatness": short_name(entry.flatness),
         "seeds": len(runs),
-        "metrics": metrics,
+        "metrics": average_metrics(runs, METRICS),
         "gradients": fmean(run.cost.gradients or 0.0 for run in runs),
         "seconds": fmean(run.cost.train_seconds or 0.0 for run in runs),
         "against_baseline": compare_runs(runs, baseline),

@@ -4,21 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studies.fine_tuning.labels import Labels
+from studies.fine_tuning.labels import HIGHER_IS_BETTER, METRIC_LABELS, Labels
 from studies.fine_tuning.summary import SettingPlan, read_choices, summarize_trainings
 from studies.sentences.study import NUM_DRAWS, SETTINGS, VARIATIONAL, count_trainings, load_trainings
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL
 
-METRICS = {
-    "accuracy": True,
-    "nll": False,
-    "ece": False,
-    "brier": False,
-    "aurc": False,
-    "nll_calibrated": False,
-    "auroc_shuffled": True,
-    "auroc_foreign": True,
-}
+METRICS = HIGHER_IS_BETTER | {"auroc_shuffled": True, "auroc_foreign": True}
 """Whether higher is better."""
 PACKAGES = ("transformers", "tokenizers", "peft")
 TRAINED = {
@@ -31,16 +22,7 @@ LABELS = Labels(
     "sentences",
     "sentences",
     TRAINED,
-    {
-        "accuracy": "accuracy",
-        "nll": "NLL",
-        "ece": "ECE",
-        "brier": "Brier",
-        "aurc": "AURC",
-        "nll_calibrated": "NLL, scaled",
-        "auroc_shuffled": "AUROC, shuffled",
-        "auroc_foreign": "AUROC, foreign",
-    },
+    METRIC_LABELS | {"auroc_shuffled": "AUROC, shuffled", "auroc_foreign": "AUROC, foreign"},
     PACKAGES,
 )
 
