@@ -58,11 +58,6 @@ class NormalizedArguments(NamedTuple):
 def normalize_arguments(verb: str, parser: ArgumentParser, arguments: Sequence[str]) -> NormalizedArguments:
     """Command-line arguments of a verb with full option names and values that the parser reads.
 
-    Args:
-        verb: Name of the verb.
-        parser: Its parser.
-        arguments: Arguments after the verb.
-
     Raises:
         ValueError: An option is unknown, ambiguous, or without a value, or has a value of the wrong type.
     """
@@ -305,12 +300,7 @@ class _CommandLine:
 
 
 def default_optimizer(table: OptionTable, given: dict[str, Any]) -> dict[str, Any] | None:
-    """Spec of the optimizer that the selected posterior, or all of a list of posteriors, use by default.
-
-    Args:
-        table: Options of the verb.
-        given: Values of the options that are given.
-    """
+    """Spec of the optimizer that the selected posterior, or all of a list of posteriors, use by default."""
     if LIST_OPTION in table.actions:
         specs = given.get(LIST_OPTION, table.actions[LIST_OPTION].default)
         return resolve_default_optimizer([_to_plain(spec) for spec in specs])

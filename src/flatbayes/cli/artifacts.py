@@ -55,11 +55,6 @@ def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) 
 def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
     """Refuse a file that exists, before the work of which it is the result.
 
-    Args:
-        path: The file to be written.
-        overwrite: Replace it nevertheless.
-        option: Option that names it.
-
     Raises:
         ValueError: It exists, or is a folder.
     """
@@ -112,10 +107,6 @@ def tolerate_read_only() -> Iterator[None]:
 
 def check_result_folder(folder: Path, out: Path | None) -> Path:
     """The folder for the results of a verb; one that the user names must be writable.
-
-    Args:
-        folder: Folder of the run.
-        out: Folder that the user gives with `--out`, or None.
 
     Raises:
         ValueError: No folder can be made or written to there.

@@ -54,13 +54,7 @@ def run(options: Namespace) -> None:
 
 
 def write_for_shell(report: CheckReport, folder: Path, info: Mapping[str, Any]) -> CheckReport:
-    """A report whose remedies name options and verbs of the command line: `--scale auto` for `scale='auto'`.
-
-    Args:
-        report: The report.
-        folder: Folder of the run.
-        info: Metadata of the posterior.
-    """
+    """A report whose remedies name options and verbs of the command line: `--scale auto` for `scale='auto'`."""
     calibrate = format_run_command("calibrate", folder, info)
 
     def convert(text: str) -> str:
@@ -75,13 +69,7 @@ def write_for_shell(report: CheckReport, folder: Path, info: Mapping[str, Any]) 
 
 
 def print_failures(report: CheckReport, folder: Path, info: Mapping[str, Any]) -> None:
-    """Print how many checks passed, and a line for each that failed.
-
-    Args:
-        report: The report.
-        folder: Folder of the run, for the command that explains more.
-        info: Metadata of the posterior.
-    """
+    """Print how many checks passed, and a line for each that failed."""
     report = write_for_shell(report, folder, info)
     lines = [f"checks   {report.describe()}", *(f"         {line}" for line in report.format_failures())]
     lines += [f"         {note}" for note in report.notes]

@@ -151,17 +151,7 @@ def run(options: Namespace) -> None:
 
 
 def subsample_split(dataset: DataSplits, split_name: str, num_examples: int, seed: int) -> tuple[Split, int]:
-    """Random examples of a split.
-
-    Args:
-        dataset: The data.
-        split_name: "train", "val" or "test".
-        num_examples: Largest number of examples.
-        seed: Seed of the selection.
-
-    Returns:
-        The examples, and the size of the whole split.
-    """
+    """At most `num_examples` random examples of a split, and the size of the whole split."""
     split: Split = getattr(dataset, split_name)
     return split.subsample(num_examples, seed), len(split)
 

@@ -178,13 +178,7 @@ def evaluate_thresholds(
 
 
 def make_table(evaluation: Evaluation, title: str, target_names: list[str] | None) -> Table:
-    """The metrics with their definitions; for a posterior with a calibration, also those without it.
-
-    Args:
-        evaluation: The metrics.
-        title: Method and examples.
-        target_names: Names of several targets; None numbers them.
-    """
+    """The metrics with their definitions; for a posterior with a calibration, also those without it."""
     table = Table(title=title)
     raw, definitions = evaluation.raw_metrics, select_definitions(evaluation.metrics)
     table.add_column("metric")

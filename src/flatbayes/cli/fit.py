@@ -205,12 +205,7 @@ def run(options: Namespace) -> None:
 
 
 def warn_of_small_validation(dataset: DataSplits, config: TrainingConfig) -> None:
-    """Say on the terminal that a measurement on few validation examples depends on chance.
-
-    Args:
-        dataset: The data.
-        config: The training; one that stops early says so itself.
-    """
+    """Say on the terminal that a measurement on few validation examples depends on chance."""
     if len(dataset.val) < MIN_EXAMPLES and not config.stops_early:
         total = len(dataset.train) + len(dataset.val)
         PlainConsole(stderr=True).print(

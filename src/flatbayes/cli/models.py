@@ -69,9 +69,6 @@ def annotate_parameters(function: Any) -> None:
     """Give the parameters of a user's function that have neither an annotation nor a default the type Any.
 
     The parser refuses such parameters; with Any, it reads their values as YAML.
-
-    Args:
-        function: A function that builds a network, or `__init__` of its class.
     """
     if not inspect.isfunction(function):
         return
@@ -82,11 +79,7 @@ def annotate_parameters(function: Any) -> None:
 
 
 def has_trained_model(spec: Any) -> bool:
-    """Whether the model is a function outside flatbayes that builds a network with trained weights.
-
-    Args:
-        spec: Spec of the model, as the parser returns it; None if there is none.
-    """
+    """Whether the model is a function outside flatbayes that builds a network with trained weights."""
     if spec is None or spec["class_path"].startswith("flatbayes.models."):
         return False
     plain = spec.as_dict() if hasattr(spec, "as_dict") else spec
@@ -128,21 +121,12 @@ def _import_module(path: str, module_path: str) -> ModuleType:
 
 
 def build_with_new_head(path: str, arguments: dict[str, Any], num_outputs: int) -> nn.Module:
-    """The network at a dotted path, with a new last layer if the number of outputs differs.
-
-    Args:
-        path: Dotted path of a class or function that builds the network, with or without trained weights.
-        arguments: Arguments of the class or function.
-        num_outputs: Number of outputs that the data need.
-    """
+    """The network that a dotted path builds, with a new last layer if the number of outputs differs."""
     return replace_head(instantiate({"class_path": path, "init_args": arguments}), num_outputs)
 
 
 def bind_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
     """Factory of a network with a new last layer for the data.
-
-    Args:
-        spec: Spec of the model given on the command line; None if there is none.
 
     Raises:
         ValueError: There is no model, or it is one of flatbayes, which has the right number of outputs.

@@ -98,12 +98,7 @@ class OptionTable:
         return [name for name in self.actions if not name.endswith(".help") and name not in groups]
 
     def select(self, option: str, spec: Any) -> None:
-        """Remember the class of an option and those of its arguments.
-
-        Args:
-            option: Name of the option, `flatness` or `posterior.member`.
-            spec: A dotted path, or a mapping with `class_path` and `init_args`.
-        """
+        """Remember the class of an option, `flatness` or `posterior.member`, and those of its arguments."""
         if isinstance(spec, str):
             spec = {"class_path": spec}
         if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):

@@ -32,13 +32,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def new_parser(usage: str, description: str, *, program: str = "flatbayes") -> ArgumentParser:
-    """A parser without options.
-
-    Args:
-        usage: Arguments in the usage line, after the name of the program.
-        description: First lines of the help.
-        program: Name of the program.
-    """
+    """A parser without options."""
     return ArgumentParser(
         prog=program,
         usage=f"{program} {usage}",

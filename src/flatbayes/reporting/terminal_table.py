@@ -119,12 +119,7 @@ def format_verdict(results: ComparisonResult) -> str:
 
 
 def format_tables(results: ComparisonResult, width: int = 100) -> str:
-    """All tables and the conclusion as plain text.
-
-    Args:
-        results: The results.
-        width: Width in characters, at least 80.
-    """
+    """All tables and the conclusion as plain text."""
     from rich.console import Console
 
     console = Console(width=width, file=StringIO(), color_system=None, force_jupyter=False)
