@@ -52,4 +52,4 @@ def run(options: Namespace) -> None:
     console.print(wells_table(results))
     console.print(describe_wells(results), highlight=False)
     shown = "\n".join(f"figure   {path}" for path in figures)
-    console.print(f"numbers  {numbers}\n{shown}", highlight=False, soft_wrap=True)
+    console.print_text(f"numbers  {numbers}\n{shown}")

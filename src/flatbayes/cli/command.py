@@ -176,7 +176,7 @@ def _print_error(parser: ArgumentParser, message: Any) -> None:
 
         group = get_process_group_info()
         prefix = parser.prog if group.size == 1 else f"{parser.prog}, process {group.rank}"
-    PlainConsole(stderr=True).print(f"{prefix}: {message}", highlight=False, soft_wrap=True)
+    PlainConsole(stderr=True).print_text(f"{prefix}: {message}")
 
 
 def _get_loaded_class(module: str, name: str) -> type | tuple[()]:

@@ -181,7 +181,7 @@ def is_regression_column(column: ArrowColumn, name: str, task: TaskType) -> bool
     return True
 
 
-def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile | None = None) -> Tensor:
+def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile) -> Tensor:
     """Convert a numeric column to regression targets, [rows] (float64).
 
     Raises:
@@ -192,7 +192,7 @@ def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile |
         from pyarrow import types
     predicates = (types.is_integer, types.is_floating, types.is_decimal)
     if not any(predicate(column.type) for predicate in predicates):
-        explanation = explain_words(file.path, file.layout, name) if file and file.layout else None
+        explanation = explain_words(file.path, file.layout, name) if file.layout is not None else None
         raise ValueError(
             explanation
             or f"Column {name!r} holds {describe_type(column.type)}, and a regression needs numbers. Name another "
