@@ -151,56 +151,59 @@ class Goal:
 
 def list_goals() -> list[Goal]:
     """The goals, for flat SWAG and the default estimator."""
-    goals = []
-    for method, name in ((FLAT, "flat SWAG"), (ESTIMATOR, "the default estimator")):
+    return [
+        *list_model_goals(FLAT, "flat SWAG"),
+        *list_model_goals(ESTIMATOR, "the default estimator"),
+        *list_plain_goals(FLAT, "flat SWAG"),
+        *list_plain_goals(FIXED, "SWAG with rho 0.05"),
+    ]
 
-        def is_fitted(result: TaskResult, method: str = method) -> bool:
-            return method in result.metrics or method in result.errors
 
-        def covers(result: TaskResult, method: str = method) -> bool:
-            low, high = COVERAGE_RANGE
-            return low <= result.metrics.get(method, {}).get("coverage_95", 0.0) <= high
+def list_model_goals(method: str, name: str) -> list[Goal]:
+    """Goals of a method against the models of scikit-learn, and of its intervals."""
+    low, high = COVERAGE_RANGE
+    return [
+        Goal(
+            f"{name} at or ahead of the best baseline in NLL on 70 % of the sets",
+            0.7,
+            lambda result: result.was_run(method),
+            lambda result: not result.is_behind(method, result.best_baseline(), TIE),
+        ),
+        Goal(
+            f"{name} never more than 10 % behind a linear model in NLL",
+            1.0,
+            lambda result: result.was_run(method),
+            lambda result: not result.is_behind(method, LINEAR, FAR),
+        ),
+        Goal(
+            f"95 % intervals of {name} cover 90 to 98 % on every set of numbers",
+            1.0,
+            lambda result: result.is_regression and result.was_run(method),
+            lambda result: low <= result.metrics.get(method, {}).get("coverage_95", 0.0) <= high,
+        ),
+    ]
 
-        goals += [
-            Goal(
-                f"{name} at or ahead of the best baseline in NLL on 70 % of the sets",
-                0.7,
-                is_fitted,
-                lambda result, method=method: not result.is_behind(method, result.best_baseline(), TIE),  # type: ignore[misc]
-            ),
-            Goal(
-                f"{name} never more than 10 % behind a linear model in NLL",
-                1.0,
-                is_fitted,
-                lambda result, method=method: not result.is_behind(method, LINEAR, FAR),  # type: ignore[misc]
-            ),
-            Goal(
-                f"95 % intervals of {name} cover 90 to 98 % on every set of numbers",
-                1.0,
-                lambda result, method=method: result.is_regression and result.was_run(method),  # type: ignore[misc]
-                covers,
-            ),
-        ]
-    for method, name in ((FLAT, "flat SWAG"), (FIXED, "SWAG with rho 0.05")):
 
-        def is_pair(result: TaskResult, method: str = method) -> bool:
-            return method in result.metrics and PLAIN in result.metrics
+def list_plain_goals(method: str, name: str) -> list[Goal]:
+    """Goals of a method against plain SWAG."""
 
-        goals += [
-            Goal(
-                f"{name} at or ahead of plain SWAG in NLL on 80 % of the sets",
-                0.8,
-                is_pair,
-                lambda result, method=method: not result.is_behind(method, PLAIN, TIE),  # type: ignore[misc]
-            ),
-            Goal(
-                f"{name} never 5 % behind plain SWAG in NLL",
-                1.0,
-                is_pair,
-                lambda result, method=method: not result.is_behind(method, PLAIN, SHORT),  # type: ignore[misc]
-            ),
-        ]
-    return goals
+    def is_pair(result: TaskResult) -> bool:
+        return method in result.metrics and PLAIN in result.metrics
+
+    return [
+        Goal(
+            f"{name} at or ahead of plain SWAG in NLL on 80 % of the sets",
+            0.8,
+            is_pair,
+            lambda result: not result.is_behind(method, PLAIN, TIE),
+        ),
+        Goal(
+            f"{name} never 5 % behind plain SWAG in NLL",
+            1.0,
+            is_pair,
+            lambda result: not result.is_behind(method, PLAIN, SHORT),
+        ),
+    ]
 
 
 def render_goals(results: Sequence[TaskResult], before: Sequence[TaskResult]) -> str:
