@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from flatbayes.core.files import read_json
-from studies.fine_tuning.choices import describe_twins, is_default
+from studies.fine_tuning.choices import describe_twins
+from studies.fine_tuning.labels import is_default, is_without_warmup
 from studies.pages import fill_marks
 from studies.sentences.summary import TRAINED
 
@@ -63,7 +64,7 @@ def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Map
         cells = [
             f"{setting['size']:,} {unit}",
             trained[setting["trained"]].removesuffix(DEFAULT_SUFFIX),
-            "default" if is_default(setting) else chosen,
+            "default, no warm-up" if is_without_warmup(setting) else "default" if is_default(setting) else chosen,
             *(format_means(setting, *column) for column in columns),
             count_verdicts([setting], MAIN_METRICS),
         ]

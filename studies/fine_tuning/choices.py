@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studies.fine_tuning.labels import Labels
+from studies.fine_tuning.labels import Labels, is_default, is_without_warmup
 
 TWINS = ("plain", "flat")
 
@@ -11,11 +11,6 @@ TWINS = ("plain", "flat")
 def find_preferred(setting: Mapping[str, Any]) -> str:
     """The twin with the lower validation NLL, `flat` or `plain`."""
     return "flat" if setting["selection"]["is_flat_better"] else "plain"
-
-
-def is_default(setting: Mapping[str, Any]) -> bool:
-    """Whether every option of a setting is at its default."""
-    return str(setting["trained"]).startswith("default")
 
 
 def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
@@ -72,9 +67,10 @@ def describe_twins(setting: Mapping[str, Any]) -> str:
     if is_default(setting):
         ends = setting.get("mean_cost", {}).get("num_epochs")
         when = f" (plain after {ends['plain']:.1f}, flat after {ends['flat']:.1f}, mean)" if ends else ""
+        warmup = "The learning rate had no warm-up yet. " if is_without_warmup(setting) else ""
         text = (
-            f"No option is set: both train for at most {plain['epochs']} epochs and stop early{when}, flat is "
-            f"SAM with ρ = {flat['rho']:g}."
+            f"No option is set. {warmup}Both train for at most {plain['epochs']} epochs and stop early{when}; flat "
+            f"is SAM with ρ = {flat['rho']:g}."
         )
     elif len(epochs) == 1:
         text = (

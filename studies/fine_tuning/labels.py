@@ -48,4 +48,18 @@ class Labels:
 
     def describe(self, setting: Mapping[str, Any]) -> str:
         """Size of a setting and what is trained in it."""
-        return f"{setting['size']:,} {self.unit}, {self.trained[setting['trained']]}"
+        return f"{setting['size']:,} {self.unit}, {self.describe_trained(setting)}"
+
+    def describe_trained(self, setting: Mapping[str, Any]) -> str:
+        """What is trained in a setting, and whether default options had no warm-up."""
+        return self.trained[setting["trained"]] + (", no warm-up" if is_without_warmup(setting) else "")
+
+
+def is_default(setting: Mapping[str, Any]) -> bool:
+    """Whether nothing is chosen by the study in a setting, since every option has its default."""
+    return str(setting["trained"]).startswith("default")
+
+
+def is_without_warmup(setting: Mapping[str, Any]) -> bool:
+    """Whether the default learning rate of a setting was constant, as it was before it had a warm-up."""
+    return is_default(setting) and not setting.get("warmup")

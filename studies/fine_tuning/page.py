@@ -162,10 +162,12 @@ def render_worth(summary: Mapping[str, Any], labels: Labels) -> str:
     ]
     by_twin: dict[tuple[str, str], dict[int, str]] = {}
     for row in rows:
-        by_twin.setdefault((row["trained"], row["posterior"]), {})[row["size"]] = _format_size(row, rows)
+        by_twin.setdefault((labels.describe_trained(row), row["posterior"]), {})[row["size"]] = _format_size(
+            row, rows
+        )
     for (trained, name), texts in by_twin.items():
         cells = [texts.get(size, "–") for size in sizes]
-        lines.append(f"| {labels.trained[trained]} | {name} | {' | '.join(cells)} |")
+        lines.append(f"| {trained} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -174,8 +176,8 @@ def _format_size(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> s
         return f"{row['equal_plain_size']:,.0f}"
     if row["flat"] >= row["plain"]:
         return f"fewer than {row['size']:,}"
-    keys = ("trained", "posterior")
-    plain = {other["size"]: other["plain"] for other in rows if all(other[key] == row[key] for key in keys)}
+    keys = ("trained", "warmup", "posterior")
+    plain = {other["size"]: other["plain"] for other in rows if all(other.get(key) == row.get(key) for key in keys)}
     if plain[min(plain)] < row["flat"]:
         return f"fewer than {min(plain):,}"
     return f"more than {max(plain):,}"

@@ -137,11 +137,27 @@ def summarize_setting(
         "devices": sorted({name for t in trainings if (name := t.get("cost", {}).get("device"))}),
         "sharing_factor": one_by_one / together if together else None,
         "selection": record,
+        "warmup": find_warmup(trainings),
         "mean_cost": {key: average_cost(twins, key) for key in ("gradients", "num_epochs")},
         "rows": compare_twins(twins, metrics),
         "rows_equal_length": compare_twins(equal_length, metrics) if has_choice else [],
         "worth_ensemble": measure_ensemble_equivalents(twins),
     }
+
+
+def find_warmup(trainings: Sequence[Mapping[str, Any]]) -> float:
+    """Fraction of the longest training over which the learning rate rises; 0 where the results do not say.
+
+    Args:
+        trainings: Results of a setting.
+
+    Raises:
+        ValueError: They differ.
+    """
+    (warmup, *others) = sorted({float(training.get("warmup", 0.0)) for training in trainings})
+    if others:
+        raise ValueError(f"Trainings of one setting have the warm-ups {[warmup, *others]}: remove those of one.")
+    return warmup
 
 
 def read_choices(folder: Path) -> dict[str, Any] | None:

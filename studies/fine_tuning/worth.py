@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from flatbayes.metrics import ensemble_equivalent
+from studies.fine_tuning.labels import is_without_warmup
 
 Twins = Mapping[str, Sequence[dict[str, Any]]]
 """Trainings of the `plain` and of the `flat` twin."""
@@ -35,13 +36,16 @@ def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
 
 
 def compare_sizes(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How many more labelled examples plain training needs for the NLL of flat training."""
+    """How many more labelled examples plain training needs for the NLL of flat training, trained alike."""
     results = []
-    for trained in dict.fromkeys(setting["trained"] for setting in settings):
+    groups: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
+    for setting in settings:
+        groups.setdefault((setting["trained"], is_without_warmup(setting)), []).append(setting)
+    for (trained, _), group in groups.items():
         nlls: dict[str, dict[int, tuple[float, float]]] = {}
-        for setting in settings:
+        for setting in group:
             for row in setting["rows"]:
-                if setting["trained"] == trained and row["metric"] == "nll" and row["interval"] is not None:
+                if row["metric"] == "nll" and row["interval"] is not None:
                     nlls.setdefault(row["posterior"], {})[setting["size"]] = row["plain"], row["flat"]
         for name, by_size in nlls.items():
             sizes = sorted(by_size)
@@ -49,6 +53,7 @@ def compare_sizes(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
             results += [
                 {
                     "trained": trained,
+                    "warmup": group[0].get("warmup", 0.0),
                     "posterior": name,
                     "size": size,
                     "plain": by_size[size][0],

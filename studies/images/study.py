@@ -178,6 +178,7 @@ class Training:
             "size": len(examples),
             "seed": self.seed,
             "rho": self.rho,
+            "warmup": next(iter(methods.values()))[1].schedule.warmup,  # type: ignore[attr-defined]  # `SWALinear`
             "errors": {name: str(outcome.error) for name, outcome in fitted.items() if outcome.error},
             "cost": describe_cost(fitted, *seconds),
         }

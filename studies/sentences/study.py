@@ -302,6 +302,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
         "seed": training.seed,
         "rho": training.rho,
         "epochs": training.epochs or setting.num_epochs,
+        "warmup": config.schedule.warmup,  # type: ignore[attr-defined]  # both configurations have `SWALinear`
         "errors": {name: str(outcome.error) for name, outcome in fitted.items() if outcome.error},
     }
     if "cost" not in result:

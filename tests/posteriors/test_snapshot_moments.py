@@ -15,7 +15,7 @@ from flatbayes.posteriors import Ensemble
 from flatbayes.posteriors.draw_options import list_auto_options
 from flatbayes.posteriors.snapshot_moments import FIRST, Window
 from flatbayes.posteriors.swag import gaussian_sample
-from flatbayes.training import FINE_TUNING, TrainingConfig
+from flatbayes.training import FINE_TUNING, Constant, TrainingConfig
 
 WEIGHTS = slice(None)
 
@@ -185,7 +185,7 @@ def fit_wrong_labels(data: DataSplits) -> FittedPosterior:
     wrong = torch.rand(80, generator=torch.Generator().manual_seed(1)) < 0.3
     train = replace(data.train, targets=torch.where(wrong, 1 - data.train.targets, data.train.targets))
     config = FINE_TUNING.with_options(
-        optimizer=partial(torch.optim.Adam, lr=0.1), batch_size=8, epochs=32, num_validations=0
+        optimizer=partial(torch.optim.Adam, lr=0.03), schedule=Constant(), batch_size=8, epochs=32, num_validations=0
     )
     posterior = Ensemble(SWAG(burn_in="auto", end_fraction="auto"), 2)
     return fit(Normed, replace(data, train=train), posterior, Plain(), config)

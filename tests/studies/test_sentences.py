@@ -10,9 +10,9 @@ from flatbayes import MAP, SAM, SWAG, fit
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.flatness import Delayed
 from studies.fine_tuning.choices import describe_twins
-from studies.fine_tuning.page import END, _format_size, render_tables
+from studies.fine_tuning.page import END, _format_size, render_tables, render_worth
 from studies.fine_tuning.selection import select_twins
-from studies.fine_tuning.summary import average_cost
+from studies.fine_tuning.summary import average_cost, find_warmup
 from studies.fine_tuning.worth import compare_sizes, find_equal_size, measure_ensemble_equivalents
 from studies.sentences import slow_start, study, summary
 from studies.sentences.__main__ import main
@@ -159,11 +159,12 @@ def test_sam_may_begin_late_or_train_longer(task, tmp_path, monkeypatch):
     monkeypatch.setattr(
         slow_start, "fit", lambda *args, **options: flatnesses.append(args[3]) or fit(*args, **options)
     )
-    for arguments in (["--start", "0.5"], ["--min_epochs", "200"]):
+    for arguments in (["--start", "0.5"], ["--min_epochs", "200", "--warmup", "0"]):
         slow_start.main(["--size", "32", "--seed", "0", "--out", str(tmp_path / "x.json"), *arguments])
     late, longer = read_json(tmp_path / "x.json")
     assert flatnesses == [Delayed(SAM(rho=0.05), start=0.5), SAM(rho=0.05)]
     assert (late["start"], longer["min_epochs"]) == (0.5, 200)
+    assert [training["history"]["lr"][0] for training in (late, longer)] == pytest.approx([9e-5 * 2 / 30, 9e-5])
     lowest = min(nll for nll in late["history"]["val_nll"] if nll is not None)
     assert late["val"]["nll"] == pytest.approx(lowest, rel=0.05)  # in bfloat16
 
@@ -287,6 +288,28 @@ def test_sizes_beyond_the_curve_are_told():
     assert [_format_size(row, rows) for row in rows] == ["fewer than 100", "200"]
 
 
+def test_sizes_are_compared_among_settings_with_the_same_warmup():
+    def describe(size, plain, flat, **warmup):
+        row = {"posterior": "MAP", "metric": "nll", "interval": (0, 1), "plain": plain, "flat": flat}
+        return {"trained": "default", "size": size, "rows": [row], **warmup}
+
+    before = [describe(100, 0.9, 0.7), describe(400, 0.5, 0.4)]
+    now = [describe(100, 0.6, 0.5, warmup=0.1), describe(400, 0.4, 0.3, warmup=0.1)]
+    rows = compare_sizes([before[0], now[0], before[1], now[1]])
+    assert [row["equal_plain_size"] for row in rows] == [pytest.approx(200), None] * 2
+    assert [_format_size(row, rows) for row in rows] == ["200", "more than 400"] * 2
+    text = render_worth({"worth_examples": rows}, LABELS)
+    assert "| all weights, default options, no warm-up | MAP | 200 |" in text
+    assert "| all weights, default options | MAP | 200 |" in text
+    assert [LABELS.describe(setting) for setting in (before[0], now[0])] == [
+        "100 sentences, all weights, default options, no warm-up",
+        "100 sentences, all weights, default options",
+    ]
+    assert find_warmup([{}, {}]) == 0
+    with pytest.raises(ValueError, match=r"have the warm-ups \[0.0, 0.1\]"):
+        find_warmup([{}, {"warmup": 0.1}])
+
+
 def test_a_setting_whose_twins_have_all_epochs_is_finished_sooner():
     setting = Setting(200, "full")
     choices = [{"plain": {"epochs": 8}, "flat": {"epochs": epochs}} for epochs in (5, 8)]
@@ -301,10 +324,13 @@ def test_measured_costs_are_told():
         "flat": {"epochs": 24, "nll": 0.4, "rho": 0.05},
         "is_flat_better": True,
     }
-    setting = {"trained": "default", "selection": selection}
-    assert "stop early, flat is SAM with ρ = 0.05. Flat training takes 2.0 times the gradients." in describe_twins(
-        setting
+    setting = {"trained": "default", "selection": selection, "warmup": 0.1}
+    text = describe_twins(setting)
+    assert text.startswith(
+        "No option is set. Both train for at most 24 epochs and stop early; flat is SAM with ρ = 0.05."
     )
+    assert "Flat training takes 2.0 times the gradients." in text
+    assert "The learning rate had no warm-up yet." in describe_twins({**setting, "warmup": 0.0})
     twins = {
         "plain": [{"kind": "shared", "cost": {"gradients": 100, "num_epochs": 8}}],
         "flat": [{"kind": "shared", "cost": {"gradients": g, "num_epochs": 12}} for g in (280, 320)],

@@ -234,6 +234,11 @@ def test_options_of_trained_weights_are_not_those_of_a_fresh_table():
         assert factory.config.schedule == (FINE_TUNING if is_trained else TrainingConfig()).schedule
 
 
+def test_the_learning_rate_of_trained_networks_rises_over_the_first_tenth():
+    factors = [FINE_TUNING.schedule.factor(step, 300) for step in (0, 14, 29, 30, 299)]
+    assert factors == pytest.approx([0.01, 0.15, 0.3, 0.3, 0.3])
+
+
 @pytest.mark.parametrize("posterior", [IVON(), BSAM(), Ensemble(IVON(), size=2)], ids=["IVON", "BSAM", "Ensemble"])
 def test_the_noise_of_variational_steps_is_small_for_trained_networks(posterior, digits):
     trained = fit(partial(PreResNet, depth=8), digits, MAP(), Plain(), SHORT).states[0].model

@@ -221,11 +221,13 @@ CONFIG_GROUPS: dict[str, type] = {
 FINE_TUNING = TrainingConfig(
     min_epochs=5,
     min_steps=300,
-    schedule=SWALinear(decay_start=0.0, decay_end=0.0, end_factor=0.3),
+    schedule=SWALinear(decay_start=0.0, decay_end=0.0, end_factor=0.3, warmup=0.1),
     collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=4),
 )
-"""For a pretrained network: 5 epochs, and at least 300 steps, at a constant 0.3 of the optimizer's learning rate,
-with snapshots from the first epoch on."""
+"""For a pretrained network: 5 epochs, and at least 300 steps, at a constant 0.3 of the optimizer's learning rate.
+
+Snapshots are collected from the first epoch on. Over the first tenth the rate rises: without this warm-up SAM may
+stay at the loss of guessing for long."""
 
 
 def check_option_names(options: Mapping[str, Any]) -> None:
