@@ -134,11 +134,9 @@ def run_table(options: Namespace) -> None:
     console.print(make_comparison_table(results))
     for remark in remarks:
         console.print(f"* {remark}", highlight=False)
-    console.print(
-        f"results  {folder / 'results.json'}\ntable    {folder / 'table.md'}", highlight=False, soft_wrap=True
-    )
+    console.print_text(f"results  {folder / 'results.json'}\ntable    {folder / 'table.md'}")
     if comparison.rows:
-        console.print(f"report   {write_report(folder)}", highlight=False, soft_wrap=True)
+        console.print_text(f"report   {write_report(folder)}")
     if failures:
         raise RuntimeError("Some runs failed; the others are in the table:\n" + "\n".join(failures))
 

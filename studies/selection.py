@@ -5,9 +5,10 @@ that goes on in a later session keeps what it has: delete a file to run it again
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 from flatbayes.core.files import read_json, write_json
 from flatbayes.experiments import ExperimentRun, RunResult
@@ -15,21 +16,12 @@ from flatbayes.experiments.run import execute_together, group_runs
 
 
 def name_file(folder: Path, *words: object) -> Path:
-    """Path of the result of a run.
-
-    Args:
-        folder: The folder.
-        words: What tells the run from others, such as a method and a seed.
-    """
+    """Path of the result of a run, by the words that tell it from others, such as a method and a seed."""
     return folder / f"{'_'.join(re.sub(r'[^A-Za-z0-9.]+', '-', str(word)) for word in words)}.json"
 
 
 def load_run(path: Path) -> RunResult | None:
-    """A finished run; None where it is missing or has failed.
-
-    Args:
-        path: Its file.
-    """
+    """A finished run; None where it is missing or has failed."""
     data = read_json(path) if path.is_file() else {"error": "missing"}
     return None if isinstance(data, dict) and "error" in data else RunResult.from_dict(data)
 
@@ -50,6 +42,16 @@ def execute_named(runs: Mapping[Path, ExperimentRun]) -> None:
                 write_json(paths[id(run)], {"error": str(result)})
             else:
                 raise result
+
+
+def average_metrics(runs: Sequence[RunResult], names: Iterable[str]) -> dict[str, dict[str, float | None]]:
+    """Mean and standard deviation of the metrics that runs have; None for the latter with one value."""
+    metrics: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        values = [value for run in runs if (value := run.metrics.get(name)) is not None]
+        if values:
+            metrics[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
+    return metrics
 
 
 def select_setting(

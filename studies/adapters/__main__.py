@@ -25,7 +25,7 @@ from flatbayes import MAP, SAM, TFB, Categorical, FittedPosterior, Plain, Traini
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.flatness import Flatness
 from studies.adapters.page import render_table
-from studies.defaults.page import fill_marks
+from studies.pages import fill_marks
 from studies.sentences.task import Examples, load_task
 
 NUM_SEEDS, NUM_TRAIN, NUM_TEST, NUM_DRAWS, BATCH_SIZE, NUM_FIXED_LAYERS = 5, 200, 300, 10, 20, 4
@@ -62,13 +62,7 @@ class LastLayers(nn.Module):
 
 @torch.no_grad()
 def compute_hidden(model: Any, examples: Examples, batch_size: int) -> list[Batch]:
-    """Batches of the outputs of the fixed layers, with masks, and labels.
-
-    Args:
-        model: A `BertForSequenceClassification`.
-        examples: The sentences.
-        batch_size: Sentences of a batch, which have similar lengths.
-    """
+    """Batches of the outputs of the fixed layers, with masks, and labels."""
     batches = []
     for tokens, labels in examples.sort_into_batches(batch_size):
         outputs = model.bert(**tokens, output_hidden_states=True)
@@ -78,12 +72,7 @@ def compute_hidden(model: Any, examples: Examples, batch_size: int) -> list[Batc
 
 
 def make_adapted(model: Any, seed: int) -> nn.Module:
-    """The last layers with new adapters of rank 8 on queries and values, and a new head.
-
-    Args:
-        model: A `BertForSequenceClassification`.
-        seed: Seed of the initial values.
-    """
+    """The last layers with new adapters of rank 8 on queries and values, and a new head, drawn with a seed."""
     from copy import deepcopy
 
     from peft import LoraConfig, get_peft_model
@@ -96,16 +85,7 @@ def make_adapted(model: Any, seed: int) -> nn.Module:
 
 
 def run(model: Any, train: list[Batch], val: list[Batch], test: list[Batch], flatness: str, seed: int) -> Any:
-    """Train adapters, choose the noise, and evaluate the network and the posterior on test sentences.
-
-    Args:
-        model: A `BertForSequenceClassification`.
-        train: Batches for training.
-        val: Batches for the choice of the noise.
-        test: Batches for the evaluation.
-        flatness: Name of the flatness.
-        seed: Seed of the initial adapters, and of the training.
-    """
+    """Train adapters, choose the noise, and evaluate the network and the posterior on test sentences."""
     start = time.process_time()
     network, options = make_adapted(model, seed), {"likelihood": Categorical(2), "num_data": NUM_TRAIN, "seed": seed}
     loader = DataLoader(train, batch_size=None, shuffle=True)  # type: ignore[arg-type]  # a list of batches
@@ -131,13 +111,7 @@ def run(model: Any, train: list[Batch], val: list[Batch], test: list[Batch], fla
 def choose_noise(
     trained: FittedPosterior, posterior: TFB, val: list[Batch]
 ) -> tuple[FittedPosterior, dict[str, Any]]:
-    """The posterior with the noise that validation sentences accept, and the record of the choice.
-
-    Args:
-        trained: The trained adapters.
-        posterior: TFB with its criterion.
-        val: Batches for the choice.
-    """
+    """The posterior with the noise that validation sentences accept, and the record of the choice."""
     states = [posterior.init(trained.states[0].model, None, NUM_TRAIN)]
     fitted: FittedPosterior = tune_draws(replace(trained, posterior=posterior, states=states), val)
     return fitted, fitted.info["training"]["draw_options"]["std"]
@@ -156,11 +130,7 @@ def main() -> None:
 
 
 def run_all(path: Path) -> None:
-    """Train and evaluate what the file does not have.
-
-    Args:
-        path: JSON file of the results.
-    """
+    """Train and evaluate what the JSON file does not have."""
     torch.set_num_threads(1)
     rows = read_json(path) if path.exists() else []
     done = {(row["seed"], row["flatness"]) for row in rows}

@@ -171,8 +171,8 @@ def compute_cost_ratio(pair: tuple[RunResult, RunResult], name: str) -> float:
     return flat / plain
 
 
-def compute_fieller_interval(above: Sequence[float], below: Sequence[float], level: float = 0.95) -> Interval | None:
-    """Fieller's (1954) confidence interval of mean(above) / mean(below) for pairs; None if it is unbounded.
+def compute_fieller_interval(above: Sequence[float], below: Sequence[float]) -> Interval | None:
+    """Fieller's (1954) 95 % confidence interval of mean(above) / mean(below) for pairs; None if it is unbounded.
 
     It contains those theta for which a paired t-test does not reject mean(above) = theta mean(below), where
 
@@ -185,7 +185,7 @@ def compute_fieller_interval(above: Sequence[float], below: Sequence[float], lev
 
     a, b = fmean(above), fmean(below)
     covariance = sum((x - a) * (y - b) for x, y in zip(above, below, strict=True)) / (n - 1)
-    scale = float(t.ppf((1 + level) / 2, n - 1)) ** 2 / n
+    scale = float(t.ppf(0.975, n - 1)) ** 2 / n
     square = b * b - scale * stdev(below) ** 2
     cross = a * b - scale * covariance
     constant = a * a - scale * stdev(above) ** 2

@@ -23,11 +23,7 @@ COST_SHIFT = 0.018
 
 
 def draw_figure(results: Mapping[str, Any]) -> str:
-    """A row per posterior and a column per cost, as the text of an SVG file.
-
-    Args:
-        results: Content of `cheap.json`.
-    """
+    """A row per posterior and a column per cost, from `cheap.json`, as the text of an SVG file."""
     posteriors = list(dict.fromkeys(row["posterior"] for row in results["rows"]))
     height = TOP_MARGIN + PANEL_HEIGHT * len(posteriors) + 20
     with svg.new_figure(WIDE.width, height) as figure:

@@ -15,11 +15,7 @@ Row = Mapping[str, Any]
 
 
 def count_alarms(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """Numbers of fits, alarms, those confirmed, refuted and missed, and alarms under the null, for every check.
-
-    Args:
-        rows: Rows of the study.
-    """
+    """Numbers of fits, alarms, those confirmed, refuted and missed, and alarms under the null, for every check."""
     counts = {
         entry.name: dict.fromkeys(("fits", "alarms", "confirmed", "refuted", "missed", "null"), 0) for entry in CHECKS
     }
@@ -40,13 +36,7 @@ def count_alarms(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
 
 
 def confirm_alarm(name: str, row: Row, by_fit: Mapping[tuple[str, str, int], Row]) -> bool | None:
-    """Whether test rows confirm an alarm; None where they cannot.
-
-    Args:
-        name: Name of the check.
-        row: The fit.
-        by_fit: All fits by task, posterior and number of steps.
-    """
+    """Whether test rows confirm an alarm; None where they cannot."""
     lengths = sorted(
         steps for task, posterior, steps in by_fit if (task, posterior) == (row["task"], row["posterior"])
     )

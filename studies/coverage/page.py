@@ -4,33 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from studies.coverage.study import CoverageResult
+from studies.pages import replace_between
 
 START, END = "<!-- tables, written by python -m studies.coverage -->", "<!-- end of tables -->"
 
 
 def write_page(path: Path, results: Sequence[CoverageResult]) -> None:
-    """Replace the tables of a page.
-
-    Args:
-        path: The page.
-        results: All results.
-
-    Raises:
-        ValueError: The page has no marks.
-    """
-    text = path.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise ValueError(f"{path} has no marks for the tables: {START} and {END}.")
-    before, after = text.split(START)[0], text.split(END)[1]
-    path.write_text(f"{before}{START}\n\n{render_tables(results)}\n\n{END}{after}", encoding="utf-8")
+    """Replace the tables of a page."""
+    replace_between(path, START, END, render_tables(results))
 
 
 def render_tables(results: Sequence[CoverageResult]) -> str:
-    """A summary, and the mean coverage and size of every data set, posterior and score.
-
-    Args:
-        results: All results.
-    """
+    """A summary, and the mean coverage and size of every data set, posterior and score."""
     below = [row for row in results if row.coverage < row.coverage_range[0]]
     above = [row for row in results if row.coverage > row.coverage_range[1]]
     num_splits = sum(row.num_splits for row in results)

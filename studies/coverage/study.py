@@ -109,11 +109,7 @@ def list_posteriors() -> dict[str, Posterior]:
 
 
 def split_pool(data: tuple[Any, Any]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training examples, and at most `MAX_POOL` others, in a random order.
-
-    Args:
-        data: Inputs and targets.
-    """
+    """Training inputs and targets, and at most `MAX_POOL` others, in a random order."""
     inputs, targets = (torch.as_tensor(np.asarray(values)) for values in data)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(targets)))
     size = min(NUM_TRAIN, len(rows) // 2)
@@ -128,15 +124,7 @@ def measure_coverage(
     names: tuple[str, str, str],
     num_splits: int = NUM_SPLITS,
 ) -> CoverageResult:
-    """Coverage over random splits of a pool into halves.
-
-    Args:
-        predictive: Predictions for the pool.
-        targets: Targets of the pool.
-        score: The score.
-        names: Names of the data set, the posterior and the score.
-        num_splits: Number of splits.
-    """
+    """Coverage over random splits of a pool into halves; `names` are those of data set, posterior and score."""
     num_calibration = len(targets) // 2
     num_test, rank = len(targets) - num_calibration, conformal_rank(num_calibration, LEVEL)
     distribution = betabinom(num_test, rank, num_calibration + 1 - rank)
@@ -167,13 +155,7 @@ def measure_coverage(
 
 
 def run_pair(data_name: str, posterior_name: str, posterior: Posterior) -> list[CoverageResult]:
-    """Train a posterior on a data set, and measure every score.
-
-    Args:
-        data_name: Name of the data set.
-        posterior_name: Name of the posterior.
-        posterior: The posterior. It is trained flat; one that perturbs the weights itself is not perturbed again.
-    """
+    """Train a posterior flat, unless it perturbs the weights itself, and measure every score."""
     train, (inputs, targets) = split_pool(DATA[data_name]())
     splits = load_training_splits(train, task="regression" if targets.is_floating_point() else "classification")
     flatness = Plain() if posterior.perturbs_weights else SAM()
@@ -188,13 +170,7 @@ def run_pair(data_name: str, posterior_name: str, posterior: Posterior) -> list[
 
 
 def run_study(folder: Path, data_names: Sequence[str], posterior_names: Sequence[str]) -> list[str]:
-    """Measure what has no file in the folder yet, and return what failed.
-
-    Args:
-        folder: Folder of the results.
-        data_names: Names of data sets.
-        posterior_names: Names of posteriors.
-    """
+    """Measure what has no file in the folder yet, and return what failed."""
     failures, posteriors = list[str](), list_posteriors()
     for data_name in data_names:
         for name in posterior_names:
@@ -213,10 +189,6 @@ def run_study(folder: Path, data_names: Sequence[str], posterior_names: Sequence
 
 
 def load_results(folder: Path) -> list[CoverageResult]:
-    """All results of a folder.
-
-    Args:
-        folder: Folder of the results.
-    """
+    """All results of a folder."""
     rows = [row for path in sorted(folder.glob("*.json")) for row in read_json(path)]
     return [CoverageResult(**{**row, "coverage_range": tuple(row["coverage_range"])}) for row in rows]

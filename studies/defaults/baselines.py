@@ -88,13 +88,7 @@ def standardize(data: DataSplits, seed: int) -> Standardized:
 
 
 def fit_baseline(name: str, data: DataSplits, seed: int) -> Predictive:
-    """Fit a baseline, and predict the test rows.
-
-    Args:
-        name: One of `NAMES`.
-        data: The splits.
-        seed: Seed of the model.
-    """
+    """Fit a baseline, and predict the test rows."""
     arrays = standardize(data, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -1,6 +1,5 @@
 """Summary of the results as JSON, and the tables of the page."""
 
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +7,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from flatbayes.core.files import read_json, write_json, write_text
+from flatbayes.core.files import read_json, write_json
 from flatbayes.experiments.run_folder import describe_environment
 from studies.defaults.baselines import LINEAR, NAMES
+from studies.pages import fill_marks
 
 TIE, SHORT, FAR = 0.01, 0.05, 0.1
 """Margins of "at", "5 % behind" and "10 % behind"."""
@@ -69,12 +69,7 @@ class TaskResult:
 
 
 def write_summary(folder: Path, path: Path) -> None:
-    """Write the results of all splits, with machine and versions.
-
-    Args:
-        folder: Folder of the results.
-        path: The JSON file.
-    """
+    """Write the results of all splits in a folder, with machine and versions."""
     jobs = [read_json(file) for file in sorted(folder.glob("*.*.json"))]
     for job in jobs:
         job["records"] = {method: shorten_record(record) for method, record in sorted(job["records"].items())}
@@ -82,12 +77,7 @@ def write_summary(folder: Path, path: Path) -> None:
 
 
 def restore_results(path: Path, folder: Path) -> None:
-    """Write the results of a summary to files from which the benchmark continues; those that exist are kept.
-
-    Args:
-        path: The JSON file that `write_summary` wrote.
-        folder: Folder of the results.
-    """
+    """Write the results of a summary to files from which the benchmark continues; those that exist are kept."""
     for job in read_json(path)["jobs"]:
         file = folder / f"{job['task']}.{job['seed']}.json"
         if not file.exists():
@@ -107,12 +97,7 @@ def shorten_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_results(path: Path, num_splits: int | None = None) -> list[TaskResult]:
-    """Means over the splits of each data set, from a summary.
-
-    Args:
-        path: The summary.
-        num_splits: How many of the splits, from the first on; None for all. Not all methods are run on all.
-    """
+    """Means over the first or all splits of each data set, from a summary; not all methods are run on all splits."""
     jobs: dict[str, list[dict[str, Any]]] = {}
     for job in read_json(path)["jobs"]:
         jobs.setdefault(job["task"], []).append(job)
@@ -166,56 +151,59 @@ class Goal:
 
 def list_goals() -> list[Goal]:
     """The goals, for flat SWAG and the default estimator."""
-    goals = []
-    for method, name in ((FLAT, "flat SWAG"), (ESTIMATOR, "the default estimator")):
+    return [
+        *list_model_goals(FLAT, "flat SWAG"),
+        *list_model_goals(ESTIMATOR, "the default estimator"),
+        *list_plain_goals(FLAT, "flat SWAG"),
+        *list_plain_goals(FIXED, "SWAG with rho 0.05"),
+    ]
 
-        def is_fitted(result: TaskResult, method: str = method) -> bool:
-            return method in result.metrics or method in result.errors
 
-        def covers(result: TaskResult, method: str = method) -> bool:
-            low, high = COVERAGE_RANGE
-            return low <= result.metrics.get(method, {}).get("coverage_95", 0.0) <= high
+def list_model_goals(method: str, name: str) -> list[Goal]:
+    """Goals of a method against the models of scikit-learn, and of its intervals."""
+    low, high = COVERAGE_RANGE
+    return [
+        Goal(
+            f"{name} at or ahead of the best baseline in NLL on 70 % of the sets",
+            0.7,
+            lambda result: result.was_run(method),
+            lambda result: not result.is_behind(method, result.best_baseline(), TIE),
+        ),
+        Goal(
+            f"{name} never more than 10 % behind a linear model in NLL",
+            1.0,
+            lambda result: result.was_run(method),
+            lambda result: not result.is_behind(method, LINEAR, FAR),
+        ),
+        Goal(
+            f"95 % intervals of {name} cover 90 to 98 % on every set of numbers",
+            1.0,
+            lambda result: result.is_regression and result.was_run(method),
+            lambda result: low <= result.metrics.get(method, {}).get("coverage_95", 0.0) <= high,
+        ),
+    ]
 
-        goals += [
-            Goal(
-                f"{name} at or ahead of the best baseline in NLL on 70 % of the sets",
-                0.7,
-                is_fitted,
-                lambda result, method=method: not result.is_behind(method, result.best_baseline(), TIE),  # type: ignore[misc]
-            ),
-            Goal(
-                f"{name} never more than 10 % behind a linear model in NLL",
-                1.0,
-                is_fitted,
-                lambda result, method=method: not result.is_behind(method, LINEAR, FAR),  # type: ignore[misc]
-            ),
-            Goal(
-                f"95 % intervals of {name} cover 90 to 98 % on every set of numbers",
-                1.0,
-                lambda result, method=method: result.is_regression and result.was_run(method),  # type: ignore[misc]
-                covers,
-            ),
-        ]
-    for method, name in ((FLAT, "flat SWAG"), (FIXED, "SWAG with rho 0.05")):
 
-        def is_pair(result: TaskResult, method: str = method) -> bool:
-            return method in result.metrics and PLAIN in result.metrics
+def list_plain_goals(method: str, name: str) -> list[Goal]:
+    """Goals of a method against plain SWAG."""
 
-        goals += [
-            Goal(
-                f"{name} at or ahead of plain SWAG in NLL on 80 % of the sets",
-                0.8,
-                is_pair,
-                lambda result, method=method: not result.is_behind(method, PLAIN, TIE),  # type: ignore[misc]
-            ),
-            Goal(
-                f"{name} never 5 % behind plain SWAG in NLL",
-                1.0,
-                is_pair,
-                lambda result, method=method: not result.is_behind(method, PLAIN, SHORT),  # type: ignore[misc]
-            ),
-        ]
-    return goals
+    def is_pair(result: TaskResult) -> bool:
+        return method in result.metrics and PLAIN in result.metrics
+
+    return [
+        Goal(
+            f"{name} at or ahead of plain SWAG in NLL on 80 % of the sets",
+            0.8,
+            is_pair,
+            lambda result: not result.is_behind(method, PLAIN, TIE),
+        ),
+        Goal(
+            f"{name} never 5 % behind plain SWAG in NLL",
+            1.0,
+            is_pair,
+            lambda result: not result.is_behind(method, PLAIN, SHORT),
+        ),
+    ]
 
 
 def render_goals(results: Sequence[TaskResult], before: Sequence[TaskResult]) -> str:
@@ -352,11 +340,7 @@ def render_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def count_plain_choices(path: Path) -> tuple[int, int]:
-    """Number of trainings of flat SWAG on the held-out half that chose radius 0, and of those that chose a radius.
-
-    Args:
-        path: The JSON file of the results.
-    """
+    """Number of trainings of flat SWAG on the held-out half that chose radius 0, and of those that chose a radius."""
     records: list[Any] = [
         job["records"].get("SWAG flat", {}) for job in read_json(path)["jobs"] if job["half"] == "held-out"
     ]
@@ -365,13 +349,7 @@ def count_plain_choices(path: Path) -> tuple[int, int]:
 
 
 def render_claim(results: Sequence[TaskResult], num_plain: int, num_chosen: int) -> str:
-    """What README.md says of the defaults: counts on the held-out half.
-
-    Args:
-        results: The results of all data sets.
-        num_plain: Number of trainings of flat SWAG that chose radius 0.
-        num_chosen: Number of those that chose a radius.
-    """
+    """What README.md says of the defaults: counts on the held-out half."""
     held_out = [result for result in results if result.half == "held-out"]
     at_best, near_linear, covers, estimator_at_best, estimator_near_linear, estimator_covers, at_plain = (
         (number - len(failures), number) for failures, number in (g.find_failures(held_out) for g in list_goals()[:7])
@@ -391,14 +369,7 @@ def render_claim(results: Sequence[TaskResult], num_plain: int, num_chosen: int)
 
 
 def write_page(page: Path, summary: Path, before: Path | None, readme: Path | None = None) -> None:
-    """Replace the tables of a page, and the paragraph of README.md.
-
-    Args:
-        page: The page.
-        summary: Summary of the results.
-        before: Summary of an earlier run; None for none.
-        readme: README.md; None to leave it as it is.
-    """
+    """Replace the tables of a page, and the paragraph of README.md."""
     results, first_splits = load_results(summary), load_results(summary, num_splits=1)
     earlier = [] if before is None else load_results(before)
     tables = {"goals": render_goals(results, earlier)}
@@ -409,19 +380,3 @@ def write_page(page: Path, summary: Path, before: Path | None, readme: Path | No
     fill_marks(page, tables)
     if readme is not None:
         fill_marks(readme, {"defaults": textwrap.fill(render_claim(results, *count_plain_choices(summary)), 118)})
-
-
-def fill_marks(page: Path, contents: Mapping[str, str]) -> None:
-    """Replace what is between the comments `begin <name>` and `end <name>` of a page.
-
-    Args:
-        page: The page.
-        contents: New text by name.
-    """
-    text = page.read_text(encoding="utf-8")
-    for name, content in contents.items():
-        marks = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text = re.sub(
-            marks, lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text, flags=re.DOTALL
-        )  # type: ignore[misc]
-    write_text(page, text)

@@ -52,6 +52,7 @@ POSTERIORS: dict[str, type[Posterior]] = {
 LARGE_METHODS = ("MAP", "SWAG", "estimator", baselines.LINEAR, baselines.FOREST, baselines.BOOSTING)
 """What is fitted on a large task."""
 CLI_TASK = "breast-cancer"
+NUM_DRAWS = 30
 TIMEOUT_SECONDS = 300.0
 """Longest time of a fit of one posterior or one group of posteriors that share a training."""
 Record = dict[str, JsonValue]
@@ -92,11 +93,7 @@ def list_flatnesses() -> dict[str, Flatness]:
 
 
 def run_job(job: Job) -> list[str]:
-    """Fit all methods that have no record yet, and write their records.
-
-    Returns:
-        Messages of the methods that failed.
-    """
+    """Fit all methods that have no record yet, write their records, and return messages of those that failed."""
     torch.set_num_threads(1)
     records: dict[str, Any] = read_json(job.path)["records"] if job.path.exists() else {}
     data = job.task.split(job.seed)
@@ -166,10 +163,6 @@ def is_compared(name: str, label: str) -> bool:
 
     Those that perturb weights themselves are fitted plain only. The fixed radius is for those that share the training
     of SWAG, since it tells the choice of a radius from the radius.
-
-    Args:
-        name: Name of the posterior.
-        label: Label of the flatness.
     """
     shares_training = any("SWAG" in group and name in group for group in group_posteriors())
     return label == "plain" or (not POSTERIORS[name]().perturbs_weights and (label == "flat" or shares_training))
@@ -186,14 +179,7 @@ def group_posteriors() -> list[list[str]]:
 def fit_posteriors(
     names: Sequence[str], data: DataSplits, flatness: Flatness, seed: int
 ) -> Iterator[tuple[str, Record]]:
-    """Fit posteriors with one training, and evaluate them.
-
-    Args:
-        names: Names of methods, a posterior and the label of the flatness.
-        data: The splits.
-        flatness: The flatness.
-        seed: Seed of the training and of the draws.
-    """
+    """Fit posteriors with one training, and evaluate them; a name is that of the posterior and of the flatness."""
     methods = [(POSTERIORS[name.rpartition(" ")[0]](), TrainingConfig()) for name in names]
     outcomes = try_fit_together(MLP, data, methods, flatness, seed=seed)
     for name, outcome in zip(names, outcomes, strict=True):
@@ -204,12 +190,12 @@ def fit_posteriors(
         yield name, evaluate_fitted(outcome.fitted, data, seed) | {"history": summarize_history(history)}
 
 
-def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int, num_draws: int = 30) -> Record:
+def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int) -> Record:
     """Metrics on the test rows, the NLL on the validation rows, and seconds."""
     start = time.perf_counter()
-    metrics = measure(fitted.predict(data.test.inputs, num_draws, seed=seed), data.test.targets)
+    metrics = measure(fitted.predict(data.test.inputs, NUM_DRAWS, seed=seed), data.test.targets)
     seconds = time.perf_counter() - start
-    val = measure(fitted.predict(data.val.inputs, num_draws, seed=seed), data.val.targets)
+    val = measure(fitted.predict(data.val.inputs, NUM_DRAWS, seed=seed), data.val.targets)
     cost = fitted.info["cost"]
     record: Record = {"metrics": metrics, "val": val, "seconds": cost["train_seconds"], "predict_seconds": seconds}
     record |= {"gradients": cost["gradients"], "epochs": fitted.info["training"]["epochs"]}
@@ -219,13 +205,8 @@ def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int, num_dr
         record["radius"] = fitted.info["radius"]
     if "prior" in fitted.info:
         record["prior"] = fitted.info["prior"]
-    return record | {"failed_checks": list_failed_checks(fitted, data, seed, num_draws)}
-
-
-def list_failed_checks(fitted: FittedPosterior, data: DataSplits, seed: int, num_draws: int) -> list[str]:
-    """Names of the self-checks that fail on the validation rows."""
-    report = check(fitted, data.val, num_draws=num_draws, seed=seed)
-    return [finding.name for finding in report.findings if not finding.passed]
+    report = check(fitted, data.val, num_draws=NUM_DRAWS, seed=seed)
+    return record | {"failed_checks": [finding.name for finding in report.findings if not finding.passed]}
 
 
 def summarize_history(history: Sequence[tuple[float | None, float | None]]) -> Record:
@@ -345,11 +326,7 @@ def format_record(record: Mapping[str, Any]) -> str:
 
 
 def run_jobs(jobs: Sequence[Job], num_processes: int = 1) -> list[str]:
-    """Run jobs, each in one process with one thread.
-
-    Returns:
-        Messages of the methods that failed.
-    """
+    """Run jobs, each in one process with one thread, and return messages of the methods that failed."""
     if num_processes == 1:
         return [message for job in jobs for message in run_job(job)]
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -35,11 +35,7 @@ class Rows:
 
 
 def load_bundled(name: str) -> Callable[[int], Rows]:
-    """A function that loads a data set of scikit-learn.
-
-    Args:
-        name: Name of the data set, as in `sklearn.datasets.load_<name>`.
-    """
+    """A function that loads a data set of scikit-learn, by `sklearn.datasets.load_<name>`."""
 
     def load(seed: int) -> Rows:
         from sklearn import datasets
@@ -51,11 +47,7 @@ def load_bundled(name: str) -> Callable[[int], Rows]:
 
 
 def load_uci(name: str) -> Callable[[int], Rows]:
-    """A function that loads a UCI regression with the standard split of a seed.
-
-    Args:
-        name: Name of its folder.
-    """
+    """A function that loads a UCI regression with the standard split of a seed."""
 
     def load(seed: int) -> Rows:
         from flatbayes.data import UCI
@@ -183,12 +175,7 @@ def make_wide_classes(seed: int) -> Rows:
 
 
 def make_table(stream: int, *, classes: bool) -> Callable[[int], Rows]:
-    """A function that makes 1200 rows of three numbers, two of them with missing values, and two columns of words.
-
-    Args:
-        stream: Number of the data set among the synthetic ones.
-        classes: Whether the target is a class rather than a number.
-    """
+    """A function that makes 1200 rows of three numbers, two of them with missing values, and two columns of words."""
 
     def make(seed: int) -> Rows:
         rng = np.random.default_rng([stream, seed])

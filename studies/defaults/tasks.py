@@ -75,14 +75,7 @@ class TaskData:
 
 
 def split_rows(rows: Rows, seed: int, is_classification: bool, max_train: int) -> TaskData:
-    """Split rows at random, stratified by class, and cut the splits to their largest sizes.
-
-    Args:
-        rows: The examples.
-        seed: Seed of the split.
-        is_classification: Whether the targets are classes.
-        max_train: Largest number of training rows.
-    """
+    """Split rows at random, stratified by class, and cut the splits to their largest sizes."""
     indices = np.arange(len(rows.targets))
 
     def divide(members: Any, size: float) -> Sequence[Any]:
@@ -162,11 +155,7 @@ TASKS = CLASSES + NUMBERS
 
 
 def select_tasks(names: Sequence[str] | None = None, half: str | None = None) -> list[Task]:
-    """Tasks whose data are available, by name or half; the smallest come first.
-
-    Args:
-        names: Names; None for all.
-        half: choice or held-out; None for both.
+    """Tasks whose data are available, by name or half (choice, held-out); the smallest come first.
 
     Raises:
         ValueError: There is no such task.

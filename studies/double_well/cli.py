@@ -23,8 +23,7 @@ def make_parser() -> ArgumentParser:
     parser = new_parser(
         "--out FOLDER [options]",
         "Sample and fit the Gibbs posterior and the sharpness-aware posterior of a loss with a sharp deep and a "
-        "flat\n"
-        "shallow well, and compare both with the exact densities: figures, numbers, and a summary.",
+        "flat\nshallow well, and compare both with the exact densities: figures, numbers, and a summary.",
         program="python -m studies.double_well",
     )
     defaults = DoubleWellStudy()
@@ -53,4 +52,4 @@ def run(options: Namespace) -> None:
     console.print(wells_table(results))
     console.print(describe_wells(results), highlight=False)
     shown = "\n".join(f"figure   {path}" for path in figures)
-    console.print(f"numbers  {numbers}\n{shown}", highlight=False, soft_wrap=True)
+    console.print_text(f"numbers  {numbers}\n{shown}")

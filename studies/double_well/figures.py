@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WIDTH_PX, HEIGHT_1D_PX, HEIGHT_2D_PX = 860.0, 540.0, 640.0
 DPI = 200
+MAX_SHOWN_DRAWS = 250
 TARGET_STYLES = {
     "gibbs": ("Gibbs posterior", theme.PLAIN),
     "sharpness_aware_posterior": ("sharpness-aware posterior", theme.FLAT),
@@ -59,14 +60,7 @@ def draw_wells(folder: Path | str) -> list[Path]:
 
 
 def evaluate_density(results: Mapping[str, Any], num_params: int, target: str, points: Tensor) -> GridPosterior:
-    """The exact posterior on other grid points than those of the study.
-
-    Args:
-        results: Content of `theory.json`.
-        num_params: 1 or 2.
-        target: A key of `TARGET_STYLES`.
-        points: Grid points, as made by `grid_points`.
-    """
+    """The exact posterior on other grid points than those of the study."""
     config, wells = results["config"], make_sharp_and_flat_wells(num_params)
     values = wells.worst_loss(points, config["rho"] if target == "sharpness_aware_posterior" else 0.0)
     log_prior = -points.square().sum(-1) / (2 * config["prior_std"] ** 2)
@@ -238,7 +232,7 @@ def draw_gaussian(axes: "Axes", fit: Tensor) -> None:
 
 
 def draw_samples(
-    axes: "Axes", draws: Mapping[str, Tensor], points: Tensor, exact: GridPosterior, target: str, max_draws: int = 250
+    axes: "Axes", draws: Mapping[str, Tensor], points: Tensor, exact: GridPosterior, target: str
 ) -> None:
     """Last draws of the first chains, over contours that contain 50 % and 90 % of the exact mass."""
     colour = TARGET_STYLES[target][1]
@@ -247,7 +241,7 @@ def draw_samples(
     for level in levels:
         axes.contourf(x, y, exact.log_density.exp(), levels=[level, torch.inf], colors=[colour], alpha=0.16)
     for name, marker in SAMPLER_MARKERS.items():
-        first, second = draws[f"2/{target}/{name}"][:max_draws, -1].unbind(-1)
+        first, second = draws[f"2/{target}/{name}"][:MAX_SHOWN_DRAWS, -1].unbind(-1)
         style: dict[str, Any] = (
             {"facecolors": "none", "edgecolors": theme.INK} if marker == "o" else {"color": theme.INK}
         )
@@ -320,14 +314,12 @@ def describe_wells(results: Mapping[str, Any]) -> str:
     )
     sentences.append(
         f"λ times the decrease of the gap equals Jeffreys' divergence between the two up to {identity:.0e} "
-        f"(Theorem C). "
-        f"The Kolmogorov distance of the samplers' draws from the exact distribution is at most "
+        "(Theorem C). The Kolmogorov distance of the samplers' draws from the exact distribution is at most "
         f"{largest_distance:.3f}."
     )
     if results["config"]["rho"] > make_sharp_and_flat_wells(1).plateau_width + 1e-9:
         sentences.append(
-            "The radius exceeds the width of the plateau between the wells, so SAM's ascent step can land in "
-            "the other "
-            "well: part of the distance is the error of this step."
+            "The radius exceeds the width of the plateau between the wells, so SAM's ascent step can land in the "
+            "other well: part of the distance is the error of this step."
         )
     return " ".join(sentences)

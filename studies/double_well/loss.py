@@ -78,12 +78,7 @@ class MultiWellLoss:
         return total
 
     def worst_loss(self, points: Float[Tensor, "... params"], rho: float) -> Float[Tensor, "..."]:
-        """L^ρ(w) = max over ||e|| <= ρ of L(w + e): each well with ||w - c_k|| + ρ in place of the distance.
-
-        Args:
-            points: w, with the coordinates in the last dimension.
-            rho: Radius ρ of the ball.
-        """
+        """L^ρ(w) = max over ||e|| <= ρ of L(w + e): each well with ||w - c_k|| + ρ in place of the distance."""
         check_radius(rho)
         total = torch.ones_like(points[..., 0])
         for centre, radius, depth in zip(self.centres, self.radii, self.depths, strict=True):
@@ -92,12 +87,7 @@ class MultiWellLoss:
         return total
 
     def is_inside_well(self, points: Float[Tensor, "... params"], well_index: int) -> Bool[Tensor, "..."]:
-        """True for points within the radius of a well.
-
-        Args:
-            points: Points, with the coordinates in the last dimension.
-            well_index: Index of the well in `centres`.
-        """
+        """True for points within the radius of a well."""
         distance: Tensor = torch.linalg.vector_norm(points - points.new_tensor(self.centres[well_index]), dim=-1)
         return distance < self.radii[well_index]
 
@@ -107,9 +97,6 @@ def make_sharp_and_flat_wells(num_params: int) -> MultiWellLoss:
 
     With λ = 7 and a prior N(0, I) the Gibbs posterior prefers the first, and the sharpness-aware one with ρ = 0.3
     the second.
-
-    Args:
-        num_params: 1 or 2.
     """
     if num_params == 1:
         return MultiWellLoss(centres=((-1.25,), (1.25,)), radii=(0.6, 1.6), depths=(0.8, 0.56))

@@ -107,8 +107,7 @@ class DoubleWellStudy:
         if min(self.plain_steps, self.sam_steps) < min_steps:
             raise ValueError(
                 f"{self.num_snapshots} snapshots of the second half of an SGHMC chain take {min_steps} steps of "
-                f"SGLD, "
-                f"got {min(self.plain_steps, self.sam_steps)}."
+                f"SGLD, got {min(self.plain_steps, self.sam_steps)}."
             )
 
     @property
@@ -321,13 +320,7 @@ def compute_cell_volume(points: Tensor) -> float:
 
 
 def kolmogorov_distance(draws: Tensor, points: Tensor, posterior: GridPosterior) -> float:
-    """Kolmogorov's distance sup |F_draws - F| of the first coordinate.
-
-    Args:
-        draws: First coordinates of the draws, of any shape.
-        points: Grid points, as made by `grid_points`.
-        posterior: The exact posterior on the grid.
-    """
+    """Kolmogorov's distance sup |F_draws - F| of the first coordinate."""
     probabilities = posterior.cell_probabilities
     marginal = probabilities if probabilities.dim() == 1 else probabilities.sum(1)
     axis = points.flatten(1, -2)[:, 0, 0] if points.dim() == 3 else points[:, 0]

@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from flatbayes.core.files import read_json
-from studies.defaults.page import fill_marks
 from studies.fine_tuning.choices import describe_twins
 from studies.fine_tuning.labels import is_default, is_without_warmup
+from studies.pages import fill_marks
 from studies.sentences.summary import TRAINED
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -28,12 +28,7 @@ IMAGES = {
 
 
 def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> str:
-    """Table of the first finished setting, a row for each of the others, and the counts of those on images.
-
-    Args:
-        sentences: Summary of `studies.sentences`.
-        images: Summary of `studies.images`.
-    """
+    """Table of the first finished setting, a row for each of the others, and the counts of those on images."""
     first, *others = filter(is_finished, sentences["settings"])
     compared = list(filter(is_finished, images["settings"]))
     defaults = [setting for setting in compared if is_default(setting)]
@@ -46,21 +41,12 @@ def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> st
 
 
 def is_finished(setting: Mapping[str, Any]) -> bool:
-    """Whether all trainings of a setting are finished, so that it has all seeds.
-
-    Args:
-        setting: Summary of a setting.
-    """
+    """Whether all trainings of a setting are finished, so that it has all seeds."""
     return bool(setting["rows"]) and setting.get("finished_trainings") == setting.get("planned_trainings")
 
 
 def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each setting: options, means over posteriors, and counts of verdicts.
-
-    Args:
-        sentences: Summaries of settings on sentences.
-        images: Summaries of settings on images.
-    """
+    """A row for each setting: options, means over posteriors, and counts of verdicts."""
     lines = [
         "Other settings, mean over posteriors. Where it is not the default, the number of epochs and the radius are "
         "chosen on validation data. The last column counts in how many comparisons of a posterior, in accuracy, NLL "
@@ -87,14 +73,7 @@ def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Map
 
 
 def format_means(setting: Mapping[str, Any], metric: str, factor: float, digits: int) -> str:
-    """Mean over posteriors, plain and flat.
-
-    Args:
-        setting: Summary of a setting.
-        metric: Name of the metric.
-        factor: Factor on it.
-        digits: Digits after the point.
-    """
+    """Mean over posteriors, plain and flat."""
     rows = [row for row in setting["rows"] if row["metric"] == metric]
     plain, flat = (factor * fmean(row[twin] for row in rows) for twin in ("plain", "flat"))
     return f"{plain:.{digits}f} → {flat:.{digits}f}"
@@ -174,12 +153,7 @@ def render_counts(settings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def count_verdicts(settings: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
-    """In how many comparisons flat, neither, or plain is better.
-
-    Args:
-        settings: Summaries of settings.
-        metrics: Names of the metrics.
-    """
+    """In how many comparisons flat, neither, or plain is better."""
     counts = Counter(row["verdict"] for setting in settings for row in setting["rows"] if row["metric"] in metrics)
     return f"{counts['flat']}, {counts['tie']}, {counts['plain']}"
 

@@ -9,20 +9,12 @@ TWINS = ("plain", "flat")
 
 
 def find_preferred(setting: Mapping[str, Any]) -> str:
-    """The twin with the lower validation NLL, `flat` or `plain`.
-
-    Args:
-        setting: Summary of a setting whose twins are chosen.
-    """
+    """The twin with the lower validation NLL, `flat` or `plain`."""
     return "flat" if setting["selection"]["is_flat_better"] else "plain"
 
 
 def find_gradient_ratio(setting: Mapping[str, Any]) -> float:
-    """Gradients of the flat twin divided by those of the plain one: measured, or from the numbers of epochs.
-
-    Args:
-        setting: Summary of a setting.
-    """
+    """Gradients of the flat twin divided by those of the plain one: measured, or from the numbers of epochs."""
     if gradients := setting.get("mean_cost", {}).get("gradients"):
         return float(gradients["flat"]) / float(gradients["plain"])
     plain, flat = (setting["selection"][twin]["epochs"] for twin in TWINS)
@@ -65,11 +57,7 @@ def _format_nll(
 
 
 def describe_twins(setting: Mapping[str, Any]) -> str:
-    """Radius and number of epochs of each twin, number of candidates, and which one validation data prefer.
-
-    Args:
-        setting: Summary of a setting.
-    """
+    """Radius and number of epochs of each twin, number of candidates, and which one validation data prefer."""
     record = setting["selection"]
     rates = record.get("rates")
     rate = f"Learning rate {record['lr']:.2g} (best of {len(rates)} for plain training). " if rates else ""

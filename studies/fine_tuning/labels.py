@@ -4,6 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "nll": False,
+    "ece": False,
+    "brier": False,
+    "aurc": False,
+    "nll_calibrated": False,
+}
+"""Direction of the metrics of both studies."""
+METRIC_LABELS = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "ece": "ECE",
+    "brier": "Brier",
+    "aurc": "AURC",
+    "nll_calibrated": "NLL, scaled",
+}
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -29,35 +47,19 @@ class Labels:
         return f"<!-- tables, written by python -m studies.{self.study} -->"
 
     def describe(self, setting: Mapping[str, Any]) -> str:
-        """Size and what is trained.
-
-        Args:
-            setting: Summary of a setting.
-        """
+        """Size of a setting and what is trained in it."""
         return f"{setting['size']:,} {self.unit}, {self.describe_trained(setting)}"
 
     def describe_trained(self, setting: Mapping[str, Any]) -> str:
-        """What is trained, and whether default options had no warm-up.
-
-        Args:
-            setting: Summary of a setting.
-        """
+        """What is trained in a setting, and whether default options had no warm-up."""
         return self.trained[setting["trained"]] + (", no warm-up" if is_without_warmup(setting) else "")
 
 
 def is_default(setting: Mapping[str, Any]) -> bool:
-    """Whether nothing is chosen by the study in a setting, since every option has its default.
-
-    Args:
-        setting: Summary of the setting.
-    """
+    """Whether nothing is chosen by the study in a setting, since every option has its default."""
     return str(setting["trained"]).startswith("default")
 
 
 def is_without_warmup(setting: Mapping[str, Any]) -> bool:
-    """Whether the default learning rate of a setting was constant, as it was before it had a warm-up.
-
-    Args:
-        setting: Summary of the setting.
-    """
+    """Whether the default learning rate of a setting was constant, as it was before it had a warm-up."""
     return is_default(setting) and not setting.get("warmup")

@@ -9,36 +9,19 @@ from typing import Any
 from studies.fine_tuning.choices import describe_twins, find_preferred, render_choices
 from studies.fine_tuning.labels import Labels
 from studies.fine_tuning.summary import MAIN_METRICS
+from studies.pages import replace_between
 
 OVERVIEW_METRICS = ("accuracy", "nll", "ece", "nll_calibrated", "aurc")
 END = "<!-- end of tables -->"
 
 
 def write_page(path: Path, summary: Mapping[str, Any], labels: Labels) -> None:
-    """Replace the tables of a page.
-
-    Args:
-        path: The page.
-        summary: What `summarize_trainings` returned.
-        labels: Words of the study.
-
-    Raises:
-        ValueError: The page has no marks.
-    """
-    text, start = path.read_text(encoding="utf-8"), labels.start
-    if start not in text or END not in text:
-        raise ValueError(f"{path} has no marks for the tables: {start} and {END}.")
-    before, after = text.split(start)[0], text.split(END)[1]
-    path.write_text(f"{before}{start}\n\n{render_tables(summary, labels)}\n\n{END}{after}", encoding="utf-8")
+    """Replace the tables of a page."""
+    replace_between(path, labels.start, END, render_tables(summary, labels))
 
 
 def render_tables(summary: Mapping[str, Any], labels: Labels) -> str:
-    """Overview, counts, choices, and the tables of every setting.
-
-    Args:
-        summary: What `summarize_trainings` returned.
-        labels: Words of the study.
-    """
+    """Overview, counts, choices, and the tables of every setting."""
     settings = summary["settings"]
     sections = [render_overview(settings, labels), render_headline(summary, labels), render_choices(settings, labels)]
     sections += [*(render_setting(setting, labels) for setting in settings), render_worth(summary, labels)]
@@ -145,23 +128,13 @@ def render_setting(setting: Mapping[str, Any], labels: Labels) -> str:
 
 
 def describe_devices(setting: Mapping[str, Any]) -> str:
-    """Where a setting was trained, in words; nothing for the CPU.
-
-    Args:
-        setting: Summary of the setting.
-    """
+    """Where a setting was trained, in words; nothing for the CPU."""
     others = [name for name in setting.get("devices", ()) if not name.startswith("cpu")]
     return f", on {' and '.join(others)}" if others else ""
 
 
 def render_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], labels: Labels) -> list[str]:
-    """Lines of a table with a row for each posterior, after an empty line.
-
-    Args:
-        rows: Comparisons of posteriors and metrics.
-        metrics: Names of the columns.
-        labels: Words of the study.
-    """
+    """Lines of a table with a row for each posterior, after an empty line."""
     cells = {(row["posterior"], row["metric"]): row for row in rows}
     lines = ["", "| posterior | seeds | " + " | ".join(labels.metrics[metric] for metric in metrics) + " |"]
     lines.append("|---|---|" + "---|" * len(metrics))

@@ -46,23 +46,13 @@ def select_twins(trials: Mapping[Candidate, Sequence[Any]]) -> dict[str, Any]:
 
 
 def describe_candidate(candidate: Candidate, results: Sequence[Any]) -> dict[str, Any]:
-    """Radius, number of epochs, and validation NLL of a candidate.
-
-    Args:
-        candidate: The candidate.
-        results: Results of its trainings.
-    """
+    """Radius, number of epochs, and validation NLL of a candidate."""
     rho, epochs = candidate
     nlls = {name: average_nll(results, name) for name in results[0]["val"]}
     return {"rho": rho, "epochs": epochs, "nll": fmean(nlls.values()), "nll_by_posterior": nlls}
 
 
 def average_nll(results: Sequence[Any], name: str) -> float:
-    """Validation NLL of a posterior averaged over trainings; infinite if one failed.
-
-    Args:
-        results: Results of the trainings.
-        name: Name of the posterior.
-    """
+    """Validation NLL of a posterior averaged over trainings; infinite if one failed."""
     values = [result["val"][name]["nll"] for result in results]
     return math.inf if None in values else fmean(values)

@@ -99,12 +99,7 @@ def summarize_trainings(
 
 
 def select_kept(earlier: Mapping[str, Any], num_trainings: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Settings of an earlier summary that have more trainings than a folder, by name.
-
-    Args:
-        earlier: The summary.
-        num_trainings: Number of trainings in the folder, by name of the setting.
-    """
+    """Settings of an earlier summary that have more trainings than a folder, by name."""
     return {
         setting["name"]: setting
         for setting in earlier["settings"]
@@ -113,11 +108,7 @@ def select_kept(earlier: Mapping[str, Any], num_trainings: Mapping[str, int]) ->
 
 
 def read_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of the packages that are installed.
-
-    Args:
-        packages: Names as in a package registry.
-    """
+    """Versions of the packages that are installed."""
     versions: dict[str, str] = {}
     for name in packages:
         with suppress(PackageNotFoundError):
@@ -128,14 +119,7 @@ def read_versions(packages: Iterable[str]) -> dict[str, str]:
 def summarize_setting(
     plan: SettingPlan, trainings: Sequence[dict[str, Any]], folder: Path, metrics: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Choices, paired comparison of every posterior and metric, cost.
-
-    Args:
-        plan: The setting.
-        trainings: Its finished trainings.
-        folder: Its folder.
-        metrics: Whether higher is better, by name of the metric.
-    """
+    """Choices, paired comparison of every posterior and metric, cost."""
     record = read_choices(folder)
     twins = find_twins(plan, trainings, record)
     equal_length = find_twins(plan, trainings, record, with_all_epochs=True)
@@ -177,23 +161,14 @@ def find_warmup(trainings: Sequence[Mapping[str, Any]]) -> float:
 
 
 def read_choices(folder: Path) -> dict[str, Any] | None:
-    """Choices of a setting; None before they are made.
-
-    Args:
-        folder: Folder of the setting.
-    """
+    """Choices of a setting; None before they are made."""
     path = folder / SELECTION_FILE
     record: Any = read_json(path) if path.is_file() else None
     return record  # type: ignore[no-any-return]
 
 
 def average_cost(twins: Twins, key: str) -> dict[str, float]:
-    """Mean of a number in `cost` over the shared trainings of each twin; empty unless all have it.
-
-    Args:
-        twins: Trainings of both.
-        key: Name of the number.
-    """
+    """Mean of a number in `cost` over the shared trainings of each twin; empty unless all have it."""
     values = {t: [x["cost"].get(key) for x in mine if x["kind"] == "shared"] for t, mine in twins.items()}
     if not all(mine and all(value is not None for value in mine) for mine in values.values()):
         return {}
@@ -201,11 +176,7 @@ def average_cost(twins: Twins, key: str) -> dict[str, float]:
 
 
 def sum_cpu_minutes(folder: Path) -> float:
-    """CPU minutes of all trainings of a setting, those of its choices among them.
-
-    Args:
-        folder: Its folder.
-    """
+    """CPU minutes of all trainings of a setting, those of its choices among them."""
     results: list[Any] = [read_json(path) for path in folder.glob("*-*-*.json")]
     return float(sum(result.get("cpu_seconds", 0.0) for result in results)) / 60
 
@@ -232,37 +203,20 @@ def find_twins(
 
 
 def is_twin(training: Mapping[str, Any], plan: SettingPlan, choice: Mapping[str, Any], with_all_epochs: bool) -> bool:
-    """Whether a training has the radius and the number of epochs of a twin.
-
-    Args:
-        training: Result of the training.
-        plan: Its setting.
-        choice: `rho` and `epochs` of the twin.
-        with_all_epochs: As for `find_twins`.
-    """
+    """Whether a training has the radius and the number of epochs of a twin."""
     is_fixed = with_all_epochs or training["kind"] in plan.fixed_kinds
     epochs = plan.epochs if is_fixed else choice["epochs"]
     return training["rho"] == choice["rho"] and get_epochs(training, plan) == epochs
 
 
 def get_epochs(training: Mapping[str, Any], plan: SettingPlan) -> int | None:
-    """Number of epochs of a training; that of its setting where it does not say.
-
-    Args:
-        training: Result of the training.
-        plan: Its setting.
-    """
+    """Number of epochs of a training; that of its setting where it does not say."""
     epochs: int | None = training.get("epochs", plan.epochs)
     return epochs
 
 
 def compare_twins(twins: Twins, metrics: Mapping[str, bool]) -> list[dict[str, Any]]:
-    """Paired comparison on test examples as plain data; empty where a twin has none.
-
-    Args:
-        twins: Trainings of both.
-        metrics: Whether higher is better, by name of the metric.
-    """
+    """Paired comparison on test examples as plain data; empty where a twin has none."""
     runs = [
         RunResult(name, twin, training["seed"], {key: values.get(key) for key in metrics})
         for twin, trainings in twins.items()
@@ -276,11 +230,7 @@ def compare_twins(twins: Twins, metrics: Mapping[str, bool]) -> list[dict[str, A
 
 
 def apply_holm(row: SummaryRow) -> str:
-    """The verdict after Holm's correction over the table of the setting.
-
-    Args:
-        row: A comparison.
-    """
+    """The verdict after Holm's correction over the table of the setting."""
     if row.verdict not in ("flat", "plain"):
         return row.verdict
     return row.verdict if row.p_holm is not None and row.p_holm < 0.05 else "tie"
@@ -289,12 +239,7 @@ def apply_holm(row: SummaryRow) -> str:
 def count_verdicts(
     tables: Sequence[Sequence[Mapping[str, Any]]], metrics: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Numbers of verdicts before and after Holm's correction.
-
-    Args:
-        tables: Rows of every setting.
-        metrics: Names of the metrics that count.
-    """
+    """Numbers of verdicts before and after Holm's correction."""
     rows = [row for table in tables for row in table if row["metric"] in metrics]
     return {
         name: dict(Counter(row[key] for row in rows))
@@ -303,11 +248,7 @@ def count_verdicts(
 
 
 def describe_training(training: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training shows, and validation and test NLL of its posteriors, for the study of when flatness helps.
-
-    Args:
-        training: Result of a training.
-    """
+    """What a training shows, and validation and test NLL of its posteriors, for the study of when flatness helps."""
     nlls = {key: {name: m["nll"] for name, m in training[key].items()} for key in ("val", "test") if key in training}
     keys = ("trained", "size", "seed", "rho", "kind", "epochs")
     fixed = {key: training[key] for key in keys if key in training}
@@ -320,10 +261,6 @@ def list_law_records(
     """For every posterior, what plain training shows and the test NLL of the twins by seed, both with all epochs.
 
     The features are means over the seeds of plain MAP training, whose network the posteriors are made from.
-
-    Args:
-        trainings: Finished trainings by setting.
-        setting: Summary of the setting.
     """
     plan = next(plan for plan in trainings if plan.name == setting["name"])
     mine = [training for training in trainings[plan] if get_epochs(training, plan) == plan.epochs]

@@ -13,11 +13,7 @@ Twins = Mapping[str, Sequence[dict[str, Any]]]
 
 
 def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
-    """Size of the plain ensemble of the same calibrated NLL, 1 to 3, averaged over the seeds of both, plain and flat.
-
-    Args:
-        twins: Trainings of both.
-    """
+    """Size of the plain ensemble of the same calibrated NLL, 1 to 3, averaged over the seeds of both twins."""
     curves = {
         t["seed"]: t["test"]["Ensemble"]["ensemble_nlls"]
         for t in twins["plain"]
@@ -40,11 +36,7 @@ def measure_ensemble_equivalents(twins: Twins) -> dict[str, dict[str, float]]:
 
 
 def compare_sizes(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How many more labelled examples plain training needs for the NLL of flat training, in settings trained alike.
-
-    Args:
-        settings: Summaries of the settings.
-    """
+    """How many more labelled examples plain training needs for the NLL of flat training, trained alike."""
     results = []
     groups: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for setting in settings:

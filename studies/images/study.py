@@ -103,11 +103,7 @@ class Setting:
         return self.trained in ("head", "block")
 
     def make_config(self, optimizer: Callable[..., torch.optim.Optimizer]) -> TrainingConfig:
-        """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects.
-
-        Args:
-            optimizer: The optimizer.
-        """
+        """Hyperparameters of training: warmup, and a constant rate for the last 40 %, where SWAG collects."""
         return TrainingConfig(
             epochs=self.num_epochs,
             batch_size=BATCH_SIZE,
@@ -120,20 +116,11 @@ class Setting:
         )
 
     def make_adam_config(self, lr: float) -> TrainingConfig:
-        """Training of all posteriors but IVON.
-
-        Args:
-            lr: Learning rate.
-        """
+        """Training of all posteriors but IVON."""
         return self.make_config(partial(torch.optim.AdamW, lr=lr, weight_decay=0.01))
 
     def make_ivon(self, lr: float, temperature: float) -> tuple[Posterior, TrainingConfig]:
-        """IVON and its training.
-
-        Args:
-            lr: Learning rate.
-            temperature: Temperature of the posterior.
-        """
+        """IVON and its training."""
         sgd = partial(torch.optim.SGD, lr=lr, weight_decay=1e-3)
         return IVON(temperature=temperature), self.make_config(sgd)
 
@@ -171,15 +158,7 @@ class Training:
         return self.folder / f"{self.kind}-{self.seed}-{self.rho:g}.json"
 
     def run(self, methods: Mapping[str, tuple[Posterior, TrainingConfig]], sets: Sequence[str]) -> Any:
-        """Fit posteriors with one training, evaluate them, and write a file; nothing where there is one.
-
-        Args:
-            methods: Posteriors with their configurations by name.
-            sets: Names of the sets that they are evaluated on.
-
-        Returns:
-            The content of the file.
-        """
+        """Fit posteriors with one training, and evaluate them, unless there is a file; returns its content."""
         if self.path.is_file():
             return read_json(self.path)
         start, wall_start = time.process_time(), time.perf_counter()
@@ -228,12 +207,7 @@ class Training:
 
 
 def run_setting(setting: Setting, folder: Path) -> None:
-    """Train and evaluate what has no file yet.
-
-    Args:
-        setting: The setting.
-        folder: Folder of the study.
-    """
+    """Train and evaluate what has no file yet."""
     start, task = time.process_time(), load_task(setting.level, folder / "cache")
     place = folder / setting.name
     place.mkdir(parents=True, exist_ok=True)
@@ -288,13 +262,7 @@ def run_setting(setting: Setting, folder: Path) -> None:
 
 
 def run_defaults(setting: Setting, make: Callable[[int, float, str], Training], place: Path) -> None:
-    """Train and evaluate both twins with default options, a seed after the other.
-
-    Args:
-        setting: The setting.
-        make: Makes the training of a seed, a radius, and a kind.
-        place: Folder of the setting.
-    """
+    """Train and evaluate both twins with default options, a seed after the other."""
     trials: dict[Candidate, list[Any]] = {(rho, setting.num_epochs): [] for rho in (0.0, DEFAULT_RADIUS)}
     methods = {name: (posterior, FINE_TUNING) for name, posterior in DEFAULTS.items()}
     for seed in range(NUM_SEEDS):
@@ -304,12 +272,7 @@ def run_defaults(setting: Setting, make: Callable[[int, float, str], Training], 
 
 
 def try_rates(rates: Sequence[float], try_rate: Callable[[float], float]) -> dict[float, float]:
-    """Validation NLL by learning rate; while the lowest rate is the best, a third of it is tried.
-
-    Args:
-        rates: Learning rates to begin with.
-        try_rate: Returns the validation NLL of a rate.
-    """
+    """Validation NLL by learning rate; while the lowest rate is the best, a third of it is tried."""
     nlls = {rate: try_rate(rate) for rate in rates}
     for _ in range(MAX_EXTENSIONS):
         rate = min(nlls)
@@ -320,20 +283,12 @@ def try_rates(rates: Sequence[float], try_rate: Callable[[float], float]) -> dic
 
 
 def count_trainings(setting: Setting) -> int:
-    """Number of trainings that are evaluated on test images.
-
-    Args:
-        setting: The setting.
-    """
+    """Number of trainings that are evaluated on test images."""
     return NUM_SEEDS * 2 * (2 if setting.has_ivon else 1)
 
 
 def estimate_minutes(setting: Setting) -> float:
-    """CPU minutes of a setting, from the time of an image in a forward and backward pass and in a prediction.
-
-    Args:
-        setting: The setting.
-    """
+    """CPU minutes of a setting, from the time of an image in a forward and backward pass and in a prediction."""
     step, prediction, training = SECONDS[setting.level]
     num_steps = setting.per_class * len(CLASSES) * setting.num_epochs
     num_tested = NUM_VAL + NUM_TEST + NUM_OOD + len(CORRUPTIONS) * NUM_CORRUPTED
@@ -348,11 +303,7 @@ def estimate_minutes(setting: Setting) -> float:
 
 
 def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
-    """Results of the trainings that are evaluated on test images, with the kind of each.
-
-    Args:
-        folder: Folder of the study.
-    """
+    """Results of the trainings that are evaluated on test images, with the kind of each."""
     for setting in SETTINGS:
         for kind in ("shared", "ivon"):
             for path in sorted((folder / setting.name).glob(f"test-{kind}-*.json")):

@@ -4,18 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studies.fine_tuning.labels import Labels
+from studies.fine_tuning.labels import HIGHER_IS_BETTER, METRIC_LABELS, Labels
 from studies.fine_tuning.summary import SettingPlan, summarize_trainings
 from studies.images.study import NUM_DRAWS, SETTINGS, count_trainings, load_trainings
 from studies.images.task import CLASSES, CORRUPTIONS, NUM_CORRUPTED, NUM_OOD, NUM_TEST, NUM_VAL, SEVERITY
 
-METRICS = {
-    "accuracy": True,
-    "nll": False,
-    "ece": False,
-    "brier": False,
-    "aurc": False,
-    "nll_calibrated": False,
+METRICS = HIGHER_IS_BETTER | {
     "auroc_ood": True,
     "shift_accuracy": True,
     "shift_nll": False,
@@ -27,13 +21,8 @@ LABELS = Labels(
     "images",
     "images",
     {"default": "all layers, default options", "head": "last layer", "block": "last block", "all": "all layers"},
-    {
-        "accuracy": "accuracy",
-        "nll": "NLL",
-        "ece": "ECE",
-        "brier": "Brier",
-        "aurc": "AURC",
-        "nll_calibrated": "NLL, scaled",
+    METRIC_LABELS
+    | {
         "auroc_ood": "AUROC, other classes",
         "shift_accuracy": "accuracy, corrupted",
         "shift_nll": "NLL, corrupted",
@@ -44,12 +33,7 @@ LABELS = Labels(
 
 
 def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as plain data.
-
-    Args:
-        folder: Folder of the study.
-        earlier: As for `summarize_trainings`.
-    """
+    """Everything that the page shows, as plain data."""
     plans = [
         SettingPlan(s.name, s.trained, s.per_class * len(CLASSES), s.num_epochs, count_trainings(s)) for s in SETTINGS
     ]

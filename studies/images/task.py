@@ -71,12 +71,7 @@ class Task:
     builder: ModelBuilder
 
     def draw_training(self, size: int, seed: int) -> Examples:
-        """Training examples of a seed, the same number of each class.
-
-        Args:
-            size: Number of examples of a class.
-            seed: The seed.
-        """
+        """Training examples of a seed, `size` of each class."""
         pool = self.sets["pool"]
         order = torch.from_numpy(np.random.default_rng([1, seed]).permutation(len(pool)))
         rows = [order[pool.labels[order] == label][:size] for label in pool.labels.unique()]
@@ -133,11 +128,7 @@ BUILDERS: dict[str, ModelBuilder] = {"all": build_network, "block": build_last_b
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Images as the pretrained network takes them, from -1 to 1; features are left as they are.
-
-    Args:
-        images: Whole numbers from 0 to 255, or features.
-    """
+    """Images (0 to 255) as the pretrained network takes them, from -1 to 1; features are left as they are."""
     return images if images.is_floating_point() else images.float() / 127.5 - 1
 
 
@@ -179,12 +170,7 @@ def read_images() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def load_task(trained: str, cache: Path) -> Task:
-    """The data of one choice of trained layers; images are read, and features computed, once.
-
-    Args:
-        trained: `all` layers, the last `block` and the layers above it, or the `head`, the last layer.
-        cache: Folder of the files with images and features.
-    """
+    """The data of one choice of trained layers; images are read, and features computed, once, into a cache folder."""
     path = cache / f"{trained}.pt"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)

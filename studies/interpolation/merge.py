@@ -52,11 +52,7 @@ def merge_settings(earlier: Mapping[str, Any], fresh: Mapping[str, Any], methods
 
 
 def count_seeds(setting: Mapping[str, Any]) -> dict[str, int]:
-    """Number of pairs of trainings by method.
-
-    Args:
-        setting: Summary of a setting.
-    """
+    """Number of pairs of trainings by method."""
     return {row["posterior"]: row["num_seeds"] for row in setting["rows"] if row["metric"] == "nll"}
 
 

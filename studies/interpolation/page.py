@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flatbayes.core.files import write_text
+from studies.pages import replace_between
 
 START, END = "<!-- numbers of studies/interpolation -->", "<!-- end of the numbers -->"
 USUAL_METRICS = "accuracy, NLL, ECE, Brier score and AUROC of right against wrong"
@@ -13,15 +13,9 @@ COLUMNS = {"accuracy": (100.0, 2), "nll": (1.0, 3), "ece": (1.0, 3), "nll_scaled
 
 
 def update_page(page: Path, results: Mapping[str, Any]) -> None:
-    """Write the numbers into the page.
-
-    Args:
-        page: The page with both marks.
-        results: Content of `interpolation.json`.
-    """
-    before, rest = page.read_text(encoding="utf-8").split(START)
+    """Write the content of `interpolation.json` into the page."""
     sections = "\n\n".join(render_setting(name, setting) for name, setting in results["settings"].items())
-    write_text(page, f"{before}{START}\n\n{sections}\n\n{END}{rest.split(END)[1]}")
+    replace_between(page, START, END, sections)
 
 
 def render_setting(name: str, setting: Mapping[str, Any]) -> str:

@@ -56,11 +56,7 @@ class Setting:
 
 
 def read_candidates(path: Path) -> dict[str, list[Method]]:
-    """The methods of a configuration of `flatbayes compare`, without their flatness.
-
-    Args:
-        path: The YAML file; every method must have a name.
-    """
+    """The methods of a YAML configuration of `flatbayes compare`, by name, without their flatness."""
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["posteriors"]
     return {
         entry["name"]: [Method(instantiate(entry["posterior"]), config_overrides=entry["config_overrides"])]

@@ -165,13 +165,7 @@ def list_judges(setting: Setting, names: Sequence[str], plain: Mapping[str, tupl
 
 
 def run_setting(setting: Setting, folder: Path, methods: Sequence[str] | None = None) -> list[str]:
-    """Execute what is missing, in the order of the module's docstring, and return the failures.
-
-    Args:
-        setting: The setting.
-        folder: Folder of its runs.
-        methods: Names of the methods to run, by default all.
-    """
+    """Execute what is missing, in the order of the module's docstring, and return the failures."""
     if methods is not None:
         setting = replace(setting, candidates={n: c for n, c in setting.candidates.items() if n in methods})
     setting = replace(setting, common=setting.common.with_fingerprints())

@@ -42,13 +42,7 @@ class FinishedTraining:
 
 
 def summarize(folder: Path, settings: Sequence[Setting], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that has finished, by setting.
-
-    Args:
-        folder: Folder of the runs.
-        settings: The settings.
-        earlier: An earlier result, perhaps of another folder; what has more trainings there is kept.
-    """
+    """Everything that has finished, by setting; what has more trainings in an earlier result is kept."""
     kept = {} if earlier is None else dict(earlier["settings"])
     fresh = {setting.name: summarize_setting(setting, folder / setting.name) for setting in settings}
     for setting in settings:
@@ -114,12 +108,7 @@ def describe_twins(setting: Setting, trainings: Sequence[FinishedTraining]) -> l
 
 
 def measure_features(own: Mapping[str, RunResult], base: Mapping[str, RunResult]) -> dict[str, float | None]:
-    """Training loss, gap, rise and sharpness of one plain training.
-
-    Args:
-        own: Results of the method by split.
-        base: Those of MAP with the same seed, whose sharpness counts.
-    """
+    """Loss, gap, rise and sharpness of a plain training; the sharpness is that of MAP (`base`) with the same seed."""
     history = own["val"].history or TrainingHistory()
     is_shared = "val" in base and base["val"].history == history
     evaluated = own if "train" in own else base if is_shared else {}

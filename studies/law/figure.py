@@ -32,11 +32,7 @@ LINEAR_GAIN = 0.01
 
 
 def draw_figure(results: Mapping[str, Any]) -> str:
-    """Both panels, as the text of an SVG file.
-
-    Args:
-        results: Content of `law.json`.
-    """
+    """Both panels, from `law.json`, as the text of an SVG file."""
     with svg.new_figure(WIDTH, HEIGHT) as figure:
         draw_gains(figure.add_axes((0.075, 0.13, 0.51, 0.82)), results)
         draw_accuracies(figure.add_axes((0.775, 0.13, 0.205, 0.82)), results)

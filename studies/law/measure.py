@@ -88,14 +88,7 @@ def measure_all(
 
 
 def measure_fine_tuning(study: str, setting: Mapping[str, Any], cache: Path, seed: int) -> Features:
-    """The rise of the validation NLL in one plain MAP training of a pretrained network, as the study trains it.
-
-    Args:
-        study: `sentences` or `images`.
-        setting: The setting in the results of the study.
-        cache: Folder of the images and features of `studies/images`.
-        seed: The seed.
-    """
+    """The rise of the validation NLL in one plain MAP training of a pretrained network, as the study trains it."""
     from studies.images import study as images
     from studies.images.task import load_task as load_images
     from studies.sentences import study as sentences

@@ -111,8 +111,7 @@ def select_and_predict(
 
 def measure_accuracy(twins: Sequence[Twin], probabilities: Sequence[float]) -> float:
     """Fraction of right predictions, averaged over data sets."""
-    right = [(p >= 0.5) == (twin.gain > 0) for twin, p in zip(twins, probabilities, strict=True)]
-    return float(np.average(right, weights=weigh(twins)))
+    return float(np.average(score_right(twins, probabilities), weights=weigh(twins)))
 
 
 def score_by_data(twins: Sequence[Twin], probabilities: Sequence[float]) -> float:

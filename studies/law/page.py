@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from flatbayes.core.files import write_text
+from studies.pages import replace_between
 
 START, END = "<!-- numbers of studies/law -->", "<!-- end of the numbers -->"
 FEATURE_TEXTS = {
@@ -19,29 +19,15 @@ FEATURE_TEXTS = {
 
 
 def update_page(page: Path, results: Mapping[str, Any]) -> None:
-    """Write the numbers into the page.
-
-    Args:
-        page: The page with both marks.
-        results: Content of `law.json`.
-    """
-    before, rest = page.read_text(encoding="utf-8").split(START)
-    sections = "\n\n".join(
-        (
-            describe_law(results),
-            render_fine_tuning(results),
-            render_tests(results),
-            render_losses(results),
-            describe_limits(results),
-        )
-    )
-    write_text(page, f"{before}{START}\n\n{sections}\n\n{END}{rest.split(END)[1]}")
+    """Write the content of `law.json` into the page."""
+    sections = (describe_law, render_fine_tuning, render_tests, render_losses, describe_limits)
+    replace_between(page, START, END, "\n\n".join(section(results) for section in sections))
 
 
-def format_interval(interval: Any, digits: int = 2, sign: str = "") -> str:
+def format_interval(interval: Any, sign: str = "") -> str:
     """An interval in brackets."""
     low, high = interval
-    return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return f"[{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def describe_law(results: Mapping[str, Any]) -> str:

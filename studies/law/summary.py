@@ -28,7 +28,7 @@ def summarize(twins: Sequence[Twin], rules: Mapping[str, tuple[str, ...]] = RULE
     """
     tuned = [twin for twin in twins if twin.study in FINE_TUNING]
     chosen = [twin for twin in twins if twin.radius == "chosen" and twin not in tuned]
-    complete = [twin for twin in chosen if all(getattr(twin, name) is not None for name in FEATURES)]
+    complete = select_usable(chosen, FEATURES)
     tests = evaluate_rules(complete, rules)
     name = max(rules, key=lambda rule: tests[rule]["rank_correlation"])
     usable = select_usable(chosen, rules[name])
@@ -40,10 +40,7 @@ def summarize(twins: Sequence[Twin], rules: Mapping[str, tuple[str, ...]] = RULE
         "rule": name,
         "law": {"features": law.features, "intercept": law.intercept, "coefficients": law.coefficients},
         "threshold": law.threshold,
-        "counts": {
-            "complete": count_twins(complete),
-            "law": count_twins(usable),
-        },
+        "counts": {"complete": count_twins(complete), "law": count_twins(usable)},
         "tests": {rule: drop_probabilities(test) for rule, test in tests.items()},
         "law_test": {rule: drop_probabilities(test) for rule, test in law_tests.items()},
         "recovered": measure_recovered(usable, rules[name][0], law.threshold),
@@ -84,13 +81,7 @@ def count_twins(twins: Sequence[Twin]) -> dict[str, Any]:
 
 
 def measure_recovered(twins: Sequence[Twin], feature: str, threshold: float | None) -> dict[str, float]:
-    """Gain as a multiple of the feature, above the threshold: median and quartiles over data sets.
-
-    Args:
-        twins: The twins.
-        feature: A feature in nats, `gap` or `rise`.
-        threshold: Smallest value of the feature; None for any.
-    """
+    """Gain as a multiple of the feature, above the threshold: median and quartiles over data sets."""
     ratios: dict[str, list[float]] = {}
     for twin in twins:
         value = getattr(twin, feature)

@@ -73,12 +73,7 @@ class Twin:
 
 
 def summarize_pairs(plain: Sequence[float], flat: Sequence[float]) -> dict[str, Any]:
-    """Means of the test NLLs and the paired interval of the gain; pairs that are not finite are left out.
-
-    Args:
-        plain: Test NLL of plain training by seed.
-        flat: That of flat training, in the same order.
-    """
+    """Means of the test NLLs by seed and the interval of the gain; pairs that are not finite are left out."""
     pairs = [(a, b) for a, b in zip(plain, flat, strict=True) if math.isfinite(a + b)]
     first, second = zip(*pairs, strict=True)
     comparison = compare_pairs(second, first, higher_is_better=False)
@@ -91,12 +86,7 @@ def summarize_pairs(plain: Sequence[float], flat: Sequence[float]) -> dict[str, 
 
 
 def read_all(folder: Path, features: Mapping[str, Mapping[str, float]]) -> list[Twin]:
-    """The twins of all studies.
-
-    Args:
-        folder: `docs/results`.
-        features: What plain trainings show by data set, for studies that did not write it: those of `measure`.
-    """
+    """The twins of all studies in `docs/results`; the features are those of `measure` for studies without any."""
     twins = [twin for reader in (read_radius, read_defaults, read_interpolation) for twin in reader(folder)]
     return [*twins, *read_fine_tuning(folder, features), *read_comparisons(folder, features)]
 
@@ -175,11 +165,7 @@ def read_interpolation(folder: Path) -> Iterable[Twin]:
 
 
 def list_chosen(settings: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Settings of fine-tuning for which the study chose a radius, not those with default options.
-
-    Args:
-        settings: Summaries of settings.
-    """
+    """Settings of fine-tuning for which the study chose a radius, not those with default options."""
     return [setting for setting in settings if not setting["trained"].startswith("default")]
 
 
@@ -206,12 +192,7 @@ def read_fine_tuning(folder: Path, features: Mapping[str, Mapping[str, float]]) 
 
 
 def pair_trainings(trainings: Sequence[Mapping[str, Any]], radius: float) -> list[dict[str, Any]]:
-    """Records of the methods with plain and flat test NLLs by seed, and the mean features of the plain trainings.
-
-    Args:
-        trainings: Trainings of one setting, each with `seed`, `rho`, `test_nll` by method, and the features.
-        radius: The radius of the flat ones.
-    """
+    """Plain and flat test NLLs by seed of each method of a setting, and the mean features of plain training."""
     nlls: dict[str, dict[float, dict[int, float]]] = {}
     features: dict[str, list[float]] = {}
     for training in trainings:

@@ -5,30 +5,20 @@
 Every data set of the benchmark of the defaults but the two large ones, both halves. Test data decide nothing.
 """
 
-import argparse
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from flatbayes.core.files import read_json, write_json
 from flatbayes.core.weights import perturb, trainable_parameters
 from flatbayes.data import DataSplits
 from flatbayes.flatness import SAM
-from flatbayes.models import MLP
-from flatbayes.posteriors import MAP
-from flatbayes.training import Callback, TrainingConfig
 from flatbayes.training.candidates import Candidate
-from flatbayes.training.members import list_groups
 from flatbayes.training.radius import RADIUS_FACTORS
 from flatbayes.training.run import TrainingRun
-from flatbayes.training.sharing import prepare_setup
-from studies.defaults.tasks import select_tasks
-from studies.radius.late import EvaluatedPilot
+from studies.defaults.tasks import Task, select_tasks
+from studies.radius.late import EvaluatedPilot, make_pilot, run_missing
 
 SHARPNESS_RHO = 0.1
-CONFIG = TrainingConfig()
 
 
 class ObservedPilot(EvaluatedPilot):
@@ -75,12 +65,9 @@ def measure_gradients(run: TrainingRun, pilot: EvaluatedPilot) -> dict[str, floa
     return {"gradient_noise": noise, "sharpness": rise, "num_weights": sum(p.numel() for p in params)}
 
 
-def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
+def observe_task(data: DataSplits) -> dict[str, Any]:
     """Measurements of plain training, and validation and test NLL by radius."""
-    setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), CONFIG, seed=seed)
-    _, members = list_groups([setup])[0]
-    test = DataSplits(**{**vars(data), "val": data.test})
-    pilot = ObservedPilot([setup], members, Callback(), test=test)
+    pilot = make_pilot(ObservedPilot, data)
     plain, start = pilot.train_plain()
     for factor in RADIUS_FACTORS:
         pilot.train(Candidate(SAM().reference_radius * factor, start), plain)
@@ -88,23 +75,14 @@ def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
     return {**(pilot.measured or {}), "val": val, "test": pilot.test_scores, "train_size": len(data.train)}
 
 
-def main() -> None:
-    """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    records: dict[str, Any] = read_json(out) if out.exists() else {}  # type: ignore[assignment]
-    for task in select_tasks():
-        if task.name not in records and not task.large and task.name != "cifar10":
-            try:
-                records[task.name] = {"half": task.half, "kind": task.kind, **run_task(task.split(0).splits, 0)}
-            except RuntimeError as error:
-                records[task.name] = {"half": task.half, "kind": task.kind, "error": str(error)}
-            write_json(out, records)
-            print(task.name, records[task.name], flush=True)
+def run_task(task: Task) -> dict[str, Any]:
+    """The observations of a data set, or the message of its failure."""
+    try:
+        observed = observe_task(task.split(0).splits)
+    except RuntimeError as error:
+        observed = {"error": str(error)}
+    return {"half": task.half, "kind": task.kind, **observed}
 
 
 if __name__ == "__main__":
-    main()
+    run_missing(__doc__, [task for task in select_tasks() if task.name != "cifar10"], run_task)

@@ -5,9 +5,10 @@ FLATBAYES_DATA=... python -m studies.radius.late docs/results/radius-late.json
 
 import argparse
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,7 +24,7 @@ from flatbayes.training.pilot import Pilot
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.sharing import prepare_setup
 from flatbayes.training.training_examples import make_training_data
-from studies.defaults.tasks import select_tasks
+from studies.defaults.tasks import Task, select_tasks
 
 RADII = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -65,12 +66,19 @@ class EvaluatedPilot(Pilot):
         return plain, checkpoints.branch_progress[0] / checkpoints.branch_progress[1]
 
 
-def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
-    """Validation and test NLL of the weights, by radius."""
-    setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), TrainingConfig(), seed=seed)
+PilotT = TypeVar("PilotT", bound=EvaluatedPilot)
+
+
+def make_pilot(kind: type[PilotT], data: DataSplits) -> PilotT:
+    """The pilot of a MAP training with default options, seed 0."""
+    setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), TrainingConfig(), seed=0)
     _, members = list_groups([setup])[0]
-    test = DataSplits(**{**vars(data), "val": data.test})
-    pilot = EvaluatedPilot([setup], members, Callback(), test=test)
+    return kind([setup], members, Callback(), test=replace(data, val=data.test))
+
+
+def run_task(task: Task) -> dict[str, Any]:
+    """Validation and test NLL of the weights, by radius."""
+    pilot = make_pilot(EvaluatedPilot, task.split(0).splits)
     plain, start = pilot.train_plain()
     scores = {}
     for radius in (0.0, *RADII):
@@ -82,20 +90,20 @@ def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
     return scores
 
 
-def main() -> None:
-    """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def run_missing(description: str | None, tasks: Iterable[Task], run: Callable[[Task], dict[str, Any]]) -> None:
+    """Run the tasks, but for large ones, that have no record in the file that the command line names."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     records: dict[str, Any] = read_json(out) if out.exists() else {}  # type: ignore[assignment]
-    for task in select_tasks(half="choice"):
+    for task in tasks:
         if task.name not in records and not task.large:
-            records[task.name] = run_task(task.split(0).splits, 0)
+            records[task.name] = run(task)
             write_json(out, records)
             print(task.name, records[task.name], flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_missing(__doc__, select_tasks(half="choice"), run_task)

@@ -32,10 +32,6 @@ def summarize_unit(data: Mapping[str, Scores], unit: str) -> dict[str, Any]:
 
     The regret of a value on a data set is the share of the gain of the best radius in any unit over plain training
     that it does not reach, at most 2.
-
-    Args:
-        data: Scores by data set.
-        unit: The unit.
     """
     best = {name: min(scores[unit], key=scores[unit].__getitem__) for name, scores in data.items()}
     logs = [math.log10(value) for value in best.values()]

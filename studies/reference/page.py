@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flatbayes.core.files import read_json, write_text
+from flatbayes.core.files import read_json
+from studies.pages import format_metric, replace_between
 from studies.reference.study import compare_distances, rank_correlation
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,12 +60,7 @@ def render_task(results: Mapping[str, Any]) -> str:
 
 
 def average_reference(references: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
-    """Metrics of a reference, its distance to the other one, and that of two halves of its chains, over the splits.
-
-    Args:
-        references: The references of every split.
-        kind: `plain` or `flat`.
-    """
+    """Metrics of a reference, its distance to the other one, and that of two halves of its chains; means."""
     own, other = ("_flat", "") if kind == "flat" else ("", "_flat")
     by_split = [
         {
@@ -90,13 +86,6 @@ def describe_references(references: Sequence[Mapping[str, Any]]) -> list[str]:
             f"smallest effective sample size {size:.0f}"
         )
     return [f"The references are {'; '.join(sentences)}."]
-
-
-def format_metric(value: Mapping[str, float | None] | None) -> str:
-    """Mean and standard deviation."""
-    if value is None:
-        return ""
-    return f"{value['mean']:.3f}" if value["sd"] is None else f"{value['mean']:.3f} ± {value['sd']:.3f}"
 
 
 def describe_closeness(rows: list[dict[str, Any]], distance: str) -> list[str]:
@@ -142,9 +131,8 @@ def update_page() -> None:
     """Write the tables into docs/reference.md."""
     page = DOCS / "reference.md"
     results = [read_json(path) for path in sorted((DOCS / "results").glob("reference-*.json"))]
-    before, rest = page.read_text(encoding="utf-8").split(START)
     tables = "\n\n".join(map(render_task, results))
-    write_text(page, f"{before}{START}\n\n{tables}\n\n{END}{rest.split(END)[1]}")
+    replace_between(page, START, END, tables)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from flatbayes.metrics import classification_metrics
 from flatbayes.posteriors import MAP, TFB, BLoB
 from flatbayes.reference import Reference, ReferenceConfig, sample_reference
 from flatbayes.training import dry_run
-from studies.selection import execute_named, load_run, name_file, select_setting
+from studies.selection import average_metrics, execute_named, load_run, name_file, select_setting
 
 LR_FACTORS = (0.3, 1.0, 3.0, 10.0)
 """Candidates for the learning rate, as multiples of the posterior's default."""
@@ -119,10 +118,6 @@ def list_posteriors(prior_precision: float, temperature: float = 1.0) -> dict[st
     """Every exported posterior of a whole network by its label, with this prior and temperature.
 
     A posterior without a temperature has the mode of the density: its prior counts `temperature` times.
-
-    Args:
-        prior_precision: Precision of the prior.
-        temperature: Temperature of the density.
     """
     posteriors: dict[str, Posterior] = {}
     density = {"prior_precision": prior_precision, "temperature": temperature}
@@ -225,13 +220,7 @@ class Study:
         return methods, scores, refusals
 
     def run(self, seed: int, methods: Sequence[Method], refusals: Mapping[str, str]) -> list[RunResult]:
-        """Train and evaluate all methods with one seed.
-
-        Args:
-            seed: The seed.
-            methods: Posteriors with their settings.
-            refusals: Posteriors that go with `Plain` only.
-        """
+        """Train and evaluate all methods with one seed; those in `refusals` plain only."""
         files = [ReferenceFile.open(path) for path in self.load_references(seed).values()]
         common = replace(self.common, references=files)
         runs = {
@@ -318,18 +307,13 @@ def summarize(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
         groups.setdefault((run.posterior, run.flatness != "Plain"), []).append(run)
     rows = []
     for (posterior, is_flat), group in groups.items():
-        metrics = {}
-        for name in group[0].metrics:
-            values = [value for run in group if (value := run.metrics.get(name)) is not None]
-            if values:
-                metrics[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
         rows.append(
             {
                 "posterior": posterior,
                 "flat": is_flat,
                 "seeds": len(group),
                 "gradients": group[0].cost.gradients,
-                "metrics": metrics,
+                "metrics": average_metrics(group, group[0].metrics),
                 "nll_by_seed": {run.seed: run.metrics.get("nll") for run in group},
                 "distance_by_seed": {
                     run.seed: run.metrics.get("tv_flat", run.metrics.get("w1_flat")) for run in group

@@ -65,14 +65,7 @@ class Entry:
         return self.gradients * self.flatness.gradients_per_step * self.members
 
     def make_config(self, factor: float, budget: int, num_data: int, batch_size: int) -> TrainingConfig:
-        """The training with as many gradients as the budget has.
-
-        Args:
-            factor: Multiple of the learning rate.
-            budget: Gradients of a batch.
-            num_data: Training examples.
-            batch_size: Examples of a step.
-        """
+        """The training with as many gradients as the budget has."""
         num_steps = self.budget_factor * budget / self.gradients_per_step
         optimizer = self.optimizer or self.posterior.default_optimizer
         if self.group == "ours, default training":
@@ -98,12 +91,7 @@ class Entry:
 
 
 def scale_learning_rate(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
-    """The optimizer with another learning rate.
-
-    Args:
-        optimizer: A `functools.partial` with the options of an optimizer.
-        factor: Multiple of its rate.
-    """
+    """The optimizer, a `functools.partial`, with a multiple of its learning rate."""
     if not isinstance(optimizer, partial):
         raise TypeError(f"The learning rate must be in a functools.partial, got {optimizer!r}.")
     return partial(optimizer.func, **optimizer.keywords | {"lr": factor * optimizer.keywords["lr"]})
@@ -115,11 +103,7 @@ def make_sgd(lr: float = 0.1, weight_decay: float = 5e-4, momentum: float = 0.9)
 
 
 def list_entries(num_data: int) -> list[Entry]:
-    """All methods, in the order in which they run.
-
-    Args:
-        num_data: Training examples, which the noise of fSGLD depends on.
-    """
+    """All methods, in the order in which they run; the noise of fSGLD depends on the number of examples."""
     fsgld, smoothing = make_fsgld(num_data)
     sgd, plain_sgd = make_sgd(), partial(make_sgd, momentum=0.0)
     network = partial(Entry, posterior=MAP(), optimizer=sgd)

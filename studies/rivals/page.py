@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatbayes.core.files import write_text
+from studies.pages import format_metric, replace_between
 
 START, END = "<!-- tables of studies/rivals -->", "<!-- end of the tables -->"
 COLUMNS = {
@@ -25,23 +25,12 @@ GROUPS = {
 
 
 def update_page(page: Path, results: Mapping[str, Any]) -> None:
-    """Write tables and conclusions into the page.
-
-    Args:
-        page: The page, with the marks.
-        results: What `describe_study` returned.
-    """
-    before, rest = page.read_text(encoding="utf-8").split(START)
-    text = "\n\n".join(map(render_task, results["tasks"]))
-    write_text(page, f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+    """Write tables and conclusions into the page."""
+    replace_between(page, START, END, "\n\n".join(map(render_task, results["tasks"])))
 
 
 def render_task(task: Mapping[str, Any]) -> str:
-    """Section of one data set.
-
-    Args:
-        task: What `summarize_task` returned.
-    """
+    """Section of one data set."""
     factors = ", ".join(f"{factor:g}" for factor in sorted(task["lr_factors"]))
     heads = " | ".join(title for title, _ in COLUMNS.values())
     lines = [
@@ -61,24 +50,8 @@ def render_task(task: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *compare_groups(task["rows"]), *describe_pairs(task["pairs"])])
 
 
-def format_metric(value: Mapping[str, float | None] | None, form: str) -> str:
-    """Mean and standard deviation.
-
-    Args:
-        value: The two; None where the metric is missing.
-        form: Format of a number.
-    """
-    if value is None:
-        return ""
-    return " ± ".join(form.format(number) for number in (value["mean"], value["sd"]) if number is not None)
-
-
 def compare_groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which rivals have another NLL than flat SWAG with the default training, raw and calibrated.
-
-    Args:
-        rows: Rows of a task.
-    """
+    """Which rivals have another NLL than flat SWAG with the default training, raw and calibrated."""
     lines = []
     for metric, label in (("nll", "NLL"), ("nll_calibrated", "calibrated NLL")):
         sides: dict[str, list[str]] = {"lower": [], "higher": [], "open": []}
@@ -95,31 +68,19 @@ def compare_groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def find_side(interval: Sequence[float] | None) -> str:
-    """Whether an interval is below 0, above 0, or neither.
-
-    Args:
-        interval: Its ends; None with too few seeds.
-    """
+    """Whether an interval is below 0, above 0, or neither."""
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "open"
     return "lower" if interval[1] < 0 else "higher"
 
 
 def join(names: Sequence[str]) -> str:
-    """Names in a sentence, `none` without any.
-
-    Args:
-        names: The names.
-    """
+    """Names in a sentence, `none` without any."""
     return ", ".join(names) or "none"
 
 
 def describe_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Differences of pairs that belong together, with their intervals.
-
-    Args:
-        pairs: Differences by text.
-    """
+    """Differences of pairs that belong together, with their intervals."""
     lines = []
     for text, differences in pairs.items():
         values = []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.flatness import Plain
 from flatbayes.models import MLP, ConvNet
 from studies.rivals.methods import RHO, Entry, list_entries
-from studies.selection import execute_named, load_run, name_file, select_setting
+from studies.selection import average_metrics, execute_named, load_run, name_file, select_setting
 
 METRICS = ("accuracy", "nll", "nll_calibrated", "ece", "brier", "dee")
 SINGLE_NETWORK = "SGD"
@@ -63,13 +63,7 @@ class Task:
         return list_entries(self.num_data)
 
     def make_run(self, entry: Entry, factor: float, seed: int) -> ExperimentRun:
-        """One training.
-
-        Args:
-            entry: The method.
-            factor: Multiple of its learning rate.
-            seed: The seed.
-        """
+        """One training of a method with a multiple of its learning rate."""
         return ExperimentRun(
             source=self.source,
             model=self.model,
@@ -123,12 +117,7 @@ TASKS = {
 
 
 def run_task(name: str, folder: Path) -> Iterator[str]:
-    """Select the learning rates and train, and yield what is finished; a stopped call goes on.
-
-    Args:
-        name: A key of `TASKS`.
-        folder: Folder of the runs.
-    """
+    """Select the learning rates and train, and yield what is finished; a stopped call goes on."""
     task = TASKS[name]
     for seed in range(task.num_seeds):
         for entry in task.entries:
@@ -139,14 +128,7 @@ def run_task(name: str, folder: Path) -> Iterator[str]:
 
 
 def name_run(folder: Path, entry: Entry, factor: float, seed: int) -> Path:
-    """File of a run on test data.
-
-    Args:
-        folder: Folder of the task.
-        entry: The method.
-        factor: Multiple of its learning rate.
-        seed: The seed.
-    """
+    """File of a run on test data."""
     return name_file(folder / "runs", entry.name, f"{factor:g}", seed)
 
 
@@ -175,12 +157,7 @@ def select_factor(
 
 
 def summarize_task(name: str, folder: Path) -> dict[str, Any]:
-    """Summary of the finished runs of a task.
-
-    Args:
-        name: A key of `TASKS`.
-        folder: Folder of the runs.
-    """
+    """Summary of the finished runs of a task."""
     task = TASKS[name]
     factors = {entry.name: select_factor(task, entry, folder, execute=False) for entry in task.entries}
     results = [
@@ -225,25 +202,14 @@ def summarize_task(name: str, folder: Path) -> dict[str, Any]:
 
 
 def summarize_entry(entry: Entry, runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any]:
-    """Mean and standard deviation of the metrics of a method, its cost, and its difference from the baseline.
-
-    Args:
-        entry: The method.
-        runs: Its runs.
-        baseline: Runs of the method that all are compared with.
-    """
-    metrics = {}
-    for name in METRICS:
-        values = [value for run in runs if (value := run.metrics.get(name)) is not None]
-        if values:
-            metrics[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
+    """Mean and standard deviation of the metrics of a method, its cost, and its difference from the baseline."""
     return {
         "method": entry.name,
         "group": entry.group,
         "posterior": short_name(entry.posterior),
         "flatness": short_name(entry.flatness),
         "seeds": len(runs),
-        "metrics": metrics,
+        "metrics": average_metrics(runs, METRICS),
         "gradients": fmean(run.cost.gradients or 0.0 for run in runs),
         "seconds": fmean(run.cost.train_seconds or 0.0 for run in runs),
         "against_baseline": compare_runs(runs, baseline),
@@ -251,12 +217,7 @@ def summarize_entry(entry: Entry, runs: Sequence[RunResult], baseline: Sequence[
 
 
 def compare_runs(first: Sequence[RunResult], second: Sequence[RunResult]) -> dict[str, Any]:
-    """Paired differences of NLL, raw and calibrated, first minus second; negative where the first is better.
-
-    Args:
-        first: Runs of a method.
-        second: Runs of another one.
-    """
+    """Paired differences of NLL, raw and calibrated, first minus second; negative where the first is better."""
     differences: dict[str, Any] = {}
     for metric in ("nll", "nll_calibrated"):
         by_seed = {run.seed: run.metrics.get(metric) for run in second}
@@ -272,10 +233,6 @@ def compare_runs(first: Sequence[RunResult], second: Sequence[RunResult]) -> dic
 
 
 def describe_study(folder: Path) -> dict[str, Any]:
-    """Summaries of all tasks that have finished runs.
-
-    Args:
-        folder: Folder of the study.
-    """
+    """Summaries of all tasks that have finished runs."""
     summaries = [summarize_task(name, folder / name) for name in TASKS]
     return {"tasks": [s for s in summaries if s["rows"]], "environment": describe_environment()}

@@ -214,12 +214,7 @@ class Training:
 
 
 def count_trainings(setting: Setting, choices: Mapping[str, Any] | None = None) -> int:
-    """Number of files of a setting.
-
-    Args:
-        setting: The setting.
-        choices: Those of the twins; without them, as if neither had all epochs.
-    """
+    """Number of files of a setting; without choices, as if neither twin had all epochs."""
     num_chosen = setting.num_seeds * (1 + len(setting.other_kinds)) - NUM_SELECTION_SEEDS  # those of the choice exist
     num_trainings = NUM_SELECTION_SEEDS * len(setting.candidates) + len(TWINS) * num_chosen
     for twin in TWINS if setting.has_equal_length else ():
@@ -229,11 +224,7 @@ def count_trainings(setting: Setting, choices: Mapping[str, Any] | None = None) 
 
 
 def estimate_minutes(setting: Setting) -> float:
-    """CPU minutes of a setting, if each twin has 60 % of the epochs.
-
-    Args:
-        setting: The setting.
-    """
+    """CPU minutes of a setting, if each twin has 60 % of the epochs."""
     epoch = math.ceil(setting.size / BATCH_SIZE) * GRADIENT_SECONDS[setting.trained]
     num_tested = NUM_VAL + NUM_TEST + 2 * NUM_OOD
     trials = epoch * sum((2 if rho else 1) * epochs for rho, epochs in setting.candidates)  # SAM takes two gradients
@@ -247,13 +238,7 @@ def estimate_minutes(setting: Setting) -> float:
 
 
 def run_setting(task: Task, setting: Setting, folder: Path) -> None:
-    """Train and evaluate what has no file yet.
-
-    Args:
-        task: The data.
-        setting: The setting.
-        folder: Folder of the study.
-    """
+    """Train and evaluate what has no file yet."""
     place = folder / setting.name
     make = partial(Training, place, setting)
     place.mkdir(parents=True, exist_ok=True)
@@ -285,17 +270,7 @@ def run_setting(task: Task, setting: Setting, folder: Path) -> None:
 
 
 def run_training(task: Task, training: Training, posteriors: dict[str, Posterior], *, with_test: bool) -> Any:
-    """Fit posteriors with one training, or from its recording, and write their evaluation, where there is none.
-
-    Args:
-        task: The data.
-        training: The training.
-        posteriors: The posteriors by name.
-        with_test: Whether they are evaluated on test sentences.
-
-    Returns:
-        The content of the file.
-    """
+    """Fit posteriors with one training, or from its recording, and write and return what is not evaluated yet."""
     result: dict[str, Any] = read_json(training.path) if training.path.is_file() else {}
     if "test" in result or (result and not with_test):
         return result
@@ -351,12 +326,7 @@ def run_training(task: Task, training: Training, posteriors: dict[str, Posterior
 
 
 def keep_recordings(folder: Path, trainings: Sequence[Training]) -> None:
-    """Delete the recordings of other trainings.
-
-    Args:
-        folder: Folder of the setting.
-        trainings: Trainings whose recordings are kept.
-    """
+    """Delete the recordings of other trainings in the folder of a setting."""
     for path in {*folder.glob("*.recording")} - {training.recording_path for training in trainings}:
         path.unlink()
 
@@ -370,11 +340,7 @@ def read_recordings(path: Path) -> Recordings:
 
 
 def load_trainings(folder: Path) -> Iterator[dict[str, Any]]:
-    """Results of all finished trainings, with the kind of each; in a setting shared trainings come first.
-
-    Args:
-        folder: Folder of the study.
-    """
+    """Results of all finished trainings, with the kind of each; in a setting shared trainings come first."""
     for setting in SETTINGS:
         paths = sorted((folder / setting.name).glob("*-*-*.json"))
         for path in sorted(paths, key=lambda path: not path.name.startswith("shared")):

@@ -4,21 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studies.fine_tuning.labels import Labels
+from studies.fine_tuning.labels import HIGHER_IS_BETTER, METRIC_LABELS, Labels
 from studies.fine_tuning.summary import SettingPlan, read_choices, summarize_trainings
 from studies.sentences.study import NUM_DRAWS, SETTINGS, VARIATIONAL, count_trainings, load_trainings
 from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL
 
-METRICS = {
-    "accuracy": True,
-    "nll": False,
-    "ece": False,
-    "brier": False,
-    "aurc": False,
-    "nll_calibrated": False,
-    "auroc_shuffled": True,
-    "auroc_foreign": True,
-}
+METRICS = HIGHER_IS_BETTER | {"auroc_shuffled": True, "auroc_foreign": True}
 """Whether higher is better."""
 PACKAGES = ("transformers", "tokenizers", "peft")
 TRAINED = {
@@ -31,27 +22,13 @@ LABELS = Labels(
     "sentences",
     "sentences",
     TRAINED,
-    {
-        "accuracy": "accuracy",
-        "nll": "NLL",
-        "ece": "ECE",
-        "brier": "Brier",
-        "aurc": "AURC",
-        "nll_calibrated": "NLL, scaled",
-        "auroc_shuffled": "AUROC, shuffled",
-        "auroc_foreign": "AUROC, foreign",
-    },
+    METRIC_LABELS | {"auroc_shuffled": "AUROC, shuffled", "auroc_foreign": "AUROC, foreign"},
     PACKAGES,
 )
 
 
 def summarize_study(folder: Path, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as plain data.
-
-    Args:
-        folder: Folder of the study.
-        earlier: As for `summarize_trainings`.
-    """
+    """Everything that the page shows, as plain data."""
     plans = [
         SettingPlan(
             s.name, s.trained, s.size, s.num_epochs, count_trainings(s, read_choices(folder / s.name)), VARIATIONAL

@@ -106,11 +106,7 @@ class Task:
 
 
 def collate(pairs: Sequence[tuple[Sequence[int], int]]) -> Batch:
-    """Pad to the longest sentence.
-
-    Args:
-        pairs: Tokens and label of every sentence.
-    """
+    """Pad tokens to the longest sentence, and collect the labels."""
     length = max(len(tokens) for tokens, _ in pairs)
     ids = torch.zeros(len(pairs), length, dtype=torch.long)
     for row, (tokens, _) in zip(ids, pairs, strict=True):
@@ -147,21 +143,13 @@ def load_task() -> Task:
 
 
 def read_table(name: str) -> pd.DataFrame:
-    """A file of SST-2: sentences and labels.
-
-    Args:
-        name: Name of the file.
-    """
+    """A file of SST-2: sentences and labels."""
     path = Path(os.environ["FLATBAYES_DATA"], "sst2", name)
     return pd.read_csv(path, sep="\t", names=["text", "label"], quoting=csv.QUOTE_NONE)
 
 
 def build_network(path: str) -> nn.Module:
-    """The pretrained network with a new head.
-
-    Args:
-        path: Folder of the pretrained weights.
-    """
+    """The pretrained network with a new head."""
     from transformers import AutoModelForSequenceClassification
 
     network: nn.Module = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
@@ -169,11 +157,7 @@ def build_network(path: str) -> nn.Module:
 
 
 def build_adapters(path: str) -> nn.Module:
-    """The pretrained network with adapters of rank 8 on queries and values, and a new head.
-
-    Args:
-        path: Folder of the pretrained weights.
-    """
+    """The pretrained network with adapters of rank 8 on queries and values, and a new head."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
@@ -181,21 +165,13 @@ def build_adapters(path: str) -> nn.Module:
 
 
 def shuffle_words(texts: Sequence[str]) -> list[str]:
-    """The sentences with their words in a random order.
-
-    Args:
-        texts: Sentences, with spaces between words.
-    """
+    """The sentences with their words in a random order."""
     generator = np.random.default_rng(2)
     return [" ".join(generator.permutation(text.split())) for text in texts]
 
 
 def list_foreign_sentences(count: int) -> list[str]:
-    """First sentences of the documentation of Python's standard library, in lower case, in a random order.
-
-    Args:
-        count: Number of sentences.
-    """
+    """First sentences of the documentation of Python's standard library, in lower case, in a random order."""
     objects = [
         value
         for name in MODULES

@@ -2,9 +2,8 @@
 
 For every split, with its training data only: a fifth is held out as validation data, the setting with the lowest
 validation NLL in plain training is selected, and then the radius with the lowest validation NLL with this setting.
-Both
-are trained again on all training data of the split and evaluated once on its test data. Every training has about 1000
-steps. FOLDER/<name>/select-<split>/selection.json has all trials; FOLDER/<name>/results.json has the format of a
+Both are trained again on all training data of the split and evaluated once on its test data. Every training has about
+1000 steps. FOLDER/<name>/select-<split>/selection.json has all trials; FOLDER/<name>/results.json has the format of a
 comparison and is rewritten after every split.
 
     FLATBAYES_DATA=... python -m studies.uci runs/uci concrete energy wine-quality-red
@@ -12,7 +11,7 @@ comparison and is rewritten after every split.
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from flatbayes.training import (
     SWALinear,
     TrainingConfig,
 )
+from studies.hyperparameters.digits import make_sgd
 
 RADII = (0.003, 0.03)
 DECAYS = (1e-4, 1e-3)
@@ -41,11 +41,6 @@ FINAL_VAL_SIZE = 0.01
 """Fraction of the training data that the final training leaves out."""
 NUM_STEPS, MIN_LARGE_DATA = 1000, 5000
 MODEL = partial(MLP, hidden=(50,), constant_scale=True)
-
-
-def make_sgd(lr: float, weight_decay: float = 0.0, momentum: float = 0.9) -> Callable[..., torch.optim.Optimizer]:
-    """SGD with everything but its parameters."""
-    return partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def make_sgd_method(posterior: Posterior, schedule: Schedule, weight_decay: float) -> Method:

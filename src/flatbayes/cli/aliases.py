@@ -154,9 +154,6 @@ def resolve_value(value: Any, option: str = "") -> Any:
 def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments in which the values of all `CLASS_OPTIONS` are resolved.
 
-    Args:
-        arguments: The command line, the verb first.
-
     Raises:
         ValueError: A name is unknown.
     """
@@ -202,12 +199,7 @@ def get_class_defaults(path: str) -> dict[str, Any]:
 
 
 def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
-    """Sentences on options of flatbayes 0.1 that a failed command used.
-
-    Args:
-        arguments: The command line, the verb first.
-        message: The parser's error, which quotes the keys of a configuration file.
-    """
+    """Sentences on options of flatbayes 0.1 that a failed command used."""
     given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
     quoted = re.findall(r"['\"]([\w.]+)['\"]", message)
     verb = arguments[0]

@@ -24,6 +24,7 @@ from flatbayes.cli.class_text import list_columns, read_class_text, read_scalar
 from flatbayes.cli.config_files import read_config_file
 from flatbayes.cli.models import check_model_path
 from flatbayes.cli.option_table import OptionTable
+from flatbayes.cli.parsing import to_plain_spec
 from flatbayes.cli.tokens import Token, sort_tokens, split_tokens
 from flatbayes.cli.value_types import (
     FALSE_WORDS,
@@ -58,11 +59,6 @@ class NormalizedArguments(NamedTuple):
 def normalize_arguments(verb: str, parser: ArgumentParser, arguments: Sequence[str]) -> NormalizedArguments:
     """Command-line arguments of a verb with full option names and values that the parser reads.
 
-    Args:
-        verb: Name of the verb.
-        parser: Its parser.
-        arguments: Arguments after the verb.
-
     Raises:
         ValueError: An option is unknown, ambiguous, or without a value, or has a value of the wrong type.
     """
@@ -71,16 +67,11 @@ def normalize_arguments(verb: str, parser: ArgumentParser, arguments: Sequence[s
     for token in tokens:
         if token.flag in ("-h", "--help"):
             return NormalizedArguments(_normalize_help(table, token))
-    line = _CommandLine(table, list_positionals(parser))
+    line = _CommandLine(table, [action for action in parser._actions if not action.option_strings])
     for token in sort_tokens(tokens, [*table.class_options(), LIST_OPTION]):
         line.add(token)
     line.finish()
     return NormalizedArguments([*line.positionals, *line.options], tuple(line.optimizer_options))
-
-
-def list_positionals(parser: ArgumentParser) -> list[argparse.Action]:
-    """Positional arguments of a parser."""
-    return [action for action in parser._actions if not action.option_strings]
 
 
 class _CommandLine:
@@ -305,25 +296,16 @@ class _CommandLine:
 
 
 def default_optimizer(table: OptionTable, given: dict[str, Any]) -> dict[str, Any] | None:
-    """Spec of the optimizer that the selected posterior, or all of a list of posteriors, use by default.
-
-    Args:
-        table: Options of the verb.
-        given: Values of the options that are given.
-    """
+    """Spec of the optimizer that the selected posterior, or all of a list of posteriors, use by default."""
     if LIST_OPTION in table.actions:
         specs = given.get(LIST_OPTION, table.actions[LIST_OPTION].default)
-        return resolve_default_optimizer([_to_plain(spec) for spec in specs])
+        return resolve_default_optimizer([to_plain_spec(spec) for spec in specs])
     options = {
         key.removeprefix("posterior."): read_scalar(value)
         for key, value in given.items()
         if key.startswith("posterior.") and key.count(".") == 1
     }
     return resolve_default_optimizer([{"class_path": table.selected["posterior"], "init_args": options}])
-
-
-def _to_plain(spec: Any) -> Any:
-    return spec.as_dict() if hasattr(spec, "as_dict") else spec
 
 
 def _normalize_help(table: OptionTable, token: Token) -> list[str]:

@@ -14,11 +14,11 @@ from flatbayes.core.accelerators import select_device
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import WriteError, read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
-from flatbayes.data import DataSource, DataSplits
+from flatbayes.data import DataSource, DataSplits, Split
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
 from flatbayes.experiments.folder_lock import check_folder
-from flatbayes.experiments.run_folder import CONFIG_FILE, check_fingerprint
+from flatbayes.experiments.run_folder import CONFIG_FILE, RunFolder, check_fingerprint
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import read_metadata
 
@@ -42,23 +42,15 @@ def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) 
     info = read_metadata(folder)["info"]
     fitted = FittedPosterior.load(folder, rebuild_model(info.get("model"), model, trusted))
     if "interrupted" in info:
-        PlainConsole(stderr=True).print(
+        PlainConsole(stderr=True).print_text(
             f"flatbayes: note: The training in {folder} was interrupted, and this is the posterior until then. "
-            "The same flatbayes fit with --resume continues it.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
+            "The same flatbayes fit with --resume continues it."
         )
     return fitted
 
 
 def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
     """Refuse a file that exists, before the work of which it is the result.
-
-    Args:
-        path: The file to be written.
-        overwrite: Replace it nevertheless.
-        option: Option that names it.
 
     Raises:
         ValueError: It exists, or is a folder.
@@ -107,15 +99,11 @@ def tolerate_read_only() -> Iterator[None]:
         if not error.is_read_only:
             raise
         text = f"flatbayes: warning: {error} The results are printed only."
-        PlainConsole(stderr=True).print(text, highlight=False, soft_wrap=True)
+        PlainConsole(stderr=True).print_text(text)
 
 
 def check_result_folder(folder: Path, out: Path | None) -> Path:
     """The folder for the results of a verb; one that the user names must be writable.
-
-    Args:
-        folder: Folder of the run.
-        out: Folder that the user gives with `--out`, or None.
 
     Raises:
         ValueError: No folder can be made or written to there.
@@ -158,6 +146,15 @@ def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: C
             config["data"], package="flatbayes.data", base_class=DataSource, allowed_paths=allowed_paths
         )
     return source
+
+
+def load_run(options: Namespace) -> tuple[RunFolder, FittedPosterior, Split]:
+    """The folder of a run, its posterior, and the split of its data that `--split` names."""
+    folder = RunFolder.open(Path(options.folder))
+    config = folder.read_config()
+    fitted = load_on_device(folder.path, options.model, options.trust)
+    source = load_source(config, options.data, options.trust)
+    return folder, fitted, getattr(load_run_data(source, {folder.path: config}, options), options.split)
 
 
 def load_run_data(source: DataSource, configs: Mapping[Path, Mapping[str, Any]], options: Namespace) -> DataSplits:

@@ -164,7 +164,7 @@ def _print_report(folder: Path, fitted: FittedPosterior, thresholds: Thresholds,
     option = "" if level is None else f" --conformal {level}"
     command = format_run_command("predict", folder, fitted.info, f" --input FILE --output FILE{option}")
     lines.append(f"next     {command}")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    console.print_text("\n".join(lines))
 
 
 def _load_examples(

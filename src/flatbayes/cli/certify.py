@@ -89,7 +89,7 @@ def run(options: Namespace) -> None:
                 "certificates": [result.to_dict() | {"statement": format_statement(result)} for result in results],
             },
         )
-        console.print(f"saved    {target}", highlight=False, soft_wrap=True)
+        console.print_text(f"saved    {target}")
 
 
 def certificate_table(result: CertificationResult) -> Table:

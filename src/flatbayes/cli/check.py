@@ -10,11 +10,10 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.checks import CheckReport
-from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source
+from flatbayes.cli.artifacts import console, load_run
 from flatbayes.cli.models import format_run_command
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
-from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.prediction import check_num_draws
 
 
@@ -34,11 +33,7 @@ def make_parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Print the findings of all checks."""
     check_num_draws(options.num_draws)
-    folder = RunFolder.open(Path(options.folder))
-    config = folder.read_config()
-    fitted = load_on_device(folder.path, options.model, options.trust)
-    source = load_source(config, options.data, options.trust)
-    split = getattr(load_run_data(source, {folder.path: config}, options), options.split)
+    folder, fitted, split = load_run(options)
     report = fitted.check(
         split.inputs,
         split.targets,
@@ -50,17 +45,11 @@ def run(options: Namespace) -> None:
         compiled=options.compiled,
     )
     report = write_for_shell(report, folder.path, fitted.info)
-    console.print(report.summary(), highlight=False, soft_wrap=True, markup=False)
+    console.print_text(report.summary())
 
 
 def write_for_shell(report: CheckReport, folder: Path, info: Mapping[str, Any]) -> CheckReport:
-    """A report whose remedies name options and verbs of the command line: `--scale auto` for `scale='auto'`.
-
-    Args:
-        report: The report.
-        folder: Folder of the run.
-        info: Metadata of the posterior.
-    """
+    """A report whose remedies name options and verbs of the command line: `--scale auto` for `scale='auto'`."""
     calibrate = format_run_command("calibrate", folder, info)
 
     def convert(text: str) -> str:
@@ -75,16 +64,10 @@ def write_for_shell(report: CheckReport, folder: Path, info: Mapping[str, Any]) 
 
 
 def print_failures(report: CheckReport, folder: Path, info: Mapping[str, Any]) -> None:
-    """Print how many checks passed, and a line for each that failed.
-
-    Args:
-        report: The report.
-        folder: Folder of the run, for the command that explains more.
-        info: Metadata of the posterior.
-    """
+    """Print how many checks passed, and a line for each that failed."""
     report = write_for_shell(report, folder, info)
     lines = [f"checks   {report.describe()}", *(f"         {line}" for line in report.format_failures())]
     lines += [f"         {note}" for note in report.notes]
     if report.failed:
         lines.append(f"         all findings: {format_run_command('check', folder, info)}")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    console.print_text("\n".join(lines))

@@ -67,14 +67,7 @@ def shorten_class_path(path: str) -> str:
 
 
 def explain_unknown_argument(path: str, signature: ClassSignature, name: str, written: str) -> str:
-    """What is wrong with the name of an argument of a class, and which arguments it has.
-
-    Args:
-        path: Dotted path of the class.
-        signature: Its arguments.
-        name: Name of the argument.
-        written: What the user wrote, which ends in the name.
-    """
+    """What is wrong with the name of an argument of a class, and which arguments it has."""
     class_name, renamed = path.rpartition(".")[2], explain_option(name, path=path)
     if renamed is not None:
         return f"{class_name} has no option {written}. {renamed}"
@@ -85,10 +78,6 @@ def explain_unknown_argument(path: str, signature: ClassSignature, name: str, wr
 
 def check_class(option: str, path: str) -> None:
     """Refuse a dotted path that does not lead to a class of an option.
-
-    Args:
-        option: Key of `CLASS_OPTIONS`.
-        path: The dotted path.
 
     Raises:
         ValueError: It cannot be imported, or is no such class.
@@ -116,11 +105,7 @@ def default_optimizer_options() -> frozenset[str]:
 
 
 def resolve_default_optimizer(posterior_specs: list[Any]) -> dict[str, Any] | None:
-    """Spec of the optimizer that posteriors use by default; None if they differ, or a posterior is not of flatbayes.
-
-    Args:
-        posterior_specs: Class paths or specs of the posteriors.
-    """
+    """Spec of the default optimizer of posteriors; None if they differ, or a posterior is not of flatbayes."""
     optimizers = []
     for spec in posterior_specs:
         resolved = resolve_value(spec, "posterior")

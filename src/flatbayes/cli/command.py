@@ -118,12 +118,7 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
 
 
 def explain_parser_error(text: str, arguments: Sequence[str]) -> str:
-    """The parser's message in one line, without its types and the objects that it read.
-
-    Args:
-        text: The message.
-        arguments: The command line.
-    """
+    """The parser's message in one line, without its types and the objects that it read."""
     missing = re.fullmatch(r"the following arguments are required: (.+)", text)
     if missing:
         names = sorted(name.rpartition(".")[2] for name in missing.group(1).split(", "))
@@ -181,7 +176,7 @@ def _print_error(parser: ArgumentParser, message: Any) -> None:
 
         group = get_process_group_info()
         prefix = parser.prog if group.size == 1 else f"{parser.prog}, process {group.rank}"
-    PlainConsole(stderr=True).print(f"{prefix}: {message}", highlight=False, soft_wrap=True)
+    PlainConsole(stderr=True).print_text(f"{prefix}: {message}")
 
 
 def _get_loaded_class(module: str, name: str) -> type | tuple[()]:

@@ -161,7 +161,7 @@ def run(options: Namespace) -> None:
         console.print(table)
     console.print(f"\n{format_verdict(results)}\n", highlight=False)
     report = write_report(folder)
-    console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
+    console.print_text(f"results  {folder / 'results.json'}\nreport   {report}")
     if failures:
         raise RuntimeError(f"Some runs failed, the others are in the report:\n{failures}")
 

@@ -31,11 +31,7 @@ complete -o default -F _flatbayes flatbayes
 
 
 def render_completion(parsers: Mapping[str, ArgumentParser]) -> str:
-    """The script for bash and zsh.
-
-    Args:
-        parsers: Parser of each verb.
-    """
+    """The script for bash and zsh."""
     options = []
     for verb, parser in parsers.items():
         table = OptionTable.create(verb, parser)

@@ -19,18 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_config_file(path: str, table: "OptionTable") -> dict[str, Any]:
-    """Read a configuration file, complete the names of its options, and check names and types of values.
-
-    Args:
-        path: Path of the file.
-        table: Options of the verb; classes that the file names are selected in it.
-
-    Returns:
-        Values by option, groups nested.
-
-    Raises:
-        ValueError: The file does not exist or is no YAML, or a key or value is wrong.
-    """
+    """Values of a file by full name of the option, with checked types; its classes are selected in the table."""
     content = _load_mapping(path)
     config: dict[str, Any] = {}
     for key in sorted(content, key=lambda key: key not in CLASS_OPTIONS):  # classes first

@@ -114,7 +114,8 @@ def run(options: Namespace) -> None:
         check_steps(options.num_grid_points)
     same_seed = {Path(name): config for name, config in configs.items() if config["seed"] == first["seed"]}
     dataset = load_run_data(source, same_seed, options)
-    split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
+    whole_split: Split = getattr(dataset, options.split)
+    split = whole_split.subsample(options.max_examples, options.seed)
     sharpness = compare_sharpness(
         posteriors,
         split.input_tensor,
@@ -126,7 +127,7 @@ def run(options: Namespace) -> None:
         hessian=options.hessian,
         show_progress=sys.stderr.isatty(),
     )
-    total = format_count(num_available, f"{options.split} example")
+    total = format_count(len(whole_split), f"{options.split} example")
     title = f"Loss of {len(split)} of {total}, rho = {sharpness_config.rho:g}"
     console.print(sharpness_table(sharpness, configs, title))
     notes = [note for measured in sharpness.values() for note in measured.notes]
@@ -147,23 +148,7 @@ def run(options: Namespace) -> None:
         diagnosis["landscape"] = draw_landscape(posteriors, configs, dataset, split, options, out_folder)
     with tolerate_read_only():
         write_json(out_folder / DIAGNOSIS_FILE, diagnosis)
-        console.print(f"saved    {out_folder / DIAGNOSIS_FILE}", highlight=False, soft_wrap=True)
-
-
-def subsample_split(dataset: DataSplits, split_name: str, num_examples: int, seed: int) -> tuple[Split, int]:
-    """Random examples of a split.
-
-    Args:
-        dataset: The data.
-        split_name: "train", "val" or "test".
-        num_examples: Largest number of examples.
-        seed: Seed of the selection.
-
-    Returns:
-        The examples, and the size of the whole split.
-    """
-    split: Split = getattr(dataset, split_name)
-    return split.subsample(num_examples, seed), len(split)
+        console.print_text(f"saved    {out_folder / DIAGNOSIS_FILE}")
 
 
 def note_split_seeds(configs: dict[str, dict[str, Any]], split_name: str) -> list[str]:
@@ -219,7 +204,7 @@ def draw_landscape(
         "show_progress": sys.stderr.isatty(),
     }
     slices = compute_draw_slices(posteriors, split.input_tensor, split.targets, **shared)
-    sample, _ = subsample_split(dataset, "train", NUM_STATISTICS_EXAMPLES, options.seed)
+    sample = dataset.train.subsample(NUM_STATISTICS_EXAMPLES, options.seed)
     statistics = sample.input_tensor.split(options.batch_size)
     plane = compute_solution_plane(
         posteriors, split.input_tensor, split.targets, options.num_draws, norm_batches=statistics, **shared
@@ -227,7 +212,7 @@ def draw_landscape(
     figures = {SLICES_FIGURE_FILE: draw_slices(slices, flat), PLANE_FIGURE_FILE: draw_plane(plane, flat)}
     for name, svg in figures.items():
         write_text(out_folder / name, svg)
-        console.print(f"figure   {out_folder / name}", highlight=False, soft_wrap=True)
+        console.print_text(f"figure   {out_folder / name}")
     slice_data = {
         name: [{"distances": list(line.distances), "losses": list(line.losses)} for line in lines]
         for name, lines in slices.items()

@@ -3,14 +3,13 @@
 import itertools
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from flatbayes.checks import CheckReport
-from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source, tolerate_read_only
+from flatbayes.cli.artifacts import console, load_run, tolerate_read_only
 from flatbayes.cli.check import print_failures
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
@@ -44,11 +43,7 @@ def make_parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Evaluate the posterior of a run on one split of its data."""
     check_num_draws(options.num_draws)
-    folder = RunFolder.open(Path(options.folder))
-    config = folder.read_config()
-    fitted = load_on_device(folder.path, options.model, options.trust)
-    source = load_source(config, options.data, options.trust)
-    split = getattr(load_run_data(source, {folder.path: config}, options), options.split)
+    folder, fitted, split = load_run(options)
     evaluate_run(
         fitted,
         folder,
@@ -130,19 +125,17 @@ def evaluate_run(
     title += f" on {format_count(len(split), f'{split_name} example')}"
     console.print(make_table(evaluation, title, fitted.info.get("target_names")))
     if fitted.calibration is not None:
-        console.print(f"calibration: {fitted.calibration.describe()}", highlight=False, soft_wrap=True)
+        console.print_text(f"calibration: {fitted.calibration.describe()}")
     if regions_text:
-        console.print(regions_text, highlight=False, soft_wrap=True, markup=False)
+        console.print_text(regions_text)
     print_failures(report, folder.path, fitted.info)
     num_results = 0
     with tolerate_read_only():
         num_results = folder.add_result(result)
     if num_results > 1:
-        console.print(
+        console.print_text(
             f"{folder.path / RESULTS_FILE} has {format_count(num_results, 'result')} on the {split_name} split, of "
-            "different settings (num_draws, seed, precision, calibration); each has its own.",
-            highlight=False,
-            soft_wrap=True,
+            "different settings (num_draws, seed, precision, calibration); each has its own."
         )
     return report
 
@@ -178,13 +171,7 @@ def evaluate_thresholds(
 
 
 def make_table(evaluation: Evaluation, title: str, target_names: list[str] | None) -> Table:
-    """The metrics with their definitions; for a posterior with a calibration, also those without it.
-
-    Args:
-        evaluation: The metrics.
-        title: Method and examples.
-        target_names: Names of several targets; None numbers them.
-    """
+    """The metrics with their definitions; for a posterior with a calibration, also those without it."""
     table = Table(title=title)
     raw, definitions = evaluation.raw_metrics, select_definitions(evaluation.metrics)
     table.add_column("metric")

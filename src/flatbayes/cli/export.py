@@ -65,14 +65,11 @@ def run(options: Namespace) -> None:
     nouns = NAMES | ({"target_names": "labels"} if infer_task(fitted.likelihood) == "multi_label" else {})
     assert module.example is not None  # or the file would have been refused
     input_type, shape = options.dtype or str(module.example.dtype).removeprefix("torch."), module.example.shape[1:]
-    console.print(
+    console.print_text(
         f"{format_count(len(module.networks), 'network')} in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
         f"input    inputs {list(shape)} of each example, {input_type}\n"
         f"outputs  {', '.join(module.output_names)}"
-        + "".join(f"\n{nouns[key]:8} {', '.join(map(str, value))}" for key, value in names.items()),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        + "".join(f"\n{nouns[key]:8} {', '.join(map(str, value))}" for key, value in names.items())
     )
     if options.format == "onnx":
         console.print(f"onnxruntime differs by {onnx_difference(module, path):.1e} at most", highlight=False)

@@ -3,7 +3,6 @@
 import os
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -199,25 +198,18 @@ def run(options: Namespace) -> None:
         update_info(folder.path, {"checks": fitted.info["checks"]})
     for name in ("radius", "prior"):
         if name in fitted.info:
-            console.print(f"{name:8} {fitted.info[name]['reason']}", highlight=False, soft_wrap=True)
+            console.print_text(f"{name:8} {fitted.info[name]['reason']}")
     command = format_run_command("evaluate", folder.path, fitted.info)
-    console.print(f"saved    {folder.path}\nnext     {command}", highlight=False, soft_wrap=True, markup=False)
+    console.print_text(f"saved    {folder.path}\nnext     {command}")
 
 
 def warn_of_small_validation(dataset: DataSplits, config: TrainingConfig) -> None:
-    """Say on the terminal that a measurement on few validation examples depends on chance.
-
-    Args:
-        dataset: The data.
-        config: The training; one that stops early says so itself.
-    """
+    """Say on the terminal that a measurement on few validation examples depends on chance."""
     if len(dataset.val) < MIN_EXAMPLES and not config.stops_early:
         total = len(dataset.train) + len(dataset.val)
-        PlainConsole(stderr=True).print(
+        PlainConsole(stderr=True).print_text(
             f"flatbayes: note: The validation split has {len(dataset.val)} of {format_count(total, 'example')}, and "
-            "what is measured on it depends on chance. --data.val_size 0.3 takes more.",
-            highlight=False,
-            soft_wrap=True,
+            "what is measured on it depends on chance. --data.val_size 0.3 takes more."
         )
 
 
@@ -278,5 +270,5 @@ def _make_callbacks(folder: RunFolder, options: Namespace) -> list[Callback]:
         *([MetricLogger(loggers, options.log_steps)] if loggers else []),
     ]
     if not sys.stderr.isatty():
-        callbacks.append(ConsoleLogger(partial(PlainConsole(stderr=True).print, highlight=False, soft_wrap=True)))
+        callbacks.append(ConsoleLogger(PlainConsole(stderr=True).print_text))
     return callbacks

@@ -18,11 +18,7 @@ LINE_WIDTH, NAME_WIDTH = 88, 20
 
 
 def list_methods(axis: str) -> str:
-    """The classes of an axis by name, with the first sentence of their descriptions.
-
-    Args:
-        axis: `posterior` or `flatness`.
-    """
+    """The classes of an axis, `posterior` or `flatness`, by name, with the first sentence of their descriptions."""
     lines = []
     for name in list_names(axis):
         doc = inspect.getdoc(getattr(CLASS_OPTIONS[axis][0], name)) or ""
@@ -33,12 +29,7 @@ def list_methods(axis: str) -> str:
 
 
 def describe_axes(verb: str, posterior_option: str) -> str:
-    """The last part of the help of a verb: all posteriors and flatnesses, and how to see and set their options.
-
-    Args:
-        verb: Name of the verb.
-        posterior_option: Its option for posteriors, `posterior` or `posteriors`.
-    """
+    """The last part of the help of a verb: all posteriors and flatnesses, and how to see and set their options."""
     if posterior_option == "posterior":
         posterior_usage = "--posterior SWAG --posterior.rank 10"
     else:

@@ -17,7 +17,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.command import parse_options, run_command
-from flatbayes.cli.parsing import new_parser
+from flatbayes.cli.parsing import new_parser, to_plain_spec
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import instantiate
@@ -220,7 +220,7 @@ def _instantiate_options(
     if unset:
         raise ValueError(f"--{unset[0]} is null: give a name, or leave the option out for its default.")
     for key, spec in deferred.items():
-        plain = spec.as_dict() if isinstance(spec, Namespace) else spec
+        plain = to_plain_spec(spec)
         value: Any = instantiate(plain, bind=True) if key == "optimizer" else plain
         if key == "optimizer" and optimizer_options:
             value = DefaultOptimizer(value, {name: value.keywords[name] for name in optimizer_options})

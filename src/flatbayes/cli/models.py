@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes import models
+from flatbayes.cli.parsing import to_plain_spec
 from flatbayes.core.files import read_json
 from flatbayes.core.names import find_similar, format_suggestion
 from flatbayes.core.renames import explain_name
@@ -69,9 +70,6 @@ def annotate_parameters(function: Any) -> None:
     """Give the parameters of a user's function that have neither an annotation nor a default the type Any.
 
     The parser refuses such parameters; with Any, it reads their values as YAML.
-
-    Args:
-        function: A function that builds a network, or `__init__` of its class.
     """
     if not inspect.isfunction(function):
         return
@@ -82,15 +80,10 @@ def annotate_parameters(function: Any) -> None:
 
 
 def has_trained_model(spec: Any) -> bool:
-    """Whether the model is a function outside flatbayes that builds a network with trained weights.
-
-    Args:
-        spec: Spec of the model, as the parser returns it; None if there is none.
-    """
+    """Whether the model is a function outside flatbayes that builds a network with trained weights."""
     if spec is None or spec["class_path"].startswith("flatbayes.models."):
         return False
-    plain = spec.as_dict() if hasattr(spec, "as_dict") else spec
-    return choose_config(instantiate(plain, bind=True), None) == FINE_TUNING
+    return choose_config(instantiate(to_plain_spec(spec), bind=True), None) == FINE_TUNING
 
 
 def list_module_classes(module: ModuleType) -> list[str]:
@@ -128,21 +121,12 @@ def _import_module(path: str, module_path: str) -> ModuleType:
 
 
 def build_with_new_head(path: str, arguments: dict[str, Any], num_outputs: int) -> nn.Module:
-    """The network at a dotted path, with a new last layer if the number of outputs differs.
-
-    Args:
-        path: Dotted path of a class or function that builds the network, with or without trained weights.
-        arguments: Arguments of the class or function.
-        num_outputs: Number of outputs that the data need.
-    """
+    """The network that a dotted path builds, with a new last layer if the number of outputs differs."""
     return replace_head(instantiate({"class_path": path, "init_args": arguments}), num_outputs)
 
 
 def bind_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
     """Factory of a network with a new last layer for the data.
-
-    Args:
-        spec: Spec of the model given on the command line; None if there is none.
 
     Raises:
         ValueError: There is no model, or it is one of flatbayes, which has the right number of outputs.
@@ -192,19 +176,19 @@ def format_run_command(verb: str, folder: Path, info: Mapping[str, Any], options
     if path == class_path(build_with_new_head) and isinstance(spec, dict):
         path = str(spec.get("init_args", {}).get("path"))
     model = "" if path.startswith("flatbayes.models.") else f" --model {path}"
-    dataset = None if verb == "predict" else read_dataset_path(folder)
-    data = "" if dataset is None else f" --data {dataset}"
+    dataset = None if verb == "predict" else read_data_spec(folder)["init_args"].get("dataset")
+    data = f" --data {dataset}" if isinstance(dataset, str) else ""
     return f"flatbayes {verb} {shlex.quote(str(folder))}{model}{data}{options}"
 
 
-def read_dataset_path(folder: Path) -> str | None:
-    """The dotted path of the torch dataset that a run was trained on; None for other data."""
+def read_data_spec(folder: Path) -> dict[str, Any]:
+    """The spec of the data of a run, whose `init_args` are a dictionary; both are empty where there is none."""
     file = folder / CONFIG_FILE
     config = read_json(file) if file.is_file() else None
     data = config.get("data") if isinstance(config, dict) else None
-    arguments = data.get("init_args") if isinstance(data, dict) else None
-    path = arguments.get("dataset") if isinstance(arguments, dict) else None
-    return path if isinstance(path, str) else None
+    spec = data if isinstance(data, dict) else {}
+    arguments = spec.get("init_args")
+    return {**spec, "init_args": arguments if isinstance(arguments, dict) else {}}
 
 
 def rebuild_model(spec: Any, path: str | None, trusted: Collection[str]) -> "partial[nn.Module] | None":

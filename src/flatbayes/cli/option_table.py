@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from flatbayes.cli.aliases import CLASS_OPTIONS, list_names
 from flatbayes.cli.class_signatures import (
@@ -23,6 +23,7 @@ from flatbayes.cli.class_signatures import (
     default_optimizer_options,
     explain_unknown_argument,
 )
+from flatbayes.cli.parsing import to_plain_spec
 from flatbayes.cli.value_types import accepts, describe_type, is_checkable
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
@@ -76,8 +77,7 @@ class OptionTable:
         }
         table = cls(verb, actions)
         for name in table.class_options():
-            default = parser.get_default(name)
-            table.select(name, default.as_dict() if isinstance(default, Namespace) else default)
+            table.select(name, to_plain_spec(parser.get_default(name)))
         return table
 
     def class_options(self) -> list[str]:
@@ -98,12 +98,7 @@ class OptionTable:
         return [name for name in self.actions if not name.endswith(".help") and name not in groups]
 
     def select(self, option: str, spec: Any) -> None:
-        """Remember the class of an option and those of its arguments.
-
-        Args:
-            option: Name of the option, `flatness` or `posterior.member`.
-            spec: A dotted path, or a mapping with `class_path` and `init_args`.
-        """
+        """Remember the class of an option, `flatness` or `posterior.member`, and those of its arguments."""
         if isinstance(spec, str):
             spec = {"class_path": spec}
         if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):

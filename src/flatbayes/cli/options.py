@@ -198,11 +198,6 @@ def add_result_options(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace results of other settings")
 
 
-def to_plain(value: Any) -> Any:
-    """The value of an option as plain data for JSON."""
-    return str(value) if isinstance(value, Path) else value
-
-
 def add_output_options(parser: ArgumentParser) -> None:
     """Add `--out` and `--overwrite`."""
     parser.add_argument("--out", type=Path, required=True, help="folder for all output")

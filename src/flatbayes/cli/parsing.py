@@ -4,7 +4,7 @@ from argparse import SUPPRESS, Action
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
 from yaml.nodes import MappingNode, Node, SequenceNode
 
 from flatbayes.core.spec import short_name
@@ -32,13 +32,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def new_parser(usage: str, description: str, *, program: str = "flatbayes") -> ArgumentParser:
-    """A parser without options.
-
-    Args:
-        usage: Arguments in the usage line, after the name of the program.
-        description: First lines of the help.
-        program: Name of the program.
-    """
+    """A parser without options."""
     return ArgumentParser(
         prog=program,
         usage=f"{program} {usage}",
@@ -49,9 +43,14 @@ def new_parser(usage: str, description: str, *, program: str = "flatbayes") -> A
     )
 
 
+def to_plain_spec(spec: Any) -> Any:
+    """The spec of a class as plain data, also where the parser has read it into a namespace."""
+    return spec.as_dict() if hasattr(spec, "as_dict") else spec
+
+
 def format_default(value: Any) -> str:
     """A default value for the help text: `SWAG(rank=0)` for the spec of a class, lists by their items."""
-    plain = value.as_dict() if isinstance(value, Namespace) else value
+    plain = to_plain_spec(value)
     if isinstance(plain, dict) and "class_path" in plain:
         return short_name({"init_args": {}, **plain})
     if isinstance(plain, list | tuple):

@@ -9,17 +9,16 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import Progress
 
 from flatbayes.cli.artifacts import check_output_file, console, load_on_device
+from flatbayes.cli.models import read_data_spec
 from flatbayes.cli.options import DEFAULT_NUM_DRAWS, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.cli.thresholds import Thresholds
 from flatbayes.core.console import PlainConsole
-from flatbayes.core.files import read_json
 from flatbayes.core.names import format_count
 from flatbayes.data import InputReader, PredictionWriter
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.prediction_writer import to_text
-from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.prediction.inputs import count_chunk_examples
@@ -147,11 +146,11 @@ def run(options: Namespace) -> None:
             writer.write({**kept_columns, **columns})
             count += len(examples)
             progress.update(task, completed=count)
-    console.print(f"{format_count(count, 'prediction')} in {target}", highlight=False, soft_wrap=True)
+    console.print_text(f"{format_count(count, 'prediction')} in {target}")
     if thresholds is not None:
         lines = [] if options.conformal is None else [thresholds.get_conformal(options.conformal).guarantee()]
         lines += [] if options.risk is None else [thresholds.get_abstention(options.risk).describe()]
-        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+        console.print_text("\n".join(lines))
 
 
 def _load_thresholds(options: Namespace, fitted: FittedPosterior) -> Thresholds | None:
@@ -218,14 +217,10 @@ def make_input_reader(
 
 def read_image_options(folder: Path) -> tuple[bool, bool]:
     """Whether the run resized its images, and whether it cropped them; new images are processed in the same way."""
-    path = folder / CONFIG_FILE
-    config = read_json(path) if path.is_file() else {}
-    data = config.get("data") if isinstance(config, dict) else None
-    arguments = data.get("init_args") if isinstance(data, dict) else None
-    source_options = arguments if isinstance(arguments, dict) else {}
-    resizes = source_options.get("size") is not None
-    crops_by_default = str(data.get("class_path") if isinstance(data, dict) else None) == "flatbayes.data.ImageNet"
-    return resizes, resizes and bool(source_options.get("crop", crops_by_default))
+    spec = read_data_spec(folder)
+    resizes = spec["init_args"].get("size") is not None
+    crops_by_default = spec.get("class_path") == "flatbayes.data.ImageNet"
+    return resizes, resizes and bool(spec["init_args"].get("crop", crops_by_default))
 
 
 def get_output_names(info: Mapping[str, Any], predictive: Predictive) -> Sequence[str] | None:

@@ -38,5 +38,5 @@ def run(options: Namespace) -> None:
     splits = options.data.load(options.seed)
     reference = sample_reference(make_model(options, splits), splits, config, split=options.split, seed=options.seed)
     path = reference.save(target)
-    console.print(reference.summary(), highlight=False, soft_wrap=True)
-    console.print(f"\nreference  {path}, {path.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    console.print_text(reference.summary())
+    console.print_text(f"\nreference  {path}, {path.stat().st_size / 1e6:.1f} MB")

@@ -31,4 +31,4 @@ def run(options: Namespace) -> None:
         for table in summary_tables(ComparisonResult.load(folder)):
             console.print(table)
         raise
-    console.print(f"report   {report}", highlight=False, soft_wrap=True)
+    console.print_text(f"report   {report}")

@@ -17,7 +17,7 @@ from flatbayes.cli.artifacts import (
     protect_results,
     tolerate_read_only,
 )
-from flatbayes.cli.options import add_data_path_option, add_result_options, add_run_options, to_plain
+from flatbayes.cli.options import add_data_path_option, add_result_options, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
 from flatbayes.core.names import format_count
@@ -100,7 +100,8 @@ def run(options: Namespace) -> None:
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
     options_with_effect = ("num_draws", "seed", "corruptions", "severities", "corrupted_folder", "max_examples")
-    described = {name: to_plain(options[name]) for name in options_with_effect}
+    described = {name: options[name] for name in options_with_effect}
+    described["corrupted_folder"] = None if options.corrupted_folder is None else str(options.corrupted_folder)
     described["corruptions"] = None if options.corruptions is None else ",".join(options.corruptions)
     if options.precision is not None:
         described["precision"] = options.precision
@@ -167,10 +168,10 @@ def run(options: Namespace) -> None:
 
 def _write_results(results: dict[str, Any], rows: Sequence[CorruptionMetrics], title: str, folder: Path) -> None:
     write_json(folder / SHIFT_FILE, results)
-    console.print(f"results  {folder / SHIFT_FILE}", highlight=False, soft_wrap=True)
+    console.print_text(f"results  {folder / SHIFT_FILE}")
     if rows:
         figure = write_shift_figure(rows, title, folder / SHIFT_FIGURE_FILE)
-        console.print(f"figure   {figure}", highlight=False, soft_wrap=True)
+        console.print_text(f"figure   {figure}")
 
 
 def _select_corruptions(options: Namespace, input_shape: tuple[int, ...], is_dense: bool) -> tuple[str, ...]:

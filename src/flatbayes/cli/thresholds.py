@@ -44,11 +44,7 @@ class Thresholds:
     group_column: str | None = None
 
     def save(self, folder: Path) -> None:
-        """Write them to the folder of a run.
-
-        Args:
-            folder: The folder.
-        """
+        """Write them to the folder of a run."""
         abstention = {risk: asdict(rule) for risk, rule in self.abstention.items()}
         for rule in abstention.values():
             rule |= {name: None for name in ("threshold", "observed_risk") if not math.isfinite(rule[name])}
@@ -62,10 +58,6 @@ class Thresholds:
     @classmethod
     def load(cls, folder: Path, fitted: FittedPosterior) -> Self:
         """Read the thresholds of a run.
-
-        Args:
-            folder: Folder of the run.
-            fitted: Its posterior.
 
         Raises:
             ValueError: There are none, they are damaged, or were computed for another calibration.
@@ -106,9 +98,6 @@ class Thresholds:
     def get_conformal(self, level: float) -> ConformalPredictor:
         """The predictor of a level.
 
-        Args:
-            level: Wanted coverage.
-
         Raises:
             ValueError: No thresholds were computed for the level.
         """
@@ -121,9 +110,6 @@ class Thresholds:
 
     def get_abstention(self, risk: float) -> AbstentionThreshold:
         """The threshold of the confidence for a risk.
-
-        Args:
-            risk: Wanted error rate of accepted predictions.
 
         Raises:
             ValueError: No threshold was computed for the risk.
@@ -138,11 +124,6 @@ class Thresholds:
     def check_draws(self, num_draws: int, seed: int, defaults: tuple[int, int]) -> None:
         """Refuse options of the draws other than those that the thresholds hold for.
 
-        Args:
-            num_draws: The option `--num_draws`.
-            seed: The option `--seed`.
-            defaults: Values of both where they are not given.
-
         Raises:
             ValueError: An option is given, and differs.
         """
@@ -155,13 +136,7 @@ class Thresholds:
     def evaluate(
         self, predictive: Predictive, targets: Tensor, names: Sequence[str] | None = None
     ) -> "ThresholdEvaluation":
-        """Coverage of the regions, and errors of accepted predictions, on labelled examples.
-
-        Args:
-            predictive: Predictions with these draws.
-            targets: Class indices or numbers.
-            names: Names of the classes or targets; None numbers them.
-        """
+        """Coverage of the regions, and errors of accepted predictions, on labelled examples."""
         evaluations = {
             level: predictor.evaluate(predictive, targets, names=names)
             for level, predictor in self.conformal.items()
@@ -221,11 +196,6 @@ class ThresholdEvaluation:
 
 def choose_rows(count: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random rows for a map, and the other rows, for thresholds.
-
-    Args:
-        count: Number of examples.
-        fraction: Fraction for the map.
-        generator: Source of randomness.
 
     Raises:
         ValueError: There are too few examples for both.

@@ -37,12 +37,7 @@ def split_tokens(arguments: Sequence[str]) -> Iterator[Token]:
 
 
 def sort_tokens(tokens: Sequence[Token], class_options: Sequence[str]) -> list[Token]:
-    """Options that name classes before the options of these classes, and those of optimizers last.
-
-    Args:
-        tokens: Options and their values. What follows a configuration file stays behind it.
-        class_options: Names of the options that name classes.
-    """
+    """Options that name classes before the options of these classes, and those of optimizers last."""
 
     def order(token: Token) -> int:
         name = token.flag.lstrip("-").removesuffix("+").replace("-", "_")

@@ -132,13 +132,9 @@ def run(options: Namespace) -> None:
     write_json(folder / TUNING_FILE, {"settings": settings, "trials": tuned.trials, "plain_score": tuned.plain_score})
     console.print(_trials_table(tuned))
     for note in tuned.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print_text(note)
     path = shlex.quote(str(folder / TUNED_CONFIG_FILE))
-    console.print(
-        f"best     {tuned.best_name}\nnext     flatbayes fit --config {path} --out FOLDER",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print_text(f"best     {tuned.best_name}\nnext     flatbayes fit --config {path} --out FOLDER")
 
 
 def describe_settings(

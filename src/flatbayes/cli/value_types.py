@@ -45,12 +45,7 @@ def is_checkable(hint: Any) -> bool:
 
 
 def accepts(hint: Any, value: Any) -> bool:
-    """Whether a value from YAML or JSON, or the text of an option, is of a type.
-
-    Args:
-        hint: A type for which `is_checkable` holds.
-        value: Plain data.
-    """
+    """Whether a value from YAML or JSON, or the text of an option, is of a type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(accepts(argument, value) for argument in arguments)

@@ -39,6 +39,10 @@ class PlainConsole(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
+    def print_text(self, text: str) -> None:
+        """Print text without colours, and without other line breaks than its own."""
+        self.print(text, highlight=False, soft_wrap=True)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render, and replace control characters in the text."""
         for segment in super().render(renderable, options):

@@ -147,11 +147,6 @@ def infer_array_task(targets: np.ndarray, task: TaskType, description: str) -> T
 
     Whole numbers with several axes that are neither such rows nor one-hot ones are classes of positions.
 
-    Args:
-        targets: The array.
-        task: What the user gave.
-        description: What the array is, for messages.
-
     Raises:
         ValueError: The array is ambiguous.
     """

@@ -85,14 +85,7 @@ class Augment:
 
 
 def cut_out_squares(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:
-    """Set a square of each image to black, clipped at the border; a square of even side extends further up and left.
-
-    Args:
-        images: [n, channels, height, width].
-        rows: Row of the center of each square, [n].
-        columns: Column of the center of each square, [n].
-        side: Side of the squares in pixels.
-    """
+    """Set a square around pixel (rows[k], columns[k]) of image k to black; an even one extends more up and left."""
     height, width = images.shape[-2:]
     across, down = (
         (torch.arange(size, device=images.device) - (center[:, None] - side // 2))
@@ -103,13 +96,7 @@ def cut_out_squares(images: Tensor, rows: Tensor, columns: Tensor, side: int) ->
 
 
 def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Copy pixel (rows[i], columns[j]) of each image to pixel (i, j); 0 for positions outside the image.
-
-    Args:
-        images: [n, channels, height, width].
-        rows: [n, height], any integers.
-        columns: [n, width], any integers.
-    """
+    """Copy pixel (rows[k, i], columns[k, j]) of image k to its pixel (i, j); 0 for positions outside the image."""
     count, channels, height, width = images.shape
     row, column = rows[:, :, None], columns[:, None, :]
     is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

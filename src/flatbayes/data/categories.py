@@ -22,11 +22,6 @@ MAX_CATEGORY_CHARACTERS = 200
 def list_features(table: ArrowTable, names: Sequence[str], file: TableFile) -> tuple[str, ...]:
     """Names of the features of training data; says which columns are encoded.
 
-    Args:
-        table: All rows.
-        names: The columns of features.
-        file: The file, for messages.
-
     Raises:
         ValueError: A column of words holds numbers that cannot be read, or too many different words.
     """
@@ -59,11 +54,6 @@ def list_features(table: ArrowTable, names: Sequence[str], file: TableFile) -> t
 
 def list_categories(column: ArrowColumn, name: str, file: TableFile) -> list[str]:
     """The different words of a column in alphabetic order; a missing value is the empty word.
-
-    Args:
-        column: The column.
-        name: Its name.
-        file: The file, for messages.
 
     Raises:
         ValueError: Half of the values are numbers, a word is very long, or there are too many different words.

@@ -53,12 +53,7 @@ TaskType = Task | None
 
 
 def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, allow_rare: bool = False) -> None:
-    """Check that labels are 0 to `num_classes - 1`, and that each of at least 2 classes has an example.
-
-    Args:
-        splits: Labels of each split, by its name.
-        class_names: One name per class.
-        allow_rare: Accept that most classes have a single example.
+    """Check that the labels of splits are 0 to `num_classes - 1`, and that each of at least 2 classes has an example.
 
     Raises:
         ValueError: A label is out of range, a class has no example, or most classes have a single one.
@@ -84,12 +79,7 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
 
 
 def check_label_range(targets: Tensor, num_classes: int, name: str) -> None:
-    """Check that labels are 0 to `num_classes - 1`.
-
-    Args:
-        targets: Labels of a split.
-        num_classes: Number of classes.
-        name: Name of the split, for the message.
+    """Check that the labels of a split are 0 to `num_classes - 1`.
 
     Raises:
         ValueError: A label is out of range.
@@ -145,11 +135,7 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
 
 
 def check_position_labels(splits: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
-    """Check that the labels of positions are classes, or `IGNORE_INDEX`, and that there are at least 2 classes.
-
-    Args:
-        splits: Labels of each split, [n, *positions], by its name.
-        class_names: One name per class.
+    """Check that labels, [n, *positions], are classes or `IGNORE_INDEX`, and that there are at least 2 classes.
 
     Raises:
         ValueError: A label is out of range, or there are fewer classes.
@@ -187,9 +173,6 @@ def to_int64(labels: NDArray[Any], description: str) -> NDArray[np.int64]:
 
 def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     """Name classes by their numbers, from 0 to the highest label.
-
-    Args:
-        targets: Labels of each split.
 
     Raises:
         ValueError: The highest label is too large for labels without gaps.
@@ -261,11 +244,6 @@ class AmbiguousTargetsError(ValueError):
 def check_fractions(values: NDArray[np.floating[Any]], description: str, advice: str = "") -> None:
     """Check that floating-point targets are regression targets.
 
-    Args:
-        values: Targets without missing values.
-        description: Where the targets are, for the message.
-        advice: What else may be done, for the message.
-
     Raises:
         AmbiguousTargetsError: All values are whole numbers (1.0, 2.0), which may be classes or regression targets.
     """
@@ -278,11 +256,7 @@ def check_fractions(values: NDArray[np.floating[Any]], description: str, advice:
 
 
 def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Check that regression targets are finite floating-point numbers that vary within each split.
-
-    Args:
-        splits: Targets of each split, [n] or [n, targets], by its name.
-        names: One name per target.
+    """Check that regression targets, [n] or [n, targets], are finite floating-point numbers, not all equal.
 
     Raises:
         ValueError: Targets have another type or shape, are not finite, or are constant.
@@ -312,11 +286,7 @@ def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
 
 
 def check_label_rows(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Check that several labels of each example are 0, 1, or `IGNORE_INDEX` where they are not known.
-
-    Args:
-        splits: Labels of each split, [n, labels], by its name.
-        names: One name per label.
+    """Check that several labels of each example, [n, labels], are 0, 1, or `IGNORE_INDEX` where they are not known.
 
     Raises:
         ValueError: Labels have another shape or value.

@@ -109,13 +109,7 @@ def _select_classes(split: Split, labels: tuple[int, ...], *, relabel: bool) -> 
 @overload
 def _select_classes(split: EncodedSplit, labels: tuple[int, ...], *, relabel: bool) -> EncodedSplit: ...
 def _select_classes(split: Split | EncodedSplit, labels: tuple[int, ...], *, relabel: bool) -> Split | EncodedSplit:
-    """Select the examples of these classes; encoded images stay encoded.
-
-    Args:
-        split: Examples of all classes.
-        labels: Classes to select.
-        relabel: Replace each label by its position in `labels`.
-    """
+    """Select the examples of some classes, numbered by their position if `relabel`; encoded images stay encoded."""
     matches = split.targets[:, None] == torch.tensor(labels)
     rows = matches.any(1).nonzero().squeeze(1)
     targets = matches[rows].int().argmax(1) if relabel else split.targets[rows]

@@ -92,12 +92,7 @@ def extract_features(
 
 
 def to_numbers(column: ArrowColumn, name: str, file: TableFile) -> np.ndarray:
-    """A column as float64, [rows]; missing values are NaN.
-
-    Args:
-        column: The column, or a piece of it: numbers, booleans, or the text of these in a CSV file.
-        name: Name of the column.
-        file: The file, for messages.
+    """A column of numbers, booleans, or the text of these in a CSV file as float64, [rows]; missing values are NaN.
 
     Raises:
         ValueError: It holds something else.
@@ -129,11 +124,6 @@ def to_words(column: ArrowColumn) -> ArrowColumn:
 
 def require_numeric_type(column: ArrowColumn, name: str, file: TableFile) -> None:
     """Check that a feature column is numeric or boolean.
-
-    Args:
-        column: The column, or a piece of it.
-        name: Name of the column.
-        file: The file, for messages.
 
     Raises:
         ValueError: It is not; the message says what the column holds.
@@ -191,7 +181,7 @@ def is_regression_column(column: ArrowColumn, name: str, task: TaskType) -> bool
     return True
 
 
-def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile | None = None) -> Tensor:
+def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile) -> Tensor:
     """Convert a numeric column to regression targets, [rows] (float64).
 
     Raises:
@@ -202,7 +192,7 @@ def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile |
         from pyarrow import types
     predicates = (types.is_integer, types.is_floating, types.is_decimal)
     if not any(predicate(column.type) for predicate in predicates):
-        explanation = explain_words(file.path, file.layout, name) if file and file.layout else None
+        explanation = explain_words(file.path, file.layout, name) if file.layout is not None else None
         raise ValueError(
             explanation
             or f"Column {name!r} holds {describe_type(column.type)}, and a regression needs numbers. Name another "
@@ -223,16 +213,7 @@ def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile |
 def extract_integer_labels(
     columns: Mapping[str, ArrowColumn], name: str, class_names: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
-    """Convert integer columns to labels.
-
-    Args:
-        columns: The label column of each split.
-        name: Name of the column.
-        class_names: One name per class; if empty, the numbers are the names.
-
-    Returns:
-        Class names and the labels of each split, or None if a column is not of integers.
-    """
+    """Class names and the labels of each split from integer columns; None if a column is not of integers."""
     with require_package("data"):
         from pyarrow import types
     if not all(types.is_integer(column.type) for column in columns.values()):
@@ -247,19 +228,7 @@ def extract_integer_labels(
 def encode_class_labels(
     columns: Mapping[str, ArrowColumn], name: str, file: TableFile | None = None
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Number the distinct values of a column in sorted order.
-
-    Args:
-        columns: The class column of each split.
-        name: Name of the column.
-        file: The file of the column, for messages.
-
-    Returns:
-        Class names and the labels of each split.
-
-    Raises:
-        ValueError: Values are missing, or are neither whole numbers nor words nor booleans.
-    """
+    """Number the distinct values of a column in sorted order: class names, and the labels of each split."""
     with require_package("data"):
         from pyarrow import types
     columns = {split_name: to_integers(column) for split_name, column in columns.items()}

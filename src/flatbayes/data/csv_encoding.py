@@ -66,14 +66,7 @@ def find_decoding_error(content: bytes, is_complete: bool, encoding: str) -> Uni
 
 
 def explain_decoding_error(content: bytes, encoding: str, name: str, first_line: int = 1) -> str:
-    """Message with line and text of the first bytes that are not in this encoding.
-
-    Args:
-        content: Bytes of a file.
-        encoding: The encoding.
-        name: The file.
-        first_line: Number of the line with which the bytes begin.
-    """
+    """Message with line and text of the first bytes that are not in this encoding."""
     error = find_decoding_error(content, True, encoding)
     position = error.start if isinstance(error, UnicodeDecodeError) else 0
     line = first_line + content.count(b"\n", 0, position)

@@ -88,10 +88,6 @@ def check_table_size(path: Path, num_columns: int) -> None:
 
     Compressed files, and those that may be too large, are read once to count their lines.
 
-    Args:
-        path: The file.
-        num_columns: Number of its columns.
-
     Raises:
         ValueError: The file is too large, or a line is longer than a block.
     """
@@ -184,13 +180,7 @@ def open_stream(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def explain_csv_errors(path: Path, layout: CsvLayout, number_columns: Sequence[str] = ()) -> Iterator[None]:
-    """Context that turns errors of pyarrow into a ValueError with line and value.
-
-    Args:
-        path: The file.
-        layout: Its layout.
-        number_columns: Columns that must be numeric.
-    """
+    """Context that turns errors of pyarrow into a ValueError with line and value, in columns that must be numeric."""
     with require_package("data"):
         import pyarrow as pa
     try:
@@ -236,14 +226,7 @@ def _iter_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
 
 
 def locate_row(path: Path, layout: CsvLayout, row: int, name: str) -> tuple[int, str]:
-    """Line number and text of a value.
-
-    Args:
-        path: The file.
-        layout: Its layout.
-        row: Number of the row, from 0 on.
-        name: The column.
-    """
+    """Line number and text of the value of a column in a row, counted from 0."""
     column = layout.column_names.index(name)
     for index, (line, record) in enumerate(iter_records(path, layout)):
         if index == row:

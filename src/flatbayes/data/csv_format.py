@@ -200,11 +200,6 @@ def count_header_lines(text: str, separator: str) -> int:
 def detect_separator(text: str, name: str, expected: str | None = None) -> str:
     """Find the character that splits all records, the header too, into the same number of values, at least two.
 
-    Args:
-        text: Text from the header line on.
-        name: The file, for messages.
-        expected: The separator to use where several are possible.
-
     Raises:
         ValueError: Several characters do so, or values are aligned by several spaces.
     """
@@ -234,12 +229,6 @@ def detect_separator(text: str, name: str, expected: str | None = None) -> str:
 
 def detect_decimal(records: Sequence[Sequence[str]], separator: str, name: str, expected: str | None = None) -> str:
     """Find the decimal mark of numbers: a comma if there are numbers with a comma and none with a point.
-
-    Args:
-        records: Values of some rows.
-        separator: The separator.
-        name: The file, for messages.
-        expected: The decimal mark to use where the numbers do not tell.
 
     Raises:
         ValueError: The commas may be thousands separators.

@@ -52,12 +52,7 @@ def is_number(text: str, decimal: str) -> bool:
 
 
 def parse_numbers(column: Any, decimal: str) -> Any | None:
-    """Numbers of a column of their texts, float64 as pyarrow reads them from the file; None if others are among them.
-
-    Args:
-        column: Column of texts.
-        decimal: Decimal mark.
-    """
+    """Float64 numbers of a column of texts, as pyarrow reads them from the file; None if others are among them."""
     with require_package("data"):
         import pyarrow as pa
         import pyarrow.compute as pc

@@ -13,10 +13,6 @@ def is_data_frame(values: object) -> bool:
 def list_columns(values: Any, description: str) -> tuple[str, ...]:
     """Names of the columns of a data frame; empty for other values.
 
-    Args:
-        values: A data frame, or anything else.
-        description: What the values are, for the message.
-
     Raises:
         ValueError: Several columns have the same name.
     """
@@ -31,11 +27,6 @@ def list_columns(values: Any, description: str) -> tuple[str, ...]:
 
 def select_columns(frame: Any, names: Sequence[str], description: str = "data frame") -> Any:
     """The columns of a data frame with these names, in their order.
-
-    Args:
-        frame: The data frame.
-        names: Names of columns.
-        description: What the frame is, for the message.
 
     Raises:
         ValueError: Columns are missing, or several have the same name.
@@ -74,10 +65,6 @@ def order_columns(values: Any, names: object, description: str = "data frame", *
 
 def convert_target_frame(targets: Any, target_names: object = ()) -> Any:
     """Several targets as a data frame in the order of the training; other targets are unchanged.
-
-    Args:
-        targets: Targets of an evaluation.
-        target_names: Names of the targets in training, if they are known.
 
     Raises:
         ValueError: Targets of the training are missing.

@@ -12,12 +12,7 @@ from torch import Tensor
 
 
 def split_feature(feature: str, column_names: Collection[str]) -> tuple[str, str | None]:
-    """The column of a feature, and its category: None for a number, empty for a missing value.
-
-    Args:
-        feature: Name of the feature.
-        column_names: Names of the columns of the file.
-    """
+    """The column of a feature, and its category: None for a number, empty for a missing value."""
     if feature in column_names or "=" not in feature:
         return feature, None
     matches = [name for name in column_names if feature.startswith(f"{name}=")]
@@ -32,13 +27,7 @@ def find_optional_features(feature_names: Sequence[str]) -> list[int]:
 
 
 def fill_missing(inputs: Tensor, feature_names: Sequence[str], means: Tensor) -> Tensor:
-    """Replace missing numbers, NaN, by means.
-
-    Args:
-        inputs: Features, [n, features].
-        feature_names: Their names.
-        means: [features].
-    """
+    """Replace missing numbers, NaN, of features, [n, features], by means, [features]."""
     optional = find_optional_features(feature_names)
     if not optional or not inputs.isnan().any():
         return inputs

@@ -23,10 +23,6 @@ def compute_fingerprint(splits: DataSplits, names: Sequence[str] = ("train", "va
     """Number of rows and checksum of the content of each split, such as `"898 rows, 0f3a..."`.
 
     Rows of large data are sampled: a change of single rows beyond 256 MiB, or of streamed images, may not show.
-
-    Args:
-        splits: The data.
-        names: Names of the splits to read.
     """
     return {name: describe_split(getattr(splits, name)) for name in names}
 
@@ -48,11 +44,7 @@ def explain_change(stored: Mapping[str, str], current: Mapping[str, str]) -> str
 
 
 def describe_split(split: Split) -> str:
-    """Number of rows and checksum of the content of a split; of large data, of a sample of their rows.
-
-    Args:
-        split: The split.
-    """
+    """Number of rows and checksum of the content of a split; of large data, of a sample of their rows."""
     inputs = split.inputs
     if isinstance(inputs, LazyImages):
         inputs = inputs[_sample_rows(len(inputs), MAX_HASHED_IMAGES)]

@@ -29,10 +29,6 @@ def convert_inputs(inputs: Any, feature_names: object = ()) -> Any:
 
     Arrays of objects, and masked ones, become arrays of numbers. Tensors, and what may be batches, are unchanged.
 
-    Args:
-        inputs: Inputs of a prediction.
-        feature_names: Names of the features in training, if they are known.
-
     Raises:
         ValueError: Columns of the training are missing, or hold no numbers.
         TypeError: The inputs are sparse, or a single column or row of a data frame.
@@ -53,10 +49,6 @@ def convert_inputs(inputs: Any, feature_names: object = ()) -> Any:
 
 def convert_data_frame(inputs: Any, feature_names: object = ()) -> NDArray[Any]:
     """A data frame as an array with the features of the training, in their order.
-
-    Args:
-        inputs: The data frame.
-        feature_names: Names of the features in training, if they are known.
 
     Raises:
         ValueError: Columns of the training are missing, or hold no numbers.
@@ -93,10 +85,6 @@ def convert_data_frame(inputs: Any, feature_names: object = ()) -> NDArray[Any]:
 def frame_to_array(frame: Any, description: str = DESCRIPTION) -> NDArray[Any]:
     """A copy of a data frame as an array; columns of several types of numbers, or of booleans, become float64.
 
-    Args:
-        frame: Columns of numbers.
-        description: What the frame is, for the message.
-
     Raises:
         ValueError: A column holds something else.
     """
@@ -107,12 +95,7 @@ def frame_to_array(frame: Any, description: str = DESCRIPTION) -> NDArray[Any]:
 
 
 def to_column_numbers(column: Any, name: str, description: str = DESCRIPTION) -> NDArray[np.float64]:
-    """The numbers of a column as float64; missing ones are NaN.
-
-    Args:
-        column: Column of a data frame: numbers, booleans, or texts of these.
-        name: Its name, for the message.
-        description: What the frame is, for the message.
+    """The numbers of a column of numbers, booleans, or texts of these as float64; missing ones are NaN.
 
     Raises:
         ValueError: It holds something else.
@@ -162,9 +145,6 @@ def list_other_columns(frame: Any) -> list[str]:
     """Names of the columns that are neither numbers nor booleans, as far as the frame says so by their types.
 
     A column of objects counts as numbers if all its objects are.
-
-    Args:
-        frame: A data frame whose columns have different names.
     """
     others = []
     for name in frame.columns:

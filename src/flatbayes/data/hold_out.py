@@ -15,14 +15,9 @@ MIN_HELD_OUT, MAX_HELD_OUT = 10, 2000
 
 
 def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSplits:
-    """Data with a validation split of random training examples; as they are where it would have too few.
+    """Data with at most 2,000 random training examples as validation split; unchanged where it would have too few.
 
     At least one example of every class stays in the training split.
-
-    Args:
-        data: Data whose validation split is empty.
-        fraction: Fraction of the training examples, at most 2,000 of them.
-        seed: Seed of the choice.
     """
     rows = choose_held_out(
         data.train.targets, fraction, seed, has_classes=bool(data.class_names) and not data.is_dense
@@ -36,14 +31,7 @@ def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSpl
 def choose_held_out(
     targets: Tensor, fraction: float, seed: int, *, has_classes: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """Row numbers of the examples that train, and of those that are held out; None where these would be too few.
-
-    Args:
-        targets: Targets of all examples, with one row for each.
-        fraction: Fraction of the examples that is held out.
-        seed: Seed of the choice.
-        has_classes: Whether the targets are classes, of which one example each trains.
-    """
+    """Row numbers of the examples that train, and of those that are held out; None where these would be too few."""
     num_val = min(round(fraction * len(targets)), MAX_HELD_OUT)
     if num_val < MIN_HELD_OUT:
         return None

@@ -46,18 +46,7 @@ def is_hub_name(path: str) -> bool:
 
 
 def download_dataset(name: str, subfolder: str = "") -> Path:
-    """Download the parquet files of a dataset, or find them in the cache of the hub's client.
-
-    Args:
-        name: `owner/name`.
-        subfolder: Subfolder of the repository to download, for a repository with several datasets.
-
-    Returns:
-        The folder with the parquet files.
-
-    Raises:
-        FileNotFoundError: There is no such dataset, or the hub cannot be reached.
-    """
+    """Folder with the parquet files of a dataset, `owner/name`, downloaded or in the cache of the hub's client."""
     with require_package("hub"):
         from huggingface_hub import snapshot_download
     try:

@@ -21,13 +21,7 @@ IMAGES_PER_BATCH = 256  # bounds the memory of the copy
 
 
 def iter_mapped_images(files: Sequence[Path], column: str, rows: np.ndarray) -> Iterator[EncodedImage]:
-    """Read encoded images by row number, in any order.
-
-    Args:
-        files: Parquet files; rows are counted through all of them.
-        column: Column of the encoded images.
-        rows: Row numbers.
-    """
+    """Read encoded images of parquet files by row number, counted through all files, in any order."""
     images = _open_image_cache(build_image_cache(tuple(files), column))
     for row in rows.tolist():
         yield f"Row {row} of {files[0].parent} ({column!r})", images[row].as_py()
@@ -35,13 +29,10 @@ def iter_mapped_images(files: Sequence[Path], column: str, rows: np.ndarray) -> 
 
 @lru_cache(maxsize=16)
 def build_image_cache(files: tuple[Path, ...], column: str) -> Path:
-    """Copy the images of parquet files to an Arrow file, unless the copy exists.
+    """Copy the images of parquet files to an Arrow file, unless the copy exists, and return its path.
 
     The copy is in the folder that the environment variable FLATBAYES_CACHE names, or in ~/.cache/flatbayes. A change
     of size or modification time of a parquet file makes a new copy.
-
-    Returns:
-        The path of the copy.
     """
     with require_package("data"):
         import pyarrow as pa

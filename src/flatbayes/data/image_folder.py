@@ -131,14 +131,7 @@ def check_nesting(root: Path) -> None:
 def make_encoded_splits(
     labelled_files: Mapping[str, Sequence[tuple[Path, int]]], size: int | None, *, crop: bool, stream: bool
 ) -> dict[str, EncodedSplit]:
-    """Make splits of encoded images that share one layout.
-
-    Args:
-        labelled_files: The files of each split with their labels.
-        size: Height and width to resize to; None keeps the size of the images.
-        crop: Keep the aspect ratio, and crop the center.
-        stream: Leave images encoded until a batch needs them.
-    """
+    """Make splits of encoded images that share one layout."""
     return {
         name: EncodedSplit(
             read_encoded=partial(iter_file_contents, [file for file, _ in pairs]),
@@ -160,12 +153,6 @@ def list_labelled_images(
     root: Path, class_names: Sequence[str], train_root: Path, *, warns: bool = True
 ) -> list[tuple[Path, int]]:
     """List the images in class folders with their labels.
-
-    Args:
-        root: Folder with the class folders.
-        class_names: The classes, in the order of their labels.
-        train_root: Folder that the classes were read from, for messages.
-        warns: Warn of files that are left out, and of classes without images.
 
     Raises:
         ValueError: There are unknown classes, or no images.
@@ -229,13 +216,7 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def warn_of_other_files(root: Path, files: Sequence[Path], reason: str) -> None:
-    """Warn of files that are left out, other than those of operating systems.
-
-    Args:
-        root: Folder that is read.
-        files: Files in it that are left out.
-        reason: Why, for the message.
-    """
+    """Warn of files that are left out, other than those of operating systems."""
     named = [file.relative_to(root).as_posix() for file in files if file.name.lower() not in SYSTEM_FILES]
     if named:
         warnings.warn(
@@ -248,12 +229,7 @@ def warn_of_other_files(root: Path, files: Sequence[Path], reason: str) -> None:
 
 
 def iter_file_contents(files: Sequence[Path], rows: np.ndarray | None = None) -> Iterator[EncodedImage]:
-    """Read image files without decoding them.
-
-    Args:
-        files: All files.
-        rows: Indices of the files to read; None for all.
-    """
+    """Read all image files, or those at the positions `rows`, without decoding them."""
     for row in range(len(files)) if rows is None else rows.tolist():
         check_memory(files[row].stat().st_size, str(files[row]))
         yield str(files[row]), files[row].read_bytes()

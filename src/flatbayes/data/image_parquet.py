@@ -127,12 +127,7 @@ def read_images(
 
 
 def read_label_names(schema: ArrowSchema, label: str) -> tuple[str, ...]:
-    """Read class names from the metadata that Hugging Face's `datasets` writes; empty if there are none.
-
-    Args:
-        schema: Schema of a parquet file.
-        label: Column of the classes.
-    """
+    """Read class names from the metadata that Hugging Face's `datasets` writes; empty if there are none."""
     try:
         metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         return tuple(str(name) for name in metadata["info"]["features"][label]["names"])

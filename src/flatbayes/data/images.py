@@ -124,12 +124,7 @@ def read_orientation(picture: PillowImage) -> int:
 
 
 def turn_upright(picture: PillowImage, orientation: int) -> PillowImage:
-    """Turn and mirror an image as its EXIF orientation says, so that it has the pixels that viewers show.
-
-    Args:
-        picture: An image.
-        orientation: From 1 to 8.
-    """
+    """Turn and mirror an image as its EXIF orientation says, so that it has the pixels that viewers show."""
     with require_package("data"):
         from PIL.Image import Transpose
     operations = {
@@ -238,14 +233,7 @@ def load_fast_decoders() -> Mapping[str, Callable[[Tensor, str], Tensor]]:
 
 
 def decode_fast(content: bytes, format_name: str, mode: str, size: tuple[int, int]) -> np.ndarray | None:
-    """Decode an image with torchvision, [channels, height, width]; None if it fails, and Pillow is to try.
-
-    Args:
-        content: The content of the file.
-        format_name: Pillow's name of the format.
-        mode: Color mode of the file, L or RGB.
-        size: Height and width of the stored image.
-    """
+    """Decode an image with torchvision, [channels, height, width]; None if it fails, and Pillow is to try."""
     decoder = load_fast_decoders().get(format_name)
     if decoder is None:
         return None

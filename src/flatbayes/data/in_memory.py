@@ -190,9 +190,6 @@ def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarr
 def encode_texts(targets: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Class names in alphabetic order, and the labels of each array.
 
-    Args:
-        targets: Labels of each split as texts, [n], by what they are, for messages.
-
     Raises:
         ValueError: A label is missing, or an array has more than one axis.
     """

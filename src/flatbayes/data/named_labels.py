@@ -57,9 +57,6 @@ def wrap_rows(data: Any) -> Any:
     A dictionary is a row, and no batch, if its label is one number or text, or if its `input_ids` are those of one
     text; a pair if its label is a text.
 
-    Args:
-        data: What the user gave.
-
     Examples:
         >>> type(wrap_rows([{"ids": [1, 2, 3], "label": "a"}])).__name__
         'Rows'
@@ -76,11 +73,7 @@ def wrap_rows(data: Any) -> Any:
 
 
 def has_named_labels(data: object) -> bool:
-    """Whether this is a map-style dataset whose labels are texts; the first item is looked at.
-
-    Args:
-        data: Anything.
-    """
+    """Whether this is a map-style dataset whose labels are texts; the first item is looked at."""
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset | NumberedLabels) or not len(data):  # type: ignore[arg-type]
         return False
     item = data[0]
@@ -91,10 +84,6 @@ def has_named_labels(data: object) -> bool:
 
 def number_labels(data: Dataset[Any], val: Any = None) -> tuple[NumberedLabels, NumberedLabels | None]:
     """Training and validation examples with numbers for the names of classes, which are in alphabetic order.
-
-    Args:
-        data: A dataset for which `has_named_labels` holds; its items are read once.
-        val: Another one, or None.
 
     Raises:
         TypeError: The validation examples are of another kind.

@@ -59,10 +59,6 @@ def is_tree_pair(data: object) -> bool:
 def is_list_of_rows(inputs: Any, targets: Any) -> bool:
     """Whether inputs are a list of one tensor, array or list of numbers for each target, of at least three.
 
-    Args:
-        inputs: Inputs of all examples.
-        targets: Their targets.
-
     Examples:
         >>> is_list_of_rows([torch.zeros(2)] * 3, [0, 1, 0]), is_list_of_rows([torch.zeros(3, 2)] * 2, torch.zeros(3))
         (True, False)
@@ -83,10 +79,6 @@ def _holds_numbers(row: Any) -> bool:
 
 def join_rows(inputs: Any, targets: Any) -> Any:
     """One array of a list of rows, for which `is_list_of_rows` holds; other inputs are unchanged.
-
-    Args:
-        inputs: Inputs of all examples.
-        targets: Their targets.
 
     Raises:
         ValueError: The rows have several shapes.
@@ -187,11 +179,6 @@ def _convert_lists(example: Any) -> Any:
 def check_pair(inputs: Any, targets: Any, description: str) -> None:
     """Check that inputs and targets are dense, that targets are an array or a list, and that rows belong together.
 
-    Args:
-        inputs: Inputs of all examples.
-        targets: Their targets.
-        description: What the examples are, for messages.
-
     Raises:
         TypeError: Inputs or targets are sparse, or the targets are something else.
         ValueError: Inputs and targets have the same row labels in another order.
@@ -214,10 +201,6 @@ def check_pair(inputs: Any, targets: Any, description: str) -> None:
 
 def check_dense(values: object, description: str) -> None:
     """Refuse a sparse matrix of SciPy.
-
-    Args:
-        values: Inputs or targets.
-        description: What they are, for the message.
 
     Raises:
         TypeError: They are sparse.

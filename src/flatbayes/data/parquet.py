@@ -132,23 +132,13 @@ def list_row_groups(path: Path) -> list[int]:
 
 def count_rows(path: Path) -> int:
     """Read the number of rows from the metadata of a file."""
-    with require_package("data"):
-        import pyarrow.parquet as pq
-    with wrap_read_errors(path):
-        return int(pq.read_metadata(path).num_rows)
+    return sum(list_row_groups(path))
 
 
 def iter_record_batches(
     path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH, row_groups: Sequence[int] | None = None
 ) -> Iterator[ArrowTable]:
-    """Read columns of a file in record batches of at most `size` rows.
-
-    Args:
-        path: The file.
-        columns: Names of the columns.
-        size: Maximal number of rows in a batch.
-        row_groups: Groups of rows to read; None for all.
-    """
+    """Read columns of all or some groups of rows of a file in record batches of at most `size` rows."""
     with require_package("data"):
         import pyarrow.parquet as pq
     # pre_buffer would read all row groups ahead.
@@ -159,13 +149,7 @@ def iter_record_batches(
 
 
 def rebatch_rows(batches: Iterable[ArrowTable], size: int, max_bytes: float = math.inf) -> Iterator[ArrowTable]:
-    """Concatenate and slice record batches to tables of `size` rows; the last may have fewer.
-
-    Args:
-        batches: The record batches.
-        size: Number of rows.
-        max_bytes: Bytes of record batches from which a table has fewer rows.
-    """
+    """Join and slice record batches to tables of `size` rows; of fewer at the end, or where they have `max_bytes`."""
     import pyarrow as pa  # optional; the batches come from pyarrow
 
     pending, num_rows, num_bytes = list[ArrowTable](), 0, 0

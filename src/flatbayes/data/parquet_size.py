@@ -36,12 +36,7 @@ def count_text_bytes(column: Any) -> int:
 
 
 def estimate_bytes(metadata: Any, columns: Sequence[str]) -> int:
-    """Bytes of columns in memory: the values, and a copy of them as float64.
-
-    Args:
-        metadata: `pyarrow.parquet.FileMetaData`.
-        columns: Names of the columns.
-    """
+    """Bytes of columns in memory, from pyarrow's metadata: the values, and a copy of them as float64."""
     total, names = 0, set(columns)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
@@ -52,14 +47,7 @@ def estimate_bytes(metadata: Any, columns: Sequence[str]) -> int:
 
 
 def limit_batch_size(path: Path, metadata: Any, names: set[str], size: int) -> int:
-    """Number of rows of a batch that fits into memory even if each row has the largest value of a dictionary.
-
-    Args:
-        path: The file, for messages.
-        metadata: Its metadata.
-        names: Columns to read.
-        size: Number of rows that is wanted.
-    """
+    """Number of rows, at most `size`, that fit into memory even if each has the largest value of a dictionary."""
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
             name = chunk.path_in_schema

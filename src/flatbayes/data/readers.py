@@ -78,10 +78,6 @@ def make_source(data: Any, **options: Any) -> DataSource:
 def set_task(source: DataSource, task: TaskType) -> DataSource:
     """The source with a task, if it has this option and leaves it open.
 
-    Args:
-        source: The source.
-        task: classification, regression, multi_label or dense; None changes nothing.
-
     Examples:
         >>> set_task(Arrays(torch.randn(30, 4), torch.arange(30) % 9), "regression").load(seed=0).is_regression
         True

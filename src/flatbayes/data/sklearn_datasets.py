@@ -66,10 +66,6 @@ DIABETES_FEATURES = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s
 def read_bundled_table(name: str, delimiter: str | None = None) -> NDArray[np.float64]:
     """Read a table of numbers that comes with scikit-learn.
 
-    Args:
-        name: File name.
-        delimiter: Text between numbers; None for spaces.
-
     Raises:
         ImportError: scikit-learn is not installed, or has no such file.
     """

@@ -203,11 +203,7 @@ class DataSource(ABC):
 
 
 def take_selections(selections: Mapping[str, tuple[Split | EncodedSplit, Tensor]]) -> dict[str, Split]:
-    """Select examples of splits; encoded images get one layout, that of the images that are selected.
-
-    Args:
-        selections: Split and row numbers, by name.
-    """
+    """Select rows of splits by name; encoded images get one layout, that of the images that are selected."""
     encoded = [(split, rows) for split, rows in selections.values() if isinstance(split, EncodedSplit)]
     layout = infer_common_layout(encoded) if encoded else None
     return {
@@ -217,12 +213,7 @@ def take_selections(selections: Mapping[str, tuple[Split | EncodedSplit, Tensor]
 
 
 def fill_missing_inputs(splits: dict[str, Split], feature_names: Sequence[str]) -> dict[str, Split]:
-    """Replace missing numbers by the mean of those of the first split, the training split.
-
-    Args:
-        splits: The splits, by name.
-        feature_names: One name per feature; those with an indicator may be missing.
-    """
+    """Replace missing numbers by the mean of those of the first split, the training split."""
     if not find_optional_features(feature_names):
         return splits
     means = next(iter(splits.values())).input_tensor.nanmean(0).nan_to_num()
@@ -239,10 +230,6 @@ def take_all(split: Split | EncodedSplit) -> Split:
 
 def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> None:
     """Check that examples have finite inputs of one shape and valid targets.
-
-    Args:
-        raw: The examples.
-        allow_rare_classes: Accept that most classes have a single example.
 
     Raises:
         ValueError: They do not; the message locates the first error.

@@ -25,10 +25,6 @@ MAX_LISTED_CLASSES = 3
 def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> None:
     """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs.
 
-    Args:
-        data: The splits; streamed images are not read.
-        names: Names of the splits to check.
-
     Raises:
         ValueError: Some values are not; the message says how many, and where the first is.
     """
@@ -49,11 +45,6 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
 def check_finite_inputs(split: Split, description: str, feature_names: Sequence[str] = ()) -> None:
     """Check that inputs in memory hold no NaN and no infinity.
 
-    Args:
-        split: The examples.
-        description: What they are, for messages.
-        feature_names: One name per feature of a table.
-
     Raises:
         ValueError: They do; the message locates the first.
     """
@@ -66,11 +57,6 @@ def check_same_structure(split: Split, unsplit: Split, name: str) -> None:
     """Check that a split has the inputs that the other examples have.
 
     Several tensors have the same names; their shapes may differ, as those of texts that are padded to other lengths.
-
-    Args:
-        split: The split.
-        unsplit: The other examples.
-        name: Name of the split, for messages.
 
     Raises:
         ValueError: It has others, or images whose values have another range.
@@ -91,11 +77,7 @@ def check_same_structure(split: Split, unsplit: Split, name: str) -> None:
 
 
 def warn_of_untrained_classes(data: DataSplits) -> None:
-    """Warn of classes that validation or test examples have, and no training example; and of constant labels.
-
-    Args:
-        data: The splits.
-    """
+    """Warn of classes that validation or test examples have, and no training example; and of constant labels."""
     if data.is_multi_label:
         warn_of_constant_labels(data.train.targets, data.target_names)
     if not data.class_names or data.is_dense:
@@ -121,12 +103,7 @@ def warn_of_untrained_classes(data: DataSplits) -> None:
 
 
 def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
-    """Warn of labels, of several, that have the same value in all training examples, if any label is known.
-
-    Args:
-        targets: Labels of the training examples, [n, labels].
-        names: Their names.
-    """
+    """Warn of labels, of several, that have the same value in all training examples, if any label is known."""
     has_zero, has_one = (targets == 0).any(0).tolist(), (targets == 1).any(0).tolist()
     constant = [name for name, zero, one in zip(names, has_zero, has_one, strict=True) if not (zero and one)]
     if constant and any(has_zero + has_one):

@@ -173,11 +173,7 @@ class EncodedSplit:
 
 
 def infer_common_layout(selections: Sequence[tuple[EncodedSplit, Tensor]]) -> ImageLayout:
-    """Infer one layout for the images of several splits, from the headers of the rows that are used.
-
-    Args:
-        selections: Splits of one source, each with row numbers.
-    """
+    """Infer one layout for the images of several splits, from the headers of the rows that are used."""
     split, _ = selections[0]
     images = chain.from_iterable(s.read_encoded(rows.sort().values.numpy()) for s, rows in selections)
     return infer_layout(images, split.size, split.crop)

@@ -137,13 +137,7 @@ class Table(DataSource):
 
 
 def drop_unnamed_columns(table: ArrowTable, names: Sequence[str], path: Path) -> list[str]:
-    """The names without columns that are empty, or an index that pandas or R has written without a name.
-
-    Args:
-        table: All rows.
-        names: Names of the features.
-        path: The file, for messages.
-    """
+    """The names without columns that are empty, or an index that pandas or R has written without a name."""
     with require_package("data"):
         from pyarrow import types
     kept = []

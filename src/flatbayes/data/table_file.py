@@ -101,12 +101,7 @@ class TableFile:
         return iter_record_batches(self.path, [*dict.fromkeys([*names, *keep_columns])], size)
 
     def describe_row(self, row: int, name: str) -> str:
-        """Where a value is: `'NA' in line 3` of a CSV file, `row 2` of a parquet file, both counted from 1.
-
-        Args:
-            row: Number of the row, counted from 0.
-            name: The column.
-        """
+        """Where a value is, by its row from 0: `'NA' in line 3` of a CSV file, `row 2` of a parquet file, from 1."""
         if self.layout is None:
             return f"in row {row + 1}"
         line, text = locate_row(self.path, self.layout, row, name)

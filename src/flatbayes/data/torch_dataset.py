@@ -213,11 +213,6 @@ def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
 def check_orientation(image: Any, target: Any, name: str) -> None:
     """Refuse a photo whose EXIF entry says how to turn it, and whose target is an array, which has no such entry.
 
-    Args:
-        image: A PIL image; any other input passes.
-        target: Its target.
-        name: What the pair is, for the message.
-
     Raises:
         ValueError: The classes of the pixels may be those of the photo as it is stored, or as viewers show it.
     """
@@ -232,13 +227,7 @@ def check_orientation(image: Any, target: Any, name: str) -> None:
 
 
 def warn_of_random_items(dataset: Dataset[Any], items: Sequence[Any], description: str) -> None:
-    """Warn of inputs that are others when they are read again, as with random augmentation; no random state changes.
-
-    Args:
-        dataset: The dataset.
-        items: Its items, each read once; the first ones are read again.
-        description: What the dataset is, for the message.
-    """
+    """Warn of inputs that differ when they are read again, as with random augmentation; no random state changes."""
     with preserve_rng(None):
         for index, item in enumerate(items[:NUM_REREAD_ITEMS]):
             first, again = (tree_leaves(value) for value in (item, dataset[index]))
@@ -267,12 +256,7 @@ def _is_same(first: Any, again: Any) -> bool:
 
 
 def find_class_names(dataset: Dataset[Any], targets: Sequence[Tensor]) -> tuple[str, ...]:
-    """Read class names from the attribute `classes` of a dataset; else use the numbers of the classes.
-
-    Args:
-        dataset: A dataset, with or without this attribute.
-        targets: Labels of each split.
-    """
+    """Read class names from the attribute `classes` of a dataset; else use the numbers of the classes."""
     numbers = make_class_names(targets)
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, list | tuple) or len(classes) < len(numbers):

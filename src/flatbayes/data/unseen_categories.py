@@ -52,12 +52,7 @@ def format_categories(words: Sequence[str]) -> str:
 
 
 def suggest_category(unseen: Sequence[str], categories: Sequence[str]) -> str:
-    """What may have been meant by an unseen category, as a further sentence; empty if nothing is likely.
-
-    Args:
-        unseen: Words that are no category.
-        categories: The categories of the training data.
-    """
+    """What may have been meant by an unseen category, as a further sentence; empty if nothing is likely."""
     known = {category.strip().casefold(): category for category in categories}
     for word in unseen:
         similar = known.get(word.strip().casefold())

@@ -331,14 +331,7 @@ def compare(
 def choose_default_posteriors(
     model: nn.Module | Callable[..., nn.Module], dataset: DataSplits, config: TrainingConfig, options: FitOptions
 ) -> Sequence[Posterior]:
-    """The posteriors that are compared if none are given: MAP in place of MC-Dropout for a network without dropout.
-
-    Args:
-        model: As for `compare`.
-        dataset: The splits of a seed.
-        config: The training configuration.
-        options: Further arguments of `fit`. With `init` all networks start alike, and an ensemble is left out.
-    """
+    """The posteriors that are compared by default: MAP in place of MC-Dropout for a network without dropout."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the check of every posterior shows them
         factory, _ = prepare_runs(resolve_model(model), dataset, MAP(), Plain(), config, **options.to_arguments())

@@ -182,15 +182,7 @@ def holds_content(source: DataSource) -> bool:
 def _measure_calibration(
     fitted: FittedPosterior, val: Split, split: Split, num_draws: int, seed: int
 ) -> tuple[Metrics, float]:
-    """Calibration metrics before and after temperature scaling, and the temperature.
-
-    Args:
-        fitted: The posterior.
-        val: Validation split, which the temperature is fitted to.
-        split: Split that the metrics are computed on.
-        num_draws: Networks averaged in a prediction.
-        seed: Seed of the draws.
-    """
+    """Calibration metrics before and after temperature scaling, and the temperature."""
     recalibration = evaluate_recalibration(fitted, val, split, num_draws, seed=seed)
     raw, tempered = recalibration.raw, recalibration.tempered
     metrics = {"nll_scaled": tempered["nll"], "ece_scaled": tempered["ece"]}
@@ -206,16 +198,7 @@ def _measure_shift(
     num_draws: int,
     seed: int,
 ) -> tuple[Metrics, SeverityCurve]:
-    """Mean metrics on corrupted images, over all corruptions and severities, and their means by severity.
-
-    Args:
-        fitted: The posterior.
-        images: Uncorrupted images with their labels.
-        corruptions: Names of the corruptions.
-        severities: Severities, from 1 to 5.
-        num_draws: Networks averaged in a prediction.
-        seed: Seed of the draws.
-    """
+    """Mean metrics on corrupted images, over all corruptions and severities, and their means by severity."""
     rows = evaluate_corruptions(fitted, images, corruptions, severities, num_draws, seed=seed)
     corrupted = [row for row in rows if row.severity > 0]
     metrics = {f"shift_{name}": _average_rows(corrupted, name) for name in ("accuracy", "nll", "ece")}
@@ -234,16 +217,7 @@ def _measure_sharpness(
     *,
     hessian: bool,
 ) -> tuple[Metrics, LossSlice]:
-    """Rise of the training loss around draws, and the mean loss along random directions through them.
-
-    Args:
-        fitted: The posterior.
-        train: Training examples.
-        sharpness_config: How sharpness is measured.
-        num_draws: Networks drawn.
-        seed: Seed of the draws.
-        hessian: Also eigenvalues and trace of the Hessian.
-    """
+    """Rise of the training loss around draws, and the mean loss along random directions through them."""
     inputs, targets = train.inputs, train.targets
     sharpness = measure_posterior_sharpness(
         fitted, inputs, targets, sharpness_config, num_draws, seed=seed, hessian=hessian

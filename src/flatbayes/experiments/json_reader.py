@@ -61,12 +61,7 @@ class ObjectReader:
         return value if isinstance(value, bool) else self._reject(key, value)
 
     def read_number(self, key: str, *, required: bool = False) -> float | None:
-        """A number; None where it is null, not finite, or missing.
-
-        Args:
-            key: The field.
-            required: Reject an object without the field; it may still be null.
-        """
+        """A number; None where it is null, not finite, or, unless `required`, missing."""
         if required and key not in self.data:
             raise ValueError(f"{self.place} lacks '{key}'")
         return self._to_number(key, self.data.get(key))
@@ -94,13 +89,7 @@ class ObjectReader:
         return {replace_controls(name): metrics.read_number(name) for name in metrics.data}
 
     def read_list(self, key: str, *, required: bool = True, min_length: int = 0) -> Iterator[tuple[JsonValue, str]]:
-        """The entries of a list, each with its place.
-
-        Args:
-            key: The field.
-            required: Reject an object without the field.
-            min_length: Smallest number of entries.
-        """
+        """The entries of a list, each with its place."""
         value = self.data.get(key)
         if value is None and not required:
             return

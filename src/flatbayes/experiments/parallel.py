@@ -113,10 +113,6 @@ def choose_num_jobs(seconds: Sequence[float], max_jobs: int) -> int:
     Workers start together and take `WORKER_START_SECONDS`, most of it to import torch. Later calls in the same
     program use the same workers. They are not forked: a fork of a process in which torch has threads can hang, and
     CUDA refuses it.
-
-    Args:
-        seconds: Time of each group of runs in this process; NaN if it is not known.
-        max_jobs: Largest number of processes.
     """
     alone = sum(seconds)
     together = WORKER_START_SECONDS + max(alone / max_jobs, *seconds)
@@ -127,9 +123,6 @@ def estimate_seconds(groups: Sequence[Sequence[ExperimentRun]]) -> list[float]:
     """Time of each group of runs on the CPU: that of a gradient, from a few training steps, times their number.
 
     A prediction costs a third of a gradient for each network and example. NaN if the steps fail: the run reports why.
-
-    Args:
-        groups: Runs that share a training.
     """
     first, num_threads = groups[0][0], torch.get_num_threads()
     torch.set_num_threads(1)  # as in a run

@@ -59,12 +59,6 @@ def extend_ranges(ranges: Ranges, trials: Sequence[Trial], names: Sequence[str],
     """Ranges that have grown at an edge where the best value was.
 
     The trials are gone through in their order, so that a continued study has the same ranges.
-
-    Args:
-        ranges: The ranges at the beginning.
-        trials: Finished trials.
-        names: Names whose ranges may grow.
-        higher_is_better: Direction of the score.
     """
     extended, num_extensions, next_check = dict(ranges), 0, MIN_TRIALS_BETWEEN_EXTENSIONS
     for count in range(1, len(trials) + 1):
@@ -81,13 +75,7 @@ def extend_ranges(ranges: Ranges, trials: Sequence[Trial], names: Sequence[str],
 
 
 def find_edges(ranges: Ranges, trials: Sequence[Trial], *, higher_is_better: bool) -> dict[str, str]:
-    """The names whose best value is at the edge of its range, and which: `low` or `high`.
-
-    Args:
-        ranges: The ranges.
-        trials: Finished trials.
-        higher_is_better: Direction of the score.
-    """
+    """The names whose best value is at the edge of its range, and which: `low` or `high`."""
     scored = [(trial["score"], trial) for trial in trials if trial["score"] is not None]
     if not scored:
         return {}

@@ -68,12 +68,6 @@ def find_references(
 ) -> dict[str, Reference]:
     """The plain and the sharpness-aware reference for a network and data, by the end of the names of their metrics.
 
-    Args:
-        files: All files.
-        model: The network, or what builds it.
-        data: The splits that a run has.
-        split: Name of the split that it predicts.
-
     Raises:
         ValueError: Of one kind there are files, and none of them belongs to these data and this network.
     """
@@ -98,11 +92,7 @@ def find_references(
 
 
 def list_reference_problems(files: Sequence[ReferenceFile]) -> tuple[str, ...]:
-    """A sentence on each reference whose chains do not have the density that they should.
-
-    Args:
-        files: Files of references.
-    """
+    """A sentence on each reference whose chains do not have the density that they should."""
     return tuple(
         f"Distances to {file.path} are unreliable: {problem}."
         for file in files
@@ -114,13 +104,6 @@ def measure_distances_to(
     files: Sequence[ReferenceFile], predictive: Predictive, model: Model, data: DataSplits, split: str
 ) -> dict[str, float]:
     """Distances of predictions to the plain and the sharpness-aware reference, by the names of the metrics.
-
-    Args:
-        files: Files of references.
-        predictive: Predictions for the split.
-        model: The network, or what builds it.
-        data: The splits of the run.
-        split: Name of the split.
 
     Raises:
         ValueError: No reference belongs to the run.
@@ -134,10 +117,6 @@ def measure_distances_to(
 
 def check_references(files: Sequence[ReferenceFile], runs: "Sequence[ExperimentRun]") -> None:
     """Check that every run has a reference, and warn where its density is another one.
-
-    Args:
-        files: Files of references.
-        runs: The runs.
 
     Raises:
         ValueError: A run has none; the message says why.

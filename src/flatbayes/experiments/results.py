@@ -178,7 +178,7 @@ class ComparisonResult:
         return f"<ComparisonResult: {format_conclusion(select_family(self))}>"
 
     def _repr_html_(self) -> str:
-        from flatbayes.reporting.notebook import to_html
+        from flatbayes.reporting.terminal_table import to_html
 
         return to_html(self)
 

@@ -189,22 +189,14 @@ class ExperimentRun:
 
 
 def describe_fields(experiment: Any) -> dict[str, JsonValue]:
-    """The fields of a run or a comparison as plain data; options of `fit` only if one is set, as in earlier versions.
-
-    Args:
-        experiment: A dataclass with the fields `options` and `evaluations`.
-    """
+    """The fields of a run or a comparison as plain data; those of `fit` only if one is set, as in old results."""
     spec: dict[str, JsonValue] = to_spec(experiment, allow_instances=True)["init_args"]
     spec["evaluations"] = experiment.evaluations.describe()
     return {name: value for name, value in spec.items() if name != "options" or experiment.options.list_set()}
 
 
 def thin_records(records: Sequence[Record]) -> Sequence[Record]:
-    """Records for a result: all, or about `MAX_HISTORY_EPOCHS` evenly spaced ones and those with an evaluation.
-
-    Args:
-        records: Records of the epochs of a network. Where an epoch is one step, there are thousands.
-    """
+    """Records for a result: all, or about `MAX_HISTORY_EPOCHS` evenly spaced ones and those with an evaluation."""
     every = math.ceil(len(records) / MAX_HISTORY_EPOCHS)
     return [record for k, record in enumerate(records, 1) if k % every == 0 or "val_nll" in record]
 

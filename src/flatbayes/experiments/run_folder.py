@@ -183,12 +183,6 @@ def _check_same_config(folder: Path, config: Mapping[str, JsonValue], extendable
 def check_fingerprint(folder: Path, config: Mapping[str, JsonValue], current: JsonValue, remedy: str) -> None:
     """Compare the content of the data with that of a run; a run of flatbayes 0.1 has no fingerprint and passes.
 
-    Args:
-        folder: Folder of the run, for the message.
-        config: Configuration of the run.
-        current: Fingerprint of the data now.
-        remedy: What the user can do, for the message.
-
     Raises:
         ValueError: The data have changed.
     """

@@ -62,11 +62,7 @@ def summarize_runs(
 
 
 def add_adjusted_p_values(rows: Sequence[SummaryRow]) -> tuple[SummaryRow, ...]:
-    """Rows with p-values adjusted for all comparisons of the same table.
-
-    Args:
-        rows: Rows of all tables.
-    """
+    """Rows with p-values adjusted for all comparisons of the same table."""
     adjusted: dict[int, float | None] = {}
     for family in {row.family for row in rows}:
         table = [index for index, row in enumerate(rows) if row.family == family]

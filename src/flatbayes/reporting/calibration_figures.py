@@ -146,12 +146,7 @@ def _coverage_figure(
 
 
 def draw_reliability(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None:
-    """Draw the diagonal, both curves and the intervals; bins with few predictions are joined.
-
-    Args:
-        axes: Where to draw.
-        pooled: Bins of the plain (False) and the flat (True) runs.
-    """
+    """Draw the diagonal, both curves and the intervals; bins with few predictions are joined."""
     with draw_diagonal(axes):
         for flat, bins in pooled.items():
             if bins is not None:
@@ -161,12 +156,7 @@ def draw_reliability(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> 
 
 
 def draw_counts(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None:
-    """Draw the number of predictions in each bin, on a logarithmic scale.
-
-    Args:
-        axes: Where to draw.
-        pooled: Bins of the plain (False) and the flat (True) runs.
-    """
+    """Draw the number of predictions in each bin, on a logarithmic scale."""
     for flat, bins in pooled.items():
         if bins is not None:
             style: dict[str, Any] = {"fill": True, "alpha": 0.25} if flat else {"linewidth": 1.0, "alpha": 0.9}

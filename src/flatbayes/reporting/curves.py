@@ -86,13 +86,7 @@ def curve_panels(results: ComparisonResult, curves: CurveSpec = LEARNING_CURVES)
 
 
 def average_runs(runs: Sequence[RunResult], curves: CurveSpec, name: str) -> MeanCurve:
-    """Mean and standard deviation over runs, wherever at least one of them has a finite value.
-
-    Args:
-        runs: Runs of one posterior and variant.
-        curves: What is drawn.
-        name: Name of the column on the vertical axis.
-    """
+    """Mean and standard deviation over runs, wherever at least one of them has a finite value."""
     values: dict[float, list[float]] = defaultdict(list)
     for columns in map(curves.get_columns, runs):
         xs: Sequence[float | None] = getattr(columns, curves.x_name, ())
@@ -105,14 +99,7 @@ def average_runs(runs: Sequence[RunResult], curves: CurveSpec, name: str) -> Mea
 
 
 def curve_figure(name: str, posterior: str, curves: CurveSpec, drawn: Mapping[str, Mapping[bool, MeanCurve]]) -> str:
-    """The drawn columns below each other over a common horizontal axis.
-
-    Args:
-        name: Prefix of ids, unique in the page.
-        posterior: Label of the posterior.
-        curves: What is drawn.
-        drawn: Curves of the plain (False) and the flat (True) runs, by name of the column.
-    """
+    """The drawn columns below each other over a common horizontal axis."""
     height = 60 + 120 * len(drawn)
     with svg.new_figure(PANEL_WIDTH_PX, height) as figure:
         share = 120 / height

@@ -35,13 +35,7 @@ def metric_panels(results: ComparisonResult, glossary: Glossary) -> list[Panel]:
 
 
 def difference_panels(results: ComparisonResult, glossary: Glossary, name: str = "difference") -> list[Panel]:
-    """Every metric by posterior: the paired difference flat − plain, its 95 % interval, and a zero line.
-
-    Args:
-        results: Results of one table.
-        glossary: Directions of the metrics.
-        name: Prefix of ids, unique for every table of a page.
-    """
+    """Every metric by posterior: the paired difference flat − plain, its 95 % interval, and a zero line."""
     panels = []
     for index, metric in enumerate(queries.list_metrics(results)):
         label = f"Flat minus plain of {metric} with 95 % intervals; the numbers are in the results table"

@@ -76,11 +76,6 @@ def write_page(results: ComparisonResult, path: Path) -> Path:
 def render_page(results: ComparisonResult, glossary: Glossary, selection: SelectionRecord | None = None) -> str:
     """The whole document; sections without content are left out.
 
-    Args:
-        results: The results.
-        glossary: Directions and definitions of the metrics.
-        selection: Record of the hyperparameter selection, if there was one.
-
     Raises:
         ImportError: matplotlib is not installed.
     """

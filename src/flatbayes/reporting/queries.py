@@ -41,11 +41,7 @@ class Glossary:
 
 
 def default_glossary(metrics: Sequence[str] = ()) -> Glossary:
-    """The directions and definitions of `flatbayes.metrics`.
-
-    Args:
-        metrics: Names of the metrics of a comparison, by which labels and classes are told apart.
-    """
+    """The directions and definitions of `flatbayes.metrics`."""
     from flatbayes.metrics import HIGHER_IS_BETTER
     from flatbayes.metrics.definitions import select_definitions
 

@@ -87,11 +87,7 @@ def describe_miscalibration(results: ComparisonResult) -> str:
 
 
 def describe_failed_checks(results: ComparisonResult) -> str:
-    """A line for every check that failed in half of the runs of a posterior, with one of its messages; else empty.
-
-    Args:
-        results: The results.
-    """
+    """A line for every check that failed in half of the runs of a posterior, with one of its messages; else empty."""
     posteriors_by_check: dict[str, list[str]] = {}
     messages: dict[str, str] = {}
     for posterior in dict.fromkeys(run.posterior for run in results.runs):
@@ -109,11 +105,7 @@ def describe_failed_checks(results: ComparisonResult) -> str:
 
 
 def describe_radii(results: ComparisonResult) -> str:
-    """A line with the radii of every posterior, by seed; empty if none was chosen on validation data.
-
-    Args:
-        results: The results.
-    """
+    """A line with the radii of every posterior, by seed; empty if none was chosen on validation data."""
     texts, num_zero, num_runs = [], 0, 0
     name = ""
     for posterior in dict.fromkeys(run.posterior for run in results.runs):
@@ -130,11 +122,7 @@ def describe_radii(results: ComparisonResult) -> str:
 
 
 def describe_forecast(results: ComparisonResult) -> str:
-    """The forecast from the plain run whose rise is the median of all plain runs; empty without a validation history.
-
-    Args:
-        results: The results.
-    """
+    """The forecast from the plain run with the median rise of all plain runs; empty without a validation history."""
     forecasts = [
         forecast
         for posterior in dict.fromkeys(run.posterior for run in results.runs)

@@ -123,12 +123,7 @@ def _average_metrics(rows: Sequence[CorruptionMetrics]) -> list[str]:
 
 
 def ood_table(evaluation: OODEvaluation, ood_name: str) -> "Table":
-    """Detection metrics of each uncertainty score.
-
-    Args:
-        evaluation: The detection metrics.
-        ood_name: Source of the out-of-distribution examples.
-    """
+    """Detection metrics of each uncertainty score."""
     num_ood, num_test = evaluation.num_ood, evaluation.num_test
     positive = f"{format_count(num_ood, 'example')} of {ood_name} (positive)"
     title = f"{positive} against {format_count(num_test, 'test example')}"

@@ -88,11 +88,7 @@ def write_summary_figure(results: ComparisonResult, path: Path | str, *, narrow:
 
 
 def draw_summary(results: ComparisonResult, *, narrow: bool = False) -> str:
-    """The figure as an SVG file on a card.
-
-    Args:
-        results: The results.
-        narrow: Draw for the width of a phone.
+    """The figure as an SVG file on a card; a narrow one is as wide as a phone.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -272,15 +268,7 @@ def _write_difference(
 def _draw_seeds(
     axes: "Axes", results: ComparisonResult, metric: str, posterior: str, lanes: Mapping[bool, float]
 ) -> None:
-    """Draw a thin line from the plain to the flat run of each seed.
-
-    Args:
-        axes: Where to draw.
-        results: The results.
-        metric: The metric.
-        posterior: Label of the posterior.
-        lanes: y coordinates of the plain (False) and the flat (True) runs.
-    """
+    """Draw a thin line from the plain to the flat run of each seed; a lane is the y coordinate of a variant."""
     values = {
         flat: {run.seed: run.metrics.get(metric) for run in queries.select_runs(results, posterior, flat)}
         for flat in (False, True)
@@ -299,15 +287,7 @@ def _draw_seeds(
 def _draw_means(
     axes: "Axes", results: ComparisonResult, metric: str, posterior: str, lanes: Mapping[bool, float]
 ) -> None:
-    """Draw the two means and a thick line between them.
-
-    Args:
-        axes: Where to draw.
-        results: The results.
-        metric: The metric.
-        posterior: Label of the posterior.
-        lanes: y coordinates of the plain (False) and the flat (True) runs.
-    """
+    """Draw the two means and a thick line between them."""
     row = queries.find_row(results, posterior, metric)
     if row is None:
         return

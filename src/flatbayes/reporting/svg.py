@@ -128,13 +128,7 @@ def make_dark_style() -> str:
 
 
 def clean_svg(figure: "Figure", name: str, colours: Mapping[str, str]) -> ElementTree.Element:
-    """The SVG of matplotlib without metadata, namespaces and unused ids, with rounded coordinates.
-
-    Args:
-        figure: A figure of `new_figure`, inside its context.
-        name: Prefix of every id.
-        colours: Replacement of each placeholder colour.
-    """
+    """The SVG of matplotlib without metadata, namespaces and unused ids, with rounded numbers and these colours."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())

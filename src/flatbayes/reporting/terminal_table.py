@@ -1,10 +1,11 @@
-"""Tables of the summary for the terminal and in Markdown."""
+"""Tables of the summary for the terminal, in Markdown, and for a notebook."""
 
 from io import StringIO
 from itertools import groupby
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from flatbayes.core.display import format_html_table
 from flatbayes.core.names import format_count
 from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
 from flatbayes.reporting.formats import Side, format_interval, format_number, format_side, format_signed, wrap_label
@@ -119,12 +120,7 @@ def format_verdict(results: ComparisonResult) -> str:
 
 
 def format_tables(results: ComparisonResult, width: int = 100) -> str:
-    """All tables and the conclusion as plain text.
-
-    Args:
-        results: The results.
-        width: Width in characters, at least 80.
-    """
+    """All tables and the conclusion as plain text."""
     from rich.console import Console
 
     console = Console(width=width, file=StringIO(), color_system=None, force_jupyter=False)
@@ -211,6 +207,22 @@ def markdown_table(results: ComparisonResult) -> str:
         cells = (*labels, *means, format_difference(row), VERDICT_WORDS[row.verdict])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def to_html(results: ComparisonResult) -> str:
+    """One row for each posterior and metric, with the better variant in bold, and the conclusion in words."""
+    header = ("Posterior", "Metric", "Plain", "Flat", "Flat − plain [95 %]", "Better")
+    rows = []
+    for posterior, group in groupby(results.rows, key=lambda row: row.posterior):
+        for index, row in enumerate(group):
+            sides = [f"**{format_side(row, s)}**" if s == row.verdict else format_side(row, s) for s in SIDES]
+            label = "" if index else posterior
+            rows.append((label, row.metric, *sides, format_difference(row), VERDICT_WORDS[row.verdict]))
+        coverage = format_coverage(results, posterior)
+        if coverage is not None:
+            rows.append(("", "coverage_95", *map(format_number, coverage), "nominal 0.95", ""))
+    caption = f"{format_flatnesses(results, 'Flat')} against Plain on {format_data(results)}"
+    return format_html_table(caption, header, rows, format_verdict(results).splitlines(), num_label_columns=2)
 
 
 def _spread_lines(lines: list[str], num_rows: int) -> list[str]:

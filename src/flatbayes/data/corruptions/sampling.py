@@ -12,11 +12,7 @@ from torch.nn import functional as F
 
 
 def compute_pixel_scale(images: Tensor) -> float:
-    """Length, in pixels of these images, that stands for one pixel of a 32 x 32 image.
-
-    Args:
-        images: [n, channels, height, width].
-    """
+    """Length, in pixels of these images, that stands for one pixel of a 32 x 32 image."""
     return math.sqrt(min(images.shape[-2:]) / 32)
 
 
