@@ -142,13 +142,7 @@ class LowRankGaussian(WeightDistribution):
 def weight_distribution(
     params: Sequence[Tensor], means: Sequence[Tensor], stds: Sequence[Tensor]
 ) -> AbstractContextManager[None]:
-    """Inside, the parameters have independent Gaussian weights; others keep those of an outer context.
-
-    Args:
-        params: The tensors that the model holds, whatever their current values are.
-        means: One tensor of means per parameter, of its shape.
-        stds: One tensor of standard deviations per parameter, of its shape.
-    """
+    """Inside, parameters have independent Gaussian weights, whatever their values are; others have the outer ones."""
     outer = get_distribution()
     marginals = dict(outer.marginals) if isinstance(outer, IndependentWeights) else {}
     marginals |= {param: DiagonalGaussian(mean, std) for param, mean, std in zip(params, means, stds, strict=True)}

@@ -178,17 +178,7 @@ def compute_noisy_gradients(
     scales: Mapping[nn.Parameter, SoftplusScale],
     trained: Mapping[str, nn.Parameter],
 ) -> Tensor:
-    """Call the closure with noise in the layers, which sets the gradients of means and raw standard deviations.
-
-    Args:
-        network: The variational network.
-        closure: See `Closure`.
-        estimator: How activations are sampled.
-        scales: Standard deviations by parameter.
-        trained: The trainable parameters among these, by name.
-
-    Returns:
-        The loss of the batch.
+    """Set the gradients of means and raw standard deviations with noise in the layers, and return the batch loss.
 
     Raises:
         RuntimeError: Weights were used without noise.
@@ -213,13 +203,7 @@ def compute_noisy_gradients(
 def draw_gaussian_weights(
     state: State, stds: Mapping[str, Tensor], generator: torch.Generator
 ) -> Iterator[nn.Module]:
-    """Yield the variational network in eval mode with weights from the Gaussian, the same for all examples.
-
-    Args:
-        state: The state, whose model has the means.
-        stds: Standard deviations by name of the parameter.
-        generator: Source of all randomness.
-    """
+    """Yield the variational network in eval mode with weights from the Gaussian, the same for all examples."""
     params, weights = dict(state.model.named_parameters()), []
     with hold_means(state.model) as means:
         for name, std in stds.items():

@@ -204,12 +204,7 @@ def init_variational_optimizer(
 ) -> Optimizer | None:
     """Build the optimizer over the trainable parameters and the raw standard deviations, and validate it.
 
-    Args:
-        make_optimizer: Builds the optimizer from parameters; None for a state that is only drawn from.
-        model: The network, whose parameters are the means.
-        raw_scales: Standard deviations before the softplus.
-        prior_precision: The prior, for the error message.
-        noun: What they are, for the error message.
+    Without `make_optimizer`, for a state that is only drawn from, there is none; `noun` is for the error message.
 
     Raises:
         ValueError: The optimizer has a weight decay, which would be a second prior, omits the standard deviations, or
