@@ -5,6 +5,7 @@ sqrt(gᵀ Σ g): the maximum of <g, e> over the ball eᵀ Σ⁻¹ e <= ρ² is a
 posterior with a covariance of another form implements `WeightDistribution`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -137,6 +138,16 @@ class LowRankGaussian(WeightDistribution):
             columns[param] = slice(start, start + param.numel())
             start += param.numel()
         return columns
+
+
+def invert_softplus(value: float) -> float:
+    """The x with log(1 + exp(x)) = value, for a positive value, without overflow or cancellation.
+
+    >>> from math import exp, log
+    >>> round(log(1 + exp(invert_softplus(0.25))), 12)
+    0.25
+    """
+    return value + math.log(-math.expm1(-value))
 
 
 def weight_distribution(

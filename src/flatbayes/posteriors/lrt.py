@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.gaussians import weight_distribution
+from flatbayes.core.gaussians import invert_softplus, weight_distribution
 from flatbayes.core.tensor_lists import widen, zero_tensors
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
@@ -33,7 +33,6 @@ from flatbayes.posteriors.variational import (
     check_variational_options,
     init_variational_optimizer,
     raw_to_std,
-    std_to_raw,
 )
 from flatbayes.posteriors.variational_layers import NoiseEstimator, SoftplusScale
 from flatbayes.posteriors.variational_network import (
@@ -110,7 +109,7 @@ class LRT(Posterior):
         init_state(model, None, num_data, None)  # validates the model and num_data
         network = make_variational_network(model)
         state = State(network, None, num_data)
-        raw = std_to_raw(self.initial_std)
+        raw = invert_softplus(self.initial_std)
         # The layers set the gradients. A tensor that requires gradients could not be loaded into.
         params = bayesian_parameters(network)
         values = {name: torch.full_like(p, raw, dtype=widen(p.dtype)) for name, p in params.items()}

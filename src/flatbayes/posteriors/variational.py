@@ -34,16 +34,6 @@ def raw_to_std(raw: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return F.softplus(raw).clamp_(min=MIN_STD)
 
 
-def std_to_raw(std: float) -> float:
-    """Return the inverse of the softplus, log(exp(std) - 1), without overflow or cancellation.
-
-    >>> from math import exp, log
-    >>> round(log(1 + exp(std_to_raw(0.25))), 12)
-    0.25
-    """
-    return std + math.log(-math.expm1(-std))
-
-
 def gaussian_kl(
     mean: Float[Tensor, " params"],
     std: Float[Tensor, " params"],

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.core.buffers import set_training_mode
-from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors, slice_examples
+from flatbayes.core.input_trees import ModelInputs, flatten_tree, move_batch, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical
@@ -55,9 +54,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
             factory = replace(factory, config=config)
-            inputs, targets = factory.training_data.example_batch
-            inputs = map_tensors(lambda tensor: move_tensor(tensor, fabric.device), inputs)
-            targets = move_tensor(targets, fabric.device)
+            inputs, targets = move_batch(factory.training_data.example_batch, fabric.device)
             network = place_module(factory.init_network(0), fabric, config)
             low_precisions = find_low_precisions(network) if config.epochs else set()
             inputs = convert_inputs(inputs, shared_dtype(network.parameters()), config)
