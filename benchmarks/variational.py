@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes import LRT, SAM, SGVB, ConvNet, Plain
-from flatbayes.posteriors.variational import std_to_raw
+from flatbayes.core.gaussians import invert_softplus
 from flatbayes.posteriors.variational_layers import VARIATIONAL_TYPES, LayerNoise, SoftplusScale
 
 try:
@@ -70,7 +70,7 @@ def layer_works(layer: nn.Module, shape: tuple, estimator: str) -> dict[str, Wor
 
 def make_noisy_layer(layer: nn.Module, estimator: str) -> nn.Module:
     noisy_layer = VARIATIONAL_TYPES[type(layer)](*get_layer_arguments(layer))
-    raws = [nn.Parameter(torch.full_like(p, std_to_raw(0.01))) for p in (noisy_layer.weight, noisy_layer.bias)]
+    raws = [nn.Parameter(torch.full_like(p, invert_softplus(0.01))) for p in (noisy_layer.weight, noisy_layer.bias)]
     noisy_layer.noise = LayerNoise(estimator, *SoftplusScale.from_raws(raws, estimator))
     return noisy_layer
 

@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
+from flatbayes.core.gaussians import invert_softplus
 from flatbayes.core.tensor_lists import flatten
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.lrt import LRT, accumulate_kl_gradients, raw_scale_key
 from flatbayes.posteriors.sgvb import SGVB
-from flatbayes.posteriors.variational import gaussian_kl, raw_to_std, std_to_raw
+from flatbayes.posteriors.variational import gaussian_kl, raw_to_std
 from flatbayes.posteriors.variational_layers import SoftplusScale
 from flatbayes.posteriors.variational_network import bayesian_parameters, find_variational_layers
 from support import Counted, batch, get_weight_distribution, network, snapshot
@@ -373,7 +374,7 @@ def test_draws_share_one_set_of_weights_among_examples():
     """O15: outputs have covariance Σ sigma² x1 x2 = -.15, unlike the noise of training."""
     posterior = LRT()
     state, _ = line([0.3, -0.2], posterior, None, 10)
-    raw = torch.tensor([[std_to_raw(0.4), std_to_raw(0.1)]], dtype=torch.float64)
+    raw = torch.tensor([[invert_softplus(0.4), invert_softplus(0.1)]], dtype=torch.float64)
     state.statistics = {raw_scale_key("weight"): raw}  # replaced, as when a fitted posterior moves to another device
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
     generator, outputs = torch.Generator().manual_seed(0), []

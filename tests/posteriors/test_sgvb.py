@@ -11,12 +11,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from flatbayes.core.gaussians import invert_softplus
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.sgvb import SGVB
-from flatbayes.posteriors.variational import gaussian_kl, raw_to_std, std_to_raw
+from flatbayes.posteriors.variational import gaussian_kl, raw_to_std
 from support import Counted, assert_same, batch, get_weight_distribution, network, snapshot
 
 STILL = partial(torch.optim.SGD, lr=0.0)
@@ -326,7 +327,7 @@ def test_draws_share_one_set_of_weights_among_examples():
     model = nn.Linear(2, 1, bias=False).double()
     posterior = SGVB()
     state = posterior.init(model, None, 10)
-    raw = [std_to_raw(0.4), std_to_raw(0.1)]
+    raw = [invert_softplus(0.4), invert_softplus(0.1)]
     state.statistics = {  # replaced, as when a fitted posterior moves to another device
         "mean": torch.tensor([0.3, -0.2], dtype=torch.float64),
         "raw_scale": torch.tensor(raw, dtype=torch.float64),

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
-from flatbayes.posteriors.variational import std_to_raw
+from flatbayes.core.gaussians import invert_softplus
 from flatbayes.posteriors.variational_layers import (
     VARIATIONAL_TYPES,
     LayerNoise,
@@ -55,7 +55,7 @@ def noisy_layer(name, estimator, std=None):
         if p is None
         else torch.rand(p.shape, generator=generator, dtype=p.dtype) - 0.5
         if std is None
-        else torch.full_like(p, std_to_raw(std)).detach()
+        else torch.full_like(p, invert_softplus(std)).detach()
         for p in (plain.weight, plain.bias)
     ]
     layer.noise = LayerNoise(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from flatbayes import MAP, Categorical, Gaussian, Plain, fit
+from flatbayes.core.gaussians import invert_softplus
 from flatbayes.data import Split
-from flatbayes.likelihoods.gaussian import invert_softplus
 from flatbayes.prediction.outputs import GaussianSummary
 from flatbayes.training import OptimizationConfig, TrainingConfig
 from flatbayes.training.initial_noise import RIDGE_PENALTIES, compute_residual_stds, start_at_residuals

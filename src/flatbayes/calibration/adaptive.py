@@ -181,14 +181,7 @@ class AdaptiveConformal:
 
 
 def follow_errors(error_rate: float, errors: list[bool], target: float, rate: float) -> float:
-    """a_(t+1) = a_t + rate (a - e_t), for each error.
-
-    Args:
-        error_rate: a_t.
-        errors: e_t of one step after another.
-        target: a.
-        rate: Step size.
-    """
+    """a_(t+1) = a_t + rate (target - e_t), for each error e_t, from the error rate a_t on."""
     for is_error in errors:
         error_rate += rate * (target - is_error)
     return error_rate

@@ -33,11 +33,6 @@ def cross_coverage(num_examples: int, num_folds: int, level: float) -> float:
 
     Jackknife+, with K = n, has 1 - 2a. In practice the coverage is close to the level.
 
-    Args:
-        num_examples: Number n of examples.
-        num_folds: Number K of folds.
-        level: Wanted coverage.
-
     Examples:
         >>> round(cross_coverage(100, 100, 0.9), 3), round(cross_coverage(1000, 10, 0.95), 3)
         (0.8, 0.882)
@@ -52,12 +47,7 @@ def predict_cross_region(
 ) -> PredictionSets | PredictionIntervals:
     """Region of each new example.
 
-    Args:
-        predictives: Predictions for the new examples by the posterior of each fold.
-        fold_scores: For each fold, the scores of its examples under that posterior, shape (examples,) or (examples,
-            targets).
-        score: The nonconformity score.
-        level: Wanted coverage.
+    `fold_scores` are those of each fold's examples under its posterior, shape (examples,) or (examples, targets).
 
     Raises:
         TypeError: The score is not for predictions of this kind.

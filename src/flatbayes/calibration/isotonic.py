@@ -31,10 +31,6 @@ def fit_isotonic(log_probs: Float[Tensor, "examples classes"], labels: Int[Tenso
     """Knots and values, from 0 to 1, of the map of each class before the division by the sum.
 
     Knots are numbers of single precision, since exported networks compute in it.
-
-    Args:
-        log_probs: Log probabilities, float64.
-        labels: Classes.
     """
     from sklearn.isotonic import IsotonicRegression  # slow to import
 
@@ -50,11 +46,7 @@ def fit_isotonic(log_probs: Float[Tensor, "examples classes"], labels: Int[Tenso
 
 
 def stack_curves(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[Tensor, Tensor]:
-    """Knots and values as float64 tensors of the shape (classes, knots); short curves repeat their last point.
-
-    Args:
-        curves: Knots and values of each class.
-    """
+    """Knots and values as float64 tensors of the shape (classes, knots); short curves repeat their last point."""
     size = max(len(knots) for knots, _ in curves)
 
     def stack(rows: list[Sequence[float]]) -> Tensor:
@@ -68,13 +60,7 @@ def apply_isotonic(
     knots: Float[Tensor, "classes knots"],
     values: Float[Tensor, "classes knots"],
 ) -> Float[Tensor, "examples classes"]:
-    """Log of the mapped probabilities, by operations that can be exported.
-
-    Args:
-        log_probs: log p.
-        knots: Increasing probabilities from 0 to 1 of each class.
-        values: Values of the maps there.
-    """
+    """Log of the mapped probabilities, by operations that can be exported."""
     probs = log_probs.exp()
     total = values[:, 0].expand_as(probs)
     widths, rises = knots.diff(dim=1), values.diff(dim=1)
@@ -89,10 +75,6 @@ def fit_quantile_curves(predictive: GaussianPredictive, targets: Tensor) -> Curv
 
     The k-th of K = floor(sqrt(n)) levels is k / (K + 1); the observed quantile of a level q is the order statistic
     q (n + 1), interpolated.
-
-    Args:
-        predictive: The mixtures, without a recalibration.
-        targets: Observed targets.
     """
     shape = (len(predictive.member_means), len(targets), -1)
     means, stds = (

@@ -129,10 +129,6 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
 
     For a class at each position the losses of the labelled positions of an example are summed, and divided by the
     mean number of labelled positions.
-
-    Args:
-        predictive: Predictions of classes, labels or numbers.
-        targets: Class indices, labels of which each example has one that is known, or numbers.
     """
     if isinstance(predictive, DenseCategoricalPredictive):
         sums, counts = sum_position_losses(predictive, targets)
@@ -149,12 +145,7 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
 def sum_position_losses(
     predictive: DenseCategoricalPredictive, targets: Tensor
 ) -> tuple[Float[Tensor, " examples"], Int[Tensor, " examples"]]:
-    """Negative log likelihood of each example, summed over its labelled positions, and their number.
-
-    Args:
-        predictive: Predictions of a class at each position.
-        targets: Class indices, `IGNORE_INDEX` at positions without a label.
-    """
+    """Negative log likelihood of each example, summed over its labelled positions, and their number."""
     targets = targets.cpu()
     is_labelled = targets != IGNORE_INDEX
     losses = torch.zeros(targets.shape, dtype=torch.float64)

@@ -169,11 +169,7 @@ class CalibrationMap:
 
 
 def is_calibration(data: object) -> bool:
-    """Whether data are those of a map, with as many finite numbers as its method has.
-
-    Args:
-        data: Read from a file.
-    """
+    """Whether data are those of a map, with as many finite numbers as its method has."""
     names = {field.name for field in fields(CalibrationMap)}
     if not isinstance(data, dict) or set(data) | {"sizes"} != names:  # maps of 0.2 before `isotonic` have no sizes
         return False
@@ -227,10 +223,7 @@ def transform_label_log_probs(
 ) -> Float[Tensor, "examples labels 2"]:
     """Log probabilities of the values 0 and 1 of labels, whose log odds z become w z + b.
 
-    Args:
-        log_probs: Log probabilities of both values.
-        weights: One w for all labels, with 0 axes, or one for each.
-        bias: b of each label; not used with one weight.
+    One weight, with 0 axes, is that of all labels, without a bias.
     """
     if weights.ndim == 0:
         return torch.log_softmax(weights * log_probs, -1)
@@ -240,12 +233,7 @@ def transform_label_log_probs(
 
 
 def scale_mixture(predictive: GaussianPredictive, factors: Tensor) -> GaussianPredictive:
-    """Mixtures stretched about their mean: the distribution of m + factor (Y - m).
-
-    Args:
-        predictive: The mixtures.
-        factors: One factor, or one for each target.
-    """
+    """Mixtures stretched about their mean by one factor, or one for each target: m + factor (Y - m)."""
     mean = predictive.mean
     return GaussianPredictive(mean + factors * (predictive.member_means - mean), factors * predictive.member_stds)
 

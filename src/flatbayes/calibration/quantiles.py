@@ -39,11 +39,7 @@ def conformal_rank(num_examples: int, level: float) -> int:
 
 
 def required_examples(level: float) -> int:
-    """Smallest number of calibration scores with a finite quantile: the smallest n with (n + 1) level <= n.
-
-    Args:
-        level: Wanted coverage, strictly between 0 and 1.
-    """
+    """Smallest number of calibration scores with a finite quantile: the smallest n with (n + 1) level <= n."""
     fraction = Fraction(str(float(level)))
     return math.ceil(fraction / (1 - fraction))
 
@@ -77,13 +73,7 @@ def conformal_quantile(scores: Float[Tensor, "examples ..."], level: float) -> F
 
 
 def coverage_interval(num_calibration: int, level: float, probability: float) -> tuple[float, float]:
-    """Central interval of the coverage of all new examples, given the calibration examples.
-
-    Args:
-        num_calibration: Number n of calibration examples.
-        level: Wanted coverage.
-        probability: Probability of the interval.
-    """
+    """Central interval of the coverage of all new examples, given the calibration examples."""
     from scipy.stats import beta  # slow to import
 
     rank = conformal_rank(num_calibration, level)
@@ -96,14 +86,7 @@ def coverage_interval(num_calibration: int, level: float, probability: float) ->
 def sample_coverage_interval(
     num_calibration: int, num_test: int, level: float, probability: float
 ) -> tuple[float, float]:
-    """Central interval of the observed coverage of new examples, if the assumptions hold and no scores tie.
-
-    Args:
-        num_calibration: Number n of calibration examples.
-        num_test: Number of new examples.
-        level: Wanted coverage.
-        probability: Smallest probability of the interval.
-    """
+    """Central interval of the observed coverage of new examples, if the assumptions hold and no scores tie."""
     from scipy.stats import betabinom  # slow to import
 
     rank = conformal_rank(num_calibration, level)
@@ -119,10 +102,6 @@ def hash_to_uniforms(values: Float[Tensor, "examples classes"], seed: int) -> Fl
     A score that is randomised by it remains a fixed function of the example: its coverage holds for any batches and
     any number of calls, and an example always gets the same set. The numbers are those of a SplitMix64 hash (Steele
     et al., OOPSLA 2014) of the bits of the values.
-
-    Args:
-        values: One row for each example.
-        seed: Another seed gives independent numbers.
     """
     bits = np.ascontiguousarray(values.detach().cpu().double().numpy()).view(np.uint64)
     keys = _mix(np.arange(bits.shape[1], dtype=np.uint64) + _mix(np.array([seed % 2**64], dtype=np.uint64)))

@@ -77,11 +77,7 @@ class ClassScore(ConformalScore):
 
     @abstractmethod
     def score_classes(self, log_probs: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples classes"]:
-        """Score of every class.
-
-        Args:
-            log_probs: Log probabilities, float64 on the CPU.
-        """
+        """Score of every class, from log probabilities in float64 on the CPU."""
 
     def compute_scores(self, predictive: Predictive, targets: Int[Tensor, " examples"], level: float) -> Tensor:
         """Scores of the true classes."""
@@ -98,9 +94,6 @@ class ClassScore(ConformalScore):
 
     def get_log_probs(self, predictive: Predictive) -> Tensor:
         """Log probabilities of the classes.
-
-        Args:
-            predictive: The predictions.
 
         Raises:
             TypeError: The predictions are not of classes.
@@ -255,9 +248,6 @@ SCORES: tuple[type[ConformalScore], ...] = (LAC, APS, RAPS, NormalizedResidual, 
 def get_score_data(score: ConformalScore) -> dict[str, Any]:
     """Name and options of a score, as plain data.
 
-    Args:
-        score: A score of this module.
-
     Raises:
         TypeError: The score is user-defined.
     """
@@ -267,10 +257,7 @@ def get_score_data(score: ConformalScore) -> dict[str, Any]:
 
 
 def make_score(data: Mapping[str, Any]) -> ConformalScore:
-    """The score that `get_score_data` described.
-
-    Args:
-        data: Name and options; other entries are ignored.
+    """The score that `get_score_data` described; other entries are ignored.
 
     Raises:
         ValueError: The score is unknown.
@@ -284,14 +271,7 @@ def make_score(data: Mapping[str, Any]) -> ConformalScore:
 def adaptive_scores(
     probs: Float[Tensor, "examples classes"], uniforms: Float[Tensor, " examples"], penalty: float, k_reg: int
 ) -> Float[Tensor, "examples classes"]:
-    """Sum of p(c) over ranks below r(y), + u p(y), + penalty max(0, r(y) - k_reg); equal p rank by class index.
-
-    Args:
-        probs: Class probabilities.
-        uniforms: u of each example.
-        penalty: Penalty for every rank above `k_reg`.
-        k_reg: Number of classes without a penalty.
-    """
+    """Sum of p(c) over ranks below r(y), + u p(y), + penalty max(0, r(y) - k_reg); equal p rank by class index."""
     ordered, classes = probs.double().sort(dim=1, descending=True, stable=True)
     ranks = torch.arange(1, probs.shape[1] + 1, dtype=torch.float64)
     scores = ordered.cumsum(1) - (1 - uniforms.double()[:, None]) * ordered

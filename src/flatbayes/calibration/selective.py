@@ -112,14 +112,7 @@ def fit_abstention(
 def choose_threshold(
     confidences: Float[Tensor, " examples"], is_wrong: Bool[Tensor, " examples"], risk: float, confidence: float
 ) -> float:
-    """Lowest valid candidate; infinite if there is none.
-
-    Args:
-        confidences: Confidence of each prediction, float64.
-        is_wrong: Whether each prediction is wrong.
-        risk: Wanted error rate.
-        confidence: Probability with which it is to be reached.
-    """
+    """Lowest valid candidate for the error rate `risk`, with the probability `confidence`; infinite if none is."""
     from scipy.stats import binom  # slow to import
 
     ordered = confidences.sort(descending=True).values

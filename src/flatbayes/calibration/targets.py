@@ -46,14 +46,7 @@ class CalibrationWarning(UserWarning):
 
 
 def warn_if_few(num_examples: int, num_required: int, purpose: str, consequence: str) -> None:
-    """Warn of too few validation examples.
-
-    Args:
-        num_examples: Number of examples.
-        num_required: Number that is needed.
-        purpose: What they are used for, as a part of a sentence.
-        consequence: What happens, as a sentence without its end.
-    """
+    """Warn of too few validation examples; `purpose` is a part of a sentence, `consequence` one without its end."""
     if num_examples < num_required:
         warnings.warn(
             f"{format_count(num_examples, 'example is', 'examples are')} too few for {purpose}, which needs at least "
@@ -64,14 +57,7 @@ def warn_if_few(num_examples: int, num_required: int, purpose: str, consequence:
 
 
 def warn_if_at_end(value: float, limits: tuple[float, float], name: str, num_examples: int) -> None:
-    """Warn of a fitted number at an end of its range, unless there are so few examples that `warn_if_few` warns.
-
-    Args:
-        value: The number.
-        limits: Ends of its range.
-        name: What it is.
-        num_examples: Number of examples.
-    """
+    """Warn of a fitted number at an end of its range, unless there are so few examples that `warn_if_few` warns."""
     if num_examples >= MIN_EXAMPLES and min(abs(math.log(value / limit)) for limit in limits) < END_TOLERANCE:
         warnings.warn(
             f"The {name} is {value:.3g}, an end of its range: the NLL of the validation examples has no minimum "
@@ -82,21 +68,13 @@ def warn_if_at_end(value: float, limits: tuple[float, float], name: str, num_exa
 
 
 def to_names(groups: Any) -> list[str]:
-    """Names of groups or classes as text.
-
-    Args:
-        groups: A vector of numbers or names: tensor, array, series or list.
-    """
+    """Names of groups or classes as text."""
     values: Sequence[Any] = groups.tolist() if isinstance(groups, Tensor) else np.asarray(groups).tolist()
     return [str(int(value) if isinstance(value, float) and value.is_integer() else value) for value in values]
 
 
 def check_length(names: Sequence[str], predictive: Predictive) -> None:
     """Check that there is one group for each prediction.
-
-    Args:
-        names: Name of each group.
-        predictive: The predictions.
 
     Raises:
         ValueError: The numbers differ.
@@ -111,9 +89,7 @@ def check_length(names: Sequence[str], predictive: Predictive) -> None:
 def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
     """Targets of the shape of the predictions.
 
-    Args:
-        predictive: The predictions.
-        targets: Class indices, numbers, or several labels; for these NaN or `IGNORE_INDEX` where they are not known.
+    Labels that are not known are NaN or `IGNORE_INDEX`.
 
     Returns:
         Class indices, numbers, or labels that are 0, 1 or `IGNORE_INDEX`.

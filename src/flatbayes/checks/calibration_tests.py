@@ -43,10 +43,6 @@ def run_temperature_test(
 ) -> TemperatureTest:
     """Test whether labels are drawn from the predicted probabilities.
 
-    Args:
-        log_probs: Log of the averaged probabilities.
-        labels: Index of the true class.
-
     >>> log_probs = torch.tensor([[0.99, 0.01]]).repeat(100, 1).log()
     >>> run_temperature_test(log_probs, torch.tensor([0] * 80 + [1] * 20)).p_value < 1e-6
     True
@@ -82,11 +78,8 @@ def run_grouped_temperature_test(
     """The test for all known labels, or labelled positions, of all examples.
 
     Those of an example may depend on each other, given the inputs, although each has its probability. The p-value is
-    therefore at least that of Student's t-test of S - K'(0), which has the mean zero, summed over an example.
-
-    Args:
-        log_probs: Log of the averaged probabilities; of a label that it is 0, and that it is 1.
-        targets: Index of the true class; a number that is no class where it is not known.
+    therefore at least that of Student's t-test of S - K'(0), which has the mean zero, summed over an example. The
+    classes of a label are that it is 0, and that it is 1; a target that is not known is no class.
     """
     log_probs, targets = log_probs.detach().double().cpu(), targets.cpu()
     is_known = (targets >= 0) & (targets < log_probs.shape[-1])
@@ -109,12 +102,11 @@ def _select(log_probs: Tensor, labels: Tensor) -> Tensor:
 def correct_signed_root(root: float, standardized: float) -> float:
     """Barndorff-Nielsen's r* = w + log(u / w) / w, standard normal to third order.
 
+    Here w is the signed root of twice the log likelihood ratio, and u, of the same sign, the estimate times the root
+    of its information.
+
     >>> correct_signed_root(2.0, 2.0)
     2.0
-
-    Args:
-        root: w, the signed root of twice the log likelihood ratio.
-        standardized: u, the estimate times the root of its information, of the same sign.
     """
     if abs(root) < NEAR_ZERO or standardized == 0:
         return root
@@ -124,12 +116,11 @@ def correct_signed_root(root: float, standardized: float) -> float:
 def run_scale_test(z_scores: Float[Tensor, " examples"]) -> tuple[float, float]:
     """Root mean square of standardised residuals, and its two-sided p-value: n times its square is chi-square.
 
+    `z_scores` are normal quantiles of the predictive distribution function at the targets.
+
     >>> scale, p_value = run_scale_test(torch.tensor([2.0, -2.0] * 20))
     >>> scale, p_value < 1e-6
     (2.0, True)
-
-    Args:
-        z_scores: Normal quantiles of the values of the predictive distribution function at the targets.
     """
     from scipy.stats import chi2  # slow to import
 
@@ -142,11 +133,6 @@ def run_coverage_test(num_covered: int, num_examples: int, level: float) -> floa
 
     >>> round(run_coverage_test(72, 100, 0.95), 6), run_coverage_test(95, 100, 0.95) > 0.5
     (0.0, True)
-
-    Args:
-        num_covered: Number of targets in their interval.
-        num_examples: Number of targets.
-        level: Probability of the interval.
     """
     from scipy.stats import binom
 
@@ -158,12 +144,6 @@ def run_fractions_test(num_first: int, first_size: int, num_second: int, second_
 
     >>> round(run_fractions_test(3, 3, 0, 3), 6)  # 1 of the 20 ways to choose 3 of 6
     0.05
-
-    Args:
-        num_first: Number of marked examples in the first sample.
-        first_size: Size of the first sample.
-        num_second: Number of marked examples in the second.
-        second_size: Size of the second.
     """
     from scipy.stats import hypergeom
 
@@ -175,9 +155,6 @@ def run_paired_test(differences: Float[Tensor, " examples"]) -> float:
 
     >>> run_paired_test(torch.tensor([1.0, 1.1, 0.9])) < 0.01
     True
-
-    Args:
-        differences: One for each example.
     """
     from scipy.stats import t as student
 

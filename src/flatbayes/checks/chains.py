@@ -74,11 +74,6 @@ def check_mixing(evidence: Evidence) -> Finding | str:
 def order_chains(evidence: Evidence, predictive: Predictive, num_draws: int) -> Tensor | None:
     """Predictions of every snapshot, shape (chains, snapshots, predictions), in the order of the chain.
 
-    Args:
-        evidence: Its posterior and seed tell which draw is which snapshot.
-        predictive: Predictions of all snapshots, with those of single networks.
-        num_draws: Number of snapshots.
-
     Returns:
         Probabilities of the most probable class, or of the label with the largest entropy, or means; None for other
         predictions. For a class at each position those of the position with the largest entropy.
@@ -105,9 +100,8 @@ def order_chains(evidence: Evidence, predictive: Predictive, num_draws: int) -> 
 def summarize_chains(chains: Tensor) -> tuple[float, float]:
     """Medians over predictions of rank-normalised split R-hat and of the effective sample size.
 
-    Args:
-        chains: Shape (chains, snapshots, predictions). Predictions that are the same in all are left out; if all are,
-            R-hat is NaN and the size that of one draw.
+    Predictions that are the same in all of `chains`, shape (chains, snapshots, predictions), are left out; if all
+    are, R-hat is NaN and the size that of one draw.
     """
     r_hats = [split_r_hat(column, rank_normalized=True) for column in chains.unbind(-1)]
     sizes = [effective_sample_size(column) for column in chains.unbind(-1)]
@@ -120,10 +114,6 @@ def find_chance_r_hat(num_chains: int, num_draws: int) -> float:
 
     >>> round(find_chance_r_hat(1, 10), 2), round(find_chance_r_hat(4, 1000), 3)
     (1.75, 1.002)
-
-    Args:
-        num_chains: Number of chains, each of which is split.
-        num_draws: Draws of a chain.
     """
     from scipy.stats import f  # slow to import
 

@@ -63,12 +63,7 @@ class Evidence:
         return torch.linspace(0, count - 1, min(count, MAX_PROBES)).long()
 
     def find_obstacle(self, fitted: FittedPosterior, num_draws: int) -> str | None:
-        """Why a posterior cannot predict for the examples; None if it can.
-
-        Args:
-            fitted: The posterior.
-            num_draws: Networks to draw.
-        """
+        """Why a posterior cannot predict for the examples; None if it can."""
         if self.inputs is None:
             return "the inputs are not one tensor"
         has_norm_layers = any(norm_layers(state.model, state.updated_buffers) for state in fitted.states)
@@ -79,14 +74,7 @@ class Evidence:
         return "BatchNorm statistics of other networks need training inputs, which the artefact does not have"
 
     def predict(self, fitted: FittedPosterior, rows: Tensor, num_draws: int, *, keep_members: bool = False) -> Any:
-        """Predictions of a posterior for some of the examples.
-
-        Args:
-            fitted: The posterior.
-            rows: Indices of the examples.
-            num_draws: Networks to draw.
-            keep_members: As for `FittedPosterior.predict`.
-        """
+        """Predictions of a posterior for some of the examples."""
         assert self.inputs is not None
         inputs = self.inputs[rows.to(self.inputs.device)]
         return fitted.predict(
@@ -102,10 +90,7 @@ def get_method(posterior: Posterior) -> Posterior:
 def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | None:
     """Negative log likelihood of each example, shape (examples,); None for predictions of a user's class.
 
-    Args:
-        predictive: The predictions.
-        targets: Class indices, or labels or numbers of the shape of the predictions; labels that are not known do not
-            count, nor do positions without a label.
+    Labels that are not known do not count, nor do positions without a label.
     """
     is_known = isinstance(predictive, ClassProbabilities | BernoulliPredictive | GaussianPredictive)
     return compute_example_losses(predictive, targets) if is_known else None
@@ -152,11 +137,7 @@ class TrainingCurve:
 
     @classmethod
     def read(cls, info: Mapping[str, Any]) -> "TrainingCurve | None":
-        """The curve of a fitted posterior; None if its artefact has none.
-
-        Args:
-            info: Plain data of the artefact, of any types.
-        """
+        """The curve of a fitted posterior; None if its artefact has none."""
         training = info.get("training")
         history = training.get("history") if isinstance(training, Mapping) else None
         if not isinstance(history, Mapping):

@@ -76,9 +76,6 @@ def measure_explained(predictive: Predictive) -> float | None:
     For classes H[mean p] - mean H[p] over the examples, as a part of H[mean p], and for labels the same with the sums
     over the labels; for numbers the variance of the
     means, as a part of the whole variance.
-
-    Args:
-        predictive: Predictions for several examples.
     """
     predictive = predictive.flatten()
     if isinstance(predictive, CategoricalPredictive):
@@ -95,12 +92,7 @@ def measure_explained(predictive: Predictive) -> float | None:
 
 
 def collect_std_ratios(method: SGVB | LRT | IVON | BSAM, state: State) -> Tensor:
-    """Standard deviations of all weights with a distribution, in units of those at the start, in one vector.
-
-    Args:
-        method: The posterior of the member.
-        state: Its state.
-    """
+    """Standard deviations of all weights with a distribution, in units of those at the start, in one vector."""
     if isinstance(method, IVON):
         decay, hessian = state.statistics["weight_decay"], state.statistics["hessian"]
         return ((method.initial_hessian + decay) / (hessian + decay)).sqrt().cpu()

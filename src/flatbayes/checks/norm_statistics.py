@@ -53,10 +53,6 @@ def check_norm_statistics(evidence: Evidence) -> Finding | str:
 def find_worst_layer(current: dict[str, Tensor], estimated: dict[str, Tensor]) -> tuple[str, float, float]:
     """Name of the layer with the largest difference, relative to its limit, and its two differences.
 
-    Args:
-        current: Running statistics by name of the buffer.
-        estimated: Those of the examples; other buffers are ignored.
-
     Returns:
         The name, the median difference of the means in standard deviations of the examples, and the median absolute
         log ratio of the variances.

@@ -113,10 +113,6 @@ def measure_coverage(cdf: Tensor, level: float) -> tuple[float, float]:
     >>> import torch
     >>> measure_coverage(torch.tensor([0.1, 0.3, 0.6, 0.9]), 0.5)[1]
     0.5
-
-    Args:
-        cdf: Predictive distribution function at the targets.
-        level: Probability of the interval.
     """
     num_covered = int(((cdf - 0.5).abs() <= level / 2).sum())
     return run_coverage_test(num_covered, len(cdf), level), num_covered / len(cdf)

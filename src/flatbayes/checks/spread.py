@@ -79,9 +79,6 @@ def measure_spread(predictive: Predictive) -> tuple[float, float] | None:
 
     The part is that of the mean entropy for classes and labels, and of the mean variance for numbers, where the
     information of one network about a target is at least half of the ratio of the variances, if the means are normal.
-
-    Args:
-        predictive: Predictions for some examples.
     """
     predictive = predictive.flatten()
     if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
@@ -126,11 +123,7 @@ def check_wide_posterior(evidence: Evidence) -> Finding | str:
 
 
 def make_centre(fitted: FittedPosterior) -> FittedPosterior | None:
-    """The posterior with all mass on the centre of each member; None where no single network is the centre.
-
-    Args:
-        fitted: The posterior, with which the result shares its networks.
-    """
+    """The posterior with all mass on the centre of each member; None where no single network is the centre."""
     scales = [name for name in fitted.posterior.draw_options if name.rpartition(".")[2] in ("scale", "std")]
     if scales and fitted.posterior.stochastic:
         posterior = fitted.posterior
@@ -169,11 +162,7 @@ def _suggest_wider(evidence: Evidence) -> str:
 
 
 def suggest_narrower(evidence: Evidence) -> str:
-    """Options of the posterior with which its predictions are more certain.
-
-    Args:
-        evidence: Its posterior, with the options that were chosen on validation examples.
-    """
+    """Options of the posterior with which its predictions are more certain."""
     options, temperature = _suggest_draw_options(evidence, "smaller"), getattr(evidence.method, "temperature", None)
     if temperature is not None:
         options.append(f"a lower temperature (now {temperature:g})")
@@ -217,10 +206,6 @@ def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
     """Distance of two predictions for each example: total variation of classes, means in standard deviations.
 
     For several labels, or a class at each position, it is the mean of the total variation of each.
-
-    Args:
-        first: Predictions.
-        second: Predictions for the same examples.
     """
     if isinstance(first, ClassProbabilities) and isinstance(second, ClassProbabilities):
         return (first.mean - second.mean).abs().sum(-1).reshape(len(first.mean), -1).nanmean(1) / 2

@@ -128,11 +128,7 @@ def check(
 
 
 def run_checks(evidence: Evidence) -> CheckReport:
-    """Run all checks, and correct their p-values for the number of tests.
-
-    Args:
-        evidence: What they look at.
-    """
+    """Run all checks, and correct their p-values for the number of tests."""
     results = {entry.name: entry.run(evidence) for entry in CHECKS}
     findings = correct_p_values([result for result in results.values() if isinstance(result, Finding)])
     skipped = {name: result for name, result in results.items() if isinstance(result, str)}
@@ -142,11 +138,7 @@ def run_checks(evidence: Evidence) -> CheckReport:
 
 
 def correct_p_values(findings: list[Finding]) -> list[Finding]:
-    """Multiply every p-value by the number of tests (Bonferroni); a difference that may be chance passes.
-
-    Args:
-        findings: Results, with the p-value of each test alone.
-    """
+    """Multiply every p-value by the number of tests (Bonferroni); a difference that may be chance passes."""
     num_tests = sum(finding.p_value is not None for finding in findings)
     corrected = []
     for finding in findings:

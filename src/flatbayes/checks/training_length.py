@@ -123,10 +123,6 @@ def measure_late_fall(times: Sequence[float], values: Sequence[float]) -> tuple[
 
     >>> measure_late_fall([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [10, 9, 8, 7, 6, 5, 4, 3, 2, 1])
     (2.0, 0.2222222222222222)
-
-    Args:
-        times: Times of the values, ascending; the training began at 0.
-        values: The curve, of which the value before the last fifth is interpolated.
     """
     time = (1 - LATE_FRACTION) * times[-1]
     points = list(zip(times, values, strict=True))
@@ -159,9 +155,6 @@ def compute_constant_nll(likelihood: Likelihood) -> tuple[float, int] | None:
 
     >>> compute_constant_nll(Categorical(10))
     (2.302585092994046, 1)
-
-    Args:
-        likelihood: The likelihood of the training.
     """
     if isinstance(likelihood, Categorical | DenseCategorical):
         return math.log(likelihood.num_classes), 1

@@ -35,20 +35,15 @@ def list_initialized_accelerators() -> list[torch.device]:
 
 
 def resolve_accelerator(name: str = "auto") -> str:
-    """The accelerator of a configuration: auto is that of the environment variable, if that is set.
-
-    Args:
-        name: Value of `distribution.accelerator`.
-    """
+    """The accelerator of a configuration: auto is that of the environment variable, if that is set."""
     return os.environ.get(ACCELERATOR_VARIABLE, "auto") if name == "auto" else name
 
 
 def select_device(name: str = "auto", dtypes: Iterable[torch.dtype] = ()) -> torch.device:
     """The first device of an accelerator, such as for computations outside of training.
 
-    Args:
-        name: Value of `distribution.accelerator`; auto is the accelerator of this machine, or the CPU if it has none.
-        dtypes: Dtypes of the network; one of float64 stays on the CPU where the accelerator has none.
+    auto is the accelerator of this machine, or the CPU if it has none; a network of float64 stays on the CPU where
+    the accelerator has none.
 
     Raises:
         ValueError: The environment variable names an accelerator that is not there.
@@ -67,11 +62,7 @@ def select_device(name: str = "auto", dtypes: Iterable[torch.dtype] = ()) -> tor
 
 
 def count_accelerators(name: str = "auto") -> int:
-    """Number of accelerators that trainings of a configuration can use; 0 if they use the CPU.
-
-    Args:
-        name: Value of `distribution.accelerator`.
-    """
+    """Number of accelerators that trainings of a configuration can use; 0 if they use the CPU."""
     available = find_accelerator()
     return 0 if resolve_accelerator(name) == "cpu" or available is None else torch.accelerator.device_count()
 

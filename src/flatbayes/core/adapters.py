@@ -42,9 +42,6 @@ def find_factor_pairs(model: nn.Module) -> dict[str, FactorPair]:
 
     Adapters of which no factor requires gradients are left out: PEFT turns off those of inactive adapters.
 
-    Args:
-        model: The network.
-
     Raises:
         ValueError: Two factors have shapes that cannot be multiplied.
     """
@@ -65,22 +62,14 @@ def find_factor_pairs(model: nn.Module) -> dict[str, FactorPair]:
 
 
 def find_merged_adapter(model: nn.Module) -> str | None:
-    """Name of a layer whose adapter is merged into the frozen weight, so that its factors are not used; else None.
-
-    Args:
-        model: The network.
-    """
+    """Name of a layer whose adapter is merged into the frozen weight, so that its factors are not used; else None."""
     if not any(_is_merged(module) for module in list_modules(model)):
         return None
     return next(name or type(module).__name__ for name, module in model.named_modules() if _is_merged(module))
 
 
 def check_unmerged(model: nn.Module, reason: str) -> None:
-    """Refuse a network with a merged adapter.
-
-    Args:
-        model: The network.
-        reason: What would go wrong, the end of the first sentence of the message.
+    """Refuse a network with a merged adapter; the first sentence of the message ends with `reason`.
 
     Raises:
         ValueError: An adapter is merged.
@@ -96,8 +85,7 @@ def check_unmerged(model: nn.Module, reason: str) -> None:
 def describe_scaling(module: nn.Module) -> dict[str, float] | None:
     """The factors of the products of a layer's active adapters, by name of the adapter; None for other modules.
 
-    Args:
-        module: A layer of PEFT or loralib, which has the factor as `scaling`, or of torchtune, which has `alpha`.
+    Layers of PEFT and loralib have the factor as `scaling`, those of torchtune have `alpha`.
     """
     if not _has_factors(module):
         return None
@@ -111,11 +99,7 @@ def describe_scaling(module: nn.Module) -> dict[str, float] | None:
 
 
 def share_frozen_parameters(networks: Sequence[nn.Module]) -> None:
-    """Let networks share the frozen parameters that are equal, in place: those of the first are used in all.
-
-    Args:
-        networks: Networks of the same form.
-    """
+    """Let networks share the frozen parameters that are equal, in place: those of the first are used in all."""
     first, *others = networks
     own = dict(first.named_parameters(remove_duplicate=False)) if others else {}
     for network in others:

@@ -27,11 +27,7 @@ def is_missing(value: object) -> bool:
 
 
 def find_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which values are missing, in the shape of the array.
-
-    Args:
-        values: Of any type.
-    """
+    """Which values are missing, in the shape of the array."""
     if values.dtype.kind in "biu":
         return np.zeros(values.shape, dtype=bool)
     if values.dtype.kind in "fc":
@@ -45,9 +41,6 @@ def find_missing_labels(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
     >>> find_missing_labels(np.array(["cat", " ", "NA", None], dtype=object)).tolist()
     [False, True, True, True]
-
-    Args:
-        labels: Texts, or objects of which some are.
     """
     is_word = [
         isinstance(label, str | bytes) and _to_text(label).strip().lower() in MISSING_WORDS
@@ -60,10 +53,7 @@ def find_missing_labels(labels: NDArray[Any]) -> NDArray[np.bool_]:
 def check_missing_labels(labels: NDArray[Any], description: str, class_names: Collection[str] = ()) -> None:
     """Check that no label is missing, or a word that stands for a missing value.
 
-    Args:
-        labels: Texts, or objects of which some are.
-        description: What they are, at the beginning of a sentence.
-        class_names: Words that are names of classes, whatever they are.
+    Words among `class_names` are not missing; the message begins with `description`.
 
     Raises:
         ValueError: Some are; the message locates the first.
@@ -88,9 +78,6 @@ def to_plain_array(values: Any) -> NDArray[Any]:
 
     >>> to_plain_array(np.ma.masked_array([1, 2], mask=[False, True])).tolist()
     [1.0, nan]
-
-    Args:
-        values: Array, or what NumPy converts to one.
     """
     if isinstance(values, np.ma.MaskedArray):
         is_masked = np.ma.getmaskarray(values)
@@ -110,29 +97,18 @@ def holds_numbers(values: NDArray[Any]) -> bool:
 
     >>> holds_numbers(np.array([1, 2.5, None], dtype=object)), holds_numbers(np.array(["1", 2], dtype=object))
     (True, False)
-
-    Args:
-        values: Array of objects.
     """
     is_number = [isinstance(value, Number) and not isinstance(value, complex) for value in values.ravel().tolist()]
     return any(is_number) and bool((np.reshape(is_number, values.shape) | find_missing(values)).all())
 
 
 def holds_fractions(values: NDArray[Any]) -> bool:
-    """Whether `holds_numbers` holds for an array of objects, and some are no whole numbers.
-
-    Args:
-        values: Array of objects.
-    """
+    """Whether `holds_numbers` holds for an array of objects, and some are no whole numbers."""
     return holds_numbers(values) and bool((np.nan_to_num(to_floats(values)) % 1 != 0).any())
 
 
 def to_floats(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Objects that are numbers as float64; missing ones are NaN.
-
-    Args:
-        values: Array for which `holds_numbers` holds.
-    """
+    """Objects for which `holds_numbers` holds as float64; missing ones are NaN."""
     return np.where(find_missing(values), np.nan, values).astype(np.float64)
 
 

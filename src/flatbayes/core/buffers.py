@@ -59,9 +59,6 @@ def find_frozen_norms(model: nn.Module) -> list[_NormBase]:
     """List the normalisation layers with running statistics of which no parameter requires gradients.
 
     A layer without parameters is frozen if the module that it belongs to, the smallest one with parameters, is.
-
-    Args:
-        model: The network.
     """
     if not any(isinstance(module, _NormBase) for module in list_modules(model)):
         return []
@@ -86,12 +83,7 @@ def clone_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def find_updated_buffers(model: nn.Module, previous: Mapping[str, Tensor]) -> frozenset[str]:
-    """Names of the buffers whose values differ from earlier ones.
-
-    Args:
-        model: The network.
-        previous: The result of `clone_buffers` at the earlier time.
-    """
+    """Names of the buffers whose values differ from those of an earlier `clone_buffers`."""
     updated: set[str] = set()
     flags_by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, buffer in model.named_buffers():
@@ -109,10 +101,8 @@ def find_updated_buffers(model: nn.Module, previous: Mapping[str, Tensor]) -> fr
 def norm_layers(model: nn.Module, updated_buffers: Collection[str] | None = None) -> list[_NormBase]:
     """List the normalisation layers whose running statistics follow the data in training.
 
-    Args:
-        model: The network.
-        updated_buffers: Names of the buffers that training updated, without those of frozen layers, which are left
-            out here; None if that is unknown, for all layers with running statistics and a momentum.
+    `updated_buffers` are those that training updated, of which those of frozen layers are left out here; None is for
+    all layers with running statistics and a momentum.
     """
     if not any(isinstance(module, _NormBase) for module in list_modules(model)):
         return []
@@ -134,11 +124,6 @@ def reestimate_norm_statistics(
     """Running statistics of the current weights, each the plain average over the batches.
 
     Only normalisation layers run in training mode, so dropout is off. The model is unchanged afterwards.
-
-    Args:
-        model: The network.
-        batches: Inputs of the network.
-        updated_buffers: As for `norm_layers`: the statistics of frozen layers are left out.
 
     Returns:
         The re-estimated buffers by name, for `swap_buffers`; those of layers that the network does not call are left
@@ -180,12 +165,7 @@ def reestimate_norm_statistics(
 
 
 def swap_buffers(model: nn.Module, values: dict[str, Tensor]) -> AbstractContextManager[None]:
-    """Inside, buffers of the model hold other values.
-
-    Args:
-        model: The network.
-        values: Values by name of the buffer.
-    """
+    """Inside, buffers of the model hold other values."""
     buffers = dict(model.named_buffers())
     return swap_values([buffers[name] for name in values], list(values.values()))
 

@@ -20,11 +20,7 @@ ROLES = {
 def resolve_component(value: Any, base: Callable[..., BaseT], role: str, argument: str | None = None) -> BaseT:
     """The instance that a name, a class or an instance stands for.
 
-    Args:
-        value: What the user gave; names are read in any letter case, and classes get their defaults.
-        base: Base class of the role.
-        role: Key of `ROLES`.
-        argument: Name of the argument in messages; by default the role.
+    Names are read in any letter case, and classes get their defaults; the role is a key of `ROLES`.
 
     Raises:
         ValueError: There is no class of that name.

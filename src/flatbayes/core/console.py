@@ -51,13 +51,7 @@ class PlainConsole(Console):
 
 
 def track_progress(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Iterate over items, with a progress bar if there are many and standard error is a terminal.
-
-    Args:
-        items: The items.
-        description: What is done, for the bar.
-        total: Number of items.
-    """
+    """Iterate over items, with a progress bar if there are many and standard error is a terminal."""
     if total < MIN_ITEMS or not is_interactive():
         return iter(items)  # a progress bar that is not shown would still start a thread
     return iter(track(items, escape(description), total, console=PlainConsole(stderr=True), transient=True))
@@ -65,12 +59,7 @@ def track_progress(items: Iterable[Item], description: str, total: int) -> Itera
 
 @contextmanager
 def show_status(description: str, *, is_shown: bool = True) -> Iterator[None]:
-    """Context with a spinner on standard error, if it is a terminal.
-
-    Args:
-        description: What is done.
-        is_shown: False shows nothing.
-    """
+    """Context with a spinner on standard error, if it is a terminal."""
     if is_shown and is_interactive():
         with PlainConsole(stderr=True).status(escape(description)):
             yield

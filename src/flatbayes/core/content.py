@@ -19,10 +19,8 @@ def hash_content(value: Any) -> str | None:
     """First 16 digits of a checksum of the attributes of an instance, those of its attributes included.
 
     Tensors and arrays count by their values, networks by weights and attributes but not by their mode, functions and
-    classes by their names, and what cannot be read, such as a lock, by its class.
-
-    Args:
-        value: The instance; None is returned if it has no attributes, or they cannot be read.
+    classes by their names, and what cannot be read, such as a lock, by its class. None is returned if the instance
+    has no attributes, or they cannot be read.
     """
     content = _describe(value, frozenset())
     return None if isinstance(content, str) else hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -110,12 +110,7 @@ class WeightDistribution(ABC):
 
     @abstractmethod
     def multiply_covariance(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> CovarianceProduct:
-        """Multiply vectors, such as gradients, with the covariance.
-
-        Args:
-            params: Parameters, of which some may have no distribution.
-            vectors: One tensor for each, of its shape.
-        """
+        """Multiply vectors, such as gradients, with the covariance of parameters, some of which may have none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +148,7 @@ def _set_context(context: ClosureContext) -> Iterator[None]:
 def batch_fraction(fraction: float) -> Iterator[None]:
     """Closures that are called inside compute their loss on the first `fraction` of their batch.
 
-    Args:
-        fraction: Above 0 and at most 1. It replaces the fraction of an outer context.
+    It is above 0 and at most 1, and replaces that of an outer context.
     """
     with _set_context(replace(_CONTEXT.get(), batch_fraction=fraction)):
         yield
@@ -164,8 +158,7 @@ def batch_fraction(fraction: float) -> Iterator[None]:
 def sub_batch(part: SubBatch) -> Iterator[None]:
     """Closures that are called inside take a part of their batch for the batch.
 
-    Args:
-        part: The part. It replaces that of an outer context, and a `batch_fraction` is one of the part.
+    It replaces that of an outer context, and a `batch_fraction` is one of the part.
     """
     with _set_context(replace(_CONTEXT.get(), sub_batch=part)):
         yield
@@ -173,11 +166,7 @@ def sub_batch(part: SubBatch) -> Iterator[None]:
 
 @contextmanager
 def offer_distribution(distribution: WeightDistribution | None) -> Iterator[None]:
-    """Inside, the weights have this distribution; None leaves that of an outer context.
-
-    Args:
-        distribution: The distribution of the tensors that the model holds, whatever their current values are.
-    """
+    """Inside, the weights have this distribution, whatever their values are; None leaves that of an outer context."""
     if distribution is None:
         yield
         return
@@ -187,11 +176,7 @@ def offer_distribution(distribution: WeightDistribution | None) -> Iterator[None
 
 @contextmanager
 def vectorized(num_networks: int) -> Iterator[None]:
-    """Inside, every parameter and its gradient hold several networks, stacked along the first dimension.
-
-    Args:
-        num_networks: Number of networks; 0 for one network, not stacked.
-    """
+    """Inside, parameters and gradients hold several networks, stacked along the first dimension; 0 is for one."""
     with _set_context(replace(_CONTEXT.get(), num_vectorized=num_networks)):
         yield
 

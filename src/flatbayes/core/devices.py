@@ -34,11 +34,7 @@ _override = _NO_OVERRIDE
 
 
 def is_accelerator(where: Tensor | torch.device) -> bool:
-    """Whether a tensor or device is not the CPU: host code then neither reads values nor replaces memory.
-
-    Args:
-        where: A tensor, for its device, or a device.
-    """
+    """Whether a tensor or device is not the CPU: host code then neither reads values nor replaces memory."""
     is_cpu = where.is_cpu if isinstance(where, Tensor) else where.type == "cpu"
     return not is_cpu or _override.cpu_is_accelerator
 
@@ -49,21 +45,13 @@ def any_on_accelerator(tensors: Iterable[Tensor]) -> bool:
 
 
 def has_float64(where: Tensor | torch.device) -> bool:
-    """Whether a device has float64.
-
-    Args:
-        where: A tensor, for its device, or a device.
-    """
+    """Whether a device has float64."""
     device = where.device if isinstance(where, Tensor) else where
     return device.type not in DEVICES_WITHOUT_FLOAT64 and (_override.has_float64 or not is_accelerator(device))
 
 
 def widest_float_dtype(where: Tensor | torch.device) -> torch.dtype:
-    """The most exact real dtype of a device: float64, or float32 where there is none.
-
-    Args:
-        where: A tensor, for its device, or a device.
-    """
+    """The most exact real dtype of a device: float64, or float32 where there is none."""
     return torch.float64 if has_float64(where) else torch.float32
 
 
@@ -76,13 +64,7 @@ def to_double(tensor: Tensor) -> Tensor:
 
 
 def move_tensor(tensor: Tensor, device: torch.device | str, *, non_blocking: bool = False) -> Tensor:
-    """The tensor on another device, as float32 if it is float64 and the device has none.
-
-    Args:
-        tensor: The tensor.
-        device: The device.
-        non_blocking: Do not wait for the end of a copy from pinned memory.
-    """
+    """The tensor on another device, as float32 if it is float64 and the device has none."""
     is_narrowed = tensor.dtype == torch.float64 and not has_float64(torch.device(device))
     return tensor.to(device, torch.float32 if is_narrowed else tensor.dtype, non_blocking=non_blocking)
 
@@ -92,9 +74,6 @@ def iter_row_blocks(values: Tensor) -> Iterator[slice]:
 
     Several operations on such a block read the memory once, and their intermediate results stay in the cache. On an
     accelerator they would launch more kernels.
-
-    Args:
-        values: A tensor of at least one axis; the rows are along the first.
     """
     num_rows = len(values)
     size = num_rows if is_accelerator(values) else BLOCK_ELEMENTS * num_rows // max(1, values.numel())
@@ -106,9 +85,6 @@ def treat_cpu_as_accelerator(*, has_float64: bool = True) -> Iterator[None]:
     """A test aid: inside, tensors on the CPU take the code paths of an accelerator.
 
     It holds for the whole process, other threads included.
-
-    Args:
-        has_float64: Whether accelerators, other than those that have none in any case, have float64.
     """
     global _override
     outer = _override

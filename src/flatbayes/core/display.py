@@ -75,12 +75,7 @@ def format_html_table(
 ) -> str:
     """A table whose first columns are labels, and whose other columns are right-aligned.
 
-    Args:
-        caption: Text above the table.
-        header: Names of the columns; empty for none.
-        rows: Cells as text; one that begins and ends with `**` is bold.
-        notes: Lines below the table.
-        num_label_columns: Number of columns that are left-aligned.
+    A cell that begins and ends with `**` is bold; notes are lines below the table.
     """
     head = "".join(f"<th{_align(index < num_label_columns)}>{escape(name)}</th>" for index, name in enumerate(header))
     cells = (

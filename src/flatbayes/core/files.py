@@ -44,9 +44,6 @@ class WriteError(OSError):
 def explain_write_errors(path: Path) -> Iterator[None]:
     """Context that turns errors of the operating system, also those in words of a library, into a `WriteError`.
 
-    Args:
-        path: What is written: a file, or a folder of several.
-
     Raises:
         WriteError: The disk is full, or writing there is not allowed or fails.
     """

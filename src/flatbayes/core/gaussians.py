@@ -5,6 +5,7 @@ sqrt(gᵀ Σ g): the maximum of <g, e> over the ball eᵀ Σ⁻¹ e <= ρ² is a
 posterior with a covariance of another form implements `WeightDistribution`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -139,16 +140,20 @@ class LowRankGaussian(WeightDistribution):
         return columns
 
 
+def invert_softplus(value: float) -> float:
+    """The x with log(1 + exp(x)) = value, for a positive value, without overflow or cancellation.
+
+    >>> from math import exp, log
+    >>> round(log(1 + exp(invert_softplus(0.25))), 12)
+    0.25
+    """
+    return value + math.log(-math.expm1(-value))
+
+
 def weight_distribution(
     params: Sequence[Tensor], means: Sequence[Tensor], stds: Sequence[Tensor]
 ) -> AbstractContextManager[None]:
-    """Inside, the parameters have independent Gaussian weights; others keep those of an outer context.
-
-    Args:
-        params: The tensors that the model holds, whatever their current values are.
-        means: One tensor of means per parameter, of its shape.
-        stds: One tensor of standard deviations per parameter, of its shape.
-    """
+    """Inside, parameters have independent Gaussian weights, whatever their values are; others have the outer ones."""
     outer = get_distribution()
     marginals = dict(outer.marginals) if isinstance(outer, IndependentWeights) else {}
     marginals |= {param: DiagonalGaussian(mean, std) for param, mean, std in zip(params, means, stds, strict=True)}

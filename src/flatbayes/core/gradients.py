@@ -52,11 +52,7 @@ def compute_fresh_gradients(closure: Closure, params: Mapping[str, nn.Parameter]
 
     A gradient is fresh if it is another tensor than before, or if the closure sets no gradient to None and this one
     was changed as often as the others. Parameters without a gradient get zeros before the call, so that the first
-    step tells the same as the later ones; zeros that were not used are removed.
-
-    Args:
-        closure: See `Closure`. A loss that is a number is accepted.
-        params: The trainable parameters by name, which `check_trainable` has checked.
+    step tells the same as the later ones; zeros that were not used are removed. A loss that is a number is accepted.
 
     Raises:
         TypeError: The closure returns no loss.
@@ -81,12 +77,6 @@ def compute_some_gradients(
     params: Mapping[str, nn.Parameter],
 ) -> FreshGradients:
     """Call a closure as `compute_fresh_gradients` does, and check that it computed a gradient.
-
-    Args:
-        closure: See `Closure`.
-        model: The module, for the message.
-        progress: Progress of training.
-        params: Its trainable parameters by name, which `check_trainable` has checked.
 
     Raises:
         RuntimeError: No gradient is computed, and `may_lack_gradients` is False.

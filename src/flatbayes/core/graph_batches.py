@@ -59,9 +59,7 @@ def _has_stores(value: object) -> bool:
 def join_graphs(graphs: Any, like: Any = None) -> Any:
     """A batch of graphs; a batch is unchanged.
 
-    Args:
-        graphs: A list of at least one graph, or a batch.
-        like: A batch, whose vectors such as `x_s_batch` (the option `follow_batch` of loaders) the result has too.
+    The result has the vectors of `like`, a batch, such as `x_s_batch` (the option `follow_batch` of loaders), too.
 
     Raises:
         ValueError: They cannot be joined.
@@ -146,11 +144,7 @@ def list_graph_entries(batch: Any) -> dict[str, Any]:
 
 
 def make_graph_batch(entries: Mapping[str, Any]) -> Any:
-    """The inverse of `list_graph_entries`, for entries that are tensors; the batch cannot be taken apart.
-
-    Args:
-        entries: The tensors.
-    """
+    """The inverse of `list_graph_entries`, for entries that are tensors; the batch cannot be taken apart."""
     with require_package("graphs"):
         from torch_geometric.data import Batch, Data, HeteroData
     if "batch" in entries:
@@ -172,11 +166,7 @@ def make_graph_batch(entries: Mapping[str, Any]) -> Any:
 def make_graph_arguments(batch: Any, required: Sequence[str], optional: Iterable[str], name: str) -> dict[str, Any]:
     """Arguments of a network whose `forward` takes the tensors of a batch one by one, such as (x, edge_index, batch).
 
-    Args:
-        batch: The batch.
-        required: Names of the parameters that it requires.
-        optional: Names of the others, of which the entries of the batch are passed.
-        name: The network, for the message.
+    Of the optional parameters those are passed that the batch has.
 
     Raises:
         ValueError: The batch lacks one that is required.

@@ -6,12 +6,7 @@ from flatbayes.core.input_trees import ModelInputs
 
 
 def explain_inputs(network: nn.Module, inputs: ModelInputs) -> str:
-    """What to change in the inputs, as sentences after a message without its full stop; empty if it is not known.
-
-    Args:
-        network: The network.
-        inputs: Inputs of a few examples.
-    """
+    """What to change in the inputs, as sentences after a message without its full stop; empty if it is not known."""
     return explain_transposed(inputs) or explain_missing_decoder_inputs(network, inputs)
 
 
@@ -19,10 +14,6 @@ def explain_missing_decoder_inputs(network: nn.Module, inputs: ModelInputs) -> s
     """Sentence on inputs of an encoder-decoder model of transformers without those of the decoder; empty for others.
 
     The model makes them of the labels, which are no inputs here.
-
-    Args:
-        network: The network.
-        inputs: Inputs of a few examples.
     """
     is_decoder = bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
     names = {"decoder_input_ids", "decoder_inputs_embeds"}
@@ -38,9 +29,6 @@ def explain_transposed(inputs: ModelInputs) -> str:
     """Sentence for a message on entries of a dictionary that torch has made of lists of numbers; empty without any.
 
     The default collate function of a `DataLoader` makes of the lists of all examples one tensor for each position.
-
-    Args:
-        inputs: Inputs of a few examples.
     """
     for key, value in inputs.items() if isinstance(inputs, dict) else ():
         is_row = isinstance(value, tuple) and len(value) > 1

@@ -81,9 +81,7 @@ def holds_several_labels(targets: Any) -> bool:
 def make_inputs(batch: object, name: str = "inputs") -> ModelInputs:
     """Inputs as a tensor, or as plain tuples and dictionaries of tensors.
 
-    Args:
-        batch: A tensor or array; a tuple, list or mapping of such.
-        name: What it is, for messages.
+    A batch is a tensor or array, or a tuple, list or mapping of such; `name` is for messages.
 
     Raises:
         ValueError: A leaf is neither a tensor nor an array, or the numbers of examples differ.
@@ -124,12 +122,7 @@ def _map_leaves(function: Callable[[Any], Any], inputs: Any) -> Any:
 
 
 def move_batch(batch: tuple[ModelInputs, Tensor], device: torch.device) -> tuple[Any, Tensor]:
-    """Inputs and targets on a device.
-
-    Args:
-        batch: Inputs and targets, wherever they are.
-        device: The device.
-    """
+    """Inputs and targets on a device."""
     inputs, targets = batch
     return map_tensors(lambda tensor: move_tensor(tensor, device), inputs), move_tensor(targets, device)
 
@@ -280,11 +273,7 @@ def holds_texts(values: object) -> bool:
 
 
 def join_numbers(value: Any) -> Any:
-    """A nested list of numbers as an array, if its rows have one length; anything else is unchanged.
-
-    Args:
-        value: An entry of a dictionary of inputs, such as the lists of a tokenizer.
-    """
+    """A nested list of numbers as an array, if its rows have one length; anything else is unchanged."""
     first = value
     while isinstance(first, list) and first:
         first = first[0]

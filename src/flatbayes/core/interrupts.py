@@ -22,9 +22,6 @@ def defer_interrupts(*, enabled: bool = True) -> Iterator[None]:
 
     Nothing changes outside the main thread, or where a signal is ignored, as SIGHUP is by `nohup`. In a child process
     only Ctrl-C is recorded: by the others its parent, or the end of a session, ends it.
-
-    Args:
-        enabled: Whether signals are deferred at all.
     """
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield

@@ -58,12 +58,7 @@ class FeatureExtractor:
 
 @contextmanager
 def extract_features(network: nn.Module, layer: nn.Module) -> Iterator[FeatureExtractor | None]:
-    """Yield the extractor of a network; None where the layer is no plain `torch.nn.Linear`, or autograd cannot run.
-
-    Args:
-        network: The network, in eval mode.
-        layer: One of its layers.
-    """
+    """Yield the extractor of a network; None where the layer is no plain `torch.nn.Linear`, or without autograd."""
     # A subclass, a parametrization or a hook can change what the layer computes.
     has_hooks = layer._forward_hooks or layer._forward_pre_hooks
     if type(layer) is not nn.Linear or has_hooks or any(param.is_inference() for param in network.parameters()):

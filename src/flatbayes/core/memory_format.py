@@ -15,32 +15,19 @@ FAST_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def choose_memory_format(network: nn.Module, channels_last: bool | None = None) -> None:
-    """Store the kernels of 2-d convolutions with their channels innermost, in place.
-
-    Args:
-        network: The network. Its parameters stay the same objects.
-        channels_last: Whether to; None where it is faster.
-    """
+    """Store the kernels of 2-d convolutions channels innermost, in place, by default where it is faster."""
     if is_channels_last_faster(network) if channels_last is None else channels_last:
         for layer in find_convolutions(network):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def is_channels_last_faster(network: nn.Module) -> bool:
-    """Whether a network is on a CPU and has large convolutions in a precision that a CPU has fast kernels for.
-
-    Args:
-        network: The network.
-    """
+    """Whether a network is on a CPU and has large convolutions in a precision that a CPU has fast kernels for."""
     params = [param for layer in find_convolutions(network) for param in layer.parameters()]
     is_fast = all(param.device.type == "cpu" and param.dtype in FAST_DTYPES for param in params)
     return is_fast and sum(param.numel() for param in params) >= LARGE_SIZE
 
 
 def find_convolutions(network: nn.Module) -> list[nn.Module]:
-    """Two-dimensional convolutions of a network.
-
-    Args:
-        network: The network.
-    """
+    """Two-dimensional convolutions of a network."""
     return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]

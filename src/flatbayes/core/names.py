@@ -15,12 +15,7 @@ BaseT = TypeVar("BaseT")
 
 
 def find_similar(name: str, candidates: Iterable[str]) -> list[str]:
-    """The candidates most similar to a name, the best first; letter case and the characters - and _ do not count.
-
-    Args:
-        name: What the user wrote.
-        candidates: Valid names.
-    """
+    """The candidates most similar to a name, the best first; letter case and the characters - and _ do not count."""
     similarities = {candidate: _measure_similarity(name, candidate) for candidate in candidates}
     best = max(similarities.values(), default=0.0)
     close = [candidate for candidate, value in similarities.items() if value >= max(MIN_SIMILARITY, 0.9 * best)]
@@ -28,13 +23,7 @@ def find_similar(name: str, candidates: Iterable[str]) -> list[str]:
 
 
 def format_suggestion(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """`Did you mean --epochs? ` with a space at its end, or nothing if no candidate is similar.
-
-    Args:
-        name: What the user wrote.
-        candidates: Valid names.
-        prefix: Text before each suggested name.
-    """
+    """`Did you mean --epochs? ` with a space at its end, or nothing if no candidate is similar."""
     similar = find_similar(name, candidates)
     return f"Did you mean {' or '.join(prefix + candidate for candidate in similar)}? " if similar else ""
 
@@ -49,10 +38,6 @@ def format_names(names: Iterable[str], limit: int = MAX_LISTED_NAMES) -> str:
 
     >>> format_names(["a", "b"]), format_names(map(str, range(200)))[-18:]
     ("['a', 'b']", "'29'] and 170 more")
-
-    Args:
-        names: The names; a mapping has them as keys.
-        limit: Largest number of names; the others are counted.
     """
     listed = list(names)
     num_hidden = len(listed) - limit
@@ -62,14 +47,10 @@ def format_names(names: Iterable[str], limit: int = MAX_LISTED_NAMES) -> str:
 def format_count(count: int | float, noun: str, plural: str = "", spec: str = "") -> str:
     """A number and a noun that agrees with it.
 
+    By default `plural` is the noun and an s.
+
     >>> format_count(1, "seed"), format_count(5, "seed"), format_count(1200, "class is", "classes are", spec=",")
     ('1 seed', '5 seeds', '1,200 classes are')
-
-    Args:
-        count: The number.
-        noun: The noun for one, with or without a verb.
-        plural: The same for another number; if empty, `noun` and an s.
-        spec: Format of the number, as after the colon in an f-string.
     """
     return f"{count:{spec}} {noun if count == 1 else plural or noun + 's'}"
 
@@ -80,12 +61,7 @@ def shorten(text: str) -> str:
 
 
 def list_classes(module: ModuleType, base: type[BaseT]) -> dict[str, type[BaseT]]:
-    """The classes that a module exports by name, without their base class, in alphabetical order.
-
-    Args:
-        module: A module with `__all__`, or any module.
-        base: Base class of the classes.
-    """
+    """The classes that a module exports by name, without their base class, in alphabetical order."""
     exported = {name: getattr(module, name) for name in getattr(module, "__all__", None) or dir(module)}
     return {
         name: value

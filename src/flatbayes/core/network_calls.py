@@ -16,11 +16,7 @@ def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs:
 
     `torch.func.functional_call` sets a tensor once under each of its names, and so loses the parameters of a module
     that has two names. Here every tensor of every module is set once, and a tied tensor in all modules that have it.
-
-    Args:
-        network: The network.
-        tensors: Values by the first name of a parameter or buffer; the others keep theirs.
-        inputs: Inputs of the network.
+    `tensors` are values by the first name of a parameter or buffer; the others keep theirs.
     """
     if isinstance(network, torch.jit.ScriptModule | nn.DataParallel):
         raise RuntimeError(
@@ -38,12 +34,7 @@ Place = tuple[dict[str, Any], str, Tensor]
 
 
 def find_places(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Place]:
-    """Where other tensors belong in a network; a tied tensor has several places.
-
-    Args:
-        network: The network.
-        tensors: Values by the first name of a parameter or buffer.
-    """
+    """Where tensors, by their first names, belong in a network; a tied tensor has several places."""
     values, places = dict[int, Tensor | None](), list[Place]()
     if type(network).named_parameters is not nn.Module.named_parameters:  # the class decides on the names
         values = {id(param): tensors.get(name) for name, param in network.named_parameters()}
@@ -68,11 +59,7 @@ def find_places(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Place
 
 @contextmanager
 def replace_tensors(places: Sequence[Place]) -> Iterator[None]:
-    """Inside, a network has other tensors.
-
-    Args:
-        places: The result of `find_places`.
-    """
+    """Inside, a network has other tensors at the places of `find_places`."""
     own_tensors = [mapping[name] for mapping, name, _ in places]
     try:
         for mapping, name, value in places:
@@ -97,22 +84,14 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def differentiable_recurrence(network: nn.Module) -> Iterator[None]:
-    """Inside, recurrent layers can be differentiated in eval mode, and twice, which those of cuDNN cannot.
-
-    Args:
-        network: The network that is called; one without recurrent layers keeps cuDNN.
-    """
+    """Inside, recurrent layers can be differentiated in eval mode, and twice, which those of cuDNN cannot."""
     with _disable_for_recurrence(torch.backends.cudnn, network):
         yield
 
 
 @contextmanager
 def plain_recurrence(network: nn.Module) -> Iterator[None]:
-    """Inside, recurrent layers use no fused kernels, which have no forward-mode derivative.
-
-    Args:
-        network: The network that is called.
-    """
+    """Inside, recurrent layers use no fused kernels, which have no forward-mode derivative."""
     with _disable_for_recurrence(torch.backends.mkldnn, network), differentiable_recurrence(network):
         yield
 

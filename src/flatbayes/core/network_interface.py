@@ -61,11 +61,7 @@ class NetworkInterface:
 
     @staticmethod
     def parse(description: object, output: OutputSelector | None = None) -> "NetworkInterface":
-        """The interface of a description.
-
-        Args:
-            description: From `describe`; None for the interface of one tensor.
-            output: Replaces the output that is described.
+        """The interface of a description from `describe`, for None of one tensor; `output` replaces its selector.
 
         Raises:
             ValueError: The output is a function and is not given, or the description is damaged.
@@ -153,13 +149,9 @@ def adapt_network(
 ) -> nn.Module:
     """Let a network take trees of tensors as `network(inputs)`, and return one of its outputs, in place.
 
-    Args:
-        network: The network; an earlier adaptation is replaced.
-        output: Key, attribute, index or function that selects the output; None if it is a tensor.
-        inputs: Keys, or number, of the inputs in training, by which predictions recognise them.
-
-    Returns:
-        The network.
+    `output` is the key, attribute, index or function that selects the output, None if it is a tensor. Predictions
+    recognise the inputs by their keys or number in training. An earlier adaptation is replaced; the network is
+    returned.
     """
     _remove_hooks(network)
     network.register_forward_pre_hook(InputHook.of(network), with_kwargs=True)
@@ -178,15 +170,7 @@ def get_interface(network: nn.Module) -> NetworkInterface:
 def infer_interface(
     network: nn.Module, inputs: ModelInputs, output: OutputSelector | None = None
 ) -> NetworkInterface | None:
-    """The interface of a network, from one call in eval mode that changes nothing.
-
-    Args:
-        network: The network.
-        inputs: Inputs of a few examples.
-        output: The selector, if it is given.
-
-    Returns:
-        None if the network takes and returns one tensor.
+    """The interface of a network, from one call in eval mode that changes nothing; None for a tensor in and out.
 
     Raises:
         ValueError: The output is not one tensor, and which to use is not clear or not there; or tuples and
@@ -233,10 +217,6 @@ def get_structure(inputs: ModelInputs) -> InputStructure:
 
 def choose_output(outputs: Any, name: str) -> str | int:
     """The output to use where that is clear: the logits, or the only tensor.
-
-    Args:
-        outputs: What a network returned.
-        name: The network, for the message.
 
     Raises:
         ValueError: It is not clear.

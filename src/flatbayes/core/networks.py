@@ -25,10 +25,7 @@ def copy_network(
 ) -> nn.Module:
     """Deep copy of a network; a stored output is copied without its graph, and a lock is shared.
 
-    Args:
-        network: The network.
-        memo: Copies by the identity of the original, as for `copy.deepcopy`.
-        advice: What to do if it cannot be copied, for the message.
+    `memo` has copies by the identity of the original, as for `copy.deepcopy`; `advice` is for the message.
 
     Raises:
         ValueError: An attribute of the network cannot be copied.
@@ -83,10 +80,6 @@ def check_materialized(network: nn.Module) -> None:
 def check_real(params: Iterable[tuple[str, Tensor]], method: str) -> None:
     """Refuse complex weights, which have no Gaussian here.
 
-    Args:
-        params: The parameters with a distribution, and their names.
-        method: Name of the posterior, for the message.
-
     Raises:
         ValueError: A parameter is trainable and complex.
     """
@@ -102,10 +95,6 @@ def check_real(params: Iterable[tuple[str, Tensor]], method: str) -> None:
 @torch.no_grad()
 def materialize(network: nn.Module, inputs: ModelInputs) -> None:
     """Create the weights of lazy modules by a forward pass in eval mode.
-
-    Args:
-        network: The network.
-        inputs: A batch of its inputs.
 
     Raises:
         ValueError: The forward pass fails, or does not reach a lazy module.
@@ -127,12 +116,7 @@ def materialize(network: nn.Module, inputs: ModelInputs) -> None:
 
 
 def materialize_from_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Create the tensors of lazy modules in the shapes of saved ones, and make the modules ordinary ones.
-
-    Args:
-        network: The network.
-        weights: Saved tensors by name.
-    """
+    """Create the tensors of lazy modules in the shapes of saved ones, and make the modules ordinary ones."""
     for prefix, module in network.named_modules():
         if _is_lazy_module(module):
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -145,9 +129,7 @@ def materialize_from_weights(network: nn.Module, weights: Mapping[str, Tensor]) 
 def match_dtypes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Convert each floating-point tensor of a network to the dtype of the saved one, in place.
 
-    Args:
-        network: The network.
-        weights: Saved tensors by name; if they have one dtype, tensors that are not among them get that.
+    If the saved tensors have one dtype, tensors that are not among them get that.
     """
     default = shared_dtype(weights.values())
     for prefix, module in network.named_modules():
@@ -218,9 +200,7 @@ def _describe_obstacle(network: nn.Module, memo: Mapping[int, Any]) -> str:
 def hash_tensors(named_tensors: Iterable[tuple[str, Tensor]], prefix: str = "") -> str:
     """SHA-256 checksum of names, shapes, dtypes and values, in hexadecimal digits.
 
-    Args:
-        named_tensors: Pairs of name and tensor; their order counts.
-        prefix: Text that is hashed before them.
+    The order of the tensors counts; `prefix` is hashed before them.
     """
     checksum = hashlib.sha256(prefix.encode())
     for name, tensor in named_tensors:

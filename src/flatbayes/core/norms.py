@@ -13,11 +13,7 @@ from flatbayes.core.tensor_lists import flatten, group_tensors
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all entries of all tensors, accumulated in at least float32.
 
-    Args:
-        tensors: Such as one gradient per parameter.
-
-    Returns:
-        A tensor without dimensions; inside `vectorized`, the norm of each network, of shape (networks,).
+    It has no dimensions; inside `vectorized` it is the norm of each network, of shape (networks,).
     """
     return combine_norms(tensor_norms(tensors))
 
@@ -25,11 +21,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Euclidean norm of each tensor, accumulated in at least float32; see `global_norm`.
 
-    Args:
-        tensors: Such as the gradients of a group of parameters.
-
-    Returns:
-        One tensor without dimensions per tensor; inside `vectorized`, one of shape (networks,).
+    Each has no dimensions; inside `vectorized` it is of shape (networks,).
     """
     if num_vectorized():
         exact = [(t if t.dtype in (torch.float32, torch.float64) else t.float()) for t in tensors]
@@ -41,11 +33,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def combine_norms(norms: Sequence[Tensor]) -> Tensor:
-    """The norm of all entries of tensors whose norms are given; the result of `global_norm`.
-
-    Args:
-        norms: The result of `tensor_norms`.
-    """
+    """The norm of all entries of tensors whose norms are given; the result of `global_norm`."""
     if len({(n.dtype, n.device) for n in norms}) > 1:
         norms = [n.to(norms[0]) for n in norms]
     total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), dim=0 if norms[0].ndim else None)
@@ -55,12 +43,7 @@ def combine_norms(norms: Sequence[Tensor]) -> Tensor:
 def global_inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Sum of the products of all entries of all tensors, accumulated in at least float32.
 
-    Args:
-        left: Tensors.
-        right: As many, of the same shapes.
-
-    Returns:
-        A tensor without dimensions; inside `vectorized`, the product of each network, of shape (networks,).
+    It has no dimensions; inside `vectorized` it is the product of each network, of shape (networks,).
     """
     if num_vectorized():
         products = [_multiply(a, b) for a, b in zip(left, right, strict=True)]

@@ -16,10 +16,7 @@ UNKNOWN_VERSION = "unknown"
 
 @contextmanager
 def require_package(extra: str) -> Iterator[None]:
-    """Context in which the packages of an optional extra of flatbayes are imported.
-
-    Args:
-        extra: Name of the extra in `pip install 'flatbayes[extra]'`.
+    """Context in which the packages of an optional extra, `pip install 'flatbayes[extra]'`, are imported.
 
     Raises:
         ImportError: A package is not installed.
@@ -33,10 +30,7 @@ def require_package(extra: str) -> Iterator[None]:
 
 
 def import_fabric(module: str = "") -> ModuleType:
-    """Import Lightning Fabric, or a module of it, from whichever wheel is installed.
-
-    Args:
-        module: Dotted path within Fabric, such as `strategies.ddp`.
+    """Import Lightning Fabric, or a module of it such as `strategies.ddp`, from whichever wheel is installed.
 
     Raises:
         ImportError: It is not installed.

@@ -30,10 +30,6 @@ NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def check_selection(selection: object, option: str) -> None:
     """Check that a selection is a group or a list of patterns.
 
-    Args:
-        selection: The value of an option.
-        option: Name of the option, for the message.
-
     Raises:
         ValueError: It is neither.
     """
@@ -85,10 +81,6 @@ def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> 
     """Inside, gradients are computed of these parameters only, and those of the others cost nothing.
 
     Parameters of lazy modules that have no shape yet are left as they are.
-
-    Args:
-        model: The network.
-        params: Some of its trainable parameters, by name.
     """
     kept_ids = {id(param) for param in params.values()}
     others = [p for p in list_parameters(model) if p.requires_grad and id(p) not in kept_ids and not is_lazy(p)]
@@ -102,12 +94,7 @@ def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> 
 
 
 def only_optimized(model: nn.Module, optimizer: Optimizer) -> AbstractContextManager[None]:
-    """Inside, gradients are computed of the parameters that an optimizer updates only.
-
-    Args:
-        model: The network.
-        optimizer: An optimizer over all of its trainable parameters, or over some.
-    """
+    """Inside, gradients are computed of the parameters that an optimizer updates only."""
     optimized_ids = {id(param) for group in optimizer.param_groups for param in group["params"]}
     return only_requires_grad(model, {n: p for n, p in model.named_parameters() if id(p) in optimized_ids})
 
@@ -116,10 +103,6 @@ def split_parameters(
     model: nn.Module, selection: ParameterSelection
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The parameters that the option `params` selects, and the other trainable ones.
-
-    Args:
-        model: The network.
-        selection: As for `select_parameters`.
 
     Raises:
         ValueError: As for `select_parameters`.
@@ -133,12 +116,7 @@ def split_parameters(
 
 
 def find_linear_owner(model: nn.Module, selection: ParameterSelection) -> nn.Linear | None:
-    """The linear layer that has all parameters that the option `params` selects; None if there is none.
-
-    Args:
-        model: The network.
-        selection: As for `select_parameters`.
-    """
+    """The linear layer that has all parameters that the option `params` selects; None if there is none."""
     ids = {id(param) for param in select_parameters(model, selection, "params").values()}
     layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
     return next((layer for layer in layers if ids <= {id(param) for param in layer.parameters(recurse=False)}), None)
@@ -154,11 +132,6 @@ def explain_unmatched(pattern: str, names: Sequence[str], frozen_names: Sequence
 
     >>> explain_unmatched("fc", ["body.0.weight", "body.0.bias", "fc.weight"])
     "Did you mean 'fc.*'? Trainable: ['body.0.weight', 'body.0.bias', 'fc.weight']."
-
-    Args:
-        pattern: The pattern.
-        names: The names of the trainable parameters.
-        frozen_names: Those of the others.
     """
     if match_names(frozen_names, pattern):
         return "The parameters that it matches do not require gradients already: leave it out."

@@ -93,13 +93,10 @@ class ProcessGroupInfo:
     def synchronize_buffers(self, module: nn.Module, updated_buffers: Collection[str] | None = None) -> None:
         """Average the running statistics of normalization layers; copy other buffers from the main process.
 
-        A running statistic is linear in the batch statistics, so averaging at the end of an epoch equals averaging
-        at every step. The result is the mean over the shares of each batch; for variances it leaves out the variance
-        of the means of the shares.
-
-        Args:
-            module: The network.
-            updated_buffers: As for `norm_layers`: the statistics of frozen layers are copied, which does not round.
+        A running statistic is linear in the batch statistics, so averaging at the end of an epoch equals averaging at
+        every step. The result is the mean over the shares of each batch; for variances it leaves out the variance of
+        the means of the shares. The statistics of frozen layers, which are not in `updated_buffers`, are copied,
+        which does not round.
         """
         if self.size == 1:
             return
@@ -116,13 +113,7 @@ class ProcessGroupInfo:
                 dist.broadcast(buffer, 0)
 
     def average_over_examples(self, value: float, count: int, device: torch.device) -> float:
-        """The mean over the examples of all processes.
-
-        Args:
-            value: Mean over the examples of this process; ignored if it has none.
-            count: Number of examples of this process.
-            device: Device of the collective operation.
-        """
+        """The mean over the examples of all processes; `value` is that of this process, ignored without examples."""
         if self.size == 1:
             return value
         sums = torch.tensor(

@@ -114,9 +114,7 @@ class RandomState:
     def from_state_dict(cls, state_dict: Mapping[str, Tensor], device: torch.device) -> "RandomState":
         """The inverse of `state_dict`; the device may have another number than when the state was saved.
 
-        Args:
-            state_dict: The states by name of device.
-            device: The device that is restored besides the CPU; the states of others are left out.
+        The states of other devices than this one and the CPU are left out.
         """
         states = [state for name, state in state_dict.items() if torch.device(name).type == device.type != "cpu"]
         return cls(state_dict["cpu"], {device: states[0]} if states else {})
@@ -139,11 +137,7 @@ class RandomState:
 
 @contextmanager
 def replay_rng(state: RandomState) -> Iterator[None]:
-    """Inside, random numbers start from `state`; afterwards the generators are as they were before.
-
-    Args:
-        state: Also says which accelerators are restored.
-    """
+    """Inside, random numbers start from `state`; afterwards the generators are as they were before."""
     outer_state = RandomState.capture_devices(state.accelerators)
     state.restore()
     try:
@@ -172,11 +166,8 @@ def rewind_rng(state: RandomState) -> Iterator[None]:
 def seeded_rng(seed: int, model: nn.Module | None) -> Iterator[None]:
     """Inside, random numbers start from `seed`; afterwards the generators are as they were before.
 
-    `torch.manual_seed` would also seed accelerators that are not restored.
-
-    Args:
-        seed: Any integer that `torch.manual_seed` takes.
-        model: The network whose devices are seeded and restored; None for all that this process has initialized.
+    `torch.manual_seed` would also seed accelerators that are not restored. Without a model, all devices that this
+    process has initialized are seeded and restored.
     """
     state = RandomState.capture(model)
     RandomState.from_seed(seed, state.accelerators).restore()
@@ -208,11 +199,6 @@ def spawn_seeds(stream: Stream, *key: SupportsIndex, count: int) -> list[int]:
     The name of the stream, the length of the key and its integers are hashed, so that neither another stream nor a
     longer key gives the same seeds (`numpy.random.SeedSequence` alone pads keys with zeros).
 
-    Args:
-        stream: What the random numbers are for.
-        key: Integers of at least 0, such as a seed and a step.
-        count: Number of seeds.
-
     Raises:
         ValueError: An integer is negative.
     """
@@ -242,13 +228,8 @@ def make_generator(stream: Stream, *key: SupportsIndex, device: torch.device | s
 def draw_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool = False) -> list[Tensor]:
     """Standard normal noise in the shapes of tensors, from seeds alone; the global generators are not used.
 
-    Args:
-        like: Tensors whose shapes, dtypes and devices the noise has.
-        seeds: One seed; or one for each network along the first dimension of the tensors if these are stacked.
-        stacked: Whether the tensors hold several networks. Each gets the noise that it gets alone.
-
-    Returns:
-        One tensor of noise per tensor.
+    There is one seed, or with `stacked` one for each network along the first dimension, which gets the noise that it
+    gets alone.
     """
     tensors = list(like)
     noise = [
@@ -262,9 +243,7 @@ def iter_normal_noise(
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Draw standard normal noise for tensors, group by group.
 
-    Args:
-        like: Tensors whose shapes, dtypes and devices the noise has.
-        generators: The generator of each device; None for the global ones.
+    Without generators, the global ones are used.
 
     Yields:
         Indices of tensors, and the noise of each. On an accelerator a group has one kernel.

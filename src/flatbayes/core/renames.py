@@ -50,10 +50,6 @@ def translate_path(path: str) -> str:
 def translate_spec(path: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """A class path and its arguments as they are called in this version.
 
-    Args:
-        path: Dotted path of a class or function.
-        arguments: Its arguments by name.
-
     Returns:
         The new path, and the arguments by their new names, in the same order. An argument under its new name has
         priority over the same one under its old name.
@@ -68,8 +64,7 @@ def translate_spec(path: str, arguments: Mapping[str, Any]) -> tuple[str, dict[s
 def translate_training_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `TrainingConfig` from the run folder of any version, in the form that `with_options` takes.
 
-    Args:
-        options: Values by name; those of a group in a mapping, or in folders of 0.1 at the top.
+    Those of a group are in a mapping, or in folders of 0.1 at the top.
     """
     renamed = RENAMED_ARGUMENTS["flatbayes.training.TrainingConfig"]
     translated = {}
@@ -82,9 +77,6 @@ def translate_training_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def explain_name(name: str) -> str | None:
     """One sentence about a class or function that has another name in this version, or none.
-
-    Args:
-        name: A dotted path, or the bare name of anything that is exported.
 
     Returns:
         Such as `Recipe was renamed to TrainingConfig in 0.2.`; None if the name is not an old one.

@@ -149,9 +149,7 @@ def is_allowed(path: object, allowed_paths: Collection[str]) -> bool:
 def import_object(path: str, *, package: str | None = None) -> Callable[..., Any]:
     """Import the class or function at a dotted path. Names of version 0.1 are translated.
 
-    Args:
-        path: Such as `flatbayes.flatness.SAM`.
-        package: Refuse paths outside this package, and names that it does not export.
+    With a package, paths outside of it, and names that it does not export, are refused.
 
     Raises:
         ValueError: The path is outside `package`, or cannot be imported.
@@ -194,9 +192,6 @@ def short_name(obj: Any) -> str:
     """Class name with the arguments that differ from their defaults: `SWAG(rank=0)`, `Plain`.
 
     A description may come from a file, so classes outside flatbayes are not imported for their defaults.
-
-    Args:
-        obj: An object that `to_spec` can describe, or such a description.
     """
     spec = obj if isinstance(obj, dict) else to_spec(obj, allow_instances=True)
     path, arguments = translate_spec(spec["class_path"], spec.get("init_args", {}))

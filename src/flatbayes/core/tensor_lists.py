@@ -29,11 +29,7 @@ class ReusableMemory:
         self._tensors = list[Tensor]()
 
     def take(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors with arbitrary values in the shapes and memory formats of others.
-
-        Args:
-            like: The other tensors.
-        """
+        """Tensors with arbitrary values in the shapes and memory formats of others."""
         tensors, self._tensors = self._tensors, []
         if len(tensors) == len(like) and all(map(has_same_layout, tensors, like)):
             return tensors
@@ -65,10 +61,7 @@ def count_writes(tensor: Tensor) -> int:
 def group_tensors(tensors: Sequence[Tensor], max_entries: int | None = None) -> list[list[int]]:
     """Indices of tensors that are processed together: of one dtype and device, and in bounded number.
 
-    Args:
-        tensors: The tensors.
-        max_entries: Largest number of entries of a group, unless it is a single tensor; by default
-            `MAX_GROUP_ENTRIES`.
+    A group has at most `max_entries` entries, by default `MAX_GROUP_ENTRIES`, unless it is a single tensor.
 
     Returns:
         Groups that have every index once, each in ascending order.
@@ -110,9 +103,7 @@ def to_local(tensor: Tensor) -> Tensor:
 def copy_values(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values into tensors in place, with one kernel for all tensors of a dtype and device.
 
-    Args:
-        tensors: Tensors to overwrite. If they are sharded, every process copies its own shard.
-        values: One value per tensor, of its shape and sharding.
+    Of sharded tensors every process copies its own shard.
     """
     targets, sources = [to_local(tensor) for tensor in tensors], [to_local(value) for value in values]
     if len({target.dtype for target in targets}) > 1:
@@ -138,12 +129,7 @@ def fill_with_zeros(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -
 
 
 def full_tensors(like: Sequence[Tensor], value: float) -> list[Tensor]:
-    """Tensors of one value in the shapes of others, in one kernel for all of a dtype and device: views of a vector.
-
-    Args:
-        like: The other tensors.
-        value: The value.
-    """
+    """Tensors of one value in the shapes of others: views of a vector, one kernel for all of a dtype and device."""
     if any(to_local(tensor) is not tensor for tensor in like):
         return [torch.full_like(tensor, value) for tensor in like]
     results = list(like)
@@ -178,17 +164,10 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def map_elementwise(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Results of an elementwise function that has no `torch._foreach_` form.
+    """Results of an elementwise function that has no `torch._foreach_` form, one per tensor.
 
     On an accelerator the function is called once per group, with all of its entries in one vector. On the CPU, where
     a call is cheap, and where vectors of other lengths are rounded otherwise, it is called for each tensor.
-
-    Args:
-        function: An elementwise function.
-        tensors: Its arguments.
-
-    Returns:
-        One result per tensor.
     """
     if not any_on_accelerator(tensors):
         return [function(tensor) for tensor in tensors]

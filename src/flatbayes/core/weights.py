@@ -89,12 +89,7 @@ def _perturb_in_place(params: Sequence[Tensor], directions: list[Tensor], scale:
 
 @contextmanager
 def swap_values(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, every parameter holds the given value.
-
-    Args:
-        params: Tensors to overwrite.
-        values: One value per parameter, of its shape; another dtype or device is converted.
-    """
+    """Inside, every parameter holds the given value, of its shape; another dtype or device is converted."""
     with preserve(params):
         with torch.no_grad():
             copy_values(params, values)
@@ -107,11 +102,8 @@ def write_blockwise(
 ) -> Iterator[None]:
     """Inside, parameters hold values that are computed block by block.
 
-    Args:
-        params: Tensors to overwrite.
-        make_block: Computes the values of a block of `flatten(params)`, given its slice; called once per block, in
-            order.
-        block_size: Largest number of entries of a block.
+    Blocks of `flatten(params)` with at most `block_size` entries are computed in order, each by one call with its
+    slice.
     """
     total = sum(param.numel() for param in params)
     block_slices = [slice(k, min(k + block_size, total)) for k in range(0, total, block_size)]
@@ -136,13 +128,7 @@ def write_blockwise(
 
 
 def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> list[Tensor]:
-    """`param + scale * direction` in new tensors, in one pass if the scale is a number.
-
-    Args:
-        params: Tensors.
-        directions: One direction per tensor, of its shape.
-        scale: As for `perturb`.
-    """
+    """`param + scale * direction` in new tensors, in one pass if the scale is a number; see `perturb`."""
     pairs = zip(params, directions, strict=True)
     with torch.no_grad():
         if isinstance(scale, Tensor) and scale.ndim:
@@ -156,14 +142,7 @@ def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | 
 
 
 def add_scaled(param: Tensor, direction: Tensor, scale: float | Tensor, out: Tensor | None = None) -> Tensor:
-    """`param + scale * direction`, computed without gradients enabled.
-
-    Args:
-        param: A tensor.
-        direction: A tensor of its shape.
-        scale: As for `perturb`.
-        out: Where to compute the result, such as the direction itself; None for new memory.
-    """
+    """`param + scale * direction`, without gradients enabled, in `out`, such as the direction, or new memory."""
     if direction.dtype is not param.dtype:
         direction = direction.to(param.dtype)
     if not isinstance(scale, Tensor):
@@ -198,10 +177,7 @@ def swap_storage(
 ) -> Iterator[None]:
     """Inside, parameters point to the memory of other tensors; afterwards to their own again.
 
-    Args:
-        params: Tensors for which `can_swap_storage` holds.
-        values: Another tensor for each, of its shape and dtype.
-        memory: Gets the other tensors afterwards.
+    `can_swap_storage` holds for the parameters; `memory` gets the other tensors afterwards.
     """
     own_data = [param.data for param in params]
     torch.clear_autocast_cache()
@@ -233,10 +209,6 @@ def preserve(params: Sequence[Tensor]) -> Iterator[None]:
 
 def iter_blocks(tensors: Sequence[Tensor], block_size: int) -> Iterator[tuple[slice, list[Tensor]]]:
     """Iterate over blocks of `flatten(tensors)` without computing that vector.
-
-    Args:
-        tensors: The tensors.
-        block_size: Largest number of entries of a block.
 
     Yields:
         The slice of the vector, and the views of the tensors that it consists of, each a vector.

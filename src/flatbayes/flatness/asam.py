@@ -95,10 +95,6 @@ def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
 
     Besides `weight` these are `in_proj_weight` of attention, `weight_ih_l0` of recurrent layers, scales of
     normalisation layers, and the tensors of parametrised weights (`parametrizations.weight.original0`).
-
-    Args:
-        weights: Tensors by full name, such as `layer.weight`.
-        eta: Added to |w|.
     """
     scaled = {name: weight.detach() for name, weight in weights.items() if "weight" in name}
     others = {name: weight.detach() for name, weight in weights.items() if name not in scaled}
@@ -113,13 +109,7 @@ def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
 def adaptive_perturbation(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> Perturbation:
     """Maximiser of <g, e> over ||e / T|| <= rho: e = rho T² g / ||T g|| (Kwon et al., Algorithm 1).
 
-    Args:
-        grads: One gradient per tensor.
-        scale: T, positive, of the gradients' shapes.
-        rho: Radius of the ball.
-
-    Returns:
-        One perturbation per tensor, zero for a zero gradient.
+    T is `scale`, positive. The perturbation is zero for a zero gradient.
     """
     return scaled_perturbation(grads, lambda group: [scale[k] for k in group], rho)
 
@@ -127,13 +117,7 @@ def adaptive_perturbation(grads: Sequence[Tensor], scale: Sequence[Tensor], rho:
 def scaled_perturbation(
     grads: Sequence[Tensor], compute_scale: Callable[[list[int]], Sequence[Tensor]], rho: float
 ) -> Perturbation:
-    """The result of `adaptive_perturbation`, with T computed group by group.
-
-    Args:
-        grads: One gradient per tensor.
-        compute_scale: Computes T of the tensors with the given indices.
-        rho: Radius of the ball.
-    """
+    """The result of `adaptive_perturbation`, with T computed group by group."""
 
     def compute_group(group: list[int]) -> tuple[list[Tensor], list[Tensor]]:
         scale = list(compute_scale(group))

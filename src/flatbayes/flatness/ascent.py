@@ -266,12 +266,7 @@ def _make_unused_error(
 
 
 def check_radius(radius: float, meaning: str = "rho is the radius of a ball", *, alternative: str = "") -> None:
-    """Check that the size of a perturbation is finite and at least 0.
-
-    Args:
-        radius: The value.
-        meaning: Start of the message.
-        alternative: What else is allowed, for the message.
+    """Check that the size of a perturbation is finite and at least 0; `meaning` starts the message.
 
     Raises:
         ValueError: It is not.
@@ -283,10 +278,6 @@ def check_radius(radius: float, meaning: str = "rho is the radius of a ball", *,
 
 def check_radius_or_auto(radius: float | Literal["auto"], meaning: str = "rho is the radius of a ball") -> None:
     """Check the field of a flatness that `radius_field` names: `auto`, or as `check_radius`.
-
-    Args:
-        radius: The value.
-        meaning: Start of the message.
 
     Raises:
         ValueError: It is not.

@@ -77,24 +77,14 @@ class FisherSAM(AscentFlatness):
 
 
 def relative_weight(grads: Sequence[Tensor], eta: float) -> Tensor:
-    """Eta / mean g², the mean over all tensors together; 0 for a zero gradient.
-
-    Args:
-        grads: One gradient per tensor.
-        eta: Weight of the squared gradient.
-    """
+    """Eta / mean g², the mean over all tensors together; 0 for a zero gradient."""
     squared_norm = global_norm(grads).square()
     mean = squared_norm / (sum(g.numel() for g in grads) // max(1, num_vectorized()))
     return torch.where(mean > 0, eta / mean, 0.0)
 
 
 def inverse_diagonal(grads: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
-    """1 / (1 + weight g²), elementwise.
-
-    Args:
-        grads: Gradients, one per tensor.
-        weight: A number, or one per vectorized network.
-    """
+    """1 / (1 + weight g²), elementwise; the weight is a number, or one per vectorized network."""
     wide = [g.to(weight.dtype) for g in grads]
     squares = list(torch._foreach_mul(wide, wide))
     if weight.ndim:
@@ -112,13 +102,8 @@ def fisher_perturbation(
 ) -> Perturbation:
     """Maximiser of <g, e> over eᵀ F e <= rho² for a diagonal F: e = rho F⁻¹ g / sqrt(gᵀ F⁻¹ g).
 
-    Args:
-        grads: One gradient per tensor.
-        compute_inverse: Computes the diagonal of F⁻¹, positive, of the tensors with the given indices.
-        rho: Radius of the ellipsoid.
-
-    Returns:
-        One perturbation per tensor, zero for a zero gradient.
+    `compute_inverse` gives the diagonal of F⁻¹, positive, of the tensors with the given indices. The perturbation is
+    zero for a zero gradient.
     """
 
     def compute_group(group: list[int]) -> tuple[list[Tensor], list[Tensor]]:

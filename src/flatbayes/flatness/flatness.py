@@ -177,14 +177,7 @@ class AscentFlatness(Flatness):
         model: nn.Module,
         progress: TrainingProgress | None,
     ) -> Closure:
-        """Make a closure whose gradient is taken at perturbed weights, with the options of this flatness.
-
-        Args:
-            perturbation_fn: Computes the perturbation.
-            closure: The plain closure.
-            model: The module whose parameters are perturbed.
-            progress: Progress of training.
-        """
+        """Make a closure whose gradient is taken at perturbed weights, with the options of this flatness."""
         return gradient_at_perturbation(
             perturbation_fn,
             closure,
@@ -236,9 +229,6 @@ class FlatnessWrapper(Flatness):
 def require_radius(flatness: Flatness) -> float:
     """Return the radius as a number.
 
-    Args:
-        flatness: A flatness with a radius.
-
     Raises:
         ValueError: It is `auto`, which a single step cannot choose.
     """
@@ -256,10 +246,6 @@ def require_radius(flatness: Flatness) -> float:
 def require_progress(progress: TrainingProgress | None, flatness: Flatness) -> TrainingProgress:
     """Return the progress of training.
 
-    Args:
-        progress: What the flatness was called with.
-        flatness: The flatness that needs it, for the message.
-
     Raises:
         ValueError: It is None.
     """
@@ -274,10 +260,6 @@ def require_progress(progress: TrainingProgress | None, flatness: Flatness) -> T
 
 def require_training_fraction(progress: TrainingProgress | None, flatness: Flatness) -> float:
     """Return the fraction of training that is done.
-
-    Args:
-        progress: What the flatness was called with.
-        flatness: The flatness that needs it, for the message.
 
     Raises:
         ValueError: The progress is None, or its number of steps is not known.

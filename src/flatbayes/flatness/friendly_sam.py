@@ -99,14 +99,7 @@ class FriendlySAM(AscentFlatness):
 def friendly_perturbation(
     grads: Sequence[Tensor], averages: Sequence[Tensor], sigma: float, rho: float
 ) -> Perturbation:
-    """Rho d / ||d|| with d = g - sigma m, norms over all tensors jointly; shorter where d is rounding noise.
-
-    Args:
-        grads: g, one per tensor.
-        averages: m, one per tensor.
-        sigma: Factor on the averages.
-        rho: Length of the perturbation.
-    """
+    """Rho d / ||d||, d = grads - sigma averages, norms over all jointly; shorter where d is rounding noise."""
     differences = list(torch._foreach_sub(list(grads), list(averages), alpha=sigma))
     resolution = max(torch.finfo(grad.dtype).eps for grad in grads)
     norm = torch.maximum(global_norm(differences), MIN_RELATIVE_NORM * resolution * global_norm(grads))

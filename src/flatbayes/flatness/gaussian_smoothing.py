@@ -89,13 +89,8 @@ class GaussianSmoothing(Flatness):
 def draw_step_noise(like: Sequence[Tensor], seed: int, progress: TrainingProgress) -> list[Tensor]:
     """Standard normal noise, a pseudorandom function of the seeds, the member and the step.
 
-    Args:
-        like: Tensors whose shapes the noise has; inside `vectorized`, the networks are along the first dimension.
-        seed: Seed of the flatness.
-        progress: Has the seed of the run, the member or members, and the step.
-
-    Returns:
-        One tensor per tensor; a vectorized network gets the noise that it gets when it is trained alone.
+    Inside `vectorized`, the networks are along the first dimension of the tensors, and each gets the noise that it
+    gets when it is trained alone.
     """
     seeds = [
         spawn_seed(Stream.FLATNESS_NOISE, seed, progress.seed, member, progress.step) for member in progress.members

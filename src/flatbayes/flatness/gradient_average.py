@@ -17,18 +17,7 @@ from flatbayes.core.tensor_lists import flatten, group_tensors, unflatten, zero_
 def update_average(
     progress: TrainingProgress, kind: str, weights: Mapping[str, Tensor], grads: Sequence[Tensor], decay: float
 ) -> list[Tensor]:
-    """Update the averages m <- decay m + (1 - decay) g that are kept under a name; the first one is the gradient.
-
-    Args:
-        progress: Progress of training.
-        kind: What the averages are; see `TrainingProgress.store_state`.
-        weights: The parameters by name.
-        grads: g, one per parameter.
-        decay: Fraction of m that is left.
-
-    Returns:
-        m after the update, one per parameter.
-    """
+    """Update averages m <- decay m + (1 - decay) g, kept under a name, and return them; the first is the gradient."""
     averages, is_finite = progress.load_state(kind, weights), global_norm(grads).isfinite()
     gradients = dict(zip(weights, grads, strict=True))
     missing = [name for name in gradients if name not in averages]
@@ -53,12 +42,7 @@ def accumulate_gradients(
 ) -> None:
     """Update sums v <- decay v + weight g in place, and leave them unchanged if the gradient is not finite.
 
-    Args:
-        sums: v, one per tensor.
-        grads: g, one per tensor.
-        decay: Fraction of v that is left.
-        weight: Factor on g.
-        is_finite: Whether the gradient is finite, of each vectorized network; by default whether these tensors are.
+    By default these tensors decide whether the gradient is finite; `is_finite` says it of each vectorized network.
     """
     if not grads:
         return

@@ -36,12 +36,7 @@ def combine_gradients(
 ) -> Closure:
     """Make a closure whose gradient is a function of the plain gradient and of the gradient of SAM.
 
-    Args:
-        flatness: Has the radius of SAM, and its options.
-        combine_fn: Computes the gradient of the step. It is not called if nothing is perturbed.
-        closure: The plain closure.
-        model: The module whose trainable parameters are perturbed.
-        progress: Progress of training.
+    `combine_fn` computes the gradient of the step. It is not called if nothing is perturbed.
     """
     rho = require_radius(flatness)
 
@@ -70,10 +65,7 @@ def combine_gradients(
 def extrapolate_gradient(grads: Sequence[Tensor], flat_grads: Sequence[Tensor], weight: float) -> None:
     """F <- g + weight (f - g), in place; exactly f for a weight of 1, and exactly g where both are equal.
 
-    Args:
-        grads: g, one per tensor.
-        flat_grads: f, one per tensor.
-        weight: Weight of the flat gradient; above 1 beyond it.
+    Here g are `grads` and f `flat_grads`.
     """
     torch._foreach_lerp_(list(flat_grads), list(grads), 1 - weight)
 
@@ -81,9 +73,7 @@ def extrapolate_gradient(grads: Sequence[Tensor], flat_grads: Sequence[Tensor], 
 def match_norm(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) -> None:
     """F <- ||g|| f / ||f||, in place, norms over all tensors jointly; zero for a zero f.
 
-    Args:
-        grads: g, one per tensor.
-        flat_grads: f, one per tensor.
+    Here g are `grads` and f `flat_grads`.
     """
     flat_norm = global_norm(flat_grads)
     ratio = torch.where(flat_norm == 0, 0.0, global_norm(grads) / flat_norm)
@@ -93,10 +83,7 @@ def match_norm(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) -> None:
 def subtract_orthogonal_part(grads: Sequence[Tensor], flat_grads: Sequence[Tensor], alpha: float) -> None:
     """F <- f - alpha (g - (g·f / f·f) f), in place, products over all tensors jointly; exactly f where g equals f.
 
-    Args:
-        grads: g, one per tensor, which is overwritten.
-        flat_grads: f, one per tensor.
-        alpha: Fraction of the part of g orthogonal to f.
+    Here g are `grads`, which are overwritten, and f `flat_grads`.
     """
     length = global_inner_product(flat_grads, flat_grads)
     along = torch.where(length == 0, 0.0, global_inner_product(grads, flat_grads) / length)
@@ -107,12 +94,7 @@ def subtract_orthogonal_part(grads: Sequence[Tensor], flat_grads: Sequence[Tenso
 
 
 def spread_factor(factor: Tensor, tensors: Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """The second argument of `torch._foreach_mul` that multiplies all tensors by one factor.
-
-    Args:
-        factor: A tensor without dimensions, or the factor of every vectorized network.
-        tensors: The tensors.
-    """
+    """The second argument of `torch._foreach_mul` that multiplies all tensors by one factor."""
     if factor.ndim:
         return [broadcast_per_network(factor, tensor).to(tensor.dtype) for tensor in tensors]
     return factor.to(tensors[0].device, promoted_dtype(tensors))

@@ -92,16 +92,7 @@ class LESAM(AscentFlatness):
 
 
 def loss_equated_perturbation(grads: Sequence[Tensor], loss_budget: float, rho_max: float) -> Perturbation:
-    """Radius g / ||g|| with radius = min(loss_budget / ||g||, rho_max), norms over all tensors jointly.
-
-    Args:
-        grads: One gradient per tensor.
-        loss_budget: The value of <g, e>.
-        rho_max: Largest radius.
-
-    Returns:
-        One perturbation per tensor, zero for a zero gradient.
-    """
+    """Radius g / ||g||, radius = min(loss_budget / ||g||, rho_max), norms over all tensors jointly; zero if g is."""
     norm = global_norm(grads)
     return Perturbation(list(grads), norm, (loss_budget / norm.clamp(min=MIN_NORM)).clamp(max=rho_max))
 
@@ -111,10 +102,6 @@ def cosine_decay(fraction_done: float, decay_fraction: float) -> float:
 
     >>> [round(cosine_decay(done, 0.5), 3) for done in (0.0, 0.5, 0.75, 1.0)]
     [1.0, 1.0, 0.5, 0.0]
-
-    Args:
-        fraction_done: Fraction of training that is done.
-        decay_fraction: Fraction of training over which the factor decreases, above 0.
     """
     t = (fraction_done - (1 - decay_fraction)) / decay_fraction
     return (1 + math.cos(math.pi * min(max(t, 0.0), 1.0))) / 2

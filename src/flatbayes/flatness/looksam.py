@@ -120,12 +120,8 @@ def orthogonal_direction(
     """The component of the flat gradient that is orthogonal to the plain one, at length 1; zero if there is none.
 
     g_v = g_flat - (g_flat·g / g·g) g, then g_v / ||g_v||, products and norms over all tensors jointly (Liu et al.,
-    Algorithm 1). Computed in at least float32, and exactly zero where the two gradients are equal.
-
-    Args:
-        grads: The plain gradient g, one per tensor.
-        flat_grads: The gradient of SAM, one per tensor.
-        previous: The direction so far, which stays if a gradient is not finite; None for zeros.
+    Algorithm 1). Computed in at least float32, and exactly zero where the two gradients are equal. The
+    direction stays `previous`, or zero, if a gradient is not finite.
     """
     wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
     flat = [f.to(g.dtype) for f, g in zip(flat_grads, wide, strict=True)]
@@ -146,13 +142,7 @@ def orthogonal_direction(
 
 
 def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:
-    """Add alpha ||g|| times the direction to g, in place, norms over all tensors jointly.
-
-    Args:
-        grads: One gradient per tensor.
-        directions: One direction per tensor, together of length 1.
-        alpha: Relative length.
-    """
+    """Add alpha ||g|| times directions, together of length 1, to g, in place, norms over all tensors jointly."""
     if grads:
         length = alpha * global_norm(grads)
         torch._foreach_add_(list(grads), torch._foreach_mul(list(directions), spread_factor(length, grads)))

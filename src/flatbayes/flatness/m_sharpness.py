@@ -106,13 +106,7 @@ class MSharpness(FlatnessWrapper):
 
 
 def add_gradients(sums: dict[str, Tensor], params: Mapping[str, nn.Parameter], weight: float) -> None:
-    """Add weight times the gradient to the sum of each parameter, in place; new sums are in new memory.
-
-    Args:
-        sums: Sums by name, which are extended.
-        params: Parameters with a gradient by name.
-        weight: Factor on the gradients.
-    """
+    """Add weight times the gradient to the sum of each parameter, in place; new sums are in new memory."""
     grads = {name: dense_gradient(param) for name, param in params.items()}
     new = [name for name in grads if name not in sums]
     old = [name for name in grads if name in sums]

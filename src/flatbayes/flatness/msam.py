@@ -98,10 +98,5 @@ class MSAM(Flatness):
 
 
 def momentum_perturbation(velocities: Sequence[Tensor], rho: float) -> Perturbation:
-    """-rho v / ||v||, the norm over all tensors jointly; zero for a zero sum.
-
-    Args:
-        velocities: v, one per tensor.
-        rho: Length of the perturbation.
-    """
+    """-rho v / ||v||, the norm over all tensors jointly; zero for a zero sum."""
     return Perturbation(list(velocities), global_norm(velocities), -rho)

@@ -131,12 +131,7 @@ def require_distribution() -> WeightDistribution:
 
 
 def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
-    """T: `|mean| / std`, `|w|` for weights without a distribution, and `|mean|` where the standard deviation is 0.
-
-    Args:
-        params: The parameters.
-        distributions: The distribution of each, or None.
-    """
+    """T: `|mean| / std`, `|w|` for weights without a distribution, and `|mean|` where the standard deviation is 0."""
     pairs = list(zip(params, distributions, strict=True))
     scales = list(torch._foreach_abs([param.detach() if d is None else d.mean for param, d in pairs]))
     random = [k for k, d in enumerate(distributions) if d is not None]

@@ -75,10 +75,7 @@ class RandomPerturbation(AscentFlatness):
 def random_perturbation(grads: Sequence[Tensor], noise: Sequence[Tensor], rho: float) -> Perturbation:
     """Rho z / ||z||: uniform on the sphere for z ~ N(0, I), the norm over all tensors jointly.
 
-    Args:
-        grads: One gradient per tensor. They do not decide the direction, but a gradient that is not finite makes the
-            norm NaN, so that the ascent ends as in SAM.
-        noise: z, one per tensor; its memory is the perturbation's afterwards.
-        rho: Radius of the sphere.
+    The gradients do not decide the direction, but one that is not finite makes the norm NaN, so that the ascent ends
+    as in SAM. The memory of the noise z is that of the perturbation afterwards.
     """
     return Perturbation(list(noise), global_norm(noise) + 0 * global_norm(grads), rho, owns_directions=True)

@@ -85,13 +85,5 @@ class SAM(AscentFlatness):
 
 
 def euclidean_perturbation(grads: Sequence[Tensor], rho: float) -> Perturbation:
-    """Maximiser of <g, e> over ||e|| <= rho: e = rho g / ||g||, the norm over all tensors jointly.
-
-    Args:
-        grads: One gradient per tensor.
-        rho: Radius of the ball.
-
-    Returns:
-        One perturbation per tensor, zero for a zero gradient.
-    """
+    """Maximiser of <g, e> over ||e|| <= rho: e = rho g / ||g||, the norm over all tensors jointly; zero if g is."""
     return Perturbation(list(grads), global_norm(grads), rho)

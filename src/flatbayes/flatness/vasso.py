@@ -83,10 +83,7 @@ class VaSSO(AscentFlatness):
 def averaged_perturbation(grads: Sequence[Tensor], averages: Sequence[Tensor], rho: float) -> Perturbation:
     """Rho m / ||m||, the norm over all tensors jointly; zero for a zero average.
 
-    Args:
-        grads: One gradient per tensor. They do not decide the direction, but a gradient that is not finite makes the
-            norm NaN, so that the ascent ends as in SAM.
-        averages: m, one per tensor.
-        rho: Length of the perturbation.
+    The gradients do not decide the direction, but one that is not finite makes the norm NaN, so that the ascent ends
+    as in SAM.
     """
     return Perturbation(list(averages), global_norm(averages) + 0 * global_norm(grads), rho)

@@ -111,14 +111,12 @@ class AnswerClassifier(nn.Module):
 def align_right(inputs: Mapping[str, Any], attention_mask: Tensor) -> dict[str, Any]:
     """Inputs with the last token of every row at the end, and padding at the beginning.
 
+    Inputs of another shape than the mask, (batch, length), stay as they are.
+
     >>> ids, mask = torch.tensor([[5, 6, 0], [7, 8, 9]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
     >>> align_right({"input_ids": ids}, mask)["input_ids"]
     tensor([[0, 5, 6],
             [7, 8, 9]])
-
-    Args:
-        inputs: Inputs by name; those of another shape than the mask stay as they are.
-        attention_mask: 1 for tokens and 0 for padding, shape (batch, length).
     """
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     last = torch.where(attention_mask > 0, positions, -1).amax(1, keepdim=True)

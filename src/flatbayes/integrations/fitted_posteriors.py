@@ -109,13 +109,7 @@ def make_fitted_posterior(
 def copy_state(
     tracker: TrainingTracker, posterior: Posterior, wrap: Callable[[nn.Module], nn.Module] | None
 ) -> State:
-    """A state with a copy of the network, in its wrapper, and of the statistics.
-
-    Args:
-        tracker: Its state is copied.
-        posterior: The posterior of the tracker, or one without statistics.
-        wrap: Makes the network that is predicted with.
-    """
+    """A state with a copy of the network, in its wrapper, and of the statistics."""
     source, posterior_params = tracker.steps.state, tracker.select_posterior_params()
     network = source.model
     shared = {id(param): param for param in network.parameters() if not param.requires_grad}
@@ -149,11 +143,6 @@ def read_example(
 ) -> tuple[Any, Tensor] | None:
     """Inputs and targets of the first example of a loader, with a batch axis.
 
-    Args:
-        loader: A data loader of a map-style dataset.
-        device: Where they are moved.
-        transform: Applied to inputs before the network.
-
     Returns:
         None for other loaders, and for batches that are no pairs.
     """
@@ -168,15 +157,7 @@ def read_example(
 
 @torch.no_grad()
 def compute_example_outputs(model: nn.Module, inputs: Any) -> Tensor | None:
-    """Outputs of a network for an example.
-
-    Args:
-        model: The network, in eval mode.
-        inputs: Inputs of the example.
-
-    Returns:
-        None where the network does not take them as they are, or returns no tensor.
-    """
+    """Outputs of a network for an example; None where it does not take its inputs, or returns no tensor."""
     try:
         outputs = model(inputs)
     except Exception:  # of the code of the user; a prediction says what is wrong
@@ -185,11 +166,7 @@ def compute_example_outputs(model: nn.Module, inputs: Any) -> Tensor | None:
 
 
 def make_ordered_loader(loader: Any) -> Any:
-    """A loader of the same examples in order, all of them in every process; or the same one if it has its own order.
-
-    Args:
-        loader: A data loader; others are returned as they are.
-    """
+    """A loader of the same examples in order, all of them in every process; the same one if it has its own order."""
     plain_samplers = (SequentialSampler, RandomSampler, DistributedSampler)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader

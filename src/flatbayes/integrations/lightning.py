@@ -336,11 +336,6 @@ def restore_random_state(trainer: "Trainer", random_state: Mapping[str, Tensor],
 
     Lightning reads the loader before it calls `on_train_start`, and in an epoch that goes on from its start after
     `on_train_epoch_start`; a loader that shuffles draws the order of its examples then.
-
-    Args:
-        trainer: The trainer, which resumes.
-        random_state: The state of the generators by name of device.
-        device: The device of the module.
     """
     RandomState.from_state_dict(random_state, device).restore()
     loop = trainer.fit_loop

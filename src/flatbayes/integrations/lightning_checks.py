@@ -59,11 +59,7 @@ def get_class_names(instance: object) -> set[str]:
 
 
 def get_network(module: "LightningModule", name: str) -> nn.Module:
-    """The submodule of a name.
-
-    Args:
-        module: The module.
-        name: Name of the submodule; empty for the module itself.
+    """The submodule of a name; the module itself for an empty one.
 
     Raises:
         ValueError: There is none.

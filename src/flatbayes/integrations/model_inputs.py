@@ -33,12 +33,7 @@ class MainInput:
 
     @classmethod
     def from_model(cls, model: nn.Module, pad_token_id: int | None = None) -> "MainInput":
-        """The main input of a model.
-
-        Args:
-            model: A model of transformers.
-            pad_token_id: The padding token; None takes that of the model's configuration.
-        """
+        """The main input of a model of transformers; by default the padding token is that of its configuration."""
         config: Any = getattr(model, "config", None)
         get_text_config = getattr(config, "get_text_config", lambda: config)
         config = get_text_config()
@@ -91,10 +86,6 @@ class MainInput:
 
     def explain_difference(self, batch: Mapping[str, Any], label_names: Collection[str] = ()) -> str | None:
         """What a training batch passes to the model that the main input alone does not determine.
-
-        Args:
-            batch: Arguments of the model by name, with labels.
-            label_names: Further entries that are labels.
 
         Returns:
             A sentence, or None if `make_model_inputs` makes the same inputs from the main input.

@@ -58,12 +58,8 @@ class PosteriorSteps:
     def init(posterior: Posterior, network: nn.Module, optimizer: Optimizer, num_data: int) -> "PosteriorSteps":
         """Initialise the state of a posterior on a network and with an optimizer that exist already.
 
-        Args:
-            posterior: Takes the steps.
-            network: The network. Its layers get the types that the posterior gives them (LRT) until
-                `restore_layers`; the weights stay where they are.
-            optimizer: The optimizer of the loop.
-            num_data: Number of training examples.
+        Layers of the network get the types that the posterior gives them (LRT) until `restore_layers`; the weights
+        stay where they are.
 
         Raises:
             ValueError: The posterior does not go with the network or with the optimizer.
@@ -90,14 +86,9 @@ class PosteriorSteps:
         return steps
 
     def step(self, closure: Closure, index: int) -> Tensor:
-        """Take a step of the posterior with the optimizer of the loop.
+        """Take a step of the posterior with the optimizer of the loop, and return what the closure returned.
 
-        Args:
-            closure: Computes the gradient, averaged over the processes.
-            index: Number of the step, for the noise of several processes.
-
-        Returns:
-            What the closure returned.
+        `index` is the number of the step, for the noise of several processes.
         """
         optimizer = self.state.optimizer
         assert optimizer is not None
@@ -171,10 +162,7 @@ def check_optimizer(posterior: Posterior, network: nn.Module, optimizer: Optimiz
 def include_params(optimizer: Optimizer, params: list[Tensor], param_states: dict[Tensor, Any]) -> Iterator[None]:
     """Context in which an optimizer updates further parameters too, with the options of its first group.
 
-    Args:
-        optimizer: The optimizer, which is the same as before afterwards.
-        params: The parameters.
-        param_states: State of the optimizer for each of them, which is updated.
+    Afterwards the optimizer is the same as before, and `param_states` has its state for each of them.
     """
     optimizer.param_groups[0]["params"].extend(params)
     optimizer.state.update(param_states)
@@ -206,12 +194,7 @@ def override_methods(owner: object, **methods: Callable[..., Any]) -> Iterator[N
 
 @contextmanager
 def freeze_norm_statistics(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Context in which frozen normalisation layers are in eval mode, also after a call of `model.train()`.
-
-    Args:
-        model: The network, or a module that has it.
-        optimizer: The optimizer; what it does not update is frozen.
-    """
+    """Context in which frozen normalisation layers are in eval mode, also after a call of `model.train()`."""
     layers = list[nn.Module]()
     if norm_layers(model):  # `only_optimized` takes longer, in every step
         with only_optimized(model, optimizer):
@@ -243,10 +226,6 @@ def synchronize_gradients(model: nn.Module, others: Iterable[Tensor] = ()) -> No
     communication; only the final gradient is averaged, so a step costs the traffic of ordinary training. A missing
     gradient counts as zero; a parameter without a gradient in any process keeps none. Buffers are those that
     DistributedDataParallel broadcasts when gradients are synchronised.
-
-    Args:
-        model: The network, or a module that has it.
-        others: Further tensors with gradients, such as standard deviations.
     """
     process_group, params = get_process_group_info(), [*trainable_parameters(model), *others]
     if process_group.size > 1 and params:

@@ -175,9 +175,6 @@ class TrainingTracker:
     def go_back(self, state_dict: Mapping[str, Any]) -> None:
         """Take the state of an earlier checkpoint, whose weights the network has got already.
 
-        Args:
-            state_dict: Made by `state_dict`.
-
         Raises:
             ValueError: The statistics do not belong to this posterior over these parameters.
         """
@@ -238,8 +235,7 @@ class TrainingTracker:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Resume from a checkpoint; the number of steps in all may differ from then.
 
-        Args:
-            state_dict: Made by `state_dict`; version 0.1 wrote `course` for `progress`.
+        Version 0.1 wrote `course` for `progress`.
 
         Raises:
             ValueError: The statistics do not belong to this posterior over these parameters.

@@ -61,10 +61,6 @@ class TrackerConfig:
     def check_flatness(self, flatness: Flatness, *, has_loss_scaler: bool = False) -> None:
         """Make the check of `fit` whether posterior, flatness and precision go together.
 
-        Args:
-            flatness: The flatness.
-            has_loss_scaler: Whether the loop scales the loss, for float16.
-
         Raises:
             ValueError: They do not.
         """

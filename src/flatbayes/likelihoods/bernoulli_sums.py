@@ -32,11 +32,7 @@ class BernoulliSums:
     """Logarithm of the sum of the probabilities of each block in log space, by its first row."""
 
     def add(self, logits: Float[Tensor, "examples labels"]) -> None:
-        """Add the probabilities of a network.
-
-        Args:
-            logits: Its outputs.
-        """
+        """Add the probabilities of a network."""
         if not self.count:
             self._probs = to_double(logits[:0]).new_zeros(2, *logits.shape)
             self._squared_deviations, self._entropies = self._probs[0].clone(), self._probs[0].clone()

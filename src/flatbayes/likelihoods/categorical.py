@@ -182,8 +182,5 @@ def pad_logit(logit: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape classes"]
 
     >>> pad_logit(torch.tensor([1.5])).softmax(-1)[:, 1] == torch.tensor([1.5]).sigmoid()
     tensor([True])
-
-    Args:
-        logit: Logit of class 1, log p(1) - log p(0).
     """
     return torch.stack([torch.zeros_like(logit), logit], -1)

@@ -178,9 +178,7 @@ class CategoricalPredictive(ClassProbabilities):
 def set_abstention(predictive: Predictive, abstain_below: float) -> CategoricalPredictive:
     """The predictions with a confidence below which they abstain.
 
-    Args:
-        predictive: Predictions of one class of each example.
-        abstain_below: The confidence; infinity abstains always.
+    Infinity abstains always.
 
     Raises:
         TypeError: The predictions are not of classes.
@@ -201,11 +199,6 @@ def set_abstention(predictive: Predictive, abstain_below: float) -> CategoricalP
 def categorical_entropy(
     log_probs: Float[Tensor, "*batch classes"], probs: Float[Tensor, "*batch classes"] | None = None
 ) -> Float[Tensor, "*batch"]:
-    """-sum_c p_c log p_c in nats, with 0 log 0 = 0.
-
-    Args:
-        log_probs: Logarithms of the probabilities.
-        probs: The probabilities, if they have been computed; None computes them.
-    """
+    """-sum_c p_c log p_c in nats, with 0 log 0 = 0."""
     probs = log_probs.exp() if probs is None else probs
     return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

@@ -32,11 +32,7 @@ class CategoricalSums:
     """Logarithm of the sum of the probabilities of each block in log space, by its first row."""
 
     def add(self, logits: Float[Tensor, "examples classes"]) -> None:
-        """Add the probabilities of a network.
-
-        Args:
-            logits: Its outputs.
-        """
+        """Add the probabilities of a network."""
         if not self.count:
             self._probs = to_double(logits[:0]).new_zeros(logits.shape)
             self._squared_deviations = torch.zeros_like(self._probs)
@@ -47,11 +43,7 @@ class CategoricalSums:
             self._add_block(rows, logits[rows])
 
     def add_stacked(self, logits: Float[Tensor, "networks examples classes"]) -> None:
-        """Add the probabilities of several networks, in a few operations if they are the first and fit into a block.
-
-        Args:
-            logits: Their outputs.
-        """
+        """Add the probabilities of several networks, in few operations if they are the first and fit into a block."""
         if self.count or logits.numel() > BLOCK_ELEMENTS:
             for network_logits in logits:
                 self.add(network_logits)

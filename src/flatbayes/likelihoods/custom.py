@@ -115,9 +115,6 @@ def unwrap_custom(likelihood: object) -> object:
 
     >>> unwrap_custom(Custom(torch.nn.functional.cross_entropy, Categorical(3)))
     Categorical(num_classes=3, ignore_index=-100, single_logit=False)
-
-    Args:
-        likelihood: A likelihood.
     """
     return unwrap_custom(likelihood.output_likelihood) if isinstance(likelihood, Custom) else likelihood
 
@@ -125,10 +122,8 @@ def unwrap_custom(likelihood: object) -> object:
 def count_right(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> tuple[int, int]:
     """Number of right predictions of classes or labels by one network, and of all; 0 of 0 where there are none.
 
-    Args:
-        likelihood: Distribution of the targets given the outputs.
-        outputs: Outputs of the network; of a likelihood of the user's one logit for each class.
-        targets: From `prepare_targets`. Probabilities have no right prediction, nor do labels that are not known.
+    Outputs of a likelihood of the user's are one logit for each class. Probabilities have no right prediction, nor do
+    labels that are not known.
     """
     inner = unwrap_custom(likelihood)
     if isinstance(inner, Bernoulli):

@@ -198,15 +198,10 @@ def pad_positions(
 ) -> Tensor:
     """Values with more positions.
 
+    They have the shape (..., *positions, ...), with `axis` the first one of positions.
+
     >>> pad_positions(torch.tensor([[1, 2]]), [3], -100)
     tensor([[   1,    2, -100]])
-
-    Args:
-        values: Of shape (..., *positions, ...).
-        positions: The new numbers of positions.
-        fill: Value of the new ones.
-        axis: The first axis of positions.
-        at_end: Whether the new positions are at the end of each axis, or at its start.
     """
     end = axis + len(positions)
     padded = values.new_full((*values.shape[:axis], *positions, *values.shape[end:]), fill)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from flatbayes.core.devices import is_accelerator, to_double, widest_float_dtype
 from flatbayes.core.display import format_fields
+from flatbayes.core.gaussians import invert_softplus
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
@@ -233,11 +234,6 @@ class Gaussian(Likelihood):
     @property
     def _target_shape(self) -> tuple[int, ...]:
         return () if self.num_targets == 1 else (self.num_targets,)
-
-
-def invert_softplus(value: float) -> float:
-    """The x with log(1 + exp(x)) = value, for a positive value."""
-    return value + math.log(-math.expm1(-value))
 
 
 @lru_cache(maxsize=16)

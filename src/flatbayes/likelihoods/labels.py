@@ -70,10 +70,7 @@ def to_class_indices(
 def check_class_indices(indices: Tensor, num_classes: int, ignore_index: int | None = None) -> None:
     """Check that class indices are those of classes.
 
-    Args:
-        indices: Shape (examples,).
-        num_classes: Number of classes.
-        ignore_index: Label of examples without a label; None allows none.
+    An `ignore_index` of None allows none.
 
     Raises:
         ValueError: An index is negative, or too large.
@@ -97,10 +94,6 @@ def encode_labels(targets: Any, class_names: object) -> Tensor:
     """Targets as a tensor; labels that are names of the classes of the training, texts or numbers, as their indices.
 
     Tensors hold indices. Numbers are names if all of them are, as with classes that are called 1, 2 and 3.
-
-    Args:
-        targets: Tensor, array, series or list.
-        class_names: Names of the classes in the order of their labels, if they are known.
 
     Raises:
         ValueError: A text is not the name of a class.
@@ -139,9 +132,6 @@ def _match_numbers(array: Any, names: list[str]) -> Tensor:
 
 def to_tensor(values: Any) -> Tensor:
     """Numbers as a tensor, with a copy of an array, which may be read-only.
-
-    Args:
-        values: Tensor, array, series or list.
 
     Raises:
         ValueError: They are no numbers.

@@ -245,13 +245,7 @@ class Likelihood(ABC):
 
 
 def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int) -> str:
-    """Message for outputs of a network that have another shape than a likelihood takes.
-
-    Args:
-        outputs: The outputs.
-        need: What is to be predicted.
-        num_outputs: Number of outputs that this takes for each example.
-    """
+    """Message for outputs of a network of another shape than `need` takes, with `num_outputs` for each example."""
     head = f" ({NEW_HEAD_ADVICE})" if outputs.ndim == 2 else ""
     dense = DENSE_ADVICE if outputs.ndim > 2 else ""
     return (

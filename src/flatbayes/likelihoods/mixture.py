@@ -28,13 +28,7 @@ MAX_INTEGRATION_VALUES = 2**17
 
 
 def normal_log_density(values: Values, means: Members, stds: Members) -> Members:
-    """Log density log N(y; mean_t, std_t²) of every member t.
-
-    Args:
-        values: y, shape (*batch).
-        means: Means of the members, shape (draws, *batch).
-        stds: Standard deviations of the members, of that shape.
-    """
+    """Log density log N(y; mean_t, std_t²) of every member t."""
     return -0.5 * ((values - means) / stds).square() - stds.log() - 0.5 * math.log(2 * math.pi)
 
 
@@ -44,13 +38,7 @@ def log_mean_density(log_densities: Members) -> Values:
 
 
 def mixture_cdf(values: Values, means: Members, stds: Members) -> Values:
-    """P(Y <= y) = mean_t Phi((y - mean_t) / std_t).
-
-    Args:
-        values: y, shape (*batch).
-        means: Means of the members, shape (draws, *batch).
-        stds: Standard deviations of the members, of that shape.
-    """
+    """P(Y <= y) = mean_t Phi((y - mean_t) / std_t)."""
     standardized = (values - means) / stds
     on_cpu = standardized if has_float64(standardized.device) else standardized.cpu()  # Apple's have no ndtr either
     member_cdfs: Tensor = torch.special.ndtr(on_cpu)
@@ -61,11 +49,6 @@ def mixture_score(values: Values, means: Members, stds: Members) -> Values:
     """Normal score Phi^-1(P(Y <= y)), exact in both tails, where the probability rounds to 0 or 1.
 
     It is computed on the CPU.
-
-    Args:
-        values: y, shape (*batch).
-        means: Means of the members, shape (draws, *batch).
-        stds: Standard deviations of the members, of that shape.
     """
     from scipy.special import ndtri_exp  # slow to import
 
@@ -84,11 +67,6 @@ def mixture_quantile_of_score(score: Values, means: Members, stds: Members) -> V
     """The y whose normal score this is, exact in both tails.
 
     The root is that of the score, which is a linear function of y for one member.
-
-    Args:
-        score: One score for each mixture.
-        means: Means of the members, shape (draws, *batch).
-        stds: Standard deviations of the members, of that shape.
     """
     tolerance = ROOT_TOLERANCE * torch.finfo(means.dtype).eps * (means.abs() + score.abs() * stds).amax(0)
 
@@ -103,11 +81,6 @@ def mixture_quantile_of_score(score: Values, means: Members, stds: Members) -> V
 
 def mixture_quantile(probability: float, means: Members, stds: Members) -> Values:
     """The y with P(Y <= y) = probability, between the smallest and the largest quantile of a member.
-
-    Args:
-        probability: One probability for all mixtures.
-        means: Means of the members, shape (draws, *batch).
-        stds: Standard deviations of the members, of that shape.
 
     Raises:
         ValueError: The probability is not strictly between 0 and 1.
@@ -174,10 +147,6 @@ def mixture_entropy(means: Members, stds: Members) -> Values:
     A Gauss-Legendre rule of two points between neighbours of a grid that has nodes at the same multiples of the
     standard deviation around each member, so that every member is resolved, however narrow it is. The error is below
     1e-4 nats in all tests.
-
-    Args:
-        means: Means of the members, shape (draws, *batch).
-        stds: Standard deviations of the members, of that shape.
     """
     num_members, shape = len(means), means.shape[1:]
     means, stds = means.reshape(num_members, -1), stds.reshape(num_members, -1)

@@ -224,12 +224,7 @@ def evaluate_curve(
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """A piecewise linear function and its derivative; beyond the knots the slope is that from the first to the last.
 
-    With one knot the slope is 1. The inverse function is that of `values` and `knots`.
-
-    Args:
-        inputs: Where to evaluate it.
-        knots: Increasing numbers.
-        values: Values at the knots, increasing.
+    With one knot the slope is 1. The inverse function is that of `values` and `knots`. Knots and values increase.
     """
     x, y = (torch.tensor(numbers, dtype=inputs.dtype, device=inputs.device) for numbers in (knots, values))
     outer = (y[-1:] - y[:1]) / (x[-1:] - x[:1]) if len(x) > 1 else torch.ones_like(x)
@@ -270,11 +265,7 @@ class _Grid:
 def _make_grids(means: Tensor, stds: Tensor, curve: Curve, split: Tensor | None) -> Iterator[_Grid]:
     """Gauss-Legendre points, two between neighbours of a grid that has all normal scores around every member.
 
-    Args:
-        means: Means of the members, shape (draws, examples).
-        stds: Standard deviations of the members.
-        curve: Knots and values of g.
-        split: A further node for each example, where the integrand jumps.
+    `curve` has knots and values of g; `split` is a further node for each example, where the integrand jumps.
     """
     num_members = len(means)
     count = max(mixture.MIN_NODES_PER_MEMBER, math.ceil(mixture.NUM_GRID_NODES / num_members))

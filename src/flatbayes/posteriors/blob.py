@@ -219,10 +219,6 @@ def cyclical_kl_weight(step: int, cycle: int) -> float:
 
     >>> [cyclical_kl_weight(step, 3) for step in range(4)] == [1 / 15, 2 / 15, 4 / 15, 1 / 15]
     True
-
-    Args:
-        step: Number of steps before this one.
-        cycle: Number of steps of a cycle.
     """
     power = step % cycle - (cycle + 1)
     return math.ldexp(1.0, power) / (1 - math.ldexp(1.0, -(cycle + 1)))

@@ -201,12 +201,5 @@ def scale_target(
     weight_decay: Float[Tensor, ""],
     damping: float,
 ) -> Float[Tensor, " params"]:
-    """Return the target of the moving average s: sqrt(s) |g| + damping + d.
-
-    Args:
-        scale: s.
-        magnitude: |g|, averaged over sub-batches.
-        weight_decay: d.
-        damping: The damping.
-    """
+    """Return the target of the moving average s: sqrt(scale) magnitude + damping + weight_decay."""
     return (scale.sqrt() * magnitude).add_(weight_decay + damping)

@@ -35,21 +35,10 @@ class CurvatureApproximation(ABC):
 
     @abstractmethod
     def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Return the curvature of the summed loss of the examples.
-
-        Args:
-            examples: Batches of inputs and targets; the model is in eval mode.
-            loss_fn: Mean loss of a batch.
-        """
+        """Return the curvature of the summed loss of the examples, with the model in eval mode."""
 
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
-        """Compute derivatives as in `compute_curvature`, without a factorization.
-
-        Args:
-            inputs: A batch of one example.
-            targets: Its target.
-            loss_fn: Mean loss of a batch.
-        """
+        """Compute derivatives as in `compute_curvature` for a batch of one example, without a factorization."""
         self.compute_curvature([(inputs, targets)], loss_fn)
 
     def compute_eigenvalues(self, curvature: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
@@ -59,14 +48,7 @@ class CurvatureApproximation(ABC):
     def make_statistics(
         self, curvature: Mapping[str, Tensor], factor: float, temperature: float, prior_precision: Tensor
     ) -> dict[str, Tensor]:
-        """Return what draws need.
-
-        Args:
-            curvature: The result of `compute_curvature`.
-            factor: Number by which the curvature is multiplied.
-            temperature: Temperature of the posterior, by which it is divided.
-            prior_precision: Prior precision of every weight, which is added.
-        """
+        """Return what draws need of factor curvature / temperature + prior_precision."""
         return {**curvature, "eigenvalues": curvature["eigenvalues"] * factor}
 
     def convert_statistics(self, statistics: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
@@ -77,40 +59,22 @@ class CurvatureApproximation(ABC):
     def compute_offsets(
         self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
     ) -> list[Tensor]:
-        """Transform normal noise to offsets of the parameters.
+        """Transform normal noise to offsets of the parameters, in the order and shapes of `params`.
 
-        Args:
-            statistics: The result of `make_statistics`, and the `prior_precision`.
-            noise: Standard normal numbers.
-            temperature: Temperature of the posterior.
-
-        Returns:
-            One tensor per parameter, in the order and shapes of `params`.
+        The statistics are those of `make_statistics`, and the `prior_precision`.
         """
 
     def compute_draws(
         self, statistics: Mapping[str, Tensor], noise: Float[Tensor, "draws params"], temperature: float
     ) -> Float[Tensor, "draws params"]:
-        """Return the offsets of several draws, each as one vector.
-
-        Args:
-            statistics: As for `compute_offsets`.
-            noise: Standard normal numbers.
-            temperature: Temperature of the posterior.
-        """
+        """Return the offsets of several draws, each as one vector; arguments as for `compute_offsets`."""
         return torch.stack([flatten(self.compute_offsets(statistics, row, temperature)) for row in noise])
 
 
 def posterior_std(
     eigenvalues: Float[Tensor, " params"], temperature: float, prior_precision: Float[Tensor, ""]
 ) -> Float[Tensor, " params"]:
-    """Return the standard deviations along the eigenvectors, 1 / sqrt(eigenvalue / temperature + prior_precision).
-
-    Args:
-        eigenvalues: Eigenvalues of the curvature of the summed loss.
-        temperature: Temperature of the posterior.
-        prior_precision: Prior precision of every weight.
-    """
+    """Return the standard deviations 1 / sqrt(eigenvalue / temperature + prior_precision) along the eigenvectors."""
     return (eigenvalues / temperature + prior_precision).rsqrt()
 
 

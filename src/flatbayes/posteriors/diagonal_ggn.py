@@ -72,12 +72,7 @@ class DiagonalGgn:
     ) -> "DiagonalGgn":
         """Return the empty sum.
 
-        Args:
-            model: The network in eval mode.
-            params: All trainable parameters, by name.
-            inputs: Inputs of a batch, for which the gradients of the layers are compared with those of autograd.
-            targets: Targets of the batch.
-            loss_fn: Mean loss of a batch.
+        The gradients of the layers for the batch are compared with those of autograd.
         """
         layers = {
             name: layer
@@ -143,11 +138,7 @@ class SquareSum:
 
     @torch.no_grad()
     def add(self, gradients: Sequence[Tensor]) -> None:
-        """Add the gradients Jᵀ s of one column s.
-
-        Args:
-            gradients: Gradients in the outputs of each call.
-        """
+        """Add the gradients Jᵀ s of one column s, by their gradients in the outputs of each call."""
         stacked = _join_positions([arrange_positions(self.layer, gradient) for gradient in gradients])
         if self.factors.ndim == 4 and self.factors.shape[-1] == 1:
             single = stacked[..., 0]
@@ -174,13 +165,7 @@ class SquareSum:
 def compute_gradients(
     factors: Tensor, gradients: Float[Tensor, "batch outputs positions"], keys: Collection[str]
 ) -> dict[str, Tensor]:
-    """Return the gradient of each example in the weight and the bias of a layer.
-
-    Args:
-        factors: The result of `compute_factors`.
-        gradients: Gradients in the outputs.
-        keys: Names of the parameters, `weight` and `bias`.
-    """
+    """Return the gradient of each example in the weight and the bias of a layer."""
     result = {}
     if "weight" in keys and factors.ndim == 4:
         result["weight"] = gradients.unflatten(1, (factors.shape[1], -1)) @ factors.mT
@@ -194,10 +179,6 @@ def compute_gradients(
 @torch.no_grad()
 def compute_factors(layer: nn.Module, inputs: Tensor) -> Tensor:
     """Return what the gradients in the outputs are multiplied by in the gradient in the weight.
-
-    Args:
-        layer: The layer.
-        inputs: Inputs of one call.
 
     Returns:
         For a matrix the vectors a, shape (batch, groups, inputs, positions); for the scale of a normalization layer
@@ -215,12 +196,7 @@ def compute_factors(layer: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def arrange_positions(layer: nn.Module, tensor: Tensor) -> Float[Tensor, "batch channels positions"]:
-    """Return inputs or outputs of a layer with the positions along the last axis.
-
-    Args:
-        layer: The layer.
-        tensor: Its inputs or outputs; for a convolution its outputs only.
-    """
+    """Return inputs or outputs of a layer, outputs only of a convolution, with positions along the last axis."""
     if isinstance(layer, (ConvolutionLayer, *CHANNEL_NORM_TYPES)):
         return tensor.reshape(*tensor.shape[:2], -1)
     num_axes = len(layer.normalized_shape) if isinstance(layer, nn.LayerNorm | nn.RMSNorm) else 1
@@ -250,12 +226,6 @@ def _select_agreeing_layers(
 
     They are not if a parameter is used outside of the layer, as a tied one is, or the first axis of the layer's
     inputs is not that of the examples.
-
-    Args:
-        layers: Layers by name.
-        outputs: Outputs of the network for a batch.
-        calls: Calls of the layers for the batch.
-        factor: Factor of the Hessians of the loss.
     """
     if not outputs.requires_grad or not calls:
         return {}

@@ -79,12 +79,7 @@ SCALE_OPTIONS: Mapping[str, DrawOption] = {"scale": COVARIANCE_SCALE}
 
 
 def scale_std(std: Tensor, scale: float) -> Tensor:
-    """Multiply standard deviations with sqrt(scale); the tensor itself for scale 1, without a kernel on a device.
-
-    Args:
-        std: Standard deviations, or noise that they are a factor of.
-        scale: Factor on the covariance.
-    """
+    """Multiply standard deviations with sqrt(scale); the tensor itself for scale 1, without a kernel on a device."""
     return std if scale == 1 else std * math.sqrt(scale)
 
 
@@ -132,13 +127,7 @@ def get_fraction(value: AutoFloat | None, default: float) -> float:
 
 
 def get_draw_option(options: Mapping[str, DrawOption], component: Any, name: str) -> Any:
-    """The value of an option, and its default in place of `auto` and None.
-
-    Args:
-        options: The draw options of a posterior.
-        component: The posterior.
-        name: Name of one of the options.
-    """
+    """The value of an option, and its default in place of `auto` and None."""
     value = getattr(component, name)
     return options[name].default if value in (AUTO, None) else value
 
@@ -146,37 +135,20 @@ def get_draw_option(options: Mapping[str, DrawOption], component: Any, name: str
 def list_auto_options(
     options: Mapping[str, DrawOption], component: Any, *, with_none: bool = False
 ) -> dict[str, DrawOption]:
-    """The options whose value is `auto`, by dotted name.
-
-    Args:
-        options: The draw options of a posterior, by dotted name.
-        component: The posterior.
-        with_none: Whether those that are not set (None) are listed too.
-    """
+    """The options whose value is `auto`, with `with_none` also those that are None, by dotted name."""
     wanted = (AUTO, None) if with_none else (AUTO,)
     return {name: option for name, option in options.items() if get_option(component, name) in wanted}
 
 
 def get_option(component: Any, path: str) -> Any:
-    """The value of a field, or of a field of a field.
-
-    Args:
-        component: A dataclass.
-        path: Dotted name of the field, such as `member.scale`.
-    """
+    """The value of a field of a dataclass, or of a field of a field, by a dotted name such as `member.scale`."""
     for name in path.split("."):
         component = getattr(component, name)
     return component
 
 
 def replace_option(component: T, path: str, value: Any) -> T:
-    """A copy of a dataclass with another value of a field, or of a field of a field.
-
-    Args:
-        component: A frozen dataclass.
-        path: Dotted name of the field, such as `member.scale`.
-        value: The new value.
-    """
+    """A copy of a frozen dataclass with another value of a field, by a dotted name such as `member.scale`."""
     name, dot, rest = path.partition(".")
     new = replace_option(getattr(component, name), rest, value) if dot else value
     return replace(component, **{name: new})  # type: ignore[type-var]  # every posterior is a dataclass

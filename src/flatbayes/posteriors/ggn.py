@@ -32,11 +32,7 @@ def factorize_loss_hessian(
 
     Negative eigenvalues of H, which occur if the loss is not convex in the outputs, are set to zero: a Gaussian has
     no variance for a direction of negative curvature. Columns that are zero are left out, such as one for a softmax.
-
-    Args:
-        outputs: Outputs of the network for one batch; trailing dimensions are flattened.
-        targets: Targets of the batch.
-        loss_fn: Mean loss of a batch, in which no example's loss depends on another example's outputs.
+    Trailing dimensions of outputs are flattened; no example's loss may depend on another example's outputs.
     """
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
@@ -57,9 +53,6 @@ def factorize_psd(matrices: Float[Tensor, "batch size size"]) -> Float[Tensor, "
 
     S is the Cholesky factor where it exists. Elsewhere it is that of an eigendecomposition, which takes ten times as
     long, without the negative eigenvalues.
-
-    Args:
-        matrices: The matrices H.
 
     Returns:
         The factors, without the columns that are zero up to rounding for all matrices; at least one column.
@@ -92,9 +85,7 @@ def decompose_psd(
     """Compute the eigendecomposition of symmetric positive semidefinite matrices, in double precision.
 
     With few examples most eigenvalues are zero, and in single precision the algorithm then fails occasionally.
-
-    Args:
-        matrix: The matrices; asymmetry and negative eigenvalues from rounding are removed.
+    Asymmetry and negative eigenvalues from rounding are removed.
 
     Returns:
         Eigenvalues, at least zero; and eigenvectors as columns.
@@ -149,11 +140,7 @@ class ExampleVjps:
     def compute(
         self, inputs: ModelInputs, directions: Float[Tensor, "batch outputs columns"]
     ) -> Float[Tensor, "batch columns params"]:
-        """Return the vectors of a batch.
-
-        Args:
-            inputs: Inputs of the batch.
-            directions: Vectors in the space of the outputs, several for each example.
+        """Return the vectors of a batch, for several directions in the space of the outputs for each example.
 
         Raises:
             ValueError: The outputs do not depend on any of the parameters.
@@ -246,10 +233,7 @@ def iter_vjps(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield for each column s the gradients of its product with the outputs of a batch, by one backward pass.
 
-    Args:
-        outputs: Outputs of a network, with their graph.
-        tensors: Tensors in which derivatives are taken; the gradient in one that is not used is zero.
-        directions: Vectors in the space of the outputs, several for each example.
+    The gradient in a tensor that is not used is zero.
     """
     for column in directions.unbind(2):
         yield torch.autograd.grad(
@@ -260,14 +244,7 @@ def iter_vjps(
 def ggn_diagonal(
     vjps: ExampleVjps, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, " params"]:
-    """Return the exact diagonal of the GGN of the summed loss of a batch, the sum of the squares of all Jᵀ s.
-
-    Args:
-        vjps: Network, and parameters in which derivatives are taken.
-        inputs: Inputs of the batch.
-        targets: Targets of the batch.
-        loss_fn: Mean loss of a batch.
-    """
+    """Return the exact diagonal of the GGN of the summed loss of a batch, the sum of the squares of all Jᵀ s."""
     total = allocate_zeros(vjps.params, count_weights(vjps.params))
     for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
         total += vectors.square().sum(0)

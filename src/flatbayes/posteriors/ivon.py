@@ -251,12 +251,9 @@ class IVON(TemperedPosterior):
 def gaussian_std(
     hessian: Float[Tensor, " params"], weight_decay: Float[Tensor, ""], sample_size: float
 ) -> Float[Tensor, " params"]:
-    """Return the standard deviations 1 / sqrt(N (h + d)) of q.
+    """Return the standard deviations 1 / sqrt(sample_size (hessian + weight_decay)) of q.
 
-    Args:
-        hessian: h, the Hessian of the mean loss.
-        weight_decay: d.
-        sample_size: N, the number of examples divided by the temperature.
+    The Hessian is that of the mean loss; the sample size is the number of examples divided by the temperature.
     """
     return (hessian + weight_decay).mul_(sample_size).rsqrt_()
 
@@ -270,13 +267,8 @@ def update_hessian(
     """Move `hessian` towards an estimate of the curvature, in place; h + d stays positive (Lin et al., ICML 2020).
 
     With r = 1 - beta2 and x = (curvature - h) / (h + d), the new h + d is the old one times 1 + r x + (r x)² / 2,
-    which is at least one half, for any curvature.
-
-    Args:
-        hessian: h.
-        curvature: The estimate, which is overwritten.
-        weight_decay: d.
-        beta2: Decay of the Hessian.
+    which is at least one half, for any curvature. Here h is `hessian` and d `weight_decay`; `curvature` is
+    overwritten.
     """
     step = curvature.sub_(hessian).mul_(1 - beta2)
     correction = torch.square(step).div_(hessian + weight_decay)

@@ -115,14 +115,6 @@ def add_factors(
 ) -> None:
     """Add a batch to the factors of every layer, with all columns s and no sampling, in place.
 
-    Args:
-        factors: Factors by layer name.
-        layers: The result of `find_kfac_layers`.
-        model: The network in eval mode.
-        inputs: Inputs of the batch.
-        targets: Targets of the batch.
-        loss_fn: Mean loss of a batch.
-
     Raises:
         ValueError: A layer was not called, so its weights are used in another way.
     """

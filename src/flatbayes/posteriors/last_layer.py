@@ -39,10 +39,7 @@ def add_class_blocks(
 ) -> None:
     """Add the GGN of a batch to the upper triangle of blocks, in place.
 
-    Args:
-        total: Sum so far, in the order of the rows of the matrix [W, bias].
-        features: Features φ of each example; with an appended 1 if there is a bias.
-        hessians: Hessian of each example's loss in the outputs.
+    The order is that of the rows of [W, bias]; features have an appended 1 if there is a bias.
     """
     num_classes, size = hessians.shape[1], features.shape[1]
     num_examples = max(1, MAX_VECTOR_ENTRIES // (num_classes * size))
@@ -55,13 +52,7 @@ def add_class_blocks(
 def symmetrize_blocks(
     blocks: Float[Tensor, "params params"], num_classes: int, has_bias: bool
 ) -> Float[Tensor, "params params"]:
-    """Return the symmetric matrix of an upper triangle of blocks, in the order of W, then bias.
-
-    Args:
-        blocks: The result of `add_class_blocks`.
-        num_classes: Number of rows of W.
-        has_bias: Whether the last feature is that of the bias.
-    """
+    """Return the symmetric matrix of the upper triangle of `add_class_blocks`, in the order of W, then bias."""
     upper = blocks.triu()
     matrix = upper + upper.triu(1).T
     if not has_bias:
@@ -78,10 +69,6 @@ def factorize_covariance(
 
     A is the inverse of the Cholesky factor. Where rounding makes the matrix indefinite, it comes from an
     eigendecomposition.
-
-    Args:
-        curvature: Symmetric positive semidefinite matrix.
-        precision: Prior precision of every weight.
 
     Raises:
         RuntimeError: The curvature is not finite.

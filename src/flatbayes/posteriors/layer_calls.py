@@ -55,10 +55,6 @@ def is_plain_layer(layer: nn.Module, types: Collection[type[nn.Module]]) -> bool
     """Return whether a layer is of one of the types exactly, with no other parameters than weight and bias.
 
     A subclass can use its weights in any way. So can a parametrization, which renames the parameters.
-
-    Args:
-        layer: The layer.
-        types: Types of layers.
     """
     return type(layer) in types and {key for key, _ in layer.named_parameters(recurse=False)} <= {"weight", "bias"}
 
@@ -78,9 +74,7 @@ def name_layer_parameters(model: nn.Module, layers: Iterable[nn.Module]) -> dict
 def unfold_inputs(layer: MatrixLayer, inputs: Tensor) -> Float[Tensor, "positions inputs"]:
     """Return the vectors by which the layer's trainable matrix [weight, bias] is multiplied, one row per position.
 
-    Args:
-        layer: The layer, with groups=1 if it is a convolution.
-        inputs: Inputs of one call.
+    A convolution has groups=1.
     """
     params = get_layer_parameters(layer)
     if not isinstance(layer, ConvolutionLayer):
@@ -100,23 +94,14 @@ def unfold_inputs(layer: MatrixLayer, inputs: Tensor) -> Float[Tensor, "position
 
 
 def unfold_outputs(layer: nn.Module, outputs: Tensor) -> Float[Tensor, "positions outputs"]:
-    """Return outputs of the layer, or gradients in them, one row per position.
-
-    Args:
-        layer: The layer.
-        outputs: Tensor of the shape of its outputs.
-    """
+    """Return outputs of the layer, or gradients in them, one row per position."""
     if isinstance(layer, ConvolutionLayer):
         return outputs.transpose(0, 1).flatten(1).T
     return outputs.reshape(-1, outputs.shape[-1])
 
 
 def view_patches(layer: ConvolutionLayer, inputs: Tensor) -> Tensor:
-    """Return the patches of a convolution, a view of the padded image.
-
-    Args:
-        layer: The layer.
-        inputs: Images, shape (batch, channels, *size).
+    """Return the patches of a convolution, a view of the padded images of shape (batch, channels, *size).
 
     Returns:
         Shape (batch, channels, *kernel_size, *output_size).

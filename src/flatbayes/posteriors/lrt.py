@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.gaussians import weight_distribution
+from flatbayes.core.gaussians import invert_softplus, weight_distribution
 from flatbayes.core.tensor_lists import widen, zero_tensors
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
@@ -33,7 +33,6 @@ from flatbayes.posteriors.variational import (
     check_variational_options,
     init_variational_optimizer,
     raw_to_std,
-    std_to_raw,
 )
 from flatbayes.posteriors.variational_layers import NoiseEstimator, SoftplusScale
 from flatbayes.posteriors.variational_network import (
@@ -110,7 +109,7 @@ class LRT(Posterior):
         init_state(model, None, num_data, None)  # validates the model and num_data
         network = make_variational_network(model)
         state = State(network, None, num_data)
-        raw = std_to_raw(self.initial_std)
+        raw = invert_softplus(self.initial_std)
         # The layers set the gradients. A tensor that requires gradients could not be loaded into.
         params = bayesian_parameters(network)
         values = {name: torch.full_like(p, raw, dtype=widen(p.dtype)) for name, p in params.items()}
@@ -178,17 +177,7 @@ def compute_noisy_gradients(
     scales: Mapping[nn.Parameter, SoftplusScale],
     trained: Mapping[str, nn.Parameter],
 ) -> Tensor:
-    """Call the closure with noise in the layers, which sets the gradients of means and raw standard deviations.
-
-    Args:
-        network: The variational network.
-        closure: See `Closure`.
-        estimator: How activations are sampled.
-        scales: Standard deviations by parameter.
-        trained: The trainable parameters among these, by name.
-
-    Returns:
-        The loss of the batch.
+    """Set the gradients of means and raw standard deviations with noise in the layers, and return the batch loss.
 
     Raises:
         RuntimeError: Weights were used without noise.
@@ -213,13 +202,7 @@ def compute_noisy_gradients(
 def draw_gaussian_weights(
     state: State, stds: Mapping[str, Tensor], generator: torch.Generator
 ) -> Iterator[nn.Module]:
-    """Yield the variational network in eval mode with weights from the Gaussian, the same for all examples.
-
-    Args:
-        state: The state, whose model has the means.
-        stds: Standard deviations by name of the parameter.
-        generator: Source of all randomness.
-    """
+    """Yield the variational network in eval mode with weights from the Gaussian, the same for all examples."""
     params, weights = dict(state.model.named_parameters()), []
     with hold_means(state.model) as means:
         for name, std in stds.items():

@@ -198,9 +198,6 @@ def describe_dropout(model: nn.Module) -> dict[str, dict[str, Any]]:
 
     These are `p` of dropout layers, with the class of the layer, and attributes with `drop` in their names, such as
     `dropout` of recurrent and attention layers of torch and `attention_dropout` of those of transformers.
-
-    Args:
-        model: The network.
     """
     layers: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():

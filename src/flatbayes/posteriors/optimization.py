@@ -31,11 +31,7 @@ def default_sgd(
 ) -> OptimizerFactory:
     """Return SGD, by default that of most published SWAG and SAM results, without weight decay if a prior is given.
 
-    Args:
-        prior_precision: Prior precision of the posterior; None makes the weight decay the prior.
-        lr: Learning rate.
-        momentum: Momentum; 0 for samplers, which add their own dynamics.
-        weight_decay: Weight decay where `prior_precision` is None.
+    Momentum is 0 for samplers, which add their own dynamics.
     """
     weight_decay = weight_decay if prior_precision is None else 0.0
     return partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -85,10 +81,6 @@ class ExistingOptimizer:
 
 def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parameter]) -> Optimizer:
     """Build the optimizer over parameters, or over some of them, and check that it has no others.
-
-    Args:
-        make_optimizer: Builds the optimizer.
-        params: The parameters that are trained.
 
     Raises:
         ValueError: It has other trainable parameters, such as those of the network that was copied.
@@ -155,9 +147,7 @@ def max_weight_decay(optimizer: Optimizer) -> float:
 def find_weight_decay(make_optimizer: OptimizerFactory, params: Sequence[nn.Parameter] = ()) -> float:
     """Return the largest weight decay of the optimizer that a factory builds.
 
-    Args:
-        make_optimizer: Builds the optimizer.
-        params: Parameters of the network, of which the optimizer may have some only; a single weight without them.
+    The optimizer may have some of the parameters only; without any it is built for a single weight.
     """
     return max_weight_decay(make_optimizer(params or [nn.Parameter(torch.zeros(1, 1))]))  # a matrix, as for Muon
 
@@ -165,11 +155,7 @@ def find_weight_decay(make_optimizer: OptimizerFactory, params: Sequence[nn.Para
 def resolve_weight_decay(state: State, prior_precision: float | None, temperature: float, method: str) -> float:
     """Return the weight decay of a prior that is one for all weights; 0 for a state that is only drawn from.
 
-    Args:
-        state: The state, whose optimizer has the weight decay where `prior_precision` is None.
-        prior_precision: Prior precision of the posterior.
-        temperature: Temperature of the posterior.
-        method: Name of the posterior, for the error message.
+    Where `prior_precision` is None, it is that of the optimizer.
 
     Raises:
         ValueError: The optimizer has different weight decays.
@@ -187,20 +173,12 @@ def resolve_weight_decay(state: State, prior_precision: float | None, temperatur
 
 
 def resolve_temperature(temperature: float | None) -> float:
-    """The temperature, 1 where none is set.
-
-    Args:
-        temperature: Value of the option.
-    """
+    """The temperature, 1 where none is set."""
     return 1.0 if temperature is None else temperature
 
 
 def check_temperature(temperature: float, hint: str = "") -> None:
-    """Validate a temperature.
-
-    Args:
-        temperature: The value.
-        hint: Sentence that the method adds to the message.
+    """Validate a temperature; the method adds `hint` to the message.
 
     Raises:
         ValueError: The temperature is not positive or not finite.

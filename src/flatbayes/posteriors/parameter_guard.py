@@ -18,11 +18,7 @@ from flatbayes.core.traversal import trainable_by_name
 
 
 def guard_methods(posterior_class: type) -> None:
-    """Guard the methods that a class of posteriors defines itself, in place.
-
-    Args:
-        posterior_class: The class.
-    """
+    """Guard the methods that a class of posteriors defines itself, in place."""
     guards: dict[str, Callable[[Any], Any]] = {
         **dict.fromkeys(("step", "collect"), _guard_training),
         **dict.fromkeys(("finalize", "find_varying_layer", "draw_layer"), _guard_reading),
@@ -35,12 +31,7 @@ def guard_methods(posterior_class: type) -> None:
 
 
 def refuse_changes(trained: Mapping[str, nn.Parameter], current: Mapping[str, nn.Parameter], method: str) -> None:
-    """Check that the parameters that are trained are those of the start.
-
-    Args:
-        trained: Those of the start, by name.
-        current: Those that are trained now. Names may differ, as those of a compiled network do.
-        method: Name of the posterior, for the message.
+    """Check that the parameters that are trained are those of the start; names may differ, as in a compiled network.
 
     Raises:
         ValueError: Some were frozen, unfrozen, added, removed or replaced.
@@ -66,11 +57,7 @@ def refuse_changes(trained: Mapping[str, nn.Parameter], current: Mapping[str, nn
 
 @contextmanager
 def train_as_at_start(state: State) -> Iterator[None]:
-    """Context in which the parameters that require gradients are those of the start.
-
-    Args:
-        state: The state, whose network may have been frozen or unfrozen since.
-    """
+    """Context in which the parameters that require gradients are those of the start."""
     trained = list((state.trained or {}).values()) if state.statistics else []
     frozen = [param for param in trained if not param.requires_grad]
     trained_ids = {id(param) for param in trained}

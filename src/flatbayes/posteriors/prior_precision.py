@@ -32,9 +32,6 @@ def check_prior_precision(prior_precision: float | None) -> None:
 def check_prior_precision_spec(prior_precision: object) -> None:
     """Validate the prior precision of variational inference; 0 is refused, since the KL divergence is infinite.
 
-    Args:
-        prior_precision: See `PriorPrecision`.
-
     Raises:
         ValueError: A number is not positive and finite, the mapping is empty, or the type or word is another one.
     """
@@ -56,10 +53,6 @@ def check_prior_precision_spec(prior_precision: object) -> None:
 def scale_precision(prior_precision: PriorPrecision, factor: float) -> PriorPrecision:
     """Multiply a precision, or that of each name pattern.
 
-    Args:
-        prior_precision: See `PriorPrecision`.
-        factor: The factor.
-
     Raises:
         ValueError: The prior has the scale of the initial weights.
     """
@@ -78,10 +71,7 @@ def resolve_prior_precisions(
 ) -> dict[str, float] | None:
     """Return the prior precision of each parameter by name; None where one number holds for all.
 
-    Args:
-        model: The network.
-        params: Parameters of the network that have a prior, by name.
-        prior_precision: See `PriorPrecision`. In a mapping the first pattern that matches a name applies.
+    In a mapping the first pattern that matches a name applies.
 
     Raises:
         ValueError: A parameter matches no pattern, or a pattern applies to no parameter.
@@ -99,11 +89,6 @@ def initial_scale(name: str, param: Tensor, named_params: Mapping[str, Tensor]) 
 
     The default is 1 / sqrt(fan-in) of the weight, where the fan-in is the number of weights per output. A bias has
     the fan-in of the weight of its layer (the name with `weight` for `bias`). Without such a matrix the default is 1.
-
-    Args:
-        name: Name of the parameter.
-        param: Its values.
-        named_params: Parameters by name, where the weight of a bias is looked up.
     """
     mean_square = param.detach().cpu().double().square().mean().item()
     if mean_square > MIN_INITIAL_STD**2:

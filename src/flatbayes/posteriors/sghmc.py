@@ -149,12 +149,10 @@ class SGHMC(SnapshotSampler):
 def velocity_scale(lr: float, previous_lr: float) -> float:
     """Return the factor sqrt(lr / previous_lr) that keeps the distribution of the momentum v / sqrt(lr).
 
+    After a rate of 0 the velocities are 0, and the factor is 1.
+
     >>> velocity_scale(0.01, 0.04)
     0.5
-
-    Args:
-        lr: Learning rate of the step.
-        previous_lr: Learning rate of the step before; after a rate of 0 the velocities are 0, and the factor is 1.
     """
     return math.sqrt(lr / previous_lr) if previous_lr > 0 else 1.0
 
@@ -163,10 +161,6 @@ def rescale_velocities(velocities: list[Tensor], group: dict[str, Any]) -> None:
     """Scale the velocities of a parameter group, in place, to its current learning rate.
 
     The learning rate of the last step is kept in the group, and so in the optimizer's state.
-
-    Args:
-        velocities: One velocity per parameter of the group.
-        group: The parameter group of the optimizer.
     """
     lr = float(group["lr"])
     scale = velocity_scale(lr, float(group.get("velocity_lr", lr)))

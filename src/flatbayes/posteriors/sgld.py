@@ -171,17 +171,12 @@ class SGLD(SnapshotSampler):
 def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> float:
     """Return the standard deviation of the noise of one step, sqrt(2 friction lr temperature / num_data).
 
-    The learning rate refers to the *mean* loss; Welling & Teh's step size, which refers to the log posterior, is
-    2 lr temperature / num_data. The form with friction is Chen et al. (ICML 2014), equation 15.
+    The learning rate refers to the *mean* loss; Welling & Teh's step size, which refers to the log posterior, is 2 lr
+    temperature / num_data. The form with friction is Chen et al. (ICML 2014), equation 15. The friction is the
+    fraction of the velocity lost per step; 1 for SGLD, which has no momentum.
 
     >>> noise_std(0.1, 1.0, 50_000, friction=1.0)
     0.002
-
-    Args:
-        lr: Learning rate.
-        temperature: Temperature of the posterior.
-        num_data: Number of training examples.
-        friction: Fraction of the velocity lost per step; 1 for SGLD, which has no momentum.
     """
     return math.sqrt(2 * friction * lr * temperature / num_data)
 
@@ -191,9 +186,6 @@ def iter_sampled(state: State) -> Iterator[tuple[dict[str, Any], list[nn.Paramet
 
     These are trainable parameters of the model that have a gradient: without a force they would diffuse without
     bound. The optimizer of another loop can have parameters of other networks, which have no prior either.
-
-    Args:
-        state: The state, after the closure has computed the gradients.
     """
     own = set(trainable_parameters(state.model))
     for group in [] if state.optimizer is None else state.optimizer.param_groups:
@@ -202,13 +194,7 @@ def iter_sampled(state: State) -> Iterator[tuple[dict[str, Any], list[nn.Paramet
 
 @torch.no_grad()
 def add_langevin_noise(state: State, temperature: float, friction: float) -> None:
-    """Add `noise_std` times standard normal noise to every parameter of `iter_sampled`, in place.
-
-    Args:
-        state: The state, whose optimizer holds the learning rates.
-        temperature: Temperature of the posterior.
-        friction: Fraction of the velocity lost per step.
-    """
+    """Add `noise_std` times standard normal noise to every parameter of `iter_sampled`, in place."""
     for group, params in iter_sampled(state):
         std = noise_std(float(group["lr"]), temperature, state.num_data, friction)
         for indices, noise in iter_normal_noise(params):
@@ -220,11 +206,6 @@ def move_on_lattice(params: Sequence[Tensor], start: Sequence[Tensor], spacing: 
     """Replace steps from `start` to `params` by steps of +spacing or -spacing with the same mean, in place.
 
     A step x becomes +spacing with probability (1 + clip(x / spacing, -1, 1)) / 2.
-
-    Args:
-        params: The weights after a step without noise.
-        start: The weights before it.
-        spacing: d.
 
     Returns:
         Number of weights whose step was longer than the spacing, as a tensor without dimensions.
@@ -248,11 +229,7 @@ def check_plain_sgd(
 ) -> None:
     """Validate that the optimizer does plain gradient descent, from which the update of the method is derived.
 
-    Args:
-        optimizer: The optimizer; None passes.
-        method: Name of the posterior, for the error message.
-        reason: What the method does with the optimizer, for the error message.
-        advice: What to do about momentum, for the error message.
+    None passes. Method, reason and advice are for the message.
 
     Raises:
         ValueError: The optimizer is not torch.optim.SGD, or has momentum or dampening, or maximizes.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.gaussians import invert_softplus
 from flatbayes.core.networks import check_real
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
@@ -43,7 +44,6 @@ from flatbayes.posteriors.variational import (
     convert_to_elbo_gradients,
     init_variational_optimizer,
     raw_to_std,
-    std_to_raw,
 )
 
 PriorMean = Literal["zero", "initial"]
@@ -132,7 +132,7 @@ class SGVB(Posterior):
         check_real(params.items(), "SGVB")
         mean = flatten_wide(list(params.values()))
         # The gradient is set by formula. A tensor that requires gradients could not be loaded into.
-        raw_scale = nn.Parameter(torch.full_like(mean, std_to_raw(self.initial_std)), requires_grad=False)
+        raw_scale = nn.Parameter(torch.full_like(mean, invert_softplus(self.initial_std)), requires_grad=False)
         state.statistics = {"mean": mean, "raw_scale": raw_scale}
         if self.prior_mean == "initial":
             state.statistics["prior_mean"] = mean.clone()

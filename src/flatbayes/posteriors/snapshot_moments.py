@@ -63,10 +63,8 @@ class Window:
     def find(cls, statistics: Mapping[str, Tensor], burn_in: float = 0.0, end_fraction: float = 1.0) -> "Window":
         """The window whose ends are next to the given ones, among the numbers of snapshots with known moments.
 
-        Args:
-            statistics: Statistics of all snapshots.
-            burn_in: Fraction of the snapshots before the end that is left out; at most three quarters are.
-            end_fraction: Fraction of all snapshots that the window ends after.
+        Of the snapshots before its end, which is after `end_fraction` of all, `burn_in` is left out; at most three
+        quarters are.
         """
         total = int(statistics["count"])
         counts = statistics[EARLY_COUNTS].tolist() if EARLY_COUNTS in statistics else []
@@ -81,23 +79,14 @@ class Window:
         return self.end.count - self.start.count
 
     def get_mean(self, block: slice, name: str = "mean") -> Float[Tensor, " params"]:
-        """Mean of the snapshots in the window.
-
-        Args:
-            block: Some of the weights.
-            name: Name of the mean.
-        """
+        """Mean of the snapshots in the window."""
         mean = self._get(name, self.end, block)
         if not self.start.count:
             return mean
         return mean + (mean - self._get(name, self.start, block)) * (self.start.count / self.count)
 
     def get_variance(self, block: slice) -> Float[Tensor, " params"]:
-        """Their variance, with their number as divisor, at least zero.
-
-        Args:
-            block: Some of the weights.
-        """
+        """Their variance, with their number as divisor, at least zero."""
         sums = self._get("sum_squares", self.end, block)
         if not self.start.count:
             return sums / self.count
@@ -106,30 +95,17 @@ class Window:
         return (sums - self._get("sum_squares", self.start, block) - between).clamp_min_(0) / self.count
 
     def get_deviations(self, block: slice) -> Float[Tensor, "rank params"]:
-        """Stored deviations of snapshots in the window, from its mean; those of SWAG from the means so far.
-
-        Args:
-            block: Some of the weights.
-        """
+        """Stored deviations of snapshots in the window, from its mean; those of SWAG from the means so far."""
         rows, mean = self.get_rows(block), self.get_mean(block)
         offset = self.get_offset(block, mean)
         return rows if offset is None else rows.to(mean) - offset
 
     def get_rows(self, block: slice) -> Float[Tensor, "rank params"]:
-        """What is stored of the snapshots in the window: deviations, or these plus `get_offset`.
-
-        Args:
-            block: Some of the weights.
-        """
+        """What is stored of the snapshots in the window: deviations, or these plus `get_offset`."""
         return self.statistics["deviations"][self._stored_rows, block]
 
     def get_offset(self, block: slice, mean: Float[Tensor, " params"]) -> Float[Tensor, " params"] | None:
-        """What the rows have in addition to the deviations from the mean of the window; None for nothing.
-
-        Args:
-            block: Some of the weights.
-            mean: Mean of the window.
-        """
+        """What the rows have in addition to the deviations from the mean of the window; None for nothing."""
         return mean - self.statistics[FIRST][block].to(mean) if FIRST in self.statistics else None
 
     @property
@@ -158,9 +134,7 @@ def _select_nearest(boundaries: list[Boundary], count: float) -> Boundary:
 def allocate_early_moments(statistics: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Empty statistics of early snapshots, with a row for each time at which they are kept, and of the first one.
 
-    Args:
-        statistics: Statistics of all snapshots.
-        device: Where they are stored; their counts are in main memory.
+    The counts are in main memory.
     """
     kept = {name: statistics[name] for name in KEPT if name in statistics}
     rows = {EARLY + name: value.new_zeros(NUM_KEPT, len(value), device=device) for name, value in kept.items()}
@@ -169,12 +143,7 @@ def allocate_early_moments(statistics: Mapping[str, Tensor], device: torch.devic
 
 
 def keep_early_moments(statistics: Mapping[str, Tensor], count: int) -> None:
-    """Keep the moments of the snapshots so far if their number is a power of 2, in place of the oldest kept ones.
-
-    Args:
-        statistics: Statistics of all snapshots, and those of early ones.
-        count: Number of snapshots.
-    """
+    """Keep the moments of the snapshots so far if their number is a power of 2, in place of the oldest kept ones."""
     if EARLY_COUNTS not in statistics or count < FIRST_KEPT or count.bit_count() > 1:
         return
     row = count.bit_length() % NUM_KEPT
@@ -193,14 +162,8 @@ def update_moments(
 ) -> Float[Tensor, " params"]:
     """Update `mean` and the sum of squared deviations in place, by Welford's algorithm.
 
-    The textbook formula E[w²] - E[w]² is negative for half of all weights in float32; this one never is.
-
-    Args:
-        mean: Mean of the snapshots so far.
-        sum_squares: Sum of their squared deviations from the mean.
-        weights: The new snapshot.
-        count: Number of snapshots including the new one.
-        out: Memory for the result, without which it gets new memory.
+    The textbook formula E[w²] - E[w]² is negative for half of all weights in float32; this one never is. `count`
+    includes the new snapshot; the result is in `out`, or in new memory.
 
     Returns:
         Deviation of the new snapshot from the new mean (zero for the first snapshot).

@@ -26,10 +26,6 @@ def select_snapshot_indices(count: int, max_snapshots: int) -> range:
 
     >>> [list(select_snapshot_indices(count, 4)) for count in (0, 3, 4, 5, 6, 8, 11)]
     [[], [1, 2, 3], [1, 2, 3, 4], [2, 4], [2, 4, 6], [2, 4, 6, 8], [4, 8]]
-
-    Args:
-        count: Number of snapshots collected so far.
-        max_snapshots: Largest number to store.
     """
     stride = 1
     while count // stride > max_snapshots:
@@ -50,47 +46,26 @@ def allocate_snapshots(model: nn.Module, max_snapshots: int, storage: Storage) -
 
 
 def list_cpu_statistics(storage: Storage, stored: str = "snapshots") -> frozenset[str]:
-    """Names of the statistics that are in main memory on whatever device the model is.
-
-    Args:
-        storage: Where the snapshots are stored.
-        stored: Name of the statistic with the snapshots.
-    """
+    """Names of the statistics that are in main memory on whatever device the model is."""
     return frozenset(["count", *([stored] if storage == "cpu" else ())])
 
 
 def add_snapshot(statistics: dict[str, Tensor], params: Sequence[Tensor]) -> None:
-    """Count the current weights, and store them if their index is selected, in place.
-
-    Args:
-        statistics: The result of `allocate_snapshots`.
-        params: The current weights.
-    """
+    """Count the current weights, and store them if their index is selected, in the result of `allocate_snapshots`."""
     count = int(statistics["count"]) + 1
     store_snapshot(statistics["snapshots"], count, params)
     statistics["count"].fill_(count)
 
 
 def store_snapshot(rows: Tensor, count: int, params: Sequence[Tensor]) -> None:
-    """Store the weights of snapshot number `count` if it is selected, in place; the earlier ones are thinned.
-
-    Args:
-        rows: The storage, one row per snapshot.
-        count: Number of the snapshot, from 1 on.
-        params: Its weights.
-    """
+    """Store the weights of snapshot number `count`, from 1 on, if it is selected; earlier ones are thinned."""
     row = select_row(rows, count)
     if row is not None:
         torch._foreach_copy_(unflatten(row, params), [param.detach() for param in params])
 
 
 def select_row(rows: Tensor, count: int) -> Tensor | None:
-    """The row for snapshot number `count`, after the earlier ones are thinned in place; None if it is not selected.
-
-    Args:
-        rows: The storage, at least one row.
-        count: Number of the snapshot, from 1 on.
-    """
+    """The row for snapshot number `count`, from 1 on, once earlier ones are thinned in place; None if it has none."""
     previous = select_snapshot_indices(count - 1, len(rows))
     selected = select_snapshot_indices(count, len(rows))
     if selected.step > previous.step:
@@ -101,11 +76,6 @@ def select_row(rows: Tensor, count: int) -> Tensor | None:
 
 def draw_snapshot_index(num_stored: int, generator: torch.Generator, method: str) -> int:
     """Return the number of a snapshot, drawn uniformly.
-
-    Args:
-        num_stored: Number of stored snapshots.
-        generator: Source of randomness.
-        method: Name of the posterior, for the error message.
 
     Raises:
         RuntimeError: No snapshot was collected.

@@ -228,10 +228,7 @@ def median_bandwidth(particles: Particles) -> Float[Tensor, ""]:
 def stein_direction(particles: Particles, scores: Particles, bandwidth: Float[Tensor, ""]) -> Particles:
     """Return phi_i = (1 / M) sum_j [k_ij s_j + (2 / h) (x_i - x_j) k_ij] (Liu & Wang, equation 8).
 
-    Args:
-        particles: x.
-        scores: s, the gradient of the log density at each particle.
-        bandwidth: h.
+    Here x are the particles, s, the scores, the gradient of the log density at each of them, and h is the bandwidth.
     """
     kernel = torch.exp(-squared_distances(particles) / bandwidth)
     repulsion = kernel.sum(1, keepdim=True) * particles - kernel @ particles
@@ -242,12 +239,7 @@ def stein_norm(particles: Particles, scores: Particles, bandwidth: Float[Tensor,
     """Return the norm of phi in the reproducing kernel Hilbert space of vector fields.
 
     Its square is (1 / M²) sum_ij [k_ij s_i·s_j + s_i·grad_j k + s_j·grad_i k + tr(grad_i grad_j k)], and the last
-    term is k_ij (2 P / h - 4 ||x_i - x_j||² / h²) in P dimensions.
-
-    Args:
-        particles: x.
-        scores: s.
-        bandwidth: h.
+    term is k_ij (2 P / h - 4 ||x_i - x_j||² / h²) in P dimensions. The symbols are those of `stein_direction`.
     """
     distances, dimension = squared_distances(particles), particles.shape[1]
     kernel = torch.exp(-distances / bandwidth)

@@ -324,16 +324,9 @@ def gaussian_sample(
 ) -> Float[Tensor, " params"]:
     """Return mean + sqrt(scale) (sqrt(variance) z1 + Dᵀ z2 / sqrt(rank - 1)); Maddox et al., Algorithm 1.
 
-    All blocks of a network use the same z2, so correlations between layers are kept.
-
-    Args:
-        mean: Mean of the Gaussian.
-        variance: Diagonal part of the covariance.
-        deviations: D, one deviation from the mean per row; without rows there is no low-rank part.
-        scale: Factor on the covariance.
-        z1: Standard normal noise of the diagonal part.
-        z2: Standard normal noise of the low-rank part.
-        offset: Subtracted from every row of `deviations`, without a copy of them.
+    All blocks of a network use the same z2, so correlations between layers are kept. `deviations` is D, one deviation
+    from the mean per row; without rows there is no low-rank part. `offset` is subtracted from every row, without a
+    copy of them.
     """
     factor = math.sqrt(scale)
     sample = torch.addcmul(mean, variance.sqrt(), z1, value=factor)

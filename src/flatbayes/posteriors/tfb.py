@@ -153,9 +153,6 @@ def find_noisy_parameters(model: nn.Module) -> dict[nn.Parameter, Tensor | None]
     """Return the parameters that get noise: the inner factors of adapters, each with its outer factor as a matrix.
 
     In a network without adapters: the trainable weight matrices, or else all trainable parameters, each with None.
-
-    Args:
-        model: The network.
     """
     pairs = find_factor_pairs(model)
     if pairs:
@@ -165,14 +162,11 @@ def find_noisy_parameters(model: nn.Module) -> dict[nn.Parameter, Tensor | None]
 
 
 def invert_columns(outer: Float[Tensor, "outputs rank"]) -> Float[Tensor, "rank columns"]:
-    """Return V diag(D)⁻¹ for B = U diag(D) Vᵀ, so that B V diag(D)⁻¹ = U has orthonormal columns.
+    """Return V diag(D)⁻¹ for the outer factor B = U diag(D) Vᵀ, so that B V diag(D)⁻¹ = U has orthonormal columns.
 
     There are as many columns as singular values, min(outputs, rank). Those of a singular value that is zero
     up to rounding are zero: B maps them to nothing. So an adapter whose B is zero, as at the start of training, has
     no noise.
-
-    Args:
-        outer: B, the outer factor.
     """
     exact = outer if outer.dtype == torch.float64 else outer.float()
     _, values, rows = torch.linalg.svd(exact, full_matrices=False)

@@ -34,16 +34,6 @@ def raw_to_std(raw: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return F.softplus(raw).clamp_(min=MIN_STD)
 
 
-def std_to_raw(std: float) -> float:
-    """Return the inverse of the softplus, log(exp(std) - 1), without overflow or cancellation.
-
-    >>> from math import exp, log
-    >>> round(log(1 + exp(std_to_raw(0.25))), 12)
-    0.25
-    """
-    return std + math.log(-math.expm1(-std))
-
-
 def gaussian_kl(
     mean: Float[Tensor, " params"],
     std: Float[Tensor, " params"],
@@ -204,12 +194,7 @@ def init_variational_optimizer(
 ) -> Optimizer | None:
     """Build the optimizer over the trainable parameters and the raw standard deviations, and validate it.
 
-    Args:
-        make_optimizer: Builds the optimizer from parameters; None for a state that is only drawn from.
-        model: The network, whose parameters are the means.
-        raw_scales: Standard deviations before the softplus.
-        prior_precision: The prior, for the error message.
-        noun: What they are, for the error message.
+    Without `make_optimizer`, for a state that is only drawn from, there is none; `noun` is for the error message.
 
     Raises:
         ValueError: The optimizer has a weight decay, which would be a second prior, omits the standard deviations, or

@@ -51,12 +51,7 @@ class SoftplusScale:
 
     @staticmethod
     def from_raws(raws: Sequence[Tensor], estimator: "NoiseEstimator") -> list["SoftplusScale"]:
-        """Compute the standard deviations of several parameters, on an accelerator in few kernels.
-
-        Args:
-            raws: Values before the softplus.
-            estimator: How activations are sampled: `local` needs variances.
-        """
+        """Compute the standard deviations of several parameters, on an accelerator in few kernels."""
         stds, slopes = map_elementwise(raw_to_std, raws), map_elementwise(torch.sigmoid, raws)
         if estimator != "local" or not any_on_accelerator(raws):
             return [SoftplusScale(*values) for values in zip(raws, stds, slopes, strict=True)]
@@ -128,14 +123,7 @@ class VariationalLayer(nn.Module):
     def sample_activations(
         self, operation: LinearOperation, inputs: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """Return activations, sampled if the layer has noise and is in training mode.
-
-        Args:
-            operation: Computes the activations from inputs, weight and bias.
-            inputs: Inputs of the layer.
-            weight: Means of the weight.
-            bias: Means of the bias.
-        """
+        """Return activations, sampled if the layer has noise and is in training mode."""
         noise = self.noise
         if noise is None or not self.training:
             return operation(inputs, weight, bias)
@@ -206,17 +194,9 @@ def local_activations(
 
     For x W + b the mean is that of the layer and the variance is x² std_W² + std_b²; likewise for a convolution. Each
     activation has the distribution that random weights give it. Examples, positions of a convolution and repeated
-    uses of a layer become independent, which they are not with shared weights.
+    uses of a layer become independent, which they are not with shared weights. A variance of None is zero.
 
     Source: Kingma, Salimans & Welling (NeurIPS 2015), equation 6.
-
-    Args:
-        operation: Computes the activations from inputs, weight and bias.
-        inputs: Inputs of the layer.
-        weight: Means of the weight.
-        bias: Means of the bias.
-        weight_variance: Variances of the weight; None for zero.
-        bias_variance: Variances of the bias; None for zero.
     """
     mean = operation(inputs, weight, bias)
     weight_variance = torch.zeros_like(weight) if weight_variance is None else weight_variance
@@ -240,18 +220,10 @@ def flipout_activations(
 
     y = x W + b + ((x s) (std_W noise) + std_b noise) r, where s and r hold a random sign per example and input or
     output feature (channel). The weights of each example have the distribution of the sample, and those of two
-    examples are uncorrelated. All positions of a convolution use the same signs.
+    examples are uncorrelated. All positions of a convolution use the same signs. A standard deviation of None is
+    zero. With `by_token` all positions of an example, such as the tokens of a sentence, have signs of their own.
 
     Source: Wen et al. (ICLR 2018), equations 3 and 4.
-
-    Args:
-        operation: Computes the activations from inputs, weight and bias.
-        inputs: Inputs of the layer, examples along the first dimension.
-        weight: Means of the weight.
-        bias: Means of the bias.
-        weight_std: Standard deviations of the weight; None for zero.
-        bias_std: Standard deviations of the bias; None for zero.
-        by_token: Whether all positions of an example, such as the tokens of a sentence, have signs of their own.
     """
     mean = operation(inputs, weight, bias)
     axis = 1 - weight.dim()  # of the features, counted from the end
@@ -283,12 +255,7 @@ def disable_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 def reset_zeroed_gradients(params: Sequence[Tensor], raws: Sequence[Tensor]) -> None:
-    """Zero the gradients of raw standard deviations if those of all means are zero, without a device synchronization.
-
-    Args:
-        params: The means.
-        raws: Standard deviations before the softplus.
-    """
+    """Zero the gradients of raw standard deviations if those of all means are zero, without waiting for a device."""
     grads = [param.grad for param in params if param.grad is not None]
     if not grads:
         for raw in raws:

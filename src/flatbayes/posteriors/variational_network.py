@@ -35,12 +35,8 @@ def make_variational_network(
     """Return a copy in which every trainable linear and convolutional layer is replaced by its variational type.
 
     Frozen parameters are shared with the model. Layers that share a parameter share it in the copy, as a mean with
-    one standard deviation. Their noise in training is independent.
-
-    Args:
-        model: The network.
-        params: Parameters of the layers that are replaced; None for all trainable ones.
-        method: Name of the posterior, for messages.
+    one standard deviation. Their noise in training is independent. With `params`, those layers are replaced that have
+    one of these.
 
     Raises:
         ValueError: A layer has such weights and no variational type, or no layer has one.
@@ -98,10 +94,7 @@ def inject_noise(
 ) -> Iterator[None]:
     """Add noise to variational layers in training mode inside the context, with gradients in the raw scales.
 
-    Args:
-        network: The network.
-        estimator: How activations are sampled.
-        scales: Standard deviations by parameter; the other parameters are deterministic.
+    Parameters without a scale are deterministic.
     """
     layers = find_variational_layers(network)
     try:

@@ -59,12 +59,8 @@ def save_posterior(
 ) -> Path:
     """Write the artefact, and remove the one that it replaces.
 
-    Args:
-        sampler: The posterior.
-        folder: Folder of the artefact; created if necessary.
-        with_training_inputs: Whether the batches of training inputs are stored, on which the running statistics of
-            further draws are estimated.
-        with_frozen: Whether the parameters that were not trained are stored.
+    Training inputs are those on which the running statistics of further draws are estimated; frozen parameters are
+    those that were not trained.
 
     Raises:
         TypeError: The transform or the posterior cannot be described by plain data.
@@ -149,11 +145,7 @@ def load_posterior(
 ) -> NetworkSampler:
     """Read both files and rebuild the posterior on the CPU.
 
-    Args:
-        folder: Folder of the artefact.
-        model: The architecture, or a function that builds it; None for models of flatbayes.
-        likelihood: The likelihood of the fit; None to rebuild it from the metadata.
-        output: Selector of the network's output; None for that of the metadata.
+    Without a likelihood or an output, those of the metadata are used; without a model, it is one of flatbayes.
 
     Raises:
         FileNotFoundError: A file is missing.

@@ -147,11 +147,6 @@ class InputPreprocessor(nn.Module):
 def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> CompiledPosterior:
     """Copy the networks of `predict(inputs, num_draws, seed=seed)` into one module.
 
-    Args:
-        sampler: The fitted posterior.
-        num_draws: Number of networks, as in `NetworkSampler.sample_ids`.
-        seed: The same seed draws the same networks.
-
     Raises:
         ValueError: `num_draws` is out of range, or the draws are more than weights.
         TypeError: The likelihood is user-defined.

@@ -20,11 +20,7 @@ def describe_fitted(
 ) -> dict[str, str]:
     """Texts by the name of what they describe; entries that the artefact does not have are left out.
 
-    Args:
-        posterior: The method.
-        states: State of each training run.
-        info: Plain data of the artefact; entries of another type than expected are ignored.
-        likelihood: Distribution of the targets.
+    Entries of `info` of another type than expected are ignored.
     """
     training, cost = _get_mapping(info, "training"), _get_mapping(info, "cost")
     entries = {
@@ -58,12 +54,7 @@ def describe_fitted(
 
 
 def name_flatness(name: str, info: Mapping[str, Any]) -> str:
-    """Name of the flatness that the networks were trained with.
-
-    Args:
-        name: Name of the flatness.
-        info: Plain data of the artefact, with the radius that was chosen on validation examples, if it was.
-    """
+    """Name of the flatness that the networks were trained with."""
     return "Plain (chosen radius 0)" if _get_mapping(info, "radius").get("value") == 0 else name
 
 

@@ -133,13 +133,7 @@ class DrawnNetworks:
 
     @contextmanager
     def open_network(self, sampler: NetworkSampler, k: int, *, keep: bool) -> Iterator[nn.Module]:
-        """The network of the k-th identifier, as `NetworkSampler.sampled_network` gives it.
-
-        Args:
-            sampler: Draws the network if it is not kept.
-            k: Position of the identifier.
-            keep: Whether to keep the network, if it is drawn now.
-        """
+        """The network of the k-th identifier, as `NetworkSampler.sampled_network` gives it."""
         row, member = self._rows.get(k), self.sample_ids[k][1]
         model = sampler.states[member].model
         if row is not None:
@@ -169,10 +163,6 @@ class DrawnNetworks:
         self, sampler: NetworkSampler, batches: PreprocessedBatches
     ) -> Float[Tensor, "draws examples outputs"]:
         """Outputs of all networks, in one call for each batch.
-
-        Args:
-            sampler: Draws the networks that have not been drawn.
-            batches: The inputs.
 
         Raises:
             VectorizationError: The draws are more than weights, or `torch.vmap` cannot trace the network.

@@ -231,14 +231,6 @@ def predict_labelled(
 ) -> tuple[Predictive, Tensor, Tensor | None]:
     """Predictions and targets of the labelled examples, and which of the examples have a label; None for all.
 
-    Args:
-        fitted: The posterior.
-        data: As for `evaluate`.
-        targets: As for `evaluate`.
-        num_draws: As for `evaluate`.
-        batch_size: As for `evaluate`.
-        **options: Other arguments of `FittedPosterior.predict`.
-
     Raises:
         ValueError: The targets do not match the predictions, or are missing.
         TypeError: There are no targets.

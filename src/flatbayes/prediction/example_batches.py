@@ -34,12 +34,6 @@ def batch_examples(
 ) -> DataLoader[Any]:
     """A loader of a dataset, a list of graphs, or a pair for which `is_tree_pair` holds.
 
-    Args:
-        data: The examples.
-        batch_size: Number of examples of a batch.
-        shuffle: Whether the order is random.
-        generator: Source of the order.
-
     Raises:
         ValueError: Inputs and targets of a pair differ in length.
     """
@@ -51,9 +45,6 @@ def batch_examples(
 
 def read_targets(data: Any) -> Tensor:
     """Targets of all examples of a pair or dataset for which `is_tree_pair` or `has_tree_items` holds.
-
-    Args:
-        data: The examples; those of a dataset are read once.
 
     Raises:
         ValueError: Targets have several shapes, or an example has none.
@@ -73,12 +64,7 @@ def read_targets(data: Any) -> Tensor:
 
 
 def take_examples(data: Any, rows: Tensor) -> Any:
-    """Some examples of such a pair or dataset, as a pair or dataset.
-
-    Args:
-        data: The examples.
-        rows: Their numbers.
-    """
+    """Some examples of such a pair or dataset, as a pair or dataset."""
     if is_tree_pair(data):
         inputs, targets = split_batch(data)
         return slice_examples(inputs, rows), targets[rows]
@@ -86,11 +72,7 @@ def take_examples(data: Any, rows: Tensor) -> Any:
 
 
 def warn_of_random_order(inputs: Any) -> None:
-    """Warn of a loader that gives examples to predict in a random order.
-
-    Args:
-        inputs: Inputs of a prediction.
-    """
+    """Warn of a loader that gives examples to predict in a random order."""
     sampler = getattr(inputs, "sampler", None) if isinstance(inputs, DataLoader) else None
     if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         warnings.warn(
@@ -104,10 +86,8 @@ def warn_of_random_order(inputs: Any) -> None:
 def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
     """The inputs of a dataset, in order; other inputs are unchanged.
 
-    Args:
-        inputs: Inputs of a prediction; of items that are pairs, the first entry is used.
-        batch_size: Number of examples of a batch.
-        is_raw: Whether inputs are converted as `fit` converts those of a dataset of pairs.
+    Of items that are pairs, the first entry is used; raw inputs are converted as `fit` converts those of a dataset of
+    pairs.
     """
     if is_graph_list(inputs):
         return batch_examples(inputs, batch_size)

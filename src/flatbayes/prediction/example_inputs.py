@@ -15,21 +15,15 @@ MAX_RELATIVE_ROUNDING = 1e-3
 
 
 def get_floating_shape(info: Mapping[str, Any]) -> Sequence[int] | None:
-    """Shape of an example, where networks take floating numbers; None if it is unknown, or they take integers.
-
-    Args:
-        info: Metadata of the posterior.
-    """
+    """Shape of an example, where networks take floating numbers; None if it is unknown, or they take integers."""
     return info.get("input_shape") or (info.get("example_shape") if info.get("inputs") else None)
 
 
 def make_example_inputs(sampler: NetworkSampler) -> Tensor | None:
     """Two random raw inputs with the shape, mean and standard deviation of the training data.
 
-    They are float64 if float32 would round features by more than a thousandth of a standard deviation.
-
-    Returns:
-        None if the shape is unknown, or the network takes integers, such as tokens.
+    They are float64 if float32 would round features by more than a thousandth of a standard deviation. None is
+    returned if the shape is unknown, or the network takes integers, such as tokens.
     """
     shape = get_floating_shape(sampler.info)
     if not shape:

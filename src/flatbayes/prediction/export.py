@@ -124,11 +124,6 @@ def export_program(
 ) -> ExportedProgram:
     """Trace the module with `torch.export`.
 
-    Args:
-        module: The module to trace.
-        inputs: As in `export_torch`.
-        dtype: As in `export_torch`.
-
     Raises:
         ValueError: The shape of the inputs is unknown, or torch cannot trace the network.
     """
@@ -154,12 +149,7 @@ def export_program(
 
 
 def convert_example(inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inputs as another type; as integers, rounded to the range of the type.
-
-    Args:
-        inputs: Example inputs.
-        dtype: The type.
-    """
+    """Inputs as another type; as integers, rounded to the range of the type."""
     if not inputs.is_floating_point() or dtype.is_floating_point or dtype == torch.bool:
         return inputs.to(dtype)
     limits = torch.iinfo(dtype)
@@ -169,10 +159,6 @@ def convert_example(inputs: Tensor, dtype: torch.dtype) -> Tensor:
 @torch.no_grad()
 def check_deterministic(module: CompiledPosterior, inputs: Tensor) -> None:
     """Refuse networks that use random numbers in eval mode, which a file would draw anew in each call.
-
-    Args:
-        module: The module to export.
-        inputs: A batch of raw inputs.
 
     Raises:
         ValueError: A network uses random numbers.

@@ -48,11 +48,7 @@ or `(inputs, ...)`."""
 
 
 def count_chunk_examples(bytes_per_example: int) -> int:
-    """Number of examples of a chunk, at least 1.
-
-    Args:
-        bytes_per_example: Bytes of an example and of its prediction.
-    """
+    """Number of examples of a chunk, at least 1, by the bytes of an example and of its prediction."""
     return max(1, min(MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES // max(1, bytes_per_example)))
 
 
@@ -127,13 +123,7 @@ def _chunk_positions(examples: ModelInputs, batch_size: int, position_bytes: int
 
 
 def fill_missing_features(batch: ModelInputs, feature_names: object, transform: object) -> ModelInputs:
-    """Replace missing numbers of features by the means of the training data.
-
-    Args:
-        batch: Inputs; anything but features, [n, features], is unchanged.
-        feature_names: One name per feature, if known.
-        transform: The transform of inputs, whose means are used.
-    """
+    """Replace missing numbers of features, [n, features], by the means of training data; others stay as they are."""
     names = feature_names if isinstance(feature_names, list | tuple) else ()
     if not isinstance(batch, Tensor) or not isinstance(transform, Standardize) or not names:
         return batch
@@ -143,10 +133,7 @@ def fill_missing_features(batch: ModelInputs, feature_names: object, transform: 
 def make_input_tensor(inputs: Any, info: Mapping[str, Any], transform: object) -> Any:
     """All inputs as one tensor in the form of the training, with means in place of missing numbers.
 
-    Args:
-        inputs: A tensor, an array or a data frame; lazy images are unchanged.
-        info: Metadata of the training.
-        transform: The transform of inputs.
+    Lazy images are unchanged.
 
     Raises:
         ValueError: They are none of these, or a data frame has other columns than in training.
@@ -161,10 +148,8 @@ def make_input_tensor(inputs: Any, info: Mapping[str, Any], transform: object) -
 def match_image_layout(inputs: Any, input_shape: object) -> Any:
     """Images in the layout in which `fit` stores those of a pair or dataset; other inputs are unchanged.
 
-    Args:
-        inputs: Inputs of a prediction; images of the shape [n, height, width] or [n, height, width, channels] become
-            [n, channels, height, width].
-        input_shape: (channels, height, width) of an image in training, if it is known.
+    Images [n, height, width] or [n, height, width, channels] become [n, channels, height, width]; `input_shape` is
+    (channels, height, width) of an image in training, if it is known.
     """
     if not isinstance(inputs, Tensor | np.ndarray) or not isinstance(input_shape, list) or len(input_shape) != 3:
         return inputs
@@ -178,10 +163,7 @@ def match_image_layout(inputs: Any, input_shape: object) -> Any:
 def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_names: object = ()) -> None:
     """Check that inputs hold no NaN and no infinity.
 
-    Args:
-        batches: The inputs.
-        first_row: Row number of the first example.
-        feature_names: One name per feature, if known; anything else, as in a damaged artefact, is ignored.
+    Feature names that are none, as in a damaged artefact, are ignored.
 
     Raises:
         ValueError: Some values are not finite; the message says how many, and where the first is.
@@ -200,9 +182,7 @@ def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_
 def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Iterator[None]:
     """Context of a prediction, whose errors name the shape that inputs had in training, if that is another one.
 
-    Args:
-        example_shape: Shape of one example in training; anything but a list if it is unknown.
-        batches: The inputs.
+    `example_shape` is that of one example in training; anything but a list if it is unknown.
 
     Raises:
         ValueError: The inputs have no batch axis, or the prediction failed on inputs of another shape.
@@ -285,10 +265,6 @@ def is_input_tuple(inputs: object, structure: InputStructure) -> bool:
 def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
     """Inputs of a batch, which may be `inputs` or `(inputs, ...)`, in the structure of training.
 
-    Args:
-        batch: The batch.
-        structure: Keys, or number, of the inputs of training, if they were more than a tensor.
-
     Raises:
         ValueError: The batch holds no such inputs.
     """
@@ -332,10 +308,7 @@ def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
 def convert_integers(batch: Tensor, trained_on: str | None, dtype: torch.dtype | None) -> Tensor:
     """Integers as floating numbers, for a network that was trained on those.
 
-    Args:
-        batch: A batch of inputs.
-        trained_on: Entry `inputs` of the metadata: "floating", or "converted" for integers that were converted.
-        dtype: Precision of the networks; None if they have several.
+    `trained_on` is the entry `inputs` of the metadata: "floating", or "converted" for integers that were converted.
 
     Raises:
         ValueError: They are images as they are stored, and those of training were not.

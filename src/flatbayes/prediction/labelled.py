@@ -41,9 +41,6 @@ def join_targets(batches: Sequence[Tensor]) -> Tensor:
     >>> join_targets([torch.tensor([[1, 2]]), torch.tensor([[3]])])
     tensor([[   1,    2],
             [   3, -100]])
-
-    Args:
-        batches: The targets of each batch.
     """
     shapes = {batch.shape[1:] for batch in batches}
     if len(shapes) > 1 and len({len(shape) for shape in shapes}) == 1 and not batches[0].is_floating_point():
@@ -81,11 +78,7 @@ class LabelledBatches:
         return pair[0], encode_labels(pair[1], self._class_names)
 
     def pop_targets(self, count: int) -> Tensor:
-        """Targets of the next batches, with so many examples, which are not kept.
-
-        Args:
-            count: Number of examples.
-        """
+        """Targets of the next batches, with `count` examples, which are not kept."""
         batches = list[Tensor]()
         while count > 0:
             batches.append(self._targets.pop(0))
@@ -103,11 +96,7 @@ def select_examples(
 ) -> tuple[Inputs | LabelledBatches, Any]:
     """Inputs, and targets as given; None as targets where they are known once the inputs have been read.
 
-    Args:
-        fitted: The posterior, which says whether examples are raw or ready for the network.
-        data: Inputs, if targets are given; else a split, a pair, a dataset or a loader.
-        targets: Targets of these inputs, or None.
-        batch_size: Batch size for a dataset.
+    Without targets the data are a split, a pair, a dataset or a loader.
 
     Raises:
         TypeError: The data hold no targets, or are sparse.
@@ -148,10 +137,7 @@ def select_examples(
 def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = None) -> tuple[Any, Tensor]:
     """Inputs in the form of the training, and targets as a tensor, of examples that are needed all at once.
 
-    Args:
-        fitted: The posterior.
-        data: Inputs, if targets are given; else a split or a pair.
-        targets: Targets of these inputs, or None.
+    Without targets the data are a split or a pair.
 
     Raises:
         TypeError: The data hold no targets, or are read in parts.
@@ -173,24 +159,13 @@ def make_labelled_tensors(fitted: FittedPosterior, data: Any, targets: Any = Non
 
 
 def mark_unlabelled(likelihood: Likelihood, targets: Tensor) -> Tensor:
-    """Targets with `IGNORE_INDEX` in place of those that are not known.
-
-    Args:
-        likelihood: Says which are.
-        targets: From `Likelihood.prepare_targets`.
-    """
+    """Targets with `IGNORE_INDEX` in place of those that are not known."""
     is_known = likelihood.find_targets(targets)
     return targets if is_known is None else targets.masked_fill(~is_known, IGNORE_INDEX)
 
 
 def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
-    """The examples of a batch that have a target.
-
-    Args:
-        likelihood: Says which examples have one.
-        inputs: Inputs of the batch.
-        targets: From `Likelihood.prepare_targets`.
-    """
+    """The examples of a batch that have a target, with targets from `Likelihood.prepare_targets`."""
     is_labelled = likelihood.find_labelled(targets)
     if is_labelled is None or bool(is_labelled.all()):
         return inputs, targets
@@ -201,9 +176,6 @@ def infer_task(likelihood: object) -> TaskType:
     """`regression` for a Gaussian, `multi_label` for a Bernoulli, `dense` for classes of positions.
 
     None where the targets tell.
-
-    Args:
-        likelihood: A likelihood, its class or its name; None for none.
     """
     return next((task for kind, task in TASKS.items() if names_likelihood(likelihood, kind)), None)
 
@@ -215,12 +187,6 @@ def read_as_task(
 
     Whole numbers of a floating-point type, such as 0.0 and 1.0, are classes for a `Categorical`. Without a likelihood
     they may be classes or numbers to predict, which `are_classes` decides.
-
-    Args:
-        read: Reads the examples for a task.
-        likelihood: A likelihood, its class or its name; None for none.
-        are_classes: Whether examples that were read with such numbers as classes are right, where the likelihood
-            does not tell.
 
     Raises:
         ValueError: The targets may be classes or numbers to predict, or do not fit the task.
@@ -240,12 +206,7 @@ def read_as_task(
 
 
 def names_likelihood(likelihood: object, kind: type[Likelihood]) -> bool:
-    """Whether a likelihood, its class or its name is of this kind, in a wrapper of the user or not.
-
-    Args:
-        likelihood: A likelihood, its class or its name; None for none.
-        kind: The class.
-    """
+    """Whether a likelihood, its class or its name is of this kind, in a wrapper of the user or not."""
     inner = unwrap_custom(likelihood)
     if isinstance(inner, str):
         return inner.lower() == kind.__name__.lower()

@@ -52,12 +52,7 @@ def is_layer_settings(value: object) -> bool:
 
 
 def describe_layers(posterior: Posterior, model: nn.Module) -> LayerSettings:
-    """The settings of a network, for the metadata of an artefact.
-
-    Args:
-        posterior: The posterior, which may leave layers random in its draws.
-        model: The network.
-    """
+    """The settings of a network, for the metadata of an artefact."""
     options = {name: _describe_options(module) for name, module in model.named_modules()}
     random = {name: dict(settings) for name, settings in posterior.describe_random_layers(model).items()}
     return {"random": random, "options": {name: settings for name, settings in options.items() if settings}}
@@ -66,11 +61,7 @@ def describe_layers(posterior: Posterior, model: nn.Module) -> LayerSettings:
 def check_layers(expected: LayerSettings, posterior: Posterior, model: nn.Module, place: str) -> None:
     """Check that a network has the settings of the one that the posterior was fitted to.
 
-    Args:
-        expected: The settings of the fit; entries that are missing, as in older artefacts, are not compared.
-        posterior: The posterior.
-        model: The network.
-        place: Start of the message, a clause with the network of the fit.
+    Entries that are missing, as in older artefacts, are not compared; `place` starts the message.
 
     Raises:
         ValueError: A setting differs.

@@ -53,12 +53,11 @@ class AllocationLimit(TorchFunctionMode):
 def count_elements(sizes: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Number of elements of the tensor that a call would allocate.
 
+    `sizes` are the positional arguments from the size on: integers, or one sequence of them followed by other
+    arguments.
+
     >>> count_elements((2, 3), {}), count_elements(((2, 3), 0.5), {}), count_elements((), {"size": (4,)})
     (6, 6, 4)
-
-    Args:
-        sizes: Positional arguments from the size on: integers, or one sequence of them followed by other arguments.
-        kwargs: Keyword arguments of the call.
     """
     size = kwargs.get("size", sizes)
     if size and not isinstance(size[0], int):

@@ -165,12 +165,7 @@ INFO_ENTRIES: dict[str, Check] = {
 
 
 def check_entries(entries: Mapping[str, Any], checks: Mapping[str, Check], place: str) -> None:
-    """Check the entries that are there.
-
-    Args:
-        entries: The entries.
-        checks: What each must be.
-        place: Start of the message: where the entries are, and what is wrong in general.
+    """Check the entries that are there; `place` starts the message.
 
     Raises:
         ValueError: An entry has another type or value.
@@ -208,10 +203,6 @@ def write_metadata(folder: Path, metadata: PosteriorMetadata) -> None:
 
 def update_info(folder: Path, entries: Mapping[str, Any]) -> None:
     """Add entries to the plain data of an artefact, whose tensors stay as they are.
-
-    Args:
-        folder: Folder of the artefact.
-        entries: Values by name, in place of earlier ones.
 
     Raises:
         FileNotFoundError: There is no artefact.

@@ -59,14 +59,7 @@ class NetworkRunner:
     ) -> Iterable[Tensor]:
         """Outputs of each network, shape (examples, outputs).
 
-        Args:
-            sampler: Draws the networks.
-            sample_ids: Identifiers of the networks.
-            batches: The inputs.
-            autocast_dtype: Precision of the calls, from `resolve_autocast_dtype`.
-            vectorized: As in `FittedPosterior.predict`.
-            compiled: As in `FittedPosterior.predict`; such networks run one after the other.
-            show_progress: As in `FittedPosterior.predict`.
+        Compiled networks run one after the other.
 
         Raises:
             ValueError: `vectorized` or `compiled` is set and the draws are more than weights.

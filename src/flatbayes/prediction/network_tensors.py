@@ -43,10 +43,6 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def list_stored_tensors(models: Sequence[nn.Module], *, with_frozen: bool) -> list[dict[str, Tensor]]:
     """For each network the tensors that are stored: frozen parameters that all share with the first only, or nowhere.
 
-    Args:
-        models: The networks of all training runs.
-        with_frozen: Whether frozen parameters are stored.
-
     Raises:
         ValueError: They are not stored, and networks have different ones.
     """
@@ -72,12 +68,7 @@ def fill_in_frozen(
 ) -> dict[str, Tensor]:
     """The stored tensors of a training run, and those that the artefact leaves out.
 
-    Args:
-        weights: The stored tensors by name.
-        model: The network, which has the frozen parameters if the artefact has none of them.
-        first_weights: Tensors of the first run, which has those that all runs share.
-        names: Names of the frozen parameters.
-        checksum: Checksum of the frozen parameters if the artefact has none of them.
+    `first_weights` has those that all runs share; with a checksum, the frozen parameters are those of the model.
 
     Raises:
         ValueError: The network has other frozen parameters than that of the artefact.
@@ -133,9 +124,6 @@ def check_storable(model: nn.Module) -> None:
 def check_numbers(tensors: Mapping[str, Tensor]) -> None:
     """Refuse values that are not numbers.
 
-    Args:
-        tensors: Tensors on which predictions depend, by name.
-
     Raises:
         ValueError: A tensor holds NaN.
     """
@@ -145,12 +133,7 @@ def check_numbers(tensors: Mapping[str, Tensor]) -> None:
 
 
 def select_required_numbers(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that must be numbers: parameters and running statistics; a user's buffer may hold NaN as a marker.
-
-    Args:
-        model: The network.
-        tensors: Its tensors by name.
-    """
+    """The tensors that must be numbers: parameters and running statistics; a user's buffer may have NaN as marker."""
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     statistics = {id(buffer) for layer in norm_layers(model) for buffer in layer.buffers(recurse=False)}
     names |= {name for name, buffer in model.named_buffers(remove_duplicate=False) if id(buffer) in statistics}
@@ -171,10 +154,7 @@ def describe_obstacle(value: object) -> str | None:
 def prepare_network(model: nn.Module, tensors: Mapping[str, Tensor], buffer_names: Iterable[str]) -> None:
     """Give a built network the shapes and dtypes of the saved tensors, and the buffers outside its state dict.
 
-    Args:
-        model: The network.
-        tensors: The saved tensors by name.
-        buffer_names: Those that were buffers; some may have been created or resized in training.
+    Some of the buffers may have been created or resized in training.
     """
     materialize_from_weights(model, tensors)
     match_dtypes(model, tensors)
@@ -215,9 +195,7 @@ def find_tied_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
 def freeze_parameters(model: nn.Module, names: object) -> None:
     """Freeze the named parameters and unfreeze the others; None, as in older schemas, changes nothing.
 
-    Args:
-        model: The network.
-        names: Names of an artefact; those of another architecture are refused when its weights are loaded.
+    Names of another architecture are refused when its weights are loaded.
     """
     all_names = {name for name, _ in model.named_parameters()}
     if not isinstance(names, list) or not all(isinstance(name, str) and name in all_names for name in names):
@@ -228,12 +206,7 @@ def freeze_parameters(model: nn.Module, names: object) -> None:
 
 
 def resize_head(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network, whose last layer is replaced if that of an artefact has another number of outputs.
-
-    Args:
-        network: The architecture before the fit, changed in place.
-        tensors: Tensors of a member.
-    """
+    """The network, changed in place: its last layer is replaced if an artefact has another number of outputs."""
     for has_positions in (False, True) if isinstance(network, nn.Module) else ():
         name = find_head_name(network, has_positions=has_positions)
         own: Any = None if name is None else network.get_submodule(name).weight
@@ -247,10 +220,6 @@ def resize_head(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 def make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:
     """The function that builds the network of an artefact.
-
-    Args:
-        model: The architecture, or a function that builds it; None for models of flatbayes.
-        info: Metadata of the artefact, which describes a model of flatbayes.
 
     Raises:
         ValueError: There is no model, or the artefact describes none that can be built.

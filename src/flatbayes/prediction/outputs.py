@@ -36,11 +36,7 @@ class PredictiveSummary(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
-        """Summarise.
-
-        Args:
-            outputs: Outputs of each network, shape (examples, outputs).
-        """
+        """Summarise the outputs of each network, shape (examples, outputs)."""
 
 
 class CategoricalSummary(PredictiveSummary):
@@ -87,8 +83,7 @@ class BernoulliSummary(PredictiveSummary):
     def average(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Log of the mean probabilities that a label is 0, and that it is 1; and mutual information of each label.
 
-        Args:
-            outputs: Logits of each network, shape (examples, labels), or (examples,) for one label.
+        Logits of each network have the shape (examples, labels), or (examples,) for one label.
         """
         logits = torch.stack([promote_to_float32(output) for output in outputs])
         logits = logits[..., None] if logits.ndim == 2 else logits
@@ -101,9 +96,8 @@ class BernoulliSummary(PredictiveSummary):
 def summarize_labels(log_probs: Tensor, information: Tensor) -> SummaryTensors:
     """Probability of each label, and entropy and mutual information, at most the entropy, summed over the labels.
 
-    Args:
-        log_probs: Log probabilities of the values 0 and 1, shape (examples, labels, 2).
-        information: Mutual information of each label and network.
+    `log_probs` are those of the values 0 and 1, shape (examples, labels, 2); `information` is that of each label and
+    network.
     """
     entropies = categorical_entropy(log_probs)
     return {
@@ -141,14 +135,10 @@ class GaussianSummary(PredictiveSummary):
 def rescale_moments(
     mean: Tensor, variance: Tensor, epistemic: Tensor, location: Tensor, scale: Tensor
 ) -> SummaryTensors:
-    """Convert moments of standardised targets to the unit of the targets.
+    """Convert moments of standardised targets, shape (examples, targets), to the unit of the targets.
 
-    Args:
-        mean: Predicted means, shape (examples, targets).
-        variance: Total variances, same shape.
-        epistemic: Variances of the networks' means, same shape.
-        location: Mean of each target in the training data.
-        scale: Standard deviation of each target in the training data.
+    `epistemic` are variances of the networks' means; location and scale are the mean and the standard deviation of
+    each target in the training data.
     """
     moments = {
         "mean": location + scale * mean,

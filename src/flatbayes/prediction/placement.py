@@ -49,11 +49,7 @@ class PreprocessedBatches:
         self._changed = set[int]()
 
     def map(self, function: Callable[[Any], Result]) -> Iterator[Result]:
-        """Yield the result of a function, such as a network, for each preprocessed batch.
-
-        Args:
-            function: It may change its argument in place.
-        """
+        """Yield the result of a function, such as a network, for each preprocessed batch, which it may change."""
         for k, batch in enumerate(self._batches):
             inputs, reusable = self._kept.get(k), None
             if inputs is None:
@@ -87,11 +83,7 @@ def _list_tensors(inputs: Any) -> list[Tensor]:
 
 
 def count_bytes(inputs: Any) -> int:
-    """Memory of the inputs of a batch.
-
-    Args:
-        inputs: A tensor, or a tree of tensors.
-    """
+    """Memory of the inputs of a batch."""
     return sum(tensor.nbytes for tensor in _list_tensors(inputs))
 
 
@@ -110,11 +102,6 @@ def resolve_autocast_dtype(
     precision: PredictionPrecision | None, info: Mapping[str, Any], network_dtype: torch.dtype | None
 ) -> torch.dtype | None:
     """The dtype of autocast for a precision of `predict`; None for the precision of the weights.
-
-    Args:
-        precision: The precision that is asked for.
-        info: Metadata of the posterior, with the `precision` of its training.
-        network_dtype: Precision of the weights; None if they have several.
 
     Raises:
         ValueError: The precision is unknown, or the networks cannot be run in it.

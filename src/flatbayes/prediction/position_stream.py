@@ -27,14 +27,6 @@ def stream_labelled(
 ) -> Iterator[tuple[DenseCategoricalPredictive, Tensor]]:
     """Yield predictions and targets of a few examples at a time, with `IGNORE_INDEX` at positions without a label.
 
-    Args:
-        fitted: The posterior.
-        data: As for `evaluate`.
-        targets: As for `evaluate`.
-        num_draws: As for `evaluate`.
-        batch_size: As for `evaluate`.
-        **options: Other arguments of `FittedPosterior.predict`.
-
     Raises:
         ValueError: The targets do not match the predictions, are missing, or none is known.
         TypeError: There are no targets.
@@ -81,13 +73,6 @@ def sample_positions(
 ) -> tuple[CategoricalPredictive, Tensor, int]:
     """Predictions and labels of labelled positions, random ones if all exceed `MAX_PREDICTED_VALUES`.
 
-    Args:
-        fitted: The posterior.
-        data: As for `evaluate`.
-        targets: As for `evaluate`.
-        num_draws: As for `evaluate`.
-        **options: As of `stream_labelled`.
-
     Returns:
         The predictions, the labels, and the number of examples with a label.
     """
@@ -118,11 +103,7 @@ def _keep_positions(
 def limit_examples(fitted: FittedPosterior, inputs: Any, targets: Any) -> tuple[Any, Any]:
     """Evenly spaced examples whose predictions fit into the memory, where each position has a class.
 
-    Args:
-        fitted: The posterior.
-        inputs: Inputs; those that are no tensor, array or dictionary of such are returned as they are, as with
-            another likelihood.
-        targets: Their targets.
+    Inputs that are no tensor, array or dictionary of such are returned as they are, as with another likelihood.
     """
     if not fitted.likelihood.has_positions or not isinstance(inputs, Tensor | np.ndarray | Mapping):
         return inputs, targets
@@ -170,12 +151,7 @@ class PositionMetrics:
         self._sizes: list[Tensor] = []
 
     def add(self, predictive: DenseCategoricalPredictive, targets: Tensor) -> None:
-        """Add examples.
-
-        Args:
-            predictive: Their predictions.
-            targets: Class indices, `IGNORE_INDEX` at positions without a label.
-        """
+        """Add examples, whose class indices are `IGNORE_INDEX` at positions without a label."""
         flat, labels = predictive.select_labelled(targets)
         if not len(labels):
             return
@@ -196,9 +172,5 @@ class PositionMetrics:
         return torch.arange(len(sizes)).repeat_interleave(sizes)
 
     def compute(self, scores: ExampleScores) -> dict[str, float]:
-        """All metrics of `DENSE_METRICS`.
-
-        Args:
-            scores: From `join_scores`.
-        """
+        """All metrics of `DENSE_METRICS`, with the scores of `join_scores`."""
         return {**scores.metrics(), "mean_iou": average_iou(self._counts)}

@@ -29,15 +29,6 @@ def make_predictor(
 ) -> Callable[[Any], Predictive]:
     """Function that predicts the classes or labels of inputs.
 
-    Args:
-        fitted: The posterior.
-        num_draws: As for `evaluate`.
-        batch_size: As for `evaluate`.
-        seed: As for `evaluate`.
-        show_progress: As for `evaluate`.
-        precision: As for `evaluate`.
-        compiled: As for `evaluate`.
-
     Returns:
         It raises a ValueError if the inputs have another shape than in training, or predictions are of numbers.
     """
@@ -70,13 +61,7 @@ def make_predictor(
 
 
 def flatten_positions(fitted: FittedPosterior, predictive: Predictive, targets: Tensor) -> tuple[Predictive, Tensor]:
-    """Predictions and labels of the labelled positions, where each position has a class; others as they are.
-
-    Args:
-        fitted: The posterior, whose likelihood says which positions have no label.
-        predictive: Its predictions.
-        targets: Targets of the examples.
-    """
+    """Predictions and labels of the labelled positions, where each position has a class; others as they are."""
     if not isinstance(predictive, DenseCategoricalPredictive):
         return predictive, targets
     likelihood = unwrap_custom(fitted.likelihood)
@@ -85,10 +70,6 @@ def flatten_positions(fitted: FittedPosterior, predictive: Predictive, targets: 
 
 def require_classes(predictive: Predictive, advice: str) -> CategoricalPredictive:
     """Predictions, if they are of one class of each example.
-
-    Args:
-        predictive: The predictions.
-        advice: What to do otherwise, as a sentence.
 
     Raises:
         ValueError: They are others.

@@ -22,10 +22,6 @@ def fit_training_inputs(sampler: NetworkSampler, inputs: Tensor | LazyImages) ->
     """Statistics of the training inputs of a posterior; None where they have no representation.
 
     It costs one pass of one network over at most 4,000 images, and none for a table.
-
-    Args:
-        sampler: The posterior.
-        inputs: All raw training inputs.
     """
     if len(inputs.shape) not in (2, 4):
         return None
@@ -41,14 +37,9 @@ def fit_training_inputs(sampler: NetworkSampler, inputs: Tensor | LazyImages) ->
 @lock_predictions()
 @torch.no_grad()
 def represent_inputs(sampler: NetworkSampler, inputs: Tensor) -> Tensor:
-    """Standardised features of a table, or inputs of the last linear layer of the first network for images.
+    """Standardised features of a table, or for images the inputs of the last linear layer of the first network.
 
-    Args:
-        sampler: The posterior.
-        inputs: Raw inputs, [n, features] or [n, channels, height, width].
-
-    Returns:
-        Shape [n, size].
+    Raw inputs are [n, features] or [n, channels, height, width]; the result is [n, size].
 
     Raises:
         ValueError: The network has no linear layer, or does not call it with one vector for each image.

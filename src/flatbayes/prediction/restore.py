@@ -51,16 +51,7 @@ def restore_sampler(
     likelihood: Likelihood | None,
     output: OutputSelector | None,
 ) -> NetworkSampler:
-    """Rebuild a posterior on the CPU.
-
-    Args:
-        folder: Folder of the artefact, for messages.
-        metadata: Its metadata, with entries of the right types.
-        tensors: Its tensors; emptied.
-        norm_tensors: Running statistics of draws.
-        model: The architecture, or a function that builds it; None for models of flatbayes.
-        likelihood: The likelihood of the fit; None to rebuild it from the metadata.
-        output: Selector of the network's output; None for that of the metadata.
+    """Rebuild a posterior on the CPU; `tensors` is emptied.
 
     Raises:
         ValueError: The artefact is damaged, or does not fit the model.

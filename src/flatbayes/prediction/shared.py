@@ -19,11 +19,8 @@ class PredictionCache:
     def get(self, inputs: Inputs, options: Hashable, compute: Callable[[], Predictive]) -> Predictive:
         """The prediction for these inputs, computed if there is none, or the inputs have been written to.
 
-        Args:
-            inputs: Inputs of a prediction. Not shared are those of iterables, which are read once, and tensors of
-                inference mode, to which writes are not counted.
-            options: Everything else that the prediction depends on.
-            compute: Computes the prediction.
+        Not shared are those of iterables, which are read once, and of tensors of inference mode, to which writes are
+        not counted. `options` is everything else that the prediction depends on.
         """
         if not hasattr(inputs, "shape") or (isinstance(inputs, Tensor) and inputs.is_inference()):
             return compute()

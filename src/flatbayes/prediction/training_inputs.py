@@ -127,12 +127,7 @@ class TrainingInputs:
         return cls(lowest, highest, mean, components, variances, residual, distances, hashes, count)
 
     def measure(self, inputs: Tensor, represent: Callable[[Tensor], Tensor]) -> InputDistance:
-        """Compare inputs with those of training.
-
-        Args:
-            inputs: Raw inputs.
-            represent: As for `fit`.
-        """
+        """Compare inputs with those of training."""
         values = to_double(represent(inputs)).cpu()
         statistics = (self.mean, self.components, self.variances, self.residual_variance)
         distances = measure_mahalanobis(values, *(tensor.double() for tensor in statistics))
@@ -144,9 +139,6 @@ class TrainingInputs:
 
     def estimate_duplicates(self, inputs: Tensor) -> tuple[float, int] | None:
         """Estimate the fraction of inputs that are training inputs too.
-
-        Args:
-            inputs: Raw inputs.
 
         Returns:
             The fraction, and the number of inputs that it is computed from; None if training inputs were not hashed.
@@ -206,9 +198,6 @@ def fit_components(
     """Mean, principal components, variances along them, and the mean variance of the remaining directions.
 
     There is one component for every 20 rows at most, so that small data give wide distributions.
-
-    Args:
-        values: Vectors, float64.
     """
     mean = values.mean(0)
     centred = values - mean
@@ -228,15 +217,7 @@ def measure_mahalanobis(
     variances: Float[Tensor, " components"],
     residual_variance: Float[Tensor, ""],
 ) -> Float[Tensor, " rows"]:
-    """Mahalanobis distance under probabilistic PCA.
-
-    Args:
-        values: Vectors.
-        mean: Mean.
-        components: Orthonormal components.
-        variances: Variances along them.
-        residual_variance: Variance in every other direction.
-    """
+    """Mahalanobis distance under probabilistic PCA, with one variance in all directions that have no component."""
     centred = values - mean
     projected = centred @ components.T
     residuals = (centred.square().sum(1) - projected.square().sum(1)).clamp_min(0)
@@ -251,22 +232,13 @@ def find_outside(
 
     >>> find_outside(torch.tensor([[1.4], [1.6], [-0.6]]), torch.zeros(1), torch.ones(1)).flatten().tolist()
     [False, True, True]
-
-    Args:
-        inputs: Values.
-        lowest: Smallest value of each feature.
-        highest: Largest value of each feature.
     """
     margin = RANGE_MARGIN * (highest - lowest)
     return (inputs < lowest - margin) | (inputs > highest + margin)
 
 
 def hash_rows(inputs: Tensor) -> Int[Tensor, " rows"]:
-    """A hash of the float32 values of each row; equal rows have equal ones.
-
-    Args:
-        inputs: Shape [rows, ...].
-    """
+    """A hash of the float32 values of each row, [rows, ...]; equal rows have equal ones."""
     hashes = []
     size = max(1, MAX_HASHED_ELEMENTS // 8 // max(1, inputs[:1].numel()))
     for block in inputs.detach().split(size):

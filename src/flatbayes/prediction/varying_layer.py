@@ -43,11 +43,6 @@ class LayerDraws:
     ) -> Iterator[Tensor] | None:
         """Outputs of each network, shape (examples, outputs), one after the other.
 
-        Args:
-            sampler: Draws the networks.
-            batches: The inputs.
-            autocast_dtype: Precision of the calls, from `resolve_autocast_dtype`.
-
         Returns:
             None if the outputs of a network are not those of the layer, or are random beside the draw.
         """

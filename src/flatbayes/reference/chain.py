@@ -75,12 +75,7 @@ def run_chain(
 ) -> Chain:
     """Descend, tune and sample.
 
-    Args:
-        potential: U.
-        position: Initial weights.
-        config: The options.
-        generator: Source of randomness.
-        report: Called after each step of the three phases; `count_steps` is the number of calls.
+    `report` is called after each step of the three phases; `count_steps` is the number of calls.
 
     Raises:
         RuntimeError: The energy is not finite at the mode, or after every step.
@@ -100,14 +95,7 @@ def count_steps(config: ReferenceConfig) -> int:
 def descend(
     potential: Potential, position: Tensor, num_steps: int, report: Callable[[], object] = lambda: None
 ) -> Tensor:
-    """The weights after steps of Adam on U.
-
-    Args:
-        potential: U.
-        position: Initial weights.
-        num_steps: Number of steps.
-        report: Called after each step.
-    """
+    """The weights after steps of Adam on U."""
     weights = position.clone().requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=DESCENT_LR)
     for _ in range(num_steps):
@@ -125,13 +113,6 @@ def tune_mclmc(
     report: Callable[[], object] = lambda: None,
 ) -> tuple[PhasePoint, float, float]:
     """Tune the step size to the energy variance, and the decoherence length to sqrt(sum of variances of the weights).
-
-    Args:
-        potential: U.
-        point: Where the chain is.
-        config: The options.
-        generator: Source of randomness.
-        report: Called after each step.
 
     Returns:
         The point after tuning, the step size, and the decoherence length.

@@ -18,10 +18,7 @@ class ReferenceWarning(UserWarning):
 def find_density(posterior: Posterior, config: TrainingConfig, num_data: int) -> tuple[float | None, float]:
     """Prior precision and temperature of the density that a posterior approximates.
 
-    Args:
-        posterior: The posterior; of an ensemble, its member counts.
-        config: Its training, whose weight decay can be the prior.
-        num_data: Number of training examples.
+    Of an ensemble its member counts; the weight decay of the training can be the prior.
 
     Returns:
         The precision, None where it is not one number for all weights, or is chosen after training; and the
@@ -47,13 +44,7 @@ def find_density(posterior: Posterior, config: TrainingConfig, num_data: int) ->
 
 
 def explain_density_mismatch(reference: Reference, posterior: Posterior, config: TrainingConfig) -> str | None:
-    """What differs between the density of a posterior and that of a reference; None if they agree.
-
-    Args:
-        reference: The reference.
-        posterior: The posterior.
-        config: Its training.
-    """
+    """What differs between the density of a posterior and that of a reference; None if they agree."""
     precision, temperature = find_density(posterior, config, reference.num_data)
     reasons, expected = [], reference.config.prior_precision
     if precision is None:

@@ -82,8 +82,7 @@ class ReferenceDiagnostics:
 def measure_mixing(predictions: Float[Tensor, "chains draws quantities"]) -> dict[str, float | None]:
     """Largest and median R-hat, smallest and median effective sample size of predicted quantities.
 
-    Args:
-        predictions: The quantities by chain and draw; evenly spaced ones are used if there are many.
+    Evenly spaced ones are used if there are many.
 
     Returns:
         Values by the names of `ReferenceDiagnostics`; None where all draws are equal.

@@ -38,15 +38,7 @@ class HMCPoint:
 def integrate_leapfrog(
     point: HMCPoint, momentum: Vector, potential: Potential, step_size: float, num_steps: int
 ) -> tuple[HMCPoint, Vector]:
-    """The end of a trajectory, with its momentum. It ends early where the potential is not finite.
-
-    Args:
-        point: The start.
-        momentum: p at the start.
-        potential: U.
-        step_size: eps.
-        num_steps: Number of steps, each of one gradient.
-    """
+    """The end of a trajectory, with its momentum. It ends early where the potential is not finite."""
     position, value, gradient = point.position, point.potential, point.gradient
     for _ in range(num_steps):
         momentum = momentum - 0.5 * step_size * gradient
@@ -61,15 +53,7 @@ def integrate_leapfrog(
 def hmc_step(
     point: HMCPoint, potential: Potential, step_size: float, num_steps: int, generator: torch.Generator
 ) -> tuple[HMCPoint, float]:
-    """One trajectory with a Metropolis test; returns the next point, and the probability of acceptance.
-
-    Args:
-        point: Where the chain is.
-        potential: U.
-        step_size: eps.
-        num_steps: Steps of the trajectory.
-        generator: Source of randomness.
-    """
+    """One trajectory with a Metropolis test; returns the next point, and the probability of acceptance."""
     momentum: Tensor = torch.randn(point.position.shape, dtype=point.position.dtype, generator=generator)
     end, end_momentum = integrate_leapfrog(point, momentum, potential, step_size, num_steps)
     error = end.potential - point.potential + (_kinetic_energy(end_momentum) - _kinetic_energy(momentum))
@@ -100,12 +84,7 @@ class DualAveraging:
 
     @staticmethod
     def start(step_size: float, target: float = 0.8) -> "DualAveraging":
-        """Begin at a step size.
-
-        Args:
-            step_size: The initial step size.
-            target: Mean probability of acceptance.
-        """
+        """Begin at a step size, with a wanted mean probability of acceptance."""
         return DualAveraging(step_size, math.log(10 * step_size), target)
 
     @property
@@ -114,11 +93,7 @@ class DualAveraging:
         return math.exp(self.log_average) if self.count else self.step_size
 
     def update(self, acceptance: float) -> "DualAveraging":
-        """The state after a trajectory.
-
-        Args:
-            acceptance: Its probability of acceptance.
-        """
+        """The state after a trajectory."""
         count = self.count + 1
         weight = 1 / (count + 10)
         error_average = (1 - weight) * self.error_average + weight * (self.target - acceptance)

@@ -47,13 +47,7 @@ class PhasePoint:
 
 
 def start_chain(position: Vector, potential: Potential, generator: torch.Generator) -> PhasePoint:
-    """A point with a random direction of the velocity.
-
-    Args:
-        position: x.
-        potential: U.
-        generator: Source of randomness.
-    """
+    """A point with a random direction of the velocity."""
     noise = torch.randn(position.shape, dtype=position.dtype, generator=generator)
     return PhasePoint(position, noise / noise.norm(), *potential(position))
 
@@ -61,11 +55,7 @@ def start_chain(position: Vector, potential: Potential, generator: torch.Generat
 def refresh_velocity(velocity: Vector, noise: Vector, step_size: float, decoherence_length: float) -> Vector:
     """The operator O, half of the refreshment of a step: u = (u + nu z) / ||u + nu z||.
 
-    Args:
-        velocity: u.
-        noise: z, standard normal.
-        step_size: eps.
-        decoherence_length: L; infinity leaves the velocity unchanged.
+    An infinite decoherence length L leaves the velocity u unchanged.
     """
     nu = math.sqrt(math.expm1(step_size / decoherence_length) / len(velocity))
     moved = velocity + nu * noise
@@ -76,10 +66,7 @@ def refresh_velocity(velocity: Vector, noise: Vector, step_size: float, decohere
 def turn_velocity(velocity: Vector, gradient: Vector, step_size: float) -> tuple[Vector, float]:
     """The operator B: turn the velocity towards lower potential, and return the change of the kinetic energy.
 
-    Args:
-        velocity: u, of length 1.
-        gradient: Gradient of U.
-        step_size: c eps.
+    The velocity u has length 1; the step size is c eps.
     """
     norm, dims = float(gradient.norm()), len(velocity) - 1
     if norm == 0:
@@ -100,15 +87,7 @@ def mclmc_step(
     decoherence_length: float,
     generator: torch.Generator,
 ) -> tuple[PhasePoint, float]:
-    """One step O B A B A B O, with two gradients; returns the new point and the energy error dE.
-
-    Args:
-        point: Where the chain is.
-        potential: U.
-        step_size: eps.
-        decoherence_length: L.
-        generator: Source of randomness.
-    """
+    """One step O B A B A B O, with two gradients; returns the new point and the energy error dE."""
     noise = torch.randn((2, *point.velocity.shape), dtype=point.velocity.dtype, generator=generator)
     position, value, gradient, error = point.position, point.potential, point.gradient, 0.0
     velocity = refresh_velocity(point.velocity, noise[0], step_size, decoherence_length)
@@ -148,12 +127,7 @@ class StepSizeTuner:
     trust: float = 1.5
 
     def update(self, energy_error: float, num_dims: int) -> "StepSizeTuner":
-        """The tuner after a step.
-
-        Args:
-            energy_error: dE of the step; not finite where the step left the support of the potential.
-            num_dims: D.
-        """
+        """The tuner after a step, whose energy error is not finite where it left the support of the potential."""
         if not math.isfinite(energy_error):
             largest = 0.8 * self.step_size
             return replace(self, largest=largest, step_size=largest)

@@ -39,11 +39,7 @@ class BallMaximum(NamedTuple):
 def maximize_loss(loss_gradient: LossGradient, position: Tensor, rho: float, num_steps: int) -> BallMaximum:
     """Ascend to the largest loss in the ball: e = rho g / ||g||, g the gradient at the point before.
 
-    Args:
-        loss_gradient: L.
-        position: w.
-        rho: Radius of the ball; 0 returns L(w).
-        num_steps: Steps; one is that of SAM. Each takes one gradient.
+    A radius of 0 gives L(w). One step is that of SAM; each takes one gradient.
     """
     loss, gradient = loss_gradient(position)
     residual = 0.0
@@ -76,15 +72,7 @@ class NetworkPotential:
         targets: Tensor,
         config: ReferenceConfig,
     ) -> None:
-        """Move the weights of the network into one vector.
-
-        Args:
-            network: The network, in the mode in which it is evaluated; its parameters become views of a vector.
-            loss_fn: Mean negative log likelihood of outputs and targets.
-            inputs: All training inputs, as the network takes them.
-            targets: Their targets.
-            config: Options of the density.
-        """
+        """Move the weights of the network into one vector, of which its parameters become views."""
         self.num_data = len(targets)
         self.num_gradients = self.num_calls = 0
         self.residual_sum = 0.0
@@ -102,20 +90,12 @@ class NetworkPotential:
 
     @contextmanager
     def install(self, position: Tensor) -> Iterator[nn.Module]:
-        """Context in which the network has the weights of a vector, which stay there.
-
-        Args:
-            position: w.
-        """
+        """Context in which the network has the weights of a vector, which stay there."""
         self._vector.copy_(position)
         yield self._network
 
     def loss_gradient(self, position: Tensor) -> tuple[float, Tensor]:
-        """L(w) and its gradient.
-
-        Args:
-            position: w.
-        """
+        """L(w) and its gradient."""
         self.num_gradients += 1
         with self.install(position) as network, torch.enable_grad():
             loss = self._loss_fn(network(self._inputs), self._targets)
@@ -123,11 +103,7 @@ class NetworkPotential:
         return float(loss.detach()), flatten(grads)
 
     def __call__(self, position: Tensor) -> tuple[float, Tensor]:
-        """U(w) and its gradient.
-
-        Args:
-            position: w.
-        """
+        """U(w) and its gradient."""
         config = self._config
         loss, gradient, residual = maximize_loss(self.loss_gradient, position, config.rho, config.ascent_steps)
         self.num_calls, self.residual_sum = self.num_calls + 1, self.residual_sum + residual

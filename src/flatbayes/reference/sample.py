@@ -120,13 +120,7 @@ def sample_reference(
 
 
 def make_potential(factory: RunFactory, train: Split, member: int, config: ReferenceConfig) -> NetworkPotential:
-    """The potential of a network with initial weights of its own.
-
-    Args:
-        factory: Prepared as for `fit`.
-        train: Training examples.
-        member: Number of the chain, which determines the initial weights.
-        config: Options of the density.
+    """The potential of a network with the initial weights of a member, one for each chain.
 
     Raises:
         ValueError: The network has BatchNorm, or too few or too many weights.

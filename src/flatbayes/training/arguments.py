@@ -53,10 +53,7 @@ class DataOptions(NetworkOptions, total=False):
 def resolve_config(config: Any, model: Any = None, init: Any = None) -> TrainingConfig:
     """A training configuration from one, its class, a mapping of options that replace defaults, or None.
 
-    Args:
-        config: What the user gave.
-        model: As for `fit`; None if the defaults are not to depend on it.
-        init: As for `fit`.
+    The defaults depend on `model` and `init`, as for `fit`, where they are given.
 
     Raises:
         TypeError: It is something else.
@@ -107,11 +104,8 @@ def resolve_model(model: Any) -> Any:
 def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
     """The splits of a data source, and a dataset of rows; anything but these and texts is returned as it is.
 
-    Args:
-        data: What the user gave.
-        seed: Seed of the splits.
-        likelihood: What the user gave; a Gaussian makes whole numbers of a source regression targets, a Categorical
-            makes those of a floating-point type classes.
+    A Gaussian makes whole numbers of a source regression targets, a Categorical makes those of a floating-point type
+    classes.
 
     Raises:
         TypeError: The data are a text.
@@ -183,9 +177,7 @@ def normalize_data(
 def unpack_splits(data: Any, val: Any) -> tuple[Any, Any]:
     """Pairs of training and validation examples of splits whose inputs are dictionaries or tuples of tensors.
 
-    Args:
-        data: What the user gave; other data are returned as they are.
-        val: Validation data that the user gave beside it, which splits do not take.
+    Other data are returned as they are; splits take no `val`.
     """
     if not isinstance(data, DataSplits) or not data.train.has_input_tree or val is not None:
         return data, val
@@ -196,10 +188,7 @@ def unpack_splits(data: Any, val: Any) -> tuple[Any, Any]:
 def hold_out_examples(data: Any, likelihood: Any, seed: int) -> tuple[Any, Any, int]:
     """Hold out validation examples, where inputs are dictionaries or tuples of tensors that are given one by one.
 
-    Args:
-        data: What the user gave.
-        likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
-        seed: Seed of the choice.
+    A Gaussian likelihood makes whole numbers regression targets.
 
     Returns:
         Training examples, validation examples, and the number of the latter; the data, None and 0 for other data, or
@@ -245,10 +234,6 @@ def _batch_stream(dataset: IterableDataset[Any], batch_size: int) -> DataLoader[
 
 def resolve_likelihood(likelihood: Any, inferred: Likelihood) -> Likelihood:
     """A likelihood from an instance, or from the class or name of the one that the data suggest.
-
-    Args:
-        likelihood: What the user gave.
-        inferred: The likelihood for the data.
 
     Raises:
         TypeError: It is something else.

@@ -40,11 +40,7 @@ class Candidate:
     epochs: int | None = None
 
     def apply_to(self, factory: RunFactory) -> RunFactory:
-        """The factory of this training, with nothing left to choose.
-
-        Args:
-            factory: The factory of a fit with something to choose.
-        """
+        """The factory of this training, with nothing left to choose."""
         flatness = factory.flatness
         if self.radius is not None:
             flatness = make_candidate(factory.auto_flatness or Plain(), self.radius, self.start)
@@ -72,11 +68,8 @@ def compute_relative_score(score: Score, reference: Score) -> float | None:
     """NLL of a training by its difference from a reference: the larger one of best evaluations and of ends.
 
     Posteriors without snapshots have the weights of the best evaluation, those with snapshots weights near the end.
-    With the larger difference the choice does not depend on the posterior, so that posteriors can share it.
-
-    Args:
-        score: The training; None where it diverged.
-        reference: The training that it is compared with, by `reference.best`.
+    With the larger difference the choice does not depend on the posterior, so that posteriors can share it. It is
+    None where the training diverged.
 
     Examples:
         >>> reference = Score(end=0.4, best=0.4)
@@ -92,10 +85,6 @@ def measure_losses(
     likelihood: Likelihood, predictions: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[float | None, Tensor | None]:
     """Mean loss of all examples, and the loss of each one.
-
-    Args:
-        likelihood: Has the mean loss of a batch; for single losses it gets batches of one example.
-        predictions: Outputs of a network, and targets.
 
     Returns:
         The mean loss, None if it is not finite; and the losses, shape [n], float64 on the CPU, None if the likelihood
@@ -125,10 +114,6 @@ def measure_losses(
 
 def compute_standard_error(score: Score, reference: Score) -> float:
     """Standard error of the difference of two validation NLL, from the differences of single examples; 0 if unknown.
-
-    Args:
-        score: A training.
-        reference: The training that it is compared with.
 
     Examples:
         >>> first, second = (Score(1.0, 1.0, torch.tensor(losses)) for losses in ([0.9, 1.1], [0.9, 1.0]))
@@ -163,12 +148,7 @@ class PriorChoice:
 
 
 def describe_prior(choice: PriorChoice, obstacle: str) -> str:
-    """Why a strength of the prior was chosen, as a sentence.
-
-    Args:
-        choice: The choice without the reason.
-        obstacle: Why no stronger prior was tried.
-    """
+    """Why a strength of the prior was chosen, as a sentence; `obstacle` says why no stronger one was tried."""
     value = f"prior_factor is {choice.factor:g}, a weight decay of {choice.weight_decay:.2g}"
     scores = format_scores(choice.scores)
     if len(choice.scores) < 2:

@@ -110,12 +110,7 @@ class CheckpointManager:
     def open(
         checkpoints: Checkpoints | None, identity: Mapping[str, Any], *, is_writer: bool = True
     ) -> "CheckpointManager":
-        """The manager of a training.
-
-        Args:
-            checkpoints: Folder and frequency.
-            identity: Plain data that differ between trainings.
-            is_writer: Whether this process writes.
+        """The manager of a training; `identity` is plain data that differ between trainings.
 
         Raises:
             ValueError: The folder has the checkpoints of another training.
@@ -167,12 +162,8 @@ class CheckpointManager:
     ) -> "CheckpointManager":
         """The manager of a training that several posteriors share.
 
-        Args:
-            checkpoints: Folder and frequency.
-            identity: Plain data that differ between trainings.
-            branches: Names of the posteriors.
-            replaces_others: Remove checkpoints of another training, or of this training without some of the
-                posteriors, rather than refuse them.
+        With `replaces_others`, checkpoints of another training, or of this training without some of the posteriors,
+        are removed rather than refused.
 
         Raises:
             ValueError: The folder has such checkpoints, and `replaces_others` is not set.
@@ -220,12 +211,7 @@ class CheckpointManager:
         return time.monotonic() - self._last_write_time >= wait
 
     def save(self, run_index: int, step: int, content: Mapping[str, Any]) -> None:
-        """Write a checkpoint of a run, and remove older ones.
-
-        Args:
-            run_index: Index of the run within the fit.
-            step: Number of steps done.
-            content: Tensors and plain data.
+        """Write a checkpoint of a run after a number of steps, and remove older ones.
 
         Raises:
             OSError: It cannot be written; earlier ones remain valid.
@@ -240,12 +226,7 @@ class CheckpointManager:
             self._last_write_seconds = self._last_write_time - started
 
     def preload(self, run_index: int, content: dict[str, Any]) -> None:
-        """Let a run continue from this content, which is also written as its checkpoint.
-
-        Args:
-            run_index: Index of the run within the fit.
-            content: As for `save`.
-        """
+        """Let a run continue from this content, which is also written as its checkpoint."""
         self._preloaded[run_index] = content
         self.save(run_index, content["progress"]["step"], content)
 

@@ -52,13 +52,9 @@ def resolve_choices(
 ) -> Sequence[TrainingSetup]:
     """The prepared fits with the radius and the prior chosen on validation data, where they were to be chosen.
 
-    The pilot trains the networks of the first group; the manager gets their state at the end of training.
-
-    Args:
-        setups: Prepared fits whose trainings are equal.
-        manager: Checkpoints of the fits. If they have a choice, it is taken; a pilot that was interrupted continues.
-        callback: Gets a message about each choice.
-        progress: Called after every step of the pilot.
+    The pilot trains the networks of the first group; the manager gets their state at the end of training. If the
+    manager has a choice, it is taken; a pilot that was interrupted continues. `callback` gets a message about each
+    choice, and `progress` every step of the pilot.
 
     Raises:
         RuntimeError: The first training diverges before radii differ.
@@ -91,12 +87,7 @@ def resolve_choices(
 
 
 def choose_training(pilot: Pilot, callback: Callback) -> tuple[dict[str, Any], Candidate]:
-    """Run the pilot; return its choices as plain data, and the best training.
-
-    Args:
-        pilot: The pilot, before its first training.
-        callback: Gets a message at the start.
-    """
+    """Run the pilot; return its choices as plain data, and the best training."""
     factory = pilot.setups[0].factory
     flatness, asks_prior = factory.auto_flatness, factory.auto_prior == "asked"
     best = Candidate(None if flatness is None else 0.0)
@@ -128,10 +119,6 @@ def compute_reserve(pilot: Pilot, plain: Candidate) -> float:
     """Gradients that plain training would have for stronger priors; radii are tried with the others.
 
     With a flatness that ends with radius 0, at least the priors that plain training would try are then tried.
-
-    Args:
-        pilot: The pilot.
-        plain: The training with radius 0, which has ended.
     """
     outcome = pilot.outcomes[plain]
     left = MAX_COST * pilot.count_gradients(pilot.num_steps, Plain()) - outcome.num_gradients
@@ -139,12 +126,7 @@ def compute_reserve(pilot: Pilot, plain: Candidate) -> float:
 
 
 def find_prior_obstacle(factory: RunFactory, weight_decay: float) -> str | None:
-    """Why no stronger prior can be chosen; None if one can.
-
-    Args:
-        factory: Its configuration and prior.
-        weight_decay: The weight decay that has the effect of the prior.
-    """
+    """Why no stronger prior than this weight decay can be chosen; None if one can."""
     if factory.auto_prior is None:
         return "it is given"
     if not factory.config.stops_early:
@@ -155,13 +137,7 @@ def find_prior_obstacle(factory: RunFactory, weight_decay: float) -> str | None:
 
 
 def choose_prior(pilot: Pilot, first: Candidate, weight_decay: float) -> tuple[Candidate, PriorChoice]:
-    """Try stronger and stronger priors as long as they are better.
-
-    Args:
-        pilot: The pilot, which has trained the first candidate.
-        first: The training with the given prior.
-        weight_decay: Its weight decay.
-    """
+    """Try stronger and stronger priors as long as they are better."""
     best, scores = first, {1.0: pilot.outcomes[first].score.best}
     while True:
         outcome, factor = pilot.outcomes[best], best.prior_factor * PRIOR_STEP
@@ -228,12 +204,6 @@ def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate, res
     """Trainings with a radius from the first step on, where training stops early; none if they would be too short.
 
     They have as many epochs as are left for one of them, even if it does not stop early.
-
-    Args:
-        pilot: The pilot.
-        flatness: The flatness.
-        plain: The training with radius 0, which has ended.
-        reserve: Gradients that are not for them.
     """
     config = pilot.setups[0].factory.config
     fraction = (pilot.budget - pilot.num_gradients - reserve) / pilot.count_gradients(pilot.num_steps, flatness)

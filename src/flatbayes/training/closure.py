@@ -75,11 +75,6 @@ def count_micro_batches(num_examples: int, batch_size: int, accumulation_steps: 
     A micro-batch of a fraction has one example only if those of the whole batch have: batch normalization cannot be
     trained on one.
 
-    Args:
-        num_examples: Number of examples in the fraction.
-        batch_size: Number of examples in the batch.
-        accumulation_steps: Number of micro-batches of the whole batch.
-
     Examples:
         >>> [count_micro_batches(count, 8, 4) for count in (2, 3, 4, 8)]
         [1, 1, 2, 4]

@@ -22,13 +22,6 @@ REQUIREMENT_REASONS = {
 def check_compatibility(posterior: Posterior, flatness: Flatness, config: TrainingConfig) -> None:
     """Refuse a flatness or a precision that the posterior does not support.
 
-    Args:
-        posterior: Its `requires_stationary_loss` says from when on gradients must be those of one loss, and its
-            `has_weight_distribution` whether weights have a Gaussian during training.
-        flatness: Its `stationary_after` is the fraction of training from which gradients are those of one loss, and
-            its `needs_weight_distribution` says whether it uses the Gaussian.
-        config: Its schedule and `collection.start_fraction` say when snapshots are collected.
-
     Raises:
         ValueError: The posterior perturbs the weights itself; the gradients are not those of one loss, or not early
             enough; the weights have no Gaussian; or the loss is scaled, and the posterior needs every step or the
@@ -104,13 +97,7 @@ def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epo
 
 
 def check_snapshot_count(posterior: Posterior, num_snapshots: int, training: str, advice: str) -> str | None:
-    """Check a number of snapshots against the requirements of the posterior.
-
-    Args:
-        posterior: Its `snapshot_requirements` are a smallest and a largest useful number.
-        num_snapshots: Number of snapshots that will be collected.
-        training: What collects them, for the message.
-        advice: What to do about too few, for the message.
+    """Check a number of snapshots against the requirements of the posterior; training and advice are for the message.
 
     Returns:
         A message if there are fewer than half of the snapshots that the posterior can use, otherwise None.
@@ -134,11 +121,6 @@ def check_snapshot_count(posterior: Posterior, num_snapshots: int, training: str
 
 def check_initial_weights(model: nn.Module | ModelFactory, posterior: Posterior, *, has_init: bool) -> None:
     """Refuse an ensemble of copies of one network.
-
-    Args:
-        model: A network, or what builds one.
-        posterior: Its `num_members` is the number of networks.
-        has_init: Whether there are trained weights to start from.
 
     Raises:
         ValueError: One network is given where several fresh ones are needed.

@@ -231,10 +231,7 @@ stay at the loss of guessing for long."""
 
 
 def check_option_names(options: Mapping[str, Any]) -> None:
-    """Refuse names that are not options of `TrainingConfig`.
-
-    Args:
-        options: Values by name; those of a group may stand in a mapping.
+    """Refuse names, also in the mappings of groups, that are not options of `TrainingConfig`.
 
     Raises:
         ValueError: There is no such option; the message has the new name of an option that was renamed.

@@ -48,11 +48,7 @@ def choose_draw_options(
 ) -> dict[str, Any]:
     """The values of the options that are "auto", one after the other, and the reason for each, as plain data.
 
-    Args:
-        fitted: The posterior.
-        training_data: Has the validation examples.
-        can_predict: Whether the likelihood has a predictive distribution.
-        is_automatic: Whether the number of epochs is automatic; options that are None are then chosen too.
+    With `is_automatic`, options that are None are chosen too.
 
     Returns:
         By dotted name of the option: its `value`; with validation examples the pairs of value and NLL that were
@@ -84,14 +80,7 @@ class ChoicePlan(NamedTuple):
 
 
 def plan_choice(fitted: FittedPosterior, num_examples: int, num_options: int = 1) -> ChoicePlan:
-    """The plan of a choice: a cheaper one for a large network, above all if its training was short.
-
-    Args:
-        fitted: The posterior, with the metadata of its training, and the inputs on which each draw estimates running
-            statistics before it predicts.
-        num_examples: Number of validation examples.
-        num_options: Number of options that are chosen, one after the other.
-    """
+    """The plan of a choice: a cheaper one for a large network, above all if its training was short."""
     state, training = fitted.states[0], fitted.info.get("training", {})
     if sum(param.numel() for param in state.model.parameters()) < LARGE_NETWORK:
         return ChoicePlan()
@@ -106,10 +95,7 @@ def plan_choice(fitted: FittedPosterior, num_examples: int, num_options: int = 1
 def explain_validation(training_data: TrainingData, *, stops_early: bool, is_automatic: bool) -> str | None:
     """A message where the validation examples of a training are few, or held out of its training examples.
 
-    Args:
-        training_data: Has the validation examples; those of a loader are not counted.
-        stops_early: Whether they decide when training stops.
-        is_automatic: Whether options that are None are chosen on them.
+    Validation examples of a loader are not counted.
     """
     if training_data.num_held_out:
         counted = format_count(training_data.num_held_out, "example is", "examples are")
@@ -187,12 +173,7 @@ def tune_draws(fitted: FittedPosterior, data: Any, targets: Any = None) -> Fitte
 
 
 def apply_choices(fitted: FittedPosterior, choices: dict[str, Any]) -> FittedPosterior:
-    """A posterior with the same states and the chosen values.
-
-    Args:
-        fitted: The posterior, which is not changed.
-        choices: The result of `choose_draw_options`.
-    """
+    """A posterior with the same states and the values from `choose_draw_options`."""
     posterior, likelihood = fitted.posterior, fitted.likelihood
     for name, choice in choices.items():
         if name == NOISE_FACTOR:
@@ -203,12 +184,7 @@ def apply_choices(fitted: FittedPosterior, choices: dict[str, Any]) -> FittedPos
 
 
 def list_options(fitted: FittedPosterior, *, with_none: bool) -> dict[str, DrawOption]:
-    """Options that are "auto" by dotted name, that of the likelihood first.
-
-    Args:
-        fitted: The posterior.
-        with_none: Whether those that are not set (None) are listed too.
-    """
+    """Options that are "auto", or with `with_none` also None, by dotted name, that of the likelihood first."""
     noise = {NOISE_FACTOR: NOISE_OPTION} if isinstance(fitted.likelihood, Gaussian) else {}
     return {
         **list_auto_options(noise, fitted.likelihood, with_none=with_none),

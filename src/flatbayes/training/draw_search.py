@@ -126,13 +126,9 @@ def _descend(option: DrawOption, add: Callable[[float | None], None], losses: Ma
 
 
 def select_value(losses: Mapping[float | None, float], margin: float) -> float | None:
-    """The largest value whose NLL is at most `margin` above the lowest one; None if that is the best.
+    """The largest value whose NLL is at most `margin` nats above the lowest one; None if that is the best.
 
     Without a margin it is the first one with the lowest NLL; the default comes first, and others may be the same.
-
-    Args:
-        losses: Validation NLL by value.
-        margin: Nats.
 
     Examples:
         >>> select_value({0.1: 0.300, 1.0: 0.301, 10.0: 0.350}, 0.003), select_value({0.1: 0.300, 1.0: 0.301}, 0.0)
@@ -149,11 +145,7 @@ def find_largest_tolerated(
 ) -> dict[str, Any]:
     """The largest value that changes predictions by as much as is tolerated, as plain data with the changes.
 
-    Args:
-        replace_value: The posterior with a value.
-        examples: Labelled examples.
-        option: Candidates; the search begins between the first and the last.
-        tolerance: Criterion and largest change.
+    The search begins between the first and the last candidate.
     """
     measure = _make_criterion(replace_value, examples, tolerance.criterion)
     changes: dict[float, float] = {}
@@ -177,10 +169,8 @@ def find_largest_tolerated(
 def find_largest(is_accepted: Callable[[float], bool], low: float, high: float) -> float:
     """The largest value found to be accepted, by a search for a bracket and bisection of its logarithm; else 0.
 
-    Args:
-        is_accepted: Whether a value is accepted.
-        low: First value; if it is refused, smaller ones follow.
-        high: Tried after an accepted `low`; if it is accepted, larger ones follow.
+    If `low` is refused, smaller values follow; after an accepted `low` comes `high`, and larger values if it is
+    accepted.
     """
     accepted, refused, value = 0.0, math.inf, low
     num_steps, num_halvings = MAX_BRACKET_STEPS, NUM_HALVINGS

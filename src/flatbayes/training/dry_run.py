@@ -67,9 +67,6 @@ def dry_run(
 def try_runs(factory: RunFactory) -> None:
     """Check the number of snapshots, and run a trial on one device, also if several train.
 
-    Args:
-        factory: Makes the training runs.
-
     Raises:
         ValueError: As for `dry_run`.
     """

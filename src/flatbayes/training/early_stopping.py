@@ -70,12 +70,7 @@ class BestWeights:
 
     @torch.no_grad()
     def load_into(self, state: State, *, with_statistics: bool) -> None:
-        """Put the weights into a state, in place.
-
-        Args:
-            state: State of a posterior that collects no snapshots.
-            with_statistics: Whether this is the posterior that takes the steps.
-        """
+        """Put the weights, and the statistics of the posterior that takes the steps, into a state, in place."""
         targets = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
         for name, tensor in self.tensors.items():
             targets[name].copy_(tensor)
@@ -110,12 +105,7 @@ class Shortened(Schedule):
 
 
 def list_validation_epochs(config: TrainingConfig, steps_per_epoch: int) -> set[int]:
-    """Epochs after which the network is evaluated: those of the configuration, and for early stopping more at first.
-
-    Args:
-        config: Training hyperparameters.
-        steps_per_epoch: Optimizer steps in an epoch.
-    """
+    """Epochs after which the network is evaluated: those of the configuration, and more for early stopping."""
     epochs = config.validation_epochs()
     if not config.stops_early:
         return epochs
@@ -135,27 +125,14 @@ def count_first_epochs(config: TrainingConfig) -> int:
 
 
 def is_first_part_over(config: TrainingConfig, epoch: int, best_epoch: int) -> bool:
-    """Whether to go back to the best evaluation after this epoch, counted from 1.
-
-    Args:
-        config: Training hyperparameters.
-        epoch: The epoch.
-        best_epoch: Epoch of the best evaluation so far.
-    """
+    """Whether to go back to the best evaluation after this epoch, counted from 1."""
     first_epochs = count_first_epochs(config)
     is_late = epoch >= max(PATIENCE * best_epoch, MIN_PATIENCE * first_epochs)
     return best_epoch < epoch <= first_epochs and (is_late or epoch == first_epochs)
 
 
 def is_collection_over(config: TrainingConfig, epoch: int, best_epoch: int, steps_per_epoch: int) -> bool:
-    """Whether a training that collects snapshots from its first epoch on ends after this epoch.
-
-    Args:
-        config: Training hyperparameters.
-        epoch: The epoch, counted from 1.
-        best_epoch: Epoch of the best evaluation so far.
-        steps_per_epoch: Optimizer steps in an epoch.
-    """
+    """Whether a training that collects snapshots from its first epoch on ends after this epoch."""
     if config.collection.start_fraction > 0 or config.schedule.num_cycles > 1:
         return False
     shortest = max(MIN_COLLECTION_STEPS / steps_per_epoch, MIN_SNAPSHOTS / config.snapshots_per_epoch)
@@ -164,24 +141,13 @@ def is_collection_over(config: TrainingConfig, epoch: int, best_epoch: int, step
 
 
 def truncate(config: TrainingConfig, last_epoch: int) -> TrainingConfig:
-    """The configuration of a training that ends after an epoch, with the same snapshots until then.
-
-    Args:
-        config: Training hyperparameters.
-        last_epoch: The epoch, counted from 1.
-    """
+    """The configuration of a training that ends after an epoch, counted from 1, with its snapshots until then."""
     collection = replace(config.collection, snapshots_per_epoch=config.snapshots_per_epoch)
     return replace(config, epochs=last_epoch, collection=collection)
 
 
 def shorten(config: TrainingConfig, best_epoch: int, steps_per_epoch: int) -> TrainingConfig:
-    """The configuration of a training that collects snapshots after the best epoch.
-
-    Args:
-        config: Training hyperparameters.
-        best_epoch: Epoch of the best evaluation, before the part with snapshots.
-        steps_per_epoch: Optimizer steps in an epoch.
-    """
+    """The configuration of a training that collects snapshots after the best epoch."""
     collection, start = config.collection, config.collection.start_fraction
     longest = config.num_epochs - count_first_epochs(config)
     needed = max(best_epoch * (1 - start) / start, MIN_COLLECTION_STEPS / steps_per_epoch)

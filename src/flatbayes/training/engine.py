@@ -130,10 +130,7 @@ def set_cudnn_benchmark(*, enabled: bool) -> Iterator[None]:
 def clip_gradient_norm(params: tuple[Tensor, ...], max_norm: float) -> None:
     """Multiply gradients by min(1, max_norm / norm), in place and without waiting for the device.
 
-    Args:
-        params: Tensors with gradients. The norm is that of all of them together; with vectorized networks, each
-            network is scaled by its own norm.
-        max_norm: Largest norm.
+    The norm is that of all tensors together; with vectorized networks, each network is scaled by its own norm.
     """
     grads = [param.grad for param in params if param.grad is not None]
     if grads and max_norm < math.inf:

@@ -182,12 +182,6 @@ def train_prepared(
 ) -> FittedPosterior:
     """Train the networks of a prepared fit, and make its posterior.
 
-    Args:
-        setup: The prepared fit.
-        checkpoints: Where to keep checkpoints.
-        callback: Called after every step and epoch, in the main process.
-        show_progress: Show a progress bar; by default if standard error is a terminal.
-
     Raises:
         ValueError, RuntimeError, OSError, Interrupted: As for `fit`.
     """
@@ -207,13 +201,7 @@ def train_setups(
 ) -> list[FitOutcome]:
     """Train the networks of prepared fits, each once, and make their posteriors.
 
-    Args:
-        setups: Prepared fits whose trainings are equal.
-        manager: Their checkpoints.
-        callback: Called after every step and epoch, in the main process.
-        show_progress: Show a progress bar; by default if standard error is a terminal.
-        recordings: Recordings of the trainings; None to make none.
-        is_shared: Whether the cost is that of the steps and of what the posterior alone needs, and not of the call.
+    With `is_shared` the cost is that of the steps and of what the posterior alone needs, and not of the call.
 
     Returns:
         One outcome for each fit; the error of one does not change the others.
@@ -250,10 +238,7 @@ def train_setups(
 def make_outcome(setup: TrainingSetup, results: Sequence[GroupResult], cost: Mapping[str, float]) -> FitOutcome:
     """The outcome of a fit from the results of its trainings.
 
-    Args:
-        setup: The fit.
-        results: Its results, one for each training.
-        cost: What is known of the cost. Without the seconds, they are those of the results.
+    Where the cost has no seconds, they are those of the results.
     """
     states = [state for result in results for state in result.states]
     if "train_seconds" not in cost:

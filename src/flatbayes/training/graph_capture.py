@@ -39,13 +39,6 @@ def check_graph_capture(
 ) -> None:
     """Refuse what a CUDA graph of the step cannot repeat, if the configuration asks for one.
 
-    Args:
-        posterior: It must not sample weights in the step.
-        flatness: It must not depend on the progress of training.
-        config: Training hyperparameters.
-        device: Device of training.
-        num_processes: Number of processes that train together.
-
     Raises:
         ValueError: The step cannot be recorded; the message says why.
     """
@@ -179,11 +172,7 @@ class _RecordedStep:
 
 
 def record_cuda_graph(step: Closure) -> Closure:
-    """Record a step as a CUDA graph.
-
-    Args:
-        step: Computes gradients and the loss, without reading values on the host.
-    """
+    """Record a step, which reads no values on the host, as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

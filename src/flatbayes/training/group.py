@@ -85,12 +85,7 @@ def train_group(
 ) -> dict[str, GroupOutcome]:
     """Train a run to its end, finalize the states of its posteriors, and save the results.
 
-    Args:
-        factory: The factory that made the run.
-        run: The run of one member, or of several vectorized ones.
-        session: Device, process group and checkpoints.
-        callback: Called after every step and epoch.
-        recording: Recording of the training: made if it is empty, otherwise replayed in place of the training.
+    An empty recording is made; another one is replayed in place of the training.
 
     Returns:
         The result of every posterior by the name of its branch, or its error. The error of one posterior does not
@@ -139,15 +134,7 @@ def train_group(
 
 
 def make_independent(state: State, posterior: Posterior, factory: RunFactory, member: int, fabric: Fabric) -> State:
-    """The state with a network of its own, and with its own copies of the statistics that `step` changes.
-
-    Args:
-        state: State of a posterior that has not taken the steps.
-        posterior: The posterior.
-        factory: The factory that made the run.
-        member: Index of the member.
-        fabric: Device and precision.
-    """
+    """The state with a network of its own, and with its own copies of the statistics that `step` changes."""
     shared = posterior.trajectory.statistics if posterior.trajectory else frozenset()
     statistics = {name: x.clone() if name in shared else x for name, x in state.statistics.items()}
     return replace(state, model=factory.copy_trained(state.model, member, fabric), statistics=statistics)
@@ -165,14 +152,7 @@ def describe_outcomes(outcomes: Mapping[str, GroupOutcome]) -> dict[str, Any]:
 def restore_outcome(
     saved: Mapping[str, Any], factory: RunFactory, members: Sequence[int], fabric: Fabric
 ) -> GroupOutcome:
-    """The result of one posterior from what `describe_outcomes` returned.
-
-    Args:
-        saved: Results of all posteriors of the run.
-        factory: The factory of this posterior.
-        members: Indices of the members.
-        fabric: Device and precision.
-    """
+    """The result of one posterior from what `describe_outcomes` returned."""
     if "branches" in saved:
         saved = saved["branches"][describe_branch(factory.posterior, factory.config)]
     if "error" in saved:
@@ -191,11 +171,6 @@ def finalize_states(factory: RunFactory, posterior: Posterior, states: Sequence[
 @torch.no_grad()
 def check_finite_draws(factory: RunFactory, posterior: Posterior, states: Sequence[State]) -> None:
     """Predict a few training examples with a few draws, which overflow after a divergence with finite weights.
-
-    Args:
-        factory: Its training data has the examples.
-        posterior: Draws the networks.
-        states: Final state of each member.
 
     Raises:
         RuntimeError: A prediction is not finite.

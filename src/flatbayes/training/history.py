@@ -17,9 +17,6 @@ def summarize_history(runs: Sequence[Sequence[Record]]) -> dict[str, list[float 
 
     >>> summarize_history([[{"epoch": 1, "loss": 2.0, "lr": 0.1}], [{"epoch": 1, "loss": 1.0, "lr": 0.1}]])
     {'epoch': [1], 'loss': [1.5], 'lr': [0.1], 'val_nll': [None]}
-
-    Args:
-        runs: Records of the epochs of each run.
     """
     by_epoch: dict[int, list[Record]] = {}
     for records in runs:

@@ -37,12 +37,6 @@ def describe_training(
     posterior that has none, with a default optimizer that cannot be written down as data, for an ensemble that is
     trained in worker processes, and for a flatness that uses the distribution of the posterior, the description is
     that of the whole fit.
-
-    Args:
-        posterior: The posterior.
-        config: Training hyperparameters.
-        flatness: The flatness.
-        describe: Describes the values.
     """
     trajectory, whole_fit = posterior.trajectory, {"posterior": describe(posterior), "config": describe(config)}
     if (

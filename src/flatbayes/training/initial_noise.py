@@ -27,9 +27,7 @@ MIN_STD = 0.03
 def start_at_residuals(likelihood: Gaussian, train: Split) -> Gaussian:
     """The likelihood with a noise that starts at the residuals of a linear fit; unchanged for images.
 
-    Args:
-        likelihood: Gaussian in the scale of the training targets.
-        train: The training split.
+    The likelihood is in the scale of the training targets.
     """
     inputs, targets = train.inputs, train.targets
     if isinstance(inputs, LazyImages) or inputs.ndim != 2 or len(inputs) < 3:
@@ -53,9 +51,7 @@ def compute_residual_stds(
 ) -> Float[Tensor, " targets"]:
     """Root mean square of the leave-one-out residuals of a ridge regression with the best penalty, for each target.
 
-    Args:
-        inputs: Columns with mean 0.
-        targets: Columns with mean 0.
+    Columns of inputs and targets have the mean 0.
     """
     num_rows, num_features = inputs.shape
     if num_features <= num_rows:

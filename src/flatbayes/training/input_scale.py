@@ -32,9 +32,7 @@ MAX_UNEXPLAINED = 0.5
 def keep_token_ids(data: InMemoryData, build_model: Callable[[], nn.Module]) -> InMemoryData:
     """The data with inputs as integers, if the network has an embedding that takes nothing else.
 
-    Args:
-        data: Data whose inputs are standardized by default.
-        build_model: Builds the network; called if all inputs are rows of whole numbers.
+    The network is built if all inputs are rows of whole numbers.
     """
     inputs = data.splits.train.inputs
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not torch.equal(inputs, inputs.floor()):
@@ -63,11 +61,6 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
 
     That is so if it predicts training examples better than a constant does, and better than with standardized inputs:
     by the negative log likelihood for classes and labels, by the squared error for numbers.
-
-    Args:
-        data: Data whose inputs are standardized by default.
-        network: The network with its initial weights.
-        likelihood: Distribution of the targets.
 
     Returns:
         The data, with the two losses for classes or labels if inputs are used as they are.
@@ -100,9 +93,7 @@ def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likeli
 def compute_constant_loss(likelihood: Bernoulli | Categorical | DenseCategorical, targets: Tensor) -> float:
     """Loss of the frequencies of the classes or labels: their entropy, summed over the known labels of an example.
 
-    Args:
-        likelihood: Distribution of the targets.
-        targets: Class indices, [n] or [n, *positions], `ignore_index` where there is none; or labels, [n, labels].
+    Targets are class indices, [n] or [n, *positions], `ignore_index` where there is none; or labels, [n, labels].
     """
     if isinstance(likelihood, Bernoulli):
         values, is_known = likelihood.split_targets(targets)
@@ -121,11 +112,6 @@ def match_target_scale(data: TrainingData, network: nn.Module, likelihood: Gauss
     That is so if its first outputs explain the training targets as they are, for inputs as they are or standardized,
     and explain them better than as standardized targets. Where its raw scales are all 0, as those of
     `ConstantScale`, they are not trained yet, and 0 is the noise of its residuals.
-
-    Args:
-        data: The data.
-        network: The network with its initial weights.
-        likelihood: Gaussian in the scale of the training targets.
 
     Returns:
         The likelihood, with a warning if it is another one.
@@ -160,10 +146,7 @@ def match_target_scale(data: TrainingData, network: nn.Module, likelihood: Gauss
 def measure_initial_std(likelihood: Gaussian, outputs: Tensor, targets: Tensor) -> tuple[float, ...]:
     """Standard deviation of the residuals of each target, where all raw scales are 0; otherwise ().
 
-    Args:
-        likelihood: In the unit of the targets.
-        outputs: Means and raw scales.
-        targets: As many targets.
+    Outputs are means and raw scales, in the unit of the targets.
     """
     mean, raw = outputs.double().chunk(2, 1)
     if bool(raw.any()):
@@ -187,10 +170,7 @@ def list_example_batches(data: TrainingData) -> list[tuple[Any, Tensor]]:
 def measure_unexplained(likelihood: Gaussian, outputs: Tensor, targets: Tensor) -> float:
     """Squared error of the predicted means, divided by that of the mean target; the mean over the targets.
 
-    Args:
-        likelihood: Has the unit of the outputs.
-        outputs: Means, then raw scales, [n, 2 targets].
-        targets: Targets in their own unit, [n] or [n, targets].
+    Outputs are means, then raw scales, [n, 2 targets]; targets, [n] or [n, targets], are in their own unit.
     """
     num_targets = likelihood.num_targets
     rows = targets.reshape(len(targets), num_targets).double()
@@ -214,12 +194,7 @@ def select_rows(data: InMemoryData) -> Tensor:
 
 @torch.no_grad()
 def predict_examples(network: nn.Module, inputs: Any) -> Tensor | None:
-    """Outputs for some examples; None if the network cannot take them, which the trial step explains.
-
-    Args:
-        network: The network.
-        inputs: Inputs of the examples.
-    """
+    """Outputs for some examples; None if the network cannot take them, which the trial step explains."""
     try:
         with eval_mode(network), preserve_rng(network):
             outputs = network(cast_inputs(network, inputs))

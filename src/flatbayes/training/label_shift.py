@@ -41,9 +41,7 @@ MAX_CHANGE = 1e-6
 def match_label_shift(factory: RunFactory, *, is_inferred: bool) -> RunFactory:
     """The factory with `shift_labels` where a causal network has its input tokens as labels.
 
-    Args:
-        factory: Makes the networks; of data with another likelihood than `DenseCategorical` it is returned as it is.
-        is_inferred: Whether the likelihood may be changed, since the user gave none.
+    Data of another likelihood than `DenseCategorical` leave it unchanged.
 
     Raises:
         ValueError: The likelihood compares the outputs with the labels of the wrong positions.
@@ -67,13 +65,6 @@ def check_label_shift(
     may_change: bool = False,
 ) -> bool:
     """Check that a likelihood of positions compares the outputs of a language model with the right labels.
-
-    Args:
-        likelihood: The likelihood.
-        inputs: Inputs of a few examples.
-        targets: Their labels.
-        make_network: Gives the network, if it is needed.
-        may_change: Whether the likelihood may be changed.
 
     Returns:
         Whether it must be changed to `shift_labels=True`.
@@ -127,12 +118,7 @@ def are_preceding_tokens(tokens: Tensor, labels: Tensor, is_labelled: Tensor) ->
 def is_causal(network: nn.Module, inputs: Any, name: str, is_labelled: Tensor, likelihood: DenseCategorical) -> bool:
     """Whether outputs stay the same if a later token is another one.
 
-    Args:
-        network: The network; its state does not change.
-        inputs: Inputs of a few examples.
-        name: The token ids among them, by the name of `list_tensors`.
-        is_labelled: Which positions have a label: the last one of a row is changed.
-        likelihood: Says which axis of the outputs is that of the classes.
+    The last labelled position of each row is changed, in the tensor of `list_tensors` with this name.
     """
     ids = list_tensors(inputs)[name]
     row = int(is_labelled.sum(1).argmax())

@@ -44,10 +44,6 @@ from flatbayes.training.network_outputs import (
 def check_task(data: DataSplits, likelihood: Likelihood) -> None:
     """Check that the targets of data splits are those of the likelihood, if this is one of several labels or classes.
 
-    Args:
-        data: The splits.
-        likelihood: What the user gave, or the one that was inferred.
-
     Raises:
         ValueError: They are not.
     """
@@ -90,14 +86,7 @@ def infer_likelihood(
     """Likelihood of the targets; the noise of a table starts at the residuals of a ridge regression.
 
     For two classes a network of one output, that does not depend on the number of classes, gives a single logit.
-
-    Args:
-        data: The training data.
-        config: Its `initial_noise` says where the noise starts.
-        model: A network, or what builds one.
-        output: Selects one of several outputs of the network.
-        new_head: Whether the network gets the number of outputs that the targets need.
-        splits: The splits that the batches of a loader were made of, which know all classes.
+    `splits` are those that the batches of a loader were made of, which know all classes.
 
     Raises:
         ValueError: It is not clear what the targets of a loader are; the message says what to pass.
@@ -124,9 +113,7 @@ def _knows_task(splits: DataSplits, *, new_head: bool) -> bool:
 def infer_split_likelihood(splits: DataSplits, loader: Iterable[Any]) -> Likelihood:
     """Likelihood of the targets of splits whose examples reach the network in batches.
 
-    Args:
-        splits: The splits, which know the task and all classes.
-        loader: The batches, in whose order targets are averaged, as for a loader. No random state changes.
+    Targets are averaged in the order of the batches, as for a loader. No random state changes.
     """
     if splits.is_multi_label:
         return Bernoulli(len(splits.target_names))
@@ -139,10 +126,7 @@ def infer_split_likelihood(splits: DataSplits, loader: Iterable[Any]) -> Likelih
 def has_single_logit(data: InMemoryData, model: nn.Module | ModelFactory, output: OutputSelector | None) -> bool:
     """Whether there are two classes, and a network whose number of outputs is its own gives one for each example.
 
-    Args:
-        data: The data; the network is looked at for two classes only. No random state changes.
-        model: A network, or what builds one.
-        output: Selects one of several outputs of the network.
+    The network is looked at for two classes only. No random state changes.
     """
     arguments = data.model_arguments
     if data.splits.num_classes != 2 or takes_num_outputs(model, arguments):
@@ -161,11 +145,7 @@ def are_binary_labels(
 ) -> bool:
     """Whether targets that were 0.0 and 1.0 are two classes: a network of one output cannot be a regression.
 
-    Args:
-        splits: The data with these numbers as classes.
-        model: A network, or what builds one.
-        output: Selects one of several outputs of the network.
-        may_infer: False where the likelihood is given, or the network gets another number of outputs.
+    `may_infer` is False where the likelihood is given, or the network gets another number of outputs.
     """
     return may_infer and has_single_logit(InMemoryData(splits), model, output)
 
@@ -180,17 +160,12 @@ def infer_loader_likelihood(
     """`Categorical` for integers, `Bernoulli` for rows of 0 and 1, `Gaussian` in their scale for fractions.
 
     `DenseCategorical` for integers of several axes, whose shape is that of the outputs without the classes. Labels 0
-    and 1 of any type are classes for a network of one output, which is a single logit.
+    and 1 of any type are classes for a network of one output, which is a single logit. With `new_head`, for a network
+    that gets the number of outputs that the targets need, all batches are read, and the number of classes is the
+    largest label plus 1.
 
     The first batch is read; for numbers all batches are, since their mean and scale are needed. No random state
     changes.
-
-    Args:
-        loader: Gives `(inputs, targets)` batches.
-        model: A network, or what builds one.
-        output: Selects one of several outputs of the network.
-        new_head: Whether the network gets the number of outputs that the targets need: all batches are read, and
-            the number of classes is the largest label plus 1.
 
     Raises:
         ValueError: It is not clear what the targets are; the message says what to pass.

@@ -25,11 +25,7 @@ from flatbayes.training.run_factory import RunFactory
 
 
 def warn_of_missing_classes(data: LoaderData) -> None:
-    """Warn of outputs of a network that are classes without a training example, where all examples were read.
-
-    Args:
-        data: Batches that have been checked, with the likelihood that was inferred from the outputs.
-    """
+    """Warn of outputs of a network that are classes without a training example, where all examples were read."""
     likelihood, trained = unwrap_custom(data.infer_likelihood()), data.loader_pass.classes
     is_share = isinstance(getattr(data.loader, "sampler", None), DistributedSampler)
     if not isinstance(likelihood, Categorical) or not trained or is_share or data.given_num_data is not None:
@@ -50,10 +46,6 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
     """Convert inputs that are integers where the network takes none, and refuse a batch that is too small for it.
 
     A network that calls an embedding takes integers. No network is built where batches show that nothing is wrong.
-
-    Args:
-        factory: Makes the training runs.
-        data: Its training data.
 
     Returns:
         The factory, whose training data convert integers if necessary.
@@ -85,10 +77,6 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
 
 def check_batch_size(factory: RunFactory, data: InMemoryData) -> None:
     """Refuse a batch size at which a network with batch normalization gets one example at a time.
-
-    Args:
-        factory: Makes the training runs.
-        data: Its training data, whose batches all have the same size.
 
     Raises:
         ValueError: The network cannot be trained on so few examples.

@@ -14,8 +14,7 @@ from torch.utils.data import DistributedSampler, IterableDataset
 from flatbayes.core import Examples
 from flatbayes.core.batch_targets import split_batch
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import cast_integers, count_examples, map_tensors, slice_examples
+from flatbayes.core.input_trees import cast_integers, count_examples, move_batch, slice_examples
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
@@ -188,10 +187,9 @@ class LoaderData(TrainingData):
         with preserve_loader_state(self.loader):
             set_epoch(self.loader, 0)  # whatever was trained before
             for batch in self.loader:
-                inputs, targets = self._prepare_batch(batch)
-                if len(targets):
-                    ready = map_tensors(lambda tensor: move_tensor(tensor, device), inputs)
-                    yield ready, move_tensor(targets, device)
+                labelled = self._prepare_batch(batch)
+                if len(labelled[1]):
+                    yield move_batch(labelled, device)
 
     def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
         likelihood = self.infer_likelihood()
@@ -268,7 +266,7 @@ class LoaderData(TrainingData):
             seeded_rng(spawn_seed(Stream.VALIDATION), network),
         ):
             for batch in self.val:
-                inputs, targets = self._prepare_batch(batch)
-                if len(targets):
-                    ready = cast_inputs(network, map_tensors(lambda tensor: move_tensor(tensor, device), inputs))
-                    yield network(ready), move_tensor(targets, device)
+                labelled = self._prepare_batch(batch)
+                if len(labelled[1]):
+                    inputs, targets = move_batch(labelled, device)
+                    yield network(cast_inputs(network, inputs)), targets

@@ -38,11 +38,6 @@ class LoaderPass:
 def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool = False) -> LoaderPass:
     """Read a loader once and check its batches.
 
-    Args:
-        loader: Gives `(inputs, targets)` batches.
-        likelihood: Checks the targets.
-        first_only: Read the first batch only.
-
     Raises:
         ValueError: There are no batches or no labels, or a batch is malformed; the message says which.
     """

@@ -49,11 +49,6 @@ class DivergenceWarning(UserWarning):
 def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]:
     """Train a run to its end, from the last checkpoint if there is one.
 
-    Args:
-        run: The run.
-        session: Device, process group and checkpoints.
-        callback: Called after every step and epoch.
-
     Returns:
         The state of each network.
 
@@ -124,10 +119,7 @@ def start_transfer(tensor: Tensor, device: torch.device) -> Tensor:
 def convert_inputs(inputs: ModelInputs, dtype: torch.dtype | None, config: TrainingConfig) -> Any:
     """Inputs in the precision and memory layout of training.
 
-    Args:
-        inputs: A batch.
-        dtype: Precision of the network's parameters; None if they have several, and inputs keep theirs.
-        config: Training hyperparameters.
+    Without a dtype, as for a network with several, inputs keep theirs.
     """
 
     def convert(tensor: Tensor) -> Tensor:
@@ -142,12 +134,6 @@ def convert_inputs(inputs: ModelInputs, dtype: torch.dtype | None, config: Train
 
 def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool) -> Iterable[Record]:
     """Record mean loss and validation metrics of an epoch, one record per network.
-
-    Args:
-        run: The training run, whose status is advanced by an epoch.
-        engine: Holds the module.
-        lr: Learning rate of the last step.
-        validate: Whether the networks are evaluated on the validation split.
 
     Raises:
         RuntimeError: The mean loss is not finite, or the validation loss after the last epoch is not a number.

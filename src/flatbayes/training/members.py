@@ -72,11 +72,7 @@ def train_members(
 ) -> list[list[GroupResult] | Exception]:
     """Train the members of ensembles, or single networks, in order, and each of them once for all posteriors.
 
-    Args:
-        setups: The prepared fits, whose trainings are equal by `describe_training`.
-        manager: Checkpoints; members whose result is there are not trained again.
-        callback: Called after every step and epoch.
-        recordings: Recordings of the trainings, which are replayed, or made and added; None to make none.
+    Recordings are replayed, or made and added; members whose result is in a checkpoint are not trained again.
 
     Returns:
         The results of every fit, or its error. The error of one fit does not change the results of the others.
@@ -141,14 +137,7 @@ def list_groups(setups: Sequence[TrainingSetup]) -> list[tuple[int, Sequence[int
 def restore_outcomes(
     saved: Mapping[str, Any], setups: Sequence[TrainingSetup], members: Sequence[int], callback: Callback
 ) -> list[GroupOutcome]:
-    """The saved results of a run for several posteriors.
-
-    Args:
-        saved: What `describe_outcomes` returned.
-        setups: The fits of the posteriors.
-        members: Indices of the members.
-        callback: Gets the records of the epochs.
-    """
+    """The saved results of a run for several posteriors; the callback gets the records of the epochs."""
     outcomes = [restore_outcome(saved, setup.factory, members, setup.fabric) for setup in setups]
     records = [outcome.records for outcome in outcomes if isinstance(outcome, GroupResult)]
     callback.on_resume(records[0] if records else [])
@@ -164,12 +153,7 @@ def make_interrupted(
 ) -> KeyboardInterrupt:
     """The interruption of a run, with what was fitted so far.
 
-    Args:
-        stop: What ended the run; its argument is the number of the signal, if it was not SIGINT.
-        setup: The fit.
-        results: Results of the earlier runs.
-        run: The run.
-        session: Its session.
+    The argument of `stop` is the number of the signal, if it was not SIGINT.
     """
     states = [state for result in results for state in result.states] or run.states
     if not states:

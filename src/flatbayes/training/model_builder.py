@@ -32,10 +32,7 @@ def make_model_builder(
 ) -> Callable[[], nn.Module]:
     """A function that builds the network with those of the given arguments that it has parameters for.
 
-    Args:
-        model: A network, which is copied each time, or a class or function that builds one.
-        model_arguments: Arguments by name; those without a parameter are left out.
-        get_example: Returns inputs with which the weights of lazy modules are created; None to leave them lazy.
+    `get_example` returns inputs with which the weights of lazy modules are created; None leaves them lazy.
 
     Raises:
         TypeError: The model is neither a network nor callable, arguments are missing, or `partial` has bound one that
@@ -70,32 +67,19 @@ def make_model_builder(
 
 
 def build_without_data(model: nn.Module | ModelFactory) -> nn.Module | None:
-    """The network itself, or that of a function; None where what builds it needs arguments.
-
-    Args:
-        model: A network, or what builds one.
-    """
+    """The network itself, or that of a function; None where what builds it needs arguments."""
     if isinstance(model, nn.Module):
         return model
     return None if not callable(model) or _find_missing(model, {}) else make_model_builder(model, {})()
 
 
 def is_model_class(model: nn.Module | ModelFactory) -> bool:
-    """Whether a class builds the networks, perhaps with arguments of `functools.partial`: their weights are new ones.
-
-    Args:
-        model: A network, or what builds one.
-    """
+    """Whether a class, perhaps with arguments of `functools.partial`, builds the networks: their weights are new."""
     return inspect.isclass(model.func if isinstance(model, partial) else model)
 
 
 def takes_num_outputs(model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]) -> bool:
-    """Whether what builds the network is told the number of outputs.
-
-    Args:
-        model: A network, or what builds one.
-        model_arguments: Arguments that the data give.
-    """
+    """Whether what builds the network is told the number of outputs."""
     if isinstance(model, nn.Module):
         return False
     return bool(_select_arguments(model, model_arguments).keys() & {*OUTPUT_ARGUMENTS})
@@ -119,13 +103,9 @@ def make_adapted_builder(
 ) -> Callable[[], nn.Module]:
     """A function that builds networks that take the inputs of a batch as one argument, and return one tensor.
 
-    The first network is called once to find out how. A network that takes and returns one tensor stays as it is.
-
-    Args:
-        build_model: Builds a network. What is returned here raises a ValueError if the network does not take such
-            inputs, or if it is not clear which of its outputs to use.
-        get_example: Returns inputs of a few examples.
-        output: Selects one of several outputs.
+    The first network is called once to find out how. A network that takes and returns one tensor stays as it is. What
+    is returned raises a ValueError if the network does not take such inputs, or if it is not clear which of its
+    outputs to use.
     """
     interfaces: list[NetworkInterface | None] = []  # of the first network
 

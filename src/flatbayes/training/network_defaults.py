@@ -35,11 +35,7 @@ def choose_optimizer(
 ) -> OptimizerFactory | None:
     """AdamW for transformers and large trained networks; None where the default is to be used.
 
-    Args:
-        default: The default optimizer of the posterior, used if it is not SGD with momentum. Its weight decay is 0
-            where the posterior has the prior.
-        network: The network with its frozen parameters.
-        is_trained: Whether its weights are trained.
+    A default that is not SGD with momentum is used; its weight decay is 0 where the posterior has the prior.
     """
     options = default.keywords if isinstance(default, partial) else {}
     is_sgd = isinstance(default, partial) and default.func is torch.optim.SGD and options.get("momentum")
@@ -58,9 +54,7 @@ def choose_optimizer(
 def choose_config(model: Any, init: Any) -> TrainingConfig:
     """The configuration where none is given: `FINE_TUNING` for trained weights.
 
-    Args:
-        model: A network, or a class or function that builds one. A function that needs no arguments is called.
-        init: Trained weights; None if there are none.
+    A function that needs no arguments is called.
     """
     if init is not None:
         return FINE_TUNING
@@ -72,11 +66,7 @@ def choose_config(model: Any, init: Any) -> TrainingConfig:
 
 
 def has_layer_norm(network: nn.Module) -> bool:
-    """Whether a network has layer or root mean square normalization, and no batch normalization.
-
-    Args:
-        network: The network.
-    """
+    """Whether a network has layer or root mean square normalization, and no batch normalization."""
     layers = list(network.modules())
     has_some = any(
         isinstance(layer, nn.LayerNorm | nn.RMSNorm) or LAYER_NORM_NAME.search(type(layer).__name__)
@@ -86,11 +76,7 @@ def has_layer_norm(network: nn.Module) -> bool:
 
 
 def has_trained_weights(network: nn.Module) -> bool:
-    """Whether the scales of a normalization layer are not all equal, as they are before training.
-
-    Args:
-        network: The network.
-    """
+    """Whether the scales of a normalization layer are not all equal, as they are before training."""
     for layer in network.modules():
         is_norm = isinstance(layer, NORM_TYPES) or NORM_NAME.search(type(layer).__name__)
         scales = getattr(layer, "weight", None) if is_norm else None

@@ -27,12 +27,6 @@ def infer_dense_likelihood(
 ) -> DenseCategorical:
     """`DenseCategorical` with the classes of the outputs of the network, on the axis that the positions leave.
 
-    Args:
-        data: Data with a class for each position.
-        model: A network, or what builds one.
-        output: Selects one of several outputs of the network.
-        new_head: Whether the network gets the number of outputs that the targets need.
-
     Raises:
         ValueError: The outputs have other positions than the targets, or it is not clear which axis is the classes'.
     """
@@ -51,14 +45,10 @@ def resize_classes(likelihood: DenseCategorical, num_classes: int) -> DenseCateg
 
 
 def match_outputs(shape: Sequence[int], positions: Sequence[int]) -> DenseCategorical:
-    """The likelihood for outputs of a shape and a class at each position; for one output it is a single logit.
+    """The likelihood for the shape of an example's outputs and of its classes; for one output it is a single logit.
 
     >>> match_outputs((3, 4, 4), (4, 4)).class_dim, match_outputs((7, 3), (7,)).class_dim
     (1, -1)
-
-    Args:
-        shape: Shape of the outputs for one example.
-        positions: Shape of its targets.
 
     Raises:
         ValueError: The shapes do not match, or in two ways.
@@ -90,11 +80,7 @@ def find_output_shape(
 ) -> tuple[int, ...]:
     """Shape of the outputs of a network for one example.
 
-    Args:
-        model: A network, or what builds one.
-        inputs: Inputs of a few examples.
-        output: Selects one of several outputs of the network.
-        arguments: Arguments of a function that builds the network, which takes those that it has parameters for.
+    `arguments` are for a function that builds the network, which takes those that it has parameters for.
 
     Raises:
         ValueError: The network cannot be called with the inputs.

@@ -38,9 +38,6 @@ class DefaultOptimizer:
     def bind(self, default: Any) -> "partial[torch.optim.Optimizer]":
         """A default optimizer with the options that are given.
 
-        Args:
-            default: That of posterior and network; a `functools.partial`.
-
         Raises:
             ValueError: It has no option of that name.
         """
@@ -84,33 +81,17 @@ def resolve_optimizer(optimizer: Any) -> Any:
 
 
 def strengthen_prior(make_optimizer: OptimizerFactory, weight_decay: float) -> OptimizerFactory:
-    """The optimizer with at least this weight decay; unchanged if it has none, where the posterior has the prior.
-
-    Args:
-        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
-        weight_decay: The smallest weight decay.
-    """
+    """The optimizer with at least this weight decay; unchanged if it has none, where the posterior has the prior."""
     return _bound_option(make_optimizer, "weight_decay", lambda value: max(value, weight_decay), "weight_decay")
 
 
 def limit_learning_rate(make_optimizer: OptimizerFactory, largest: float) -> OptimizerFactory:
-    """The optimizer with at most this learning rate if it is SGD with momentum; unchanged otherwise.
-
-    Args:
-        make_optimizer: Builds the optimizer; a `functools.partial` with its options.
-        largest: The largest learning rate.
-    """
+    """The optimizer with at most this learning rate if it is SGD with momentum; unchanged otherwise."""
     return _bound_option(make_optimizer, "lr", lambda value: min(value, largest), "momentum")
 
 
 def make_scaled_optimizer(make_optimizer: OptimizerFactory, factor: float, params: Any) -> torch.optim.Optimizer:
-    """An optimizer with other weight decays.
-
-    Args:
-        make_optimizer: Builds the optimizer.
-        factor: Factor on the weight decay of each parameter group.
-        params: The parameters.
-    """
+    """An optimizer with the weight decay of each parameter group multiplied by a factor."""
     optimizer = make_optimizer(params)
     for options in (*optimizer.param_groups, optimizer.defaults):
         if options.get("weight_decay"):

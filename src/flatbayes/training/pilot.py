@@ -181,9 +181,7 @@ class Pilot:
     def train(self, candidate: Candidate, branch: Candidate | None = None) -> PilotOutcome:
         """Train a candidate, or continue its training where the fit was interrupted.
 
-        Args:
-            candidate: The candidate.
-            branch: The training from whose state at the branch it starts; None for a whole training.
+        Without `branch` it is a whole training; otherwise it starts from the state of that one at the branch.
 
         Raises:
             RuntimeError: The first training diverges before radii differ.

@@ -142,22 +142,13 @@ def prepare_runs(
 
 
 def builds_trained(factory: RunFactory) -> bool:
-    """Whether the networks of two members start from the same weights, as those of a function that loads them.
-
-    Args:
-        factory: Makes networks with weights that depend on the seed, unless what builds them does not use it.
-    """
+    """Whether the networks of two members start from the same weights, as those of a function that loads them."""
     first, second = (factory.init_network(member).state_dict() for member in range(2))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def may_be_trained(factory: RunFactory, model: nn.Module | ModelFactory, *, new_head: bool) -> bool:
     """Whether training may start from trained weights.
-
-    Args:
-        factory: Makes the networks.
-        model: As for `fit`.
-        new_head: As for `fit`.
 
     Raises:
         ValueError: There is no training, and the weights are new ones.
@@ -173,13 +164,7 @@ def may_be_trained(factory: RunFactory, model: nn.Module | ModelFactory, *, new_
 
 
 def match_scales(factory: RunFactory, *, has_transform: bool, is_inferred: bool) -> RunFactory:
-    """The factory with inputs and targets as they are, where a trained network was trained without standardization.
-
-    Args:
-        factory: The factory of a network that may be trained.
-        has_transform: Whether the user gave the standardization of the inputs.
-        is_inferred: Whether the likelihood was inferred from the targets.
-    """
+    """The factory with inputs and targets as they are, where a network was trained without standardization."""
     data, likelihood, network = factory.training_data, factory.likelihood, factory.init_network(0)
     if is_inferred and isinstance(likelihood, Gaussian):
         likelihood = match_target_scale(data, network, likelihood)
@@ -200,13 +185,6 @@ def check_method(
 ) -> tuple[Flatness, Flatness | None]:
     """Check what does not depend on data.
 
-    Args:
-        model: As for `fit`.
-        posterior: The posterior.
-        flatness: The flatness.
-        config: Training hyperparameters.
-        has_init: Whether there are trained weights to start from.
-
     Returns:
         The flatness with a number as its radius, and the flatness whose radius is to be chosen, or None.
 
@@ -225,9 +203,6 @@ def check_method(
 def complete_factory(factory: RunFactory) -> RunFactory:
     """The factory with defaults that depend on network and data, in place of options that are not set.
 
-    Args:
-        factory: The factory with the posterior as the user gave it.
-
     Raises:
         ValueError: The strength of the prior is to be chosen, and no pilot is possible.
     """
@@ -238,12 +213,7 @@ def complete_factory(factory: RunFactory) -> RunFactory:
 
 
 def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
-    """The factory with defaults that depend on the network.
-
-    Args:
-        factory: The factory.
-        network: A network with its initial weights.
-    """
+    """The factory with defaults that depend on the network."""
     posterior, given = factory.posterior, factory.config.optimizer
     is_trained = bool(factory.warm_start.weights) or has_trained_weights(network)
     if factory.is_automatic:
@@ -263,11 +233,7 @@ def adapt_to_network(factory: RunFactory, network: nn.Module) -> RunFactory:
 
 
 def apply_default_radius(factory: RunFactory) -> RunFactory:
-    """The factory with a radius that a pilot will choose, if none is set and a pilot is possible.
-
-    Args:
-        factory: The factory with the default radius.
-    """
+    """The factory with a radius that a pilot will choose, if none is set and a pilot is possible."""
     flatness = factory.flatness
     is_default = flatness.radius_field is not None and getattr(flatness, flatness.radius_field) is None
     if factory.auto_flatness is not None or not is_default or not factory.has_default_training:
@@ -282,9 +248,6 @@ def apply_default_radius(factory: RunFactory) -> RunFactory:
 
 def apply_prior_option(factory: RunFactory) -> RunFactory:
     """The factory with the prior that `optimization.prior_factor` says, or that is to be chosen by a pilot.
-
-    Args:
-        factory: The factory with the prior of posterior and optimizer.
 
     Raises:
         ValueError: No pilot is possible, or there is no prior that a factor could multiply.

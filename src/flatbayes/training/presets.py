@@ -56,12 +56,7 @@ def make_blob(num_data: int, batch_size: int, *, gamma: float = 8.0) -> BLoB:
 
 
 def smoothing_std(num_data: int, temperature: float, exponent: float = 0.1) -> float:
-    """Return beta^(-(1 + c) / 4), with beta = num_data / T the inverse temperature of the density exp(-beta L).
-
-    Args:
-        num_data: Number of training examples.
-        temperature: T.
-        exponent: c.
+    """Return beta^(-(1 + exponent) / 4), with beta = num_data / temperature of the density exp(-beta L).
 
     Raises:
         ValueError: The temperature is not positive.

@@ -63,9 +63,6 @@ def compute_pilot_fraction(flatness: Flatness) -> float:
     the flatness is not used in the whole of training. The fraction is the largest t with 1 + t K g <= `MAX_COST`
     G, and at most `MAX_FRACTION`.
 
-    Args:
-        flatness: The flatness.
-
     Examples:
         >>> from flatbayes.flatness import MSAM, SAM
         >>> compute_pilot_fraction(SAM()), compute_pilot_fraction(MSAM())
@@ -96,11 +93,6 @@ def find_obstructive_option(config: TrainingConfig) -> str | None:
 
 def check_pilot(flatness: Flatness, posterior: Posterior, config: TrainingConfig) -> None:
     """Refuse a choice of the radius where no pilot is possible.
-
-    Args:
-        flatness: A flatness whose radius is to be chosen.
-        posterior: The posterior.
-        config: Training hyperparameters.
 
     Raises:
         ValueError: The configuration cannot go back to an earlier step, or the posterior needs the flatness earlier.
@@ -134,12 +126,8 @@ def select_radius(
 ) -> float:
     """The radius with the lowest validation NLL: 0, or one whose NLL is lower by more than chance.
 
-    That is more than one standard error, and for another radius than the usual one also more than `MIN_GAIN`.
-
-    Args:
-        scores: Validation NLL by radius, 0 among them; None where training diverged.
-        usual: The usual radius.
-        errors: Standard error of the difference from the NLL of radius 0, by radius; 0 for those that are left out.
+    That is more than one standard error, and for another radius than the usual one also more than `MIN_GAIN`. An NLL
+    is None where training diverged; errors are those of the difference from the NLL of radius 0.
 
     Examples:
         >>> select_radius({0.0: 0.31, 0.1: 0.27, 1.0: 0.28}), select_radius({0.0: 0.31, 0.1: 0.30})
@@ -166,11 +154,7 @@ def find_radius_name(flatness: Flatness) -> str:
 def format_scores(
     scores: Iterable[tuple[float, float | None]], errors: Mapping[float, float] = MappingProxyType({})
 ) -> str:
-    """Validation NLL by value, as text.
-
-    Args:
-        scores: Pairs of value and NLL; None where training diverged.
-        errors: Standard errors by value.
+    """Validation NLL by value, with standard errors, as text; None where training diverged.
 
     Examples:
         >>> format_scores([(0.0, 0.31), (0.05, 0.3), (0.1, None)], {0.05: 0.02})
@@ -194,13 +178,7 @@ def describe_radius(
 ) -> str:
     """Why a radius was chosen, as a sentence.
 
-    Args:
-        name: Name of the radius.
-        best: The radius.
-        start: Fraction of training from which on it is used.
-        scores: Validation NLL by radius.
-        usual: The usual radius.
-        errors: Standard error of the difference from the NLL of radius 0, by radius.
+    It is used from the fraction `start` of training on; the other arguments are those of `select_radius`.
 
     Examples:
         >>> describe_radius("rho", 0.0, 0.0, {0.0: 0.31})

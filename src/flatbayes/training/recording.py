@@ -54,12 +54,7 @@ class Recording:
         self.snapshots.append((step, copy_tensors(state)))
 
     def finish(self, run: TrainingRun, seconds: float) -> None:
-        """Record the end of a run, unless it has continued from a checkpoint, before which nothing was recorded.
-
-        Args:
-            run: The run.
-            seconds: Duration of its steps.
-        """
+        """Record the end of a run, unless it has continued from a checkpoint, before which nothing was recorded."""
         if len(self.snapshots) < count_snapshots(run.current_config, len(run.batches)):
             return
         state, trajectory = run.leader.get_state(), run.leader.posterior.trajectory
@@ -83,11 +78,8 @@ def record_or_replay(
 ) -> list[State]:
     """Train a run and record it, or replay its recording.
 
-    Args:
-        run: The run.
-        session: Device and checkpoints; those of a complete recording are not used.
-        callback: Called after every step and epoch; of a recording it gets the records of the epochs.
-        recording: The recording, empty before the first training; None to train without.
+    A complete recording uses no checkpoints, and gives the callback the records of the epochs only; an empty one is
+    made.
 
     Returns:
         The state of each network.

@@ -87,11 +87,7 @@ class Branch:
     shortened: TrainingConfig | None = None
 
     def follow(self, leader: State) -> None:
-        """Make the state, with the network and the optimizer of the posterior that takes the steps.
-
-        Args:
-            leader: The state of that posterior, which has the same trajectory.
-        """
+        """Make the state, with the network and the optimizer of the posterior that takes the steps."""
         with self.isolate():
             self.state = self.init_state(leader.model)
             if self.state.model is not leader.model:

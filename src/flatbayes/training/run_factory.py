@@ -102,10 +102,7 @@ class RunFactory:
     ) -> TrainingRun:
         """The run of one member, or the vectorized run of several.
 
-        Args:
-            members: Indices of the members.
-            fabric: Device and precision.
-            followers: Factories of other posteriors of the same trajectory, which the run serves too.
+        `followers` are factories of other posteriors of the same trajectory, which the run serves too.
         """
         if len(members) == 1:
             return self.create_single_run(members[0], fabric, followers)
@@ -174,12 +171,7 @@ class RunFactory:
         return suggest_standardization(self.likelihood, self.training_data.example_batch[1])
 
     def make_branch(self, num_data: int, stack: VectorizedNetworks | None = None) -> Branch:
-        """The branch of a run for the posterior.
-
-        Args:
-            num_data: Number of training examples.
-            stack: The vectorized networks of the run, if it has several.
-        """
+        """The branch of a run for the posterior; `stack` has the vectorized networks if the run has several."""
         make_optimizer = partial(build_optimizer, self._get_optimizer_factory(num_data))
 
         def init_state(network: nn.Module) -> State:
@@ -197,13 +189,7 @@ class RunFactory:
         )
 
     def restore_state(self, member: int, state_dict: Mapping[str, Any], fabric: Fabric) -> State:
-        """The final state of a member.
-
-        Args:
-            member: Index of the member.
-            state_dict: One of the states of a `GroupResult`.
-            fabric: Device and precision.
-        """
+        """The final state of a member, from one of the states of a `GroupResult`."""
         network = place_module(self.init_network(member), fabric, self.config)
         state = self.posterior.init(network, None, state_dict["num_data"])
         state.load_state_dict({"optimizer": None, **state_dict})
@@ -237,9 +223,6 @@ class RunFactory:
     def with_prior_factor(self, factor: float) -> "RunFactory":
         """The factory with a stronger or weaker prior, be it that of the posterior or the weight decay.
 
-        Args:
-            factor: Factor on its precision.
-
         Raises:
             ValueError: The prior has no precision that could be multiplied.
         """
@@ -252,11 +235,7 @@ class RunFactory:
         return replace(self, posterior=replace_option(self.posterior, path, precision))
 
     def compute_weight_decay(self, num_data: int) -> float:
-        """The weight decay that has the effect of the prior, the largest one of several; 0 without precisions.
-
-        Args:
-            num_data: Number of training examples.
-        """
+        """The weight decay that has the effect of the prior, the largest one of several; 0 without precisions."""
         path = find_prior_precision(self.posterior)
         if path is None:
             params = trainable_parameters(self.init_network(0))
@@ -305,22 +284,12 @@ def is_prior_given(factory: RunFactory) -> bool:
 
 
 def find_loss_terms(likelihood: Likelihood, *, may_lack_labels: bool) -> Callable[[Tensor], Tensor | None]:
-    """A function that says which targets of a batch the loss is the mean over: of examples, or of their positions.
-
-    Args:
-        likelihood: Distribution of the targets given the outputs.
-        may_lack_labels: Whether a batch may have examples without a label.
-    """
+    """A function that says which targets of a batch the loss is the mean over: of examples, or of their positions."""
     return likelihood.find_targets if may_lack_labels or likelihood.has_positions else lambda _: None
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:
     """The negative log likelihood, with label smoothing if the configuration has any.
-
-    Args:
-        likelihood: Distribution of the targets given the outputs.
-        config: Training hyperparameters.
-        all_labelled: Whether every example has a label.
 
     Raises:
         ValueError: There is label smoothing, and the likelihood is not categorical.

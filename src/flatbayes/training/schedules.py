@@ -225,12 +225,7 @@ def _to_ratio(snapshots_per_epoch: float) -> tuple[int, int]:
 
 
 def get_automatic_snapshots_per_epoch(epochs: float, start_fraction: float) -> int:
-    """One snapshot per epoch, or in a short training as many as give `MIN_SNAPSHOTS` in total.
-
-    Args:
-        epochs: Number of epochs, which may be a fraction.
-        start_fraction: Fraction of training before the first snapshot.
-    """
+    """One snapshot per epoch, or in a short training as many as give `MIN_SNAPSHOTS` in total."""
     return max(1, math.ceil(round(MIN_SNAPSHOTS / (epochs * (1 - start_fraction)), 6)))  # 1 - 0.9 is below 0.1
 
 

@@ -216,14 +216,7 @@ class ShardedSession(ReplicatedSession):
 
 
 def make_session(config: TrainingConfig, fabric: Fabric, manager: CheckpointManager, run_index: int) -> Session:
-    """The session for a configuration.
-
-    Args:
-        config: Its `distribution.strategy` says what each of several processes holds.
-        fabric: Device, precision and process group.
-        manager: Checkpoints.
-        run_index: Index of the run among those that share the checkpoint folder.
-    """
+    """The session for a configuration."""
     world = get_fabric_process_group(fabric)
     if world.size == 1:
         return Session(fabric, manager, run_index, world)
@@ -261,14 +254,7 @@ def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -
 def restore_checkpoint(
     checkpoint: Mapping[str, Any], run: TrainingRun, engine: Engine, world: ProcessGroupInfo
 ) -> None:
-    """Continue from a checkpoint.
-
-    Args:
-        checkpoint: Content, from `make_checkpoint`.
-        run: The run, whose status and batches are restored in place.
-        engine: Its engine.
-        world: Rank and size of the process group, as when the checkpoint was made.
-    """
+    """Continue from a checkpoint of `make_checkpoint`, made by as many processes; the run is restored in place."""
     status = run.status
     own = checkpoint if world.is_main_process else checkpoint["others"][world.rank - 1]
     if not status.is_sharded:

@@ -52,11 +52,6 @@ class TrainingSetup:
     ) -> "TrainingSetup":
         """Join the process group, and decide which members are vectorized.
 
-        Args:
-            factory: Makes the training runs.
-            model_spec: Description of the model; None if it cannot be described.
-            checkpoints: Checkpoints of the fit.
-
         Raises:
             ValueError: The configuration cannot be used with the posterior, the data, the devices or the checkpoints.
         """
@@ -100,12 +95,7 @@ class TrainingSetup:
         return TrainingSetup(factory, fabric, world, groups, identity, info)
 
     def make_fitted(self, states: Sequence[State], **info: Any) -> FittedPosterior:
-        """The fitted posterior.
-
-        Args:
-            states: Final state of each member.
-            info: Further metadata.
-        """
+        """The fitted posterior."""
         factory = self.factory
         for state in states:
             state.optimizer = None
@@ -128,13 +118,7 @@ class TrainingSetup:
         return fitted
 
     def make_final(self, states: Sequence[State], training: dict[str, Any], **info: Any) -> FittedPosterior:
-        """The fitted posterior, with the draw options that are "auto" chosen on the validation examples.
-
-        Args:
-            states: Final state of each member.
-            training: Metadata of the training, to which the choice is added.
-            info: Further metadata.
-        """
+        """The fitted posterior, with the draw options that are "auto" chosen on the validation examples."""
         fitted, factory = self.make_fitted(states, training=training, **info), self.factory
         choices = self.world.read_on_main(
             lambda: choose_draw_options(

@@ -152,16 +152,9 @@ def try_fit_together(
 ) -> list[FitOutcome]:
     """Fit several posteriors as `fit_together` does, each with a configuration and an error of its own.
 
-    Args:
-        model: As for `fit`.
-        data: As for `fit`.
-        methods: Posteriors with their configurations.
-        flatness: Where gradients are taken.
-        callback: Called after every step and epoch.
-        checkpoints: As for `fit_together`; those of other posteriors or data are replaced.
-        recordings: Recordings of earlier trainings of the same networks with the same `collection`, to which those of
-            this call are added. Posteriors of a recorded trajectory are fitted without a training step.
-        **options: As for `fit`.
+    Checkpoints of other posteriors or data are replaced. Recordings are those of earlier trainings of the same
+    networks with the same `collection`, to which those of this call are added; posteriors of a recorded trajectory
+    are fitted without a training step.
 
     Returns:
         One outcome for each posterior, equal to that of `fit`; the error of one does not change the others.
@@ -183,13 +176,6 @@ def prepare_trainings(
     options: DataOptions,
 ) -> tuple[list[Training], dict[str, Exception]]:
     """Prepare and try the fits, before any of them takes a step.
-
-    Args:
-        model: As for `fit`.
-        data: As for `fit`.
-        methods: Posteriors with their configurations.
-        flatness: The flatness.
-        options: As for `fit`.
 
     Returns:
         Prepared fits, those of equal trainings together, and why others cannot be fitted.
@@ -218,13 +204,7 @@ def prepare_trainings(
 
 
 def is_same_training(first: TrainingSetup, second: TrainingSetup, flatness: Flatness) -> bool:
-    """Whether the networks of two fits are trained alike, now that their posteriors are adapted to the network.
-
-    Args:
-        first: A prepared fit.
-        second: Another one.
-        flatness: Their flatness.
-    """
+    """Whether the networks of two fits are trained alike, now that their posteriors are adapted to the network."""
     descriptions = [
         describe_training(setup.factory.posterior, setup.factory.config, flatness) for setup in (first, second)
     ]
@@ -242,15 +222,8 @@ def prepare_setup(
 ) -> TrainingSetup:
     """Prepare and try a fit as `fit` does.
 
-    Args:
-        model: As for `fit`.
-        data: As for `fit`.
-        posterior: The posterior.
-        flatness: The flatness.
-        config: Training hyperparameters.
-        first: Prepared fit of another posterior, equal but for `collection`, whose data, likelihood and initial
-            weights are used.
-        **options: As for `fit`.
+    `first` is a prepared fit of another posterior, equal but for `collection`, whose data, likelihood and initial
+    weights are used.
 
     Raises:
         ValueError: As for `fit`; or there are several processes.
@@ -290,13 +263,7 @@ def train_all(
 ) -> dict[str, FitOutcome]:
     """Train the networks of prepared fits, and make their posteriors.
 
-    Args:
-        trainings: Prepared fits, those of equal trainings together.
-        checkpoints: Where to keep checkpoints.
-        callback: Called after every step and epoch.
-        show_progress: As for `fit`.
-        recordings: Recordings of the first training.
-        replaces_others: As for `CheckpointManager.open_shared`.
+    Recordings are those of the first training.
 
     Returns:
         The outcomes by the names of the branches.
@@ -316,24 +283,14 @@ def train_all(
 
 
 def preserve_data(data: TrainingData) -> AbstractContextManager[None]:
-    """Context at whose end the random states of a loader are as before.
-
-    Args:
-        data: Training data; the batches of splits depend on no such state.
-    """
+    """Context at whose end the random states of a loader are as before; the batches of splits depend on none."""
     return preserve_loader_state(data.loader) if isinstance(data, LoaderData) else nullcontext()
 
 
 def open_checkpoints(
     setups: Sequence[TrainingSetup], checkpoints: Checkpoints | None, *, replaces_others: bool
 ) -> CheckpointManager:
-    """The checkpoints of a training, in a folder of their own.
-
-    Args:
-        setups: The fits.
-        checkpoints: Where to keep checkpoints.
-        replaces_others: As for `CheckpointManager.open_shared`.
-    """
+    """The checkpoints of a training, in a folder of their own."""
     if checkpoints is None:
         return CheckpointManager()
     factories = [setup.factory for setup in setups]

@@ -12,12 +12,7 @@ MAX_STANDARDIZED_TARGET = 20.0
 
 
 def suggest_standardization(likelihood: Likelihood, targets: Tensor) -> str | None:
-    """A remedy where targets are far from those that a Gaussian likelihood expects; None where they are not.
-
-    Args:
-        likelihood: Of the training.
-        targets: Some training targets, one row for each example.
-    """
+    """A remedy where targets are far from those that a Gaussian likelihood expects; None where they are not."""
     gaussian = unwrap_custom(likelihood)
     if not isinstance(gaussian, Gaussian) or not targets.numel():
         return None

@@ -42,17 +42,6 @@ def read_training_data(
 ) -> tuple[TrainingData, DataSplits | None]:
     """Training data, and their splits if they have some.
 
-    Args:
-        data: As for `fit`.
-        val: As for `fit`.
-        config: Training hyperparameters.
-        flatness: The flatness as the user gave it.
-        likelihood: As for `fit`.
-        seed: Seed of the order of batches and of the examples that are held out.
-        transform: As for `fit`.
-        num_data: As for `fit`.
-        are_classes: As for `normalize_data`.
-
     Raises:
         TypeError, ValueError: They are nothing to train on, or the arguments do not go together.
     """
@@ -85,14 +74,7 @@ def read_training_data(
 
 
 def read_named_classes(data: Any, val: Any) -> DataSplits | None:
-    """Splits with the names of classes, where labels beside a dictionary or tuple of tensors are texts.
-
-    Args:
-        data: As for `fit`.
-        val: As for `fit`.
-
-    Returns:
-        None for other data.
+    """Splits with the names of classes, where labels beside trees of tensors are texts; None for other data.
 
     Raises:
         TypeError: The validation examples are of another kind.
@@ -118,13 +100,8 @@ def make_training_data(
 ) -> TrainingData:
     """Training data from data splits or from a loader.
 
-    Args:
-        data: Data splits, or a loader.
-        transform: Standardization of the inputs of data splits; by default that of the training split.
-        num_data: Number of labelled examples of a loader; None counts them in one pass.
-        val: Validation batches beside a loader.
-        num_held_out: Number of validation examples that `fit` has held out.
-        class_names: Names of the classes of the batches, if they are known.
+    By default inputs of splits are standardized as the training split is; without `num_data` the labelled examples of
+    a loader are counted in one pass.
 
     Raises:
         ValueError: `num_data` is given for data splits, or is below 1; or `transform` is given for a loader.
@@ -140,10 +117,5 @@ def make_training_data(
 
 
 def needs_validation(config: TrainingConfig, flatness: Flatness) -> bool:
-    """Whether a training decides on validation examples: when it stops, or which radius it has.
-
-    Args:
-        config: Training hyperparameters.
-        flatness: The flatness.
-    """
+    """Whether a training decides on validation examples: when it stops, or which radius it has."""
     return config.epochs is None or flatness.radius == "auto"

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.core.buffers import set_training_mode
-from flatbayes.core.devices import move_tensor
-from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors, slice_examples
+from flatbayes.core.input_trees import ModelInputs, flatten_tree, move_batch, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical
@@ -45,10 +44,6 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
 
     There is no trial for several processes, whose gradients and weights belong together.
 
-    Args:
-        factory: Makes the training runs.
-        fabric: Device and precision.
-
     Raises:
         ValueError: Network, data, posterior and flatness do not go together.
     """
@@ -59,9 +54,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
             factory = replace(factory, config=config)
-            inputs, targets = factory.training_data.example_batch
-            inputs = map_tensors(lambda tensor: move_tensor(tensor, fabric.device), inputs)
-            targets = move_tensor(targets, fabric.device)
+            inputs, targets = move_batch(factory.training_data.example_batch, fabric.device)
             network = place_module(factory.init_network(0), fabric, config)
             low_precisions = find_low_precisions(network) if config.epochs else set()
             inputs = convert_inputs(inputs, shared_dtype(network.parameters()), config)
@@ -130,10 +123,6 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
 def check_one_example(network: nn.Module, inputs: ModelInputs) -> None:
     """Check that one output for each example is a vector for a single example too.
 
-    Args:
-        network: The network in eval mode.
-        inputs: Inputs of some examples.
-
     Raises:
         ValueError: The network removes the axis of the examples.
     """
@@ -146,12 +135,7 @@ def check_one_example(network: nn.Module, inputs: ModelInputs) -> None:
 
 
 def warn_of_low_precision(dtypes: Collection[torch.dtype], option: str = "precision.mode='bf16-mixed'") -> None:
-    """Warn of trained weights in types in which small updates are lost.
-
-    Args:
-        dtypes: The types.
-        option: Option of the training for mixed precision, for the message.
-    """
+    """Warn of trained weights in types in which small updates are lost; `option` is that for mixed precision."""
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     warnings.warn(
         f"Weights that are trained are {names}, in which small updates are lost to rounding. Convert them to "
@@ -162,11 +146,7 @@ def warn_of_low_precision(dtypes: Collection[torch.dtype], option: str = "precis
 
 
 def warn_of_equal_members(networks: Sequence[nn.Module]) -> None:
-    """Warn of networks of an ensemble that start from the same weights.
-
-    Args:
-        networks: Two networks with their initial weights.
-    """
+    """Warn of networks of an ensemble that start from the same weights."""
     first, second = (
         [param.detach() for param in network.parameters() if param.requires_grad] for network in networks
     )
@@ -180,11 +160,7 @@ def warn_of_equal_members(networks: Sequence[nn.Module]) -> None:
 
 
 def warn_of_probabilities(outputs: object) -> None:
-    """Warn of outputs for classes or labels that are probabilities: the loss takes logits.
-
-    Args:
-        outputs: Output of the network for a few examples, with its graph.
-    """
+    """Warn of outputs, with their graph, for classes or labels that are probabilities: the loss takes logits."""
     if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or not outputs.is_floating_point():
         return
     values = outputs.detach().float()
@@ -208,9 +184,6 @@ def ends_in_sigmoid(outputs: Tensor) -> bool:
 
     >>> ends_in_sigmoid(nn.Linear(2, 1)(torch.ones(3, 2)).sigmoid().squeeze(1))
     True
-
-    Args:
-        outputs: Result of the graph.
     """
     node: Any = outputs.grad_fn
     while node is not None and node.name().startswith(
@@ -221,11 +194,7 @@ def ends_in_sigmoid(outputs: Tensor) -> bool:
 
 
 def find_low_precisions(network: nn.Module) -> set[torch.dtype]:
-    """Floating-point types of fewer than 32 bits among those of the parameters that are trained.
-
-    Args:
-        network: The network.
-    """
+    """Floating-point types of fewer than 32 bits among those of the parameters that are trained."""
     dtypes = {param.dtype for param in network.parameters() if param.requires_grad}
     return {dtype for dtype in dtypes if dtype.is_floating_point and torch.finfo(dtype).bits < 32}
 

@@ -12,10 +12,6 @@ from flatbayes.training.data import InMemoryData
 def drop_unlabelled(data: DataSplits, ignore_index: int = IGNORE_INDEX) -> DataSplits:
     """The splits without the examples none of whose labels is known, as `num_data` and mean losses need them.
 
-    Args:
-        data: Splits, with several labels or positions of each example, or with other targets.
-        ignore_index: Label that is not known.
-
     Raises:
         ValueError: No label of the training examples is known.
     """
@@ -31,9 +27,7 @@ def drop_unlabelled(data: DataSplits, ignore_index: int = IGNORE_INDEX) -> DataS
 def match_position_labels(data: InMemoryData, likelihood: Likelihood) -> InMemoryData:
     """The data with names of the classes of the likelihood, and without examples that it has no label of.
 
-    Args:
-        data: The data; they are returned as they are unless each position of an example has a class.
-        likelihood: The likelihood.
+    They are returned as they are unless each position of an example has a class.
 
     Raises:
         ValueError: A label is no class of the likelihood, or none is known.
@@ -54,10 +48,6 @@ def match_position_labels(data: InMemoryData, likelihood: Likelihood) -> InMemor
 
 def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:
     """Check that a likelihood of several labels knows how data splits mark a label that is not known.
-
-    Args:
-        data: Splits.
-        likelihood: The likelihood.
 
     Raises:
         ValueError: It has another mark, so that the labels that are not known would be targets.

@@ -90,13 +90,7 @@ def find_vectorization_obstacle(factory: RunFactory) -> str | None:
 
 
 def find_state_difference(state: State, reference: State, initial_tensors: dict[str, Tensor]) -> str | None:
-    """The kind of tensors that differ by more than rounding: weights, buffers or statistics; None if none does.
-
-    Args:
-        state: A state.
-        reference: A state of the same posterior and network.
-        initial_tensors: The network's tensors before training, by name.
-    """
+    """The kind of tensors that differ by more than rounding: weights, buffers or statistics; None if none does."""
     params = {name for name, _ in state.model.named_parameters()}
     tensors, expected = state.model.state_dict(), reference.model.state_dict()
     groups = {
@@ -164,16 +158,7 @@ class TruncatedBatches(StatelessBatches):
 
 
 def train_few_steps(factory: RunFactory, members: Sequence[int], callback: Callback) -> list[State]:
-    """Train on the first few batches, without checkpoints.
-
-    Args:
-        factory: Makes the run; its configuration has one epoch.
-        members: Indices of the members: one, or several that are vectorized.
-        callback: Called after every step.
-
-    Returns:
-        The state of each member.
-    """
+    """Train on the first few batches, without checkpoints; return the state of each member."""
     session = make_session(factory.config, make_fabric(factory.config), CheckpointManager(), 0)
     run = factory.create_run(members, session.fabric)
     callback.on_run_start(members[0], 1, NUM_TRIAL_STEPS)

@@ -49,14 +49,7 @@ class VectorizedNetworks(nn.Module):
                     module._buffers[name] = shared.setdefault(id(buffer), stacked)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs of every network for its own batch.
-
-        Args:
-            x: Inputs, [batch, networks, ...].
-
-        Returns:
-            Outputs, [batch, networks, ...].
-        """
+        """Outputs of every network for its own batch; inputs and outputs are [batch, networks, ...]."""
 
         def run_network(tensors: dict[str, Tensor], inputs: Tensor) -> Tensor:
             return call_with_tensors(self.network, tensors, inputs)
@@ -90,11 +83,6 @@ def stack_state(
 
     A statistic whose last dimension has one entry per trainable weight gets one per weight of all networks, in the
     order of `flatten`; any other statistic is shared by all networks.
-
-    Args:
-        stack: The vectorized networks.
-        init_state: Makes the state of one network before the first step.
-        make_optimizer: Builds the optimizer of all networks.
 
     Raises:
         ValueError: The posterior trains a changed copy of the network.
@@ -133,9 +121,7 @@ def unstack_states(
 def stack_columns(statistics: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """A statistic of all networks, [..., networks * params], in the order of `flatten`.
 
-    Args:
-        statistics: Statistic of each network, [..., params].
-        sizes: Number of entries of every parameter of one network.
+    Each statistic is [..., params]; `sizes` are the numbers of entries of every parameter of one network.
     """
     pieces = torch.stack(list(statistics), dim=-2).split(list(sizes), dim=-1)
     return torch.cat([piece.flatten(-2) for piece in pieces], dim=-1)

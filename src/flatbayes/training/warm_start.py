@@ -65,15 +65,7 @@ class WarmStart:
         head_outputs: int | None = None,
         has_positions: bool = False,
     ) -> "WarmStart":
-        """Read trained weights, and check that they match the network.
-
-        Args:
-            init: Trained weights, or a list of them, one for each member.
-            build_model: Builds the networks that are trained.
-            new_head: See the attribute.
-            freeze: See the attribute.
-            head_outputs: See the attribute.
-            has_positions: See the attribute.
+        """Read trained weights, of one network or a list for all members, and check that they match the network.
 
         Raises:
             ValueError: The weights are not those of this network, or `freeze` is no list or has a pattern that
@@ -117,9 +109,6 @@ class WarmStart:
     def check_members(self, posterior: Posterior) -> None:
         """Refuse trained weights that are fewer than the networks of a posterior.
 
-        Args:
-            posterior: Its `num_members` is the number of networks.
-
         Raises:
             ValueError: There are fewer, and the networks have no fresh heads either.
         """
@@ -145,9 +134,7 @@ class WarmStart:
     def fingerprint(self, transform: Standardize | None, num_members: int | None = None) -> str | None:
         """Checksum of network, trained weights, frozen parameters and input transform; None for fresh weights.
 
-        Args:
-            transform: Standardization of the inputs.
-            num_members: Number of networks whose weights are used; None for all.
+        The weights are those that `num_members` networks use, None for all.
         """
         network = None if self.network is None else hash_content(self.network)
         if not self.weights and not self.freeze:

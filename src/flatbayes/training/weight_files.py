@@ -20,9 +20,8 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "network")
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors by name.
 
-    Args:
-        path: A .safetensors file, or one of torch.save: a state dict, or a mapping with one under a key of
-            `STATE_DICT_KEYS`, such as a checkpoint of Lightning.
+    The file is a .safetensors file, or one of torch.save: a state dict, or a mapping with one under a key of
+    `STATE_DICT_KEYS`, such as a checkpoint of Lightning.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,11 +49,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def advise_on_folder(path: Path) -> str:
-    """Sentence for a message on a folder that is given in place of a file of weights; empty for another path.
-
-    Args:
-        path: The path, such as a folder that `save_pretrained` of transformers or PEFT has written.
-    """
+    """Sentence for a message on a folder that is given in place of a file of weights; empty for another path."""
     if (path / "adapter_config.json").is_file():
         return (
             " The folder has adapters of PEFT: load them, PeftModel.from_pretrained(network, folder, "
@@ -97,10 +92,6 @@ def _check_archive(path: Path) -> None:
 
 def extract_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     """The state dict that a mapping is, or that it holds under a key of `STATE_DICT_KEYS`.
-
-    Args:
-        content: Content of a file.
-        source: Path of the file, for error messages.
 
     Raises:
         ValueError: There is no state dict.

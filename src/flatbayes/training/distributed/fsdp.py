@@ -85,11 +85,7 @@ def gather_state(
 ) -> State:
     """The whole state from the shards of all processes; every process must call this.
 
-    Args:
-        sharded_state: State with the shards of this process.
-        init_state: Makes the state before the first step from a module.
-        module: Network of the same architecture, not sharded, which gets the weights.
-        world: Rank and size of the process group.
+    `module` is a network of the same architecture, not sharded, which gets the weights.
     """
     whole = init_state(module)
     whole.updated_buffers = sharded_state.updated_buffers
@@ -109,10 +105,7 @@ def gather_state(
 def gather_columns(local_statistic: Tensor, sizes: list[int], world: ProcessGroupInfo) -> Tensor:
     """A statistic of all weights, [..., params], from those of the weights that each process holds.
 
-    Args:
-        local_statistic: Statistic of the weights of this process.
-        sizes: Number of entries of every parameter in this process.
-        world: Rank and size of the process group.
+    `sizes` are the numbers of entries of every parameter in this process.
     """
     gathered = world.all_gather((local_statistic.cpu(), sizes))
     pieces = [statistic.split(lengths, dim=-1) for statistic, lengths in gathered]

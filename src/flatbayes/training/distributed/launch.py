@@ -74,11 +74,7 @@ def _has_float64(name: str) -> bool:
 
 
 def find_first_device(name: str) -> torch.device:
-    """The device of a training in one process.
-
-    Args:
-        name: An accelerator of this machine, by its name in Fabric; auto and gpu are CUDA or an Apple GPU.
-    """
+    """The device of a training in one process, by its name in Fabric; auto and gpu are CUDA or an Apple GPU."""
     kind = find_accelerator() if name in ("auto", "gpu") else name
     return torch.device(kind, 0) if kind in GPU_TYPES else torch.device("cpu")
 
@@ -86,9 +82,7 @@ def find_first_device(name: str) -> torch.device:
 def make_fabric(config: TrainingConfig, *, launch: bool = False) -> Fabric:
     """The devices and the precision of a configuration, in its process group if it has one.
 
-    Args:
-        config: Training hyperparameters.
-        launch: Start the other processes if they are not running, by executing this program again.
+    With `launch`, other processes that are not running are started, by executing this program again.
 
     Raises:
         ValueError: The device is not available, or the configuration needs several processes, and this one was

@@ -55,11 +55,7 @@ class DeviceQueue:
 
 @contextmanager
 def share_devices(accelerator: str = "auto") -> Iterator[DeviceQueue | None]:
-    """The devices of CUDA that worker processes share; None if there are not several.
-
-    Args:
-        accelerator: Value of `distribution.accelerator` of the trainings.
-    """
+    """The devices of CUDA that worker processes share; None if there are not several."""
     num_devices = count_accelerators(accelerator)
     if num_devices < 2 or find_accelerator() != "cuda":
         yield None
@@ -113,21 +109,15 @@ def parallel_backend(backend: ParallelBackend, accelerator: str = "auto") -> Ite
 
 
 def default_num_jobs(accelerator: str = "auto") -> int:
-    """One process per accelerator that trainings use, or one per core if they use the CPU.
-
-    Args:
-        accelerator: Value of `distribution.accelerator` of the trainings.
-    """
+    """One process per accelerator that trainings use, or one per core if they use the CPU."""
     return count_accelerators(accelerator) or os.cpu_count() or 1
 
 
 def get_worker_options(device_queue: DeviceQueue | None = None) -> dict[str, Any]:
     """Options of `joblib.Parallel` on its active backend: processes of this machine end with this process.
 
-    No temporary folder is made for large arrays, which a killed process would leave.
-
-    Args:
-        device_queue: Devices of this machine, of which each process takes one; Ray gives each task its devices.
+    No temporary folder is made for large arrays, which a killed process would leave. Each process takes one device of
+    the queue; Ray gives each task its devices.
     """
     from joblib.parallel import get_active_backend  # slow to import
 
@@ -179,9 +169,6 @@ def exit_with_parent(parent_id: int) -> None:
     """End this worker process soon after the process that started it has ended, in whatever way.
 
     A process with another parent is not affected.
-
-    Args:
-        parent_id: Identifier of the process that started it.
     """
     global _watched_parent_id
     if os.getppid() != parent_id or _watched_parent_id == parent_id:
@@ -197,12 +184,7 @@ def exit_with_parent(parent_id: int) -> None:
 
 
 def start_worker(parent_id: int, device_queue: DeviceQueue | None = None) -> None:
-    """Initializer of a worker that is a child of the process that started it; ends with that process.
-
-    Args:
-        parent_id: Identifier of the process that started it.
-        device_queue: Devices of which the worker takes one; None if there are not several.
-    """
+    """Initializer of a worker that is a child of the process that started it; ends with that process."""
     if os.getppid() != parent_id:
         os._exit(1)
     exit_with_parent(parent_id)
