@@ -244,17 +244,18 @@ class Likelihood(ABC):
         return 32 * self.num_outputs * num_networks
 
 
-def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int) -> str:
+def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int, advice: str = DENSE_ADVICE) -> str:
     """Message for outputs of a network that have another shape than a likelihood takes.
 
     Args:
         outputs: The outputs.
         need: What is to be predicted.
         num_outputs: Number of outputs that this takes for each example.
+        advice: What to do about outputs of several axes, after a space.
     """
     head = f" ({NEW_HEAD_ADVICE})" if outputs.ndim == 2 else ""
-    dense = DENSE_ADVICE if outputs.ndim > 2 else ""
     return (
         f"The model gives outputs of shape {tuple(outputs.shape)}, but {need}: expected (batch, {num_outputs}). "
-        f"Change the size of its last layer{head}, the data, or the likelihood.{dense}"
+        f"Change the size of its last layer{head}, the data, or the likelihood."
+        f"{advice if outputs.ndim > 2 else ''}"
     )
