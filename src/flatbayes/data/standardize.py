@@ -87,7 +87,8 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         inputs: [n, ...]. Sequences may have the shape [n, 1, *axes] too, in which data splits store them.
-        mean: Per channel, [channels, 1, 1], or [1, channels] or [channels, 1] of sequences; or per feature, [features].
+        mean: Per channel, [channels, 1, 1], or [1, channels] or [channels, 1] of sequences; or per feature,
+            [features].
         std: Same shape as `mean`. If both are integers, the inputs are token ids and stay as they are.
 
     Returns:

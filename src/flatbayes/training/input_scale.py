@@ -6,7 +6,6 @@ tell: the loss is lower on the inputs and targets that it was trained on.
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 

@@ -31,7 +31,7 @@ from flatbayes.training.initial_noise import start_at_residuals
 from flatbayes.training.input_layout import match_input_layout
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import format_empty_loader
-from flatbayes.training.model_builder import ModelFactory, make_model_builder, takes_num_outputs
+from flatbayes.training.model_builder import ModelFactory, takes_num_outputs
 from flatbayes.training.network_outputs import (
     ADVICE,
     find_output_shape,
