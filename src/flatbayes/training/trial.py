@@ -30,9 +30,9 @@ from flatbayes.training.run_factory import RunFactory, make_training_loss
 MAX_PROBABILITY_ERROR = 1e-3
 """Largest distance of a sum of probabilities from 1."""
 MIXED_EXAMPLES = (
-    "The outputs of the network for one example depend on the other examples of its batch, also in eval mode, so that "
-    "predictions change with the batch. The network has recurrent or attention layers that take the time on the first "
-    "axis: set batch_first=True, or move that axis before and after them."
+    "The outputs of the network for one example depend on the other examples of its batch, also in eval mode, so "
+    "that predictions change with the batch. The network has recurrent or attention layers that take the time on the "
+    "first axis: set batch_first=True, or move that axis before and after them."
 )
 MAX_MIXING = 0.05
 """Largest change of an output, relative to all outputs, that rounding may cause where an example is alone."""
@@ -127,14 +127,25 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             f"{stage} ends in {type(error).__name__}: {error}"
             f"{describe_dtypes(network, example, factory.config.precision.mode)}"
         ) from error
+    warn_of_findings(logits, low_precisions, is_mixed=is_mixed)
+    if factory.posterior.num_members > 1:
+        warn_of_equal_members([factory.init_network(member) for member in range(2)])
+
+
+def warn_of_findings(logits: Sequence[object], low_precisions: Collection[torch.dtype], *, is_mixed: bool) -> None:
+    """Warn of what a trial has found.
+
+    Args:
+        logits: Outputs for classes or labels, if there are some.
+        low_precisions: Types of trained weights in which small updates are lost.
+        is_mixed: Whether outputs depend on the other examples of a batch, by the layout of the inputs of layers.
+    """
     if logits:
         warn_of_probabilities(logits[0])
     if is_mixed:
-        warnings.warn(MIXED_EXAMPLES, NetworkWarning, stacklevel=3)
+        warnings.warn(MIXED_EXAMPLES, NetworkWarning, stacklevel=4)
     if low_precisions:
         warn_of_low_precision(low_precisions)
-    if factory.posterior.num_members > 1:
-        warn_of_equal_members([factory.init_network(member) for member in range(2)])
 
 
 @torch.no_grad()
@@ -168,10 +179,7 @@ def mixes_by_layout(network: nn.Module, inputs: ModelInputs) -> bool:
     if not is_time_first or not isinstance(inputs, Tensor):
         return False
     outputs, single = network(inputs), network(inputs[-1:])  # the last one depends on earlier ones
-    is_same_shape = (
-        isinstance(outputs, Tensor) and isinstance(single, Tensor) and outputs.shape[1:] == single.shape[1:]
-    )
-    if not is_same_shape or not torch.equal(outputs, network(inputs)):  # dropout that is active in eval mode
+    if outputs.shape[1:] != single.shape[1:] or not torch.equal(outputs, network(inputs)):  # dropout in eval mode
         return False
     return bool((single - outputs[-1:]).norm() > MAX_MIXING * outputs.norm())
 
