@@ -45,6 +45,11 @@ ONE_GRAPH_ADVICE = (
     "For tasks of whole graphs pass a list of graphs, or a DataLoader of PyTorch Geometric, which joins them to "
     f"batches. {NODE_TASK_ADVICE}"
 )
+FLATTEN_ADVICE = (
+    "Several axes, such as steps and channels, are targets in a row: give targets.reshape(len(targets), -1), and let "
+    "the network flatten its means, and after them its raw scales, in the same way."
+)
+"""What to do with targets of a regression that have more than two axes."""
 DENSE_ADVICE = (
     " For a class at each position of an example, such as a pixel or a token, pass "
     "likelihood=DenseCategorical(num_classes)."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatbayes.core.input_trees import (
     DENSE_ADVICE,
+    FLATTEN_ADVICE,
     IGNORE_INDEX,
     MULTI_LABEL_ADVICE,
     TEXT_ADVICE,
@@ -156,6 +157,8 @@ def infer_array_task(targets: np.ndarray, task: TaskType, description: str) -> T
         return "multi_label"
     if holds_position_labels(targets):
         return "dense"
+    if targets.dtype.kind == "f" and targets.ndim > 2:
+        return "regression"
     if targets.dtype.kind == "f" and targets.ndim in (1, 2):
         advice = MULTI_LABEL_ADVICE if targets.ndim == 2 and targets.shape[1] > 1 else ""
         missing = np.argwhere(np.isnan(targets))
@@ -176,9 +179,11 @@ def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
         ValueError: The array has another type or shape.
     """
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        several_axes = array.dtype.kind in "iuf" and array.ndim > 2
+        advice = FLATTEN_ADVICE if several_axes else "Convert it with astype('float32')."
         raise ValueError(
             f"{description} must be numbers of the shape [n] or [n, targets], got {array.dtype} of the shape "
-            f"{array.shape}. Convert it with astype('float32')."
+            f"{array.shape}. {advice}"
         )
     return torch.from_numpy(array.astype(choose_float_type(array.dtype)))
 

@@ -10,6 +10,8 @@ from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
 
 EXAMPLES_PER_CHUNK = 1024  # bounds the memory of the float64 copies
+SEQUENCE_AXES = 2
+"""Number of axes of the mean of sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class Standardize:
     """Subtract a mean and divide by a standard deviation, or keep token ids as they are.
 
     Attributes:
-        mean: Per channel, [channels, 1, 1], or per feature, [features]; integers for inputs that are token ids.
+        mean: Per channel of images, [channels, 1, 1], or of sequences, [1, channels] or [channels, 1]; or per
+            feature, [features]; integers for inputs that are token ids.
         std: Same shape as `mean`; positive.
 
     Examples:
@@ -32,20 +35,21 @@ class Standardize:
     __repr__ = format_fields
 
     @staticmethod
-    def fit(inputs: Tensor) -> "Standardize":
-        """Compute mean and standard deviation per channel over all pixels, or per feature.
+    def fit(inputs: Tensor, channel_axis: int = 1) -> "Standardize":
+        """Compute mean and standard deviation per channel over all pixels or time steps, or per feature.
 
         A constant channel or feature gets the standard deviation 1. Both are float64 if the inputs are: a time in
         seconds since 1970 has steps of 128 in float32.
 
         Args:
-            inputs: Images, [n, channels, height, width], or features, [n, features].
+            inputs: Images, [n, channels, height, width], features, [n, features], or sequences of three axes.
+            channel_axis: Axis of the channels or features; 2 for sequences of the shape [n, length, channels].
         """
         if len(inputs) == 0:
             raise ValueError("The mean of no examples is not defined: Standardize.fit got 0. Give it training data.")
-        pooled = [0, *range(2, inputs.ndim)]
+        pooled = [axis for axis in range(inputs.ndim) if axis != channel_axis]
         chunks = torch.split(inputs, EXAMPLES_PER_CHUNK)
-        num_values = inputs.numel() // inputs.shape[1]
+        num_values = inputs.numel() // inputs.shape[channel_axis]
         sums = [chunk.double().sum(pooled, keepdim=True) for chunk in chunks]
         mean = torch.stack(sums).sum(0) / num_values
         squares = [(chunk.double() - mean).square().sum(pooled, keepdim=True) for chunk in chunks]
@@ -82,8 +86,9 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Compute (inputs - mean) / std, on the device of the inputs.
 
     Args:
-        inputs: [n, ...].
-        mean: Per channel, [channels, 1, 1], or per feature, [features].
+        inputs: [n, ...]. Sequences may have the shape [n, 1, *axes] too, in which data splits store them.
+        mean: Per channel, [channels, 1, 1], or [1, channels] or [channels, 1] of sequences; or per feature,
+            [features].
         std: Same shape as `mean`. If both are integers, the inputs are token ids and stay as they are.
 
     Returns:
@@ -92,11 +97,21 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Raises:
         ValueError: The inputs have other channels or features than the mean.
     """
-    if inputs.ndim != mean.ndim + 1 or inputs.shape[1] != len(mean):
-        noun, shape = ("channel", "[n, channels, height, width]") if mean.ndim == 3 else ("feature", "[n, features]")
+    if mean.ndim == SEQUENCE_AXES and inputs.ndim == mean.ndim + 2 and inputs.shape[1] == 1:
+        inputs = inputs[:, 0]
+    if mean.ndim == SEQUENCE_AXES:
+        is_right = inputs.ndim == mean.ndim + 1 and mean.shape[0] in (1, inputs.shape[1])
+        is_right = is_right and mean.shape[1] in (1, inputs.shape[2])
+    else:
+        is_right = inputs.ndim == mean.ndim + 1 and inputs.shape[1] == len(mean)
+    if not is_right:
+        noun, shape = {
+            1: ("feature", "[n, features]"),
+            SEQUENCE_AXES: ("channel", "[n, channels, length]" if len(mean) > 1 else "[n, length, channels]"),
+        }.get(mean.ndim, ("channel", "[n, channels, height, width]"))
         raise ValueError(
-            f"Expected inputs of {format_count(len(mean), noun)}, {shape}, got the shape {tuple(inputs.shape)}. Give "
-            "inputs like those of the training."
+            f"Expected inputs of {format_count(max(mean.shape), noun)}, {shape}, got the shape "
+            f"{tuple(inputs.shape)}. Give inputs like those of the training."
         )
     if not mean.is_floating_point():
         return inputs.long()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from flatbayes.core.devices import is_accelerator, to_double, widest_float_dtype
 from flatbayes.core.display import format_fields
 from flatbayes.core.gaussians import invert_softplus
+from flatbayes.core.input_trees import FLATTEN_ADVICE
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
@@ -103,7 +104,7 @@ class Gaussian(Likelihood):
         if targets.ndim not in (1, 2) or not len(targets):
             raise ValueError(
                 f"Expected targets of the shape (examples,) or (examples, targets), at least one, got "
-                f"{tuple(targets.shape)}."
+                f"{tuple(targets.shape)}.{f' {FLATTEN_ADVICE}' if targets.ndim > 2 else ''}"
             )
         rows = to_double(targets.detach()).reshape(len(targets), -1)
         if not rows.isfinite().all():
@@ -134,10 +135,11 @@ class Gaussian(Likelihood):
         """
         allowed = {(len(targets), self.num_targets), (len(targets), *self._target_shape)} if targets.ndim else set()
         if tuple(targets.shape) not in allowed or targets.is_complex():
+            fit_advice = "Gaussian.fit(targets) makes the likelihood of such targets."
             raise ValueError(
                 f"Each example must have {format_count(self.num_targets, 'target')}, shape (examples, "
-                f"{self.num_targets}); got {targets.dtype} of shape {tuple(targets.shape)}. Gaussian.fit(targets) "
-                "makes the likelihood of such targets."
+                f"{self.num_targets}); got {targets.dtype} of shape {tuple(targets.shape)}. "
+                f"{FLATTEN_ADVICE if targets.ndim > 2 else fit_advice}"
             )
         if not is_accelerator(targets) and targets.is_floating_point():
             is_wrong = ~targets.isfinite()
@@ -161,7 +163,7 @@ class Gaussian(Likelihood):
         if outputs.ndim == 2 and outputs.shape[1] == self.num_outputs:
             return
         need = f"there is a mean and a raw scale to predict for {format_count(self.num_targets, 'target')}"
-        message = format_wrong_outputs(outputs, need, self.num_outputs)
+        message = format_wrong_outputs(outputs, need, self.num_outputs, f" {FLATTEN_ADVICE}")
         if outputs.shape[1:] in (self._target_shape, (self.num_targets,)):
             count = f", {self.num_targets}" if self.num_targets > 1 else ""
             message += f" A network of means, as for torch.nn.MSELoss, keeps them: ConstantScale(network{count})."

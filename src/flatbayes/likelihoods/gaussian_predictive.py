@@ -151,8 +151,15 @@ class GaussianPredictive(Predictive):
 
         Raises:
             ImportError: matplotlib is not installed.
+            ValueError: The coordinates are not one for each example.
         """
         from flatbayes.plotting.predictions import plot_band
+
+        if x is not None and to_tensor(x).numel() != len(self.mean):
+            raise ValueError(
+                f"x has one horizontal coordinate for each of {format_count(len(self.mean), 'example')}, got the "
+                f"shape {tuple(to_tensor(x).shape)}. Targets are the second argument: plot(targets=targets)."
+            )
 
         def select(values: Tensor) -> NDArray[np.floating[Any]]:
             return values.detach().cpu().double().reshape(len(values), -1)[:, target].numpy()

@@ -244,11 +244,14 @@ class Likelihood(ABC):
         return 32 * self.num_outputs * num_networks
 
 
-def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int) -> str:
-    """Message for outputs of a network of another shape than `need` takes, with `num_outputs` for each example."""
+def format_wrong_outputs(outputs: Tensor, need: str, num_outputs: int, advice: str = DENSE_ADVICE) -> str:
+    """Message for outputs of another shape than `need` takes, with `num_outputs` for each example.
+
+    `advice`, after a space, says what to do about outputs of several axes.
+    """
     head = f" ({NEW_HEAD_ADVICE})" if outputs.ndim == 2 else ""
-    dense = DENSE_ADVICE if outputs.ndim > 2 else ""
     return (
         f"The model gives outputs of shape {tuple(outputs.shape)}, but {need}: expected (batch, {num_outputs}). "
-        f"Change the size of its last layer{head}, the data, or the likelihood.{dense}"
+        f"Change the size of its last layer{head}, the data, or the likelihood."
+        f"{advice if outputs.ndim > 2 else ''}"
     )

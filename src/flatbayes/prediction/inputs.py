@@ -30,7 +30,7 @@ from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
 from flatbayes.data.feature_names import fill_missing
 from flatbayes.data.frame_features import convert_inputs
-from flatbayes.data.standardize import Standardize
+from flatbayes.data.standardize import SEQUENCE_AXES, Standardize
 from flatbayes.likelihoods import Predictive
 from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.prediction.placement import count_bytes
@@ -146,14 +146,19 @@ def make_input_tensor(inputs: Any, info: Mapping[str, Any], transform: object) -
 
 
 def match_image_layout(inputs: Any, input_shape: object) -> Any:
-    """Images in the layout in which `fit` stores those of a pair or dataset; other inputs are unchanged.
+    """Images or sequences in the layout in which the network of a pair or dataset gets them; others are unchanged.
 
-    Images [n, height, width] or [n, height, width, channels] become [n, channels, height, width]; `input_shape` is
-    (channels, height, width) of an image in training, if it is known.
+    Images [n, height, width] or [n, height, width, channels] become [n, channels, height, width], and sequences that
+    a data split stores as such images [n, *axes]. `input_shape` is (channels, height, width) of an image in training,
+    or both axes of a sequence, if it is known.
     """
-    if not isinstance(inputs, Tensor | np.ndarray) or not isinstance(input_shape, list) or len(input_shape) != 3:
+    if not isinstance(inputs, Tensor | np.ndarray) or not isinstance(input_shape, list):
         return inputs
     shape = list(inputs.shape[1:])
+    if len(input_shape) == SEQUENCE_AXES and shape == [1, *input_shape]:
+        return inputs[:, 0]
+    if len(input_shape) != 3:
+        return inputs
     if input_shape in (shape, list(inputs.shape)) or input_shape not in ([1, *shape], [*shape[-1:], *shape[:-1]]):
         return inputs
     images = torch.as_tensor(inputs)

@@ -211,7 +211,7 @@ def _restore_transform(tensors: Mapping[str, Tensor]) -> Standardize | None:
     if not tensors:
         return None
     mean, std = tensors["mean"], tensors["std"]
-    if len(tensors) > 2 or mean.shape != std.shape or mean.ndim not in (1, 3) or not (std > 0).all():
+    if len(tensors) > 2 or mean.shape != std.shape or mean.ndim not in (1, 2, 3) or not (std > 0).all():
         raise ValueError("its standardisation of inputs is no mean and standard deviation.")
     return Standardize(mean=mean, std=std)
 

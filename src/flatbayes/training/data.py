@@ -20,6 +20,7 @@ from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.data.image_values import describe_image_values
+from flatbayes.data.standardize import SEQUENCE_AXES
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import count_right
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
@@ -154,7 +155,23 @@ class InMemoryData(TrainingData):
     def model_arguments(self) -> dict[str, Any]:
         """Shape of an input, and number of outputs under both names that models have for it."""
         outputs = self.infer_likelihood().num_outputs
-        return {"input_shape": self.splits.input_shape, "num_classes": outputs, "num_outputs": outputs}
+        return {"input_shape": self.input_shape, "num_classes": outputs, "num_outputs": outputs}
+
+    @property
+    def keeps_sequences(self) -> bool:
+        """Whether the network gets sequences, [n, *axes], which the splits store as gray images, [n, 1, *axes]."""
+        return self.standardize.mean.ndim == SEQUENCE_AXES
+
+    @property
+    def has_token_ids(self) -> bool:
+        """Whether inputs are token ids, which stay integers."""
+        return not self.standardize.mean.is_floating_point()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of an input of the network."""
+        shape = self.splits.input_shape
+        return shape[1:] if self.keeps_sequences and len(shape) == SEQUENCE_AXES + 1 else shape
 
     @property
     def transform(self) -> Standardize:
@@ -169,7 +186,7 @@ class InMemoryData(TrainingData):
             "class_names": list(data.class_names),
             "target_names": list(data.target_names),
             "feature_names": list(data.feature_names),
-            "input_shape": list(data.input_shape),
+            "input_shape": list(self.input_shape),
             **self._describe_images(),
             **({"held_out": self.num_held_out} if self.num_held_out else {}),
             **({} if self.scale_nlls is None else {"scale_nlls": list(self.scale_nlls)}),
@@ -177,7 +194,7 @@ class InMemoryData(TrainingData):
         }
 
     def _describe_images(self) -> dict[str, Any]:
-        values = describe_image_values(self.splits.train.inputs)
+        values = None if self.keeps_sequences else describe_image_values(self.splits.train.inputs)
         return {} if values is None else {"image_values": values}
 
     @cached_property

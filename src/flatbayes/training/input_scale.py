@@ -1,4 +1,4 @@
-"""Inputs and targets that are not standardized: token ids, and those of some trained networks.
+"""Inputs and targets of trained networks that are not standardized.
 
 A network that was trained elsewhere may take inputs, and predict targets, as they are in the data. Training examples
 tell: the loss is lower on the inputs and targets that it was trained on.
@@ -6,7 +6,6 @@ tell: the loss is lower on the inputs and targets that it was trained on.
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,33 +26,6 @@ NUM_EXAMPLES, MIN_EXAMPLES, MIN_GAIN = 256, 8, 0.1
 of a constant."""
 MAX_UNEXPLAINED = 0.5
 """Fraction of the variance of targets that a network trained on targets in their own unit leaves unexplained."""
-
-
-def keep_token_ids(data: InMemoryData, build_model: Callable[[], nn.Module]) -> InMemoryData:
-    """The data with inputs as integers, if the network has an embedding that takes nothing else.
-
-    The network is built if all inputs are rows of whole numbers.
-    """
-    inputs = data.splits.train.inputs
-    if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not torch.equal(inputs, inputs.floor()):
-        return data
-    with preserve_rng(None):
-        network = build_model()
-    if not any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in network.modules()):
-        return data
-    mean = torch.zeros(data.standardize.mean.shape, dtype=torch.int64)
-    as_ids, example = Standardize(mean=mean, std=torch.ones_like(mean)), inputs[:2]
-    takes_ids = _can_call(network, as_ids(example)) and not _can_call(network, data.standardize(example))
-    return replace(data, transform_override=as_ids) if takes_ids else data
-
-
-def _can_call(network: nn.Module, inputs: Tensor) -> bool:
-    try:
-        with eval_mode(network), torch.no_grad():
-            network(cast_inputs(network, inputs))
-    except Exception:  # of torch, or of the network itself
-        return False
-    return True
 
 
 def match_input_scale(data: InMemoryData, network: nn.Module, likelihood: Likelihood) -> InMemoryData:

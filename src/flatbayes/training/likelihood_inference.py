@@ -28,10 +28,10 @@ from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
 from flatbayes.training.initial_noise import start_at_residuals
-from flatbayes.training.input_scale import keep_token_ids
+from flatbayes.training.input_layout import match_input_layout
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import format_empty_loader
-from flatbayes.training.model_builder import ModelFactory, make_model_builder, takes_num_outputs
+from flatbayes.training.model_builder import ModelFactory, takes_num_outputs
 from flatbayes.training.network_outputs import (
     ADVICE,
     find_output_shape,
@@ -133,9 +133,8 @@ def has_single_logit(data: InMemoryData, model: nn.Module | ModelFactory, output
         return False
     try:
         with preserve_rng(None):
-            if data.transform_override is None:
-                data = keep_token_ids(data, make_model_builder(model, arguments, lambda: data.example_batch[0]))
-            return count_outputs(model, data.example_batch[0], output, arguments) == 1
+            data = match_input_layout(data, model, arguments)
+            return count_outputs(model, data.example_batch[0], output, data.model_arguments) == 1
     except Exception:  # of the network, which the trial step explains
         return False
 

@@ -13,7 +13,7 @@ from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import DenseCategorical
 from flatbayes.training.data import InMemoryData
-from flatbayes.training.input_scale import keep_token_ids
+from flatbayes.training.input_layout import match_input_layout
 from flatbayes.training.model_builder import ModelFactory, make_adapted_builder, make_model_builder
 
 ADVICE = (
@@ -30,11 +30,9 @@ def infer_dense_likelihood(
     Raises:
         ValueError: The outputs have other positions than the targets, or it is not clear which axis is the classes'.
     """
-    arguments, splits = data.model_arguments, data.splits
-    if data.transform_override is None:
-        data = keep_token_ids(data, make_model_builder(model, arguments, lambda: data.example_batch[0]))
+    splits, data = data.splits, match_input_layout(data, model, data.model_arguments)
     with preserve_rng(None):
-        shape = find_output_shape(model, data.example_batch[0], output, arguments)
+        shape = find_output_shape(model, data.example_batch[0], output, data.model_arguments)
     likelihood = match_outputs(shape, tuple(splits.train.targets.shape[1:]))
     return resize_classes(likelihood, splits.num_classes) if new_head else likelihood
 

@@ -21,7 +21,8 @@ from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData
-from flatbayes.training.input_scale import keep_token_ids, match_input_scale, match_target_scale
+from flatbayes.training.input_layout import match_input_layout
+from flatbayes.training.input_scale import match_input_scale, match_target_scale
 from flatbayes.training.label_shift import match_label_shift
 from flatbayes.training.likelihood_inference import are_binary_labels, check_task, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs, warn_of_missing_classes
@@ -108,9 +109,10 @@ def prepare_runs(
         training_data = match_position_labels(training_data, likelihood)
     num_outputs = dict.fromkeys(OUTPUT_ARGUMENTS, likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
+    if isinstance(training_data, InMemoryData):
+        training_data = match_input_layout(training_data, model, model_arguments)
+        model_arguments |= {"input_shape": training_data.input_shape}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
-    if isinstance(training_data, InMemoryData) and transform is None:
-        training_data = keep_token_ids(training_data, build_model)
     build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
     head_outputs = likelihood.num_outputs if new_head and not takes_num_outputs(model, model_arguments) else None
     warm_start = WarmStart.from_init(
@@ -133,7 +135,8 @@ def prepare_runs(
     )
     factory = match_label_shift(factory, is_inferred=is_inferred)
     if may_be_trained(factory, model, new_head=new_head):
-        factory = match_scales(factory, has_transform=transform is not None, is_inferred=is_inferred)
+        has_transform = transform is not None or warm_start.transform is not None
+        factory = match_scales(factory, has_transform=has_transform, is_inferred=is_inferred)
     if isinstance(training_data, LoaderData):
         factory = check_loader_inputs(factory, training_data)
     elif isinstance(factory.training_data, InMemoryData) and factory.config.epochs:
@@ -164,11 +167,14 @@ def may_be_trained(factory: RunFactory, model: nn.Module | ModelFactory, *, new_
 
 
 def match_scales(factory: RunFactory, *, has_transform: bool, is_inferred: bool) -> RunFactory:
-    """The factory with inputs and targets as they are, where a network was trained without standardization."""
+    """The factory with inputs and targets as they are, where a network was trained without standardization.
+
+    With `has_transform` the standardization of the inputs is given, by the user or with trained weights.
+    """
     data, likelihood, network = factory.training_data, factory.likelihood, factory.init_network(0)
     if is_inferred and isinstance(likelihood, Gaussian):
         likelihood = match_target_scale(data, network, likelihood)
-    if isinstance(data, InMemoryData) and data.transform_override is None and not has_transform:
+    if isinstance(data, InMemoryData) and not has_transform and not data.has_token_ids:
         data = match_input_scale(data, network, likelihood)
     elif isinstance(data, LoaderData) and likelihood is not factory.likelihood:
         data = data.with_likelihood(likelihood)

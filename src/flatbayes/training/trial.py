@@ -28,6 +28,13 @@ from flatbayes.training.run_factory import RunFactory, make_training_loss
 
 MAX_PROBABILITY_ERROR = 1e-3
 """Largest distance of a sum of probabilities from 1."""
+MIXED_EXAMPLES = (
+    "The outputs of the network for one example depend on the other examples of its batch, also in eval mode, so "
+    "that predictions change with the batch. The network has recurrent or attention layers that take the time on the "
+    "first axis: set batch_first=True, or move that axis before and after them."
+)
+MAX_MIXING = 0.05
+"""Largest change of an output, relative to all outputs, that rounding may cause where an example is alone."""
 NUM_TRIAL_SNAPSHOTS = 3
 TRIAL_LEARNING_RATE = 1e-9
 """The trial stays at the initial weights, where training cannot diverge; the fit's optimizer takes no step."""
@@ -50,6 +57,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     if fabric.world_size > 1:
         return
     stage, network, logits, low_precisions = "the first step", None, list[object](), set[torch.dtype]()
+    is_mixed = False
     try:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
@@ -91,6 +99,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             engine.module.eval()
             if getattr(factory.likelihood, "single_logit", False):
                 check_one_example(state.model, inputs)
+            is_mixed = mixes_by_layout(state.model, inputs)
             stage = "the pass over the training data after the last step"
             posterior.finalize(state, [(inputs, targets)], factory.likelihood.loss)
             stage = "a prediction"
@@ -111,12 +120,25 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             f"{stage} ends in {type(error).__name__}: {error}"
             f"{describe_dtypes(network, example, factory.config.precision.mode)}"
         ) from error
-    if logits:
-        warn_of_probabilities(logits[0])
-    if low_precisions:
-        warn_of_low_precision(low_precisions)
+    warn_of_findings(logits, low_precisions, is_mixed=is_mixed)
     if factory.posterior.num_members > 1:
         warn_of_equal_members([factory.init_network(member) for member in range(2)])
+
+
+def warn_of_findings(logits: Sequence[object], low_precisions: Collection[torch.dtype], *, is_mixed: bool) -> None:
+    """Warn of what a trial has found.
+
+    Args:
+        logits: Outputs for classes or labels, if there are some.
+        low_precisions: Types of trained weights in which small updates are lost.
+        is_mixed: Whether outputs depend on the other examples of a batch, by the layout of the inputs of layers.
+    """
+    if logits:
+        warn_of_probabilities(logits[0])
+    if is_mixed:
+        warnings.warn(MIXED_EXAMPLES, NetworkWarning, stacklevel=4)
+    if low_precisions:
+        warn_of_low_precision(low_precisions)
 
 
 @torch.no_grad()
@@ -132,6 +154,23 @@ def check_one_example(network: nn.Module, inputs: ModelInputs) -> None:
             f"The outputs of {type(network).__name__} for one example have the shape (), expected (1,) or (1, 1): "
             "write squeeze(1) in place of squeeze() in its forward, which removes the axis of the examples too."
         )
+
+
+@torch.no_grad()
+def mixes_by_layout(network: nn.Module, inputs: ModelInputs) -> bool:
+    """Whether layers whose first axis is that of time mix the examples of a batch.
+
+    Args:
+        network: The network in eval mode.
+        inputs: Inputs of some examples.
+    """
+    is_time_first = any(getattr(module, "batch_first", True) is False for module in network.modules())
+    if not is_time_first or not isinstance(inputs, Tensor):
+        return False
+    outputs, single = network(inputs), network(inputs[-1:])  # the last one depends on earlier ones
+    if outputs.shape[1:] != single.shape[1:] or not torch.equal(outputs, network(inputs)):  # dropout in eval mode
+        return False
+    return bool((single - outputs[-1:]).norm() > MAX_MIXING * outputs.norm())
 
 
 def warn_of_low_precision(dtypes: Collection[torch.dtype], option: str = "precision.mode='bf16-mixed'") -> None:
