@@ -1,5 +1,6 @@
 """Sequences in memory: what a recurrent network gets of arrays of three axes, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from torch import nn
 from flatbayes import MAP, SAM, Arrays, ConstantScale, FittedPosterior, TrainingConfig, evaluate, fit
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.data import Standardize
+from flatbayes.data.inputs import read_inputs
 from flatbayes.likelihoods import Gaussian
 from flatbayes.training.trial import NetworkWarning
 
@@ -133,3 +135,12 @@ def test_biases_of_recurrent_layers_are_biases():
         "rnn.bias_hh_l0",
         "head.bias",
     ]
+
+
+def test_sequences_of_an_npz_file_have_the_shape_of_the_training(tmp_path):
+    x, _ = make_windows(10)
+    np.savez(tmp_path / "data.npz", x=x.numpy())
+    ((_, inputs),) = read_inputs(tmp_path / "data.npz", (WINDOW, CHANNELS), ())
+    assert torch.equal(inputs, x)
+    with pytest.raises(ValueError, match=r"takes inputs of the shape \(6, 3\), and those in .* have \(1, 6, 2\)"):
+        list(read_inputs(tmp_path / "data.npz", (WINDOW, 3), ()))

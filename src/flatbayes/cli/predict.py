@@ -187,7 +187,7 @@ def make_input_reader(
     shape: Any = info.get("input_shape")
     names: Any = info.get("feature_names")
     is_valid = (
-        isinstance(shape, list) and len(shape) in (1, 3) and all(type(size) is int and size > 0 for size in shape)
+        isinstance(shape, list) and len(shape) in (1, 2, 3) and all(type(size) is int and size > 0 for size in shape)
     )
     if not is_valid or not isinstance(names, list) or (len(shape) == 1 and names and len(names) != shape[0]):
         raise ValueError(
@@ -198,6 +198,8 @@ def make_input_reader(
         raise ValueError(
             f"{options.folder} does not say which columns of {source} are its features. Give a .npz file."
         )
+    if len(shape) == 2 and source.suffix.lower() != ".npz":
+        raise ValueError(f"{options.folder} takes sequences of the shape {tuple(shape)}. Give a .npz file with them.")
     input_bytes = math.prod(shape) * (BYTES_PER_FEATURE if len(shape) == 1 else BYTES_PER_PIXEL)
     resize, crop = read_image_options(Path(options.folder))
     return InputReader(

@@ -44,7 +44,7 @@ class InputReader:
     Attributes:
         path: A .npz, .parquet, .csv or .tsv file, an image, or a folder of images at any depth, which are read in the
             order of their paths; the column `name` then holds these paths.
-        input_shape: (channels, height, width) or (features,), as in training.
+        input_shape: (channels, height, width), (features,), or both axes of a sequence, as in training.
         feature_names: Columns of a table that are the features, in order; other columns are ignored.
         keep_columns: Columns, or arrays, to pass on.
         labels: Array among these that has several labels, or a label for each position, of each input.
@@ -193,6 +193,8 @@ class InputReader:
             )
         for chunk, *values in zip(iter_array_chunks(path, name, self.chunk_size), *kept_chunks, strict=True):
             inputs = to_inputs(chunk, f"{name!r} of {path}")
+            if inputs.shape[1:] == (1, *self.input_shape):  # sequences, as gray images
+                inputs = inputs[:, 0]
             if inputs.shape[1:] != self.input_shape:
                 raise ValueError(
                     f"The model takes inputs of the shape {self.input_shape}, and those in {path} have "
@@ -228,7 +230,7 @@ def read_inputs(
 
     Args:
         path: A file or a folder, as for `InputReader`.
-        input_shape: (channels, height, width) or (features,).
+        input_shape: (channels, height, width), (features,), or both axes of a sequence.
         feature_names: Columns of the features, in order.
         chunk_size: Maximal number of inputs in a chunk.
         options: Other attributes of `InputReader`.
