@@ -18,6 +18,7 @@ from flatbayes.core.files import read_json, replace_nonfinite
 from flatbayes.experiments import RunResult, SummaryRow
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.summary import summarize_runs
+from studies.fine_tuning.labels import is_without_warmup
 from studies.fine_tuning.worth import Twins, compare_sizes, measure_ensemble_equivalents
 
 SELECTION_FILE = "selection.json"
@@ -69,17 +70,20 @@ def summarize_trainings(
     by_setting = {
         plan: [t for t in trainings if (t["trained"], t["size"]) == (plan.trained, plan.size)] for plan in plans
     }
-    kept = select_kept(earlier or EMPTY, {plan.name: len(mine) for plan, mine in by_setting.items()})
+    earlier = earlier or EMPTY
+    constant = {setting["name"]: setting for setting in earlier["settings"] if is_without_warmup(setting)}
+    kept = select_kept(earlier, {plan.name: len(mine) for plan, mine in by_setting.items()})
     by_setting = {plan: mine for plan, mine in by_setting.items() if mine and plan.name not in kept}
     fresh = {
         plan.name: summarize_setting(plan, mine, folder / plan.name, metrics) for plan, mine in by_setting.items()
     }
-    settings = [kept.get(plan.name) or fresh[plan.name] for plan in plans if plan.name in {*kept, *fresh}]
+    groups = [[by[plan.name] for by in (kept, fresh, constant) if plan.name in by] for plan in plans]
+    settings = [setting for group in groups for setting in group]
     tables = [setting["rows"] for setting in settings]
-    sizes = {(setting["trained"], setting["size"]) for setting in kept.values()}
+    is_old = {(s["trained"], s["size"], is_without_warmup(s)) for s in (*kept.values(), *constant.values())}
     data = {
         "environment": describe_environment() | read_versions(packages),
-        "finished_trainings": sum(setting["finished_trainings"] for setting in settings),
+        "finished_trainings": sum(group[0]["finished_trainings"] for group in groups if group),
         "planned_trainings": sum(plan.num_trainings for plan in plans),
         "cpu_minutes": sum(setting["cpu_minutes"] for setting in settings),
         "verdicts": {
@@ -89,9 +93,11 @@ def summarize_trainings(
         },
         "settings": settings,
         "worth_examples": compare_sizes(settings),
-        "law": [record for record in (earlier or EMPTY)["law"] if record["setting"] in kept]
+        "law": [
+            record for record in earlier["law"] if record["setting"] in {**kept, **constant}.keys() - fresh.keys()
+        ]
         + [record for setting in fresh.values() for record in list_law_records(by_setting, setting)],
-        "trainings": [t for t in (earlier or EMPTY)["trainings"] if (t["trained"], t["size"]) in sizes]
+        "trainings": [t for t in earlier["trainings"] if (t["trained"], t["size"], is_without_warmup(t)) in is_old]
         + [describe_training(training) for mine in by_setting.values() for training in mine],
     }
     plain: dict[str, Any] = replace_nonfinite(data)
@@ -99,11 +105,11 @@ def summarize_trainings(
 
 
 def select_kept(earlier: Mapping[str, Any], num_trainings: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Settings of an earlier summary that have more trainings than a folder, by name."""
+    """Settings of an earlier summary that have more trainings than a folder, by name; not those without a warm-up."""
     return {
         setting["name"]: setting
         for setting in earlier["settings"]
-        if setting["finished_trainings"] > num_trainings.get(setting["name"], 0)
+        if setting["finished_trainings"] > num_trainings.get(setting["name"], 0) and not is_without_warmup(setting)
     }
 
 
@@ -250,7 +256,7 @@ def count_verdicts(
 def describe_training(training: Mapping[str, Any]) -> dict[str, Any]:
     """What a training shows, and validation and test NLL of its posteriors, for the study of when flatness helps."""
     nlls = {key: {name: m["nll"] for name, m in training[key].items()} for key in ("val", "test") if key in training}
-    keys = ("trained", "size", "seed", "rho", "kind", "epochs")
+    keys = ("trained", "size", "seed", "rho", "kind", "epochs", "warmup")
     fixed = {key: training[key] for key in keys if key in training}
     return {**fixed, **training.get("law", {}), **{f"{key}_nll": values for key, values in nlls.items()}}
 

@@ -1,6 +1,7 @@
 """Fine-tuning on few sentences: batches, a whole setting with a tiny transformer, the summary and the page."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -253,6 +254,36 @@ def test_summary_of_known_results(tmp_path):
     assert setting["cpu_minutes"] == 10.5
     assert setting["worth_ensemble"]["MAP"]["plain"] == pytest.approx(1.5)
     assert setting["worth_ensemble"]["MAP"]["flat"] == pytest.approx(2.4)
+
+
+def test_settings_without_a_warmup_stay_beside_those_with_one(tmp_path):
+    for seed, rho in product(range(3), (0.0, 0.05)):
+        path = tmp_path / "default-200" / f"shared-{seed}-{rho:g}.json"
+        write_json(path, make_default_training(seed, rho, nll=0.6 - rho - 0.01 * seed * rho))
+    twins = {twin: {"rho": rho, "epochs": 24, "nll": 0.5} for twin, rho in (("plain", 0.0), ("flat", 0.05))}
+    write_json(tmp_path / "default-200" / "selection.json", {**twins, "is_flat_better": True, "candidates": []})
+    before = summary.summarize_study(tmp_path)
+    for path in (tmp_path / "default-200").glob("shared-*.json"):
+        write_json(path, read_json(path) | {"warmup": 0.1})
+    first = summary.summarize_study(tmp_path, before)
+    again = summary.summarize_study(tmp_path, first)
+    kept = summary.summarize_study(tmp_path / "nothing", again)
+    for data in (first, again, kept):
+        assert [(s["name"], s["warmup"]) for s in data["settings"]] == [("default-200", 0.1), ("default-200", 0.0)]
+        assert [t.get("warmup", 0.0) for t in data["trainings"]].count(0.1) == len(data["trainings"]) / 2 == 6
+        assert data["finished_trainings"] == 6
+        assert data["law"] == first["law"]
+        assert [row["warmup"] for row in data["worth_examples"]] == [0.1, 0.0]
+
+
+def make_default_training(seed, rho, nll):
+    metrics = {"MAP": {"nll": nll, "accuracy": 0.8, "nll_calibrated": nll}}
+    law = dict.fromkeys(("train_loss", "gap", "sharpness", "weights_per_example"), 0.1)
+    cost = {"seconds_together": 1.0, "seconds_one_by_one": 4.0}
+    return {
+        **{"trained": "default", "size": 200, "seed": seed, "rho": rho, "epochs": 24, "cpu_seconds": 1.0},
+        **{"val": metrics, "test": metrics, "law": law, "cost": cost},
+    }
 
 
 def test_equal_size_is_interpolated_in_the_logarithm():
