@@ -62,6 +62,7 @@ class Stream(StrEnum):
     CERTIFICATE_DRAWS = "draws of a certificate"  # seed
     CERTIFICATE_TEST = "draws of the test error of a certificate"  # seed
     CALIBRATION_HALVES = "halves of a cross-fitted calibration"  # number of the split
+    CALIBRATION_POSITIONS = "positions of a calibration map"
     REFERENCE_CHAIN = "chain of a reference"  # seed, number of the chain
     STUDY = "studies"  # numbers that the study names
     REPRODUCTION = "reproduction of published tables"  # seed of the split

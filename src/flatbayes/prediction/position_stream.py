@@ -12,6 +12,7 @@ from flatbayes.calibration.map_fitting import sum_position_losses
 from flatbayes.core.batch_targets import split_batch
 from flatbayes.core.input_trees import IGNORE_INDEX, make_inputs, slice_examples
 from flatbayes.core.names import format_count
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredictive
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.metrics.classification import ExampleScores, average_iou, count_classes, score_examples
@@ -76,7 +77,7 @@ def sample_positions(
     Returns:
         The predictions, the labels, and the number of examples with a label.
     """
-    generator, share, num_examples = torch.Generator().manual_seed(0), 1.0, 0
+    generator, share, num_examples = make_generator(Stream.CALIBRATION_POSITIONS), 1.0, 0
     parts = list[tuple[CategoricalPredictive, Tensor, Tensor]]()
     for predictive, labels in stream_labelled(fitted, data, targets, num_draws, **options):
         num_examples += int((labels != IGNORE_INDEX).flatten(1).any(1).sum())
