@@ -80,7 +80,7 @@ def summarize_trainings(
     groups = [[by[plan.name] for by in (kept, fresh, constant) if plan.name in by] for plan in plans]
     settings = [setting for group in groups for setting in group]
     tables = [setting["rows"] for setting in settings]
-    is_old = {(s["trained"], s["size"], is_without_warmup(s)) for s in (*kept.values(), *constant.values())}
+    kept_keys = {(s["trained"], s["size"], is_without_warmup(s)) for s in (*kept.values(), *constant.values())}
     data = {
         "environment": describe_environment() | read_versions(packages),
         "finished_trainings": sum(group[0]["finished_trainings"] for group in groups if group),
@@ -97,7 +97,7 @@ def summarize_trainings(
             record for record in earlier["law"] if record["setting"] in {**kept, **constant}.keys() - fresh.keys()
         ]
         + [record for setting in fresh.values() for record in list_law_records(by_setting, setting)],
-        "trainings": [t for t in earlier["trainings"] if (t["trained"], t["size"], is_without_warmup(t)) in is_old]
+        "trainings": [t for t in earlier["trainings"] if (t["trained"], t["size"], is_without_warmup(t)) in kept_keys]
         + [describe_training(training) for mine in by_setting.values() for training in mine],
     }
     plain: dict[str, Any] = replace_nonfinite(data)
