@@ -135,3 +135,16 @@ def test_calibration_and_checks_keep_no_more_probabilities_than_they_may(monkeyp
     assert torch.equal(inputs["input_ids"], targets)
     report = fitted.check(make_loader())
     assert report.findings
+
+
+def test_positions_of_all_batches_are_sampled_with_equal_probability(monkeypatch):
+    fitted = fit(LanguageModel(), make_loader(), MAP(), SAM(rho=0.01), CONFIG.with_options(epochs=1))
+    monkeypatch.setattr(position_stream, "MAX_PREDICTED_VALUES", 2500 * NUM_TOKENS)
+    targets = torch.arange(6).repeat_interleave(100)[:, None].expand(-1, LENGTH)  # the number of the batch
+    _, labels, num_examples = position_stream.sample_positions(
+        fitted, {"input_ids": TOKENS.repeat(10, 1)}, targets, 1, batch_size=100
+    )
+    counts = labels.bincount(minlength=6)
+    assert num_examples == 600
+    assert counts.sum() <= 2500  # of 3,600: half of the 600 of each batch, also of those after the limit was reached
+    assert ((counts - 300).abs() < 75).all()

@@ -82,8 +82,9 @@ def sample_positions(
     for predictive, labels in stream_labelled(fitted, data, targets, num_draws, **options):
         num_examples += int((labels != IGNORE_INDEX).flatten(1).any(1).sum())
         flat, known = predictive.select_labelled(labels)
-        parts.append((flat, known, torch.rand(len(known), generator=generator)))
-        while sum(part[0].log_probs.numel() for part in parts) > MAX_PREDICTED_VALUES and len(parts[-1][1]) > 1:
+        parts.append(_keep_positions((flat, known, torch.rand(len(known), generator=generator)), share))
+        num_classes = flat.log_probs.shape[1]
+        while (count := sum(len(part[1]) for part in parts)) > 1 and count * num_classes > MAX_PREDICTED_VALUES:
             share /= 2
             parts = [_keep_positions(part, share) for part in parts]
     return (
