@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from flatbayes import MAP, SAM, SWAG, DenseCategorical, FittedPosterior, TrainingConfig, calibrate, evaluate, fit
 from flatbayes.data.checks import DataWarning
+from flatbayes.prediction import inputs as prediction_inputs
 from flatbayes.prediction import position_stream
 from flatbayes.training.label_shift import check_label_shift
 
@@ -140,6 +141,7 @@ def test_calibration_and_checks_keep_no_more_probabilities_than_they_may(monkeyp
 def test_positions_of_all_batches_are_sampled_with_equal_probability(monkeypatch):
     fitted = fit(LanguageModel(), make_loader(), MAP(), SAM(rho=0.01), CONFIG.with_options(epochs=1))
     monkeypatch.setattr(position_stream, "MAX_PREDICTED_VALUES", 2500 * NUM_TOKENS)
+    monkeypatch.setattr(prediction_inputs, "MAX_CHUNK_BYTES", 1)  # a chunk is a batch
     targets = torch.arange(6).repeat_interleave(100)[:, None].expand(-1, LENGTH)  # the number of the batch
     _, labels, num_examples = position_stream.sample_positions(
         fitted, {"input_ids": TOKENS.repeat(10, 1)}, targets, 1, batch_size=100
