@@ -46,8 +46,8 @@ ONE_GRAPH_ADVICE = (
     f"batches. {NODE_TASK_ADVICE}"
 )
 FLATTEN_ADVICE = (
-    "Several axes, such as steps and channels, are targets in a row: give targets.reshape(len(targets), -1), and let "
-    "the network flatten its means, and after them its raw scales, in the same way."
+    "Flatten targets of several axes, such as steps and channels: pass targets.reshape(len(targets), -1). The "
+    "outputs of the network are then the flattened means, followed by the flattened raw scales."
 )
 """What to do with targets of a regression that have more than two axes."""
 DENSE_ADVICE = (

@@ -68,8 +68,8 @@ def compute_relative_score(score: Score, reference: Score) -> float | None:
     """NLL of a training by its difference from a reference: the larger one of best evaluations and of ends.
 
     Posteriors without snapshots have the weights of the best evaluation, those with snapshots weights near the end.
-    With the larger difference the choice does not depend on the posterior, so that posteriors can share it. It is
-    None where the training diverged.
+    With the larger difference the choice does not depend on the posterior, so that posteriors can share it. The
+    result is None where the training diverged.
 
     Examples:
         >>> reference = Score(end=0.4, best=0.4)
