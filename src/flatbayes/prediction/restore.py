@@ -157,7 +157,7 @@ def _restore_state(
             f"{str(error)[:MAX_ERROR_CHARS]}"
         ) from error
     state.model.eval()
-    choose_memory_format(state.model)
+    choose_memory_format(state.model, metadata["info"].get("channels_last"))
     return state
 
 
