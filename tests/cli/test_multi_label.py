@@ -5,9 +5,10 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from flatbayes import FittedPosterior, calibrate
+from flatbayes import Bernoulli, FittedPosterior, Gaussian, calibrate
 from flatbayes.cli import main
 from flatbayes.metrics import MULTI_LABEL_METRICS
 
@@ -91,11 +92,23 @@ def test_one_hot_rows_are_labels_on_request(run, tmp_path, capsys):
     assert "exact_match" in capsys.readouterr().out
 
 
-def test_tables_refuse_several_labels(tmp_path, capsys):
-    (tmp_path / "t.csv").write_text("x,y\n1,0\n2,1\n3,0\n")
-    data = ["--data", str(tmp_path / "t.csv"), "--data.target", "y", "--data.task", "multi_label"]
-    assert main(["fit", *data, *SHORT, "--out", str(tmp_path / "run")]) == 2
-    assert "A table has one target column, here 'y'" in capsys.readouterr().err
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+def test_several_target_columns_of_a_table(tmp_path, capsys, kind):
+    rows = np.random.default_rng(0).normal(size=(80, 4))
+    targets = (rows[:, :2] > 0).astype(int) if kind == "labels" else rows[:, :2] - rows[:, 2:].round(2)
+    frame = pd.DataFrame(np.concatenate([rows, targets], 1), columns=["a", "b", "c", "d", "wet", "cold"])
+    file, folder = str(tmp_path / "t.csv"), str(tmp_path / "run")
+    frame.astype({"wet": targets.dtype, "cold": targets.dtype}).to_csv(file, index=False)
+    assert main(["fit", "--data", file, "--data.target", "[wet, cold]", *SHORT, "--out", folder]) == 0
+    fitted = FittedPosterior.load(folder)
+    assert fitted.info["target_names"] == ["wet", "cold"]
+    assert isinstance(fitted.likelihood, Bernoulli if kind == "labels" else Gaussian)
+    assert main(["evaluate", folder]) == 0
+    assert main(["predict", folder, "--input", file, "--output", str(tmp_path / "p.csv")]) == 0
+    names = pd.read_csv(tmp_path / "p.csv").columns
+    assert {f"{'probability' if kind == 'labels' else 'mean'}_{name}" for name in ("wet", "cold")} <= {*names}
+    assert main(["calibrate", folder, "--input", file]) == 0
+    assert f"fitted to {80 if kind == 'labels' else 40} examples" in capsys.readouterr().out
 
 
 def test_compare(run, tmp_path, capsys):

@@ -13,7 +13,6 @@ from flatbayes.data import (
     FixedSplits,
     Npz,
     Split,
-    Table,
     TorchDataset,
     load_training_splits,
     make_source,
@@ -128,9 +127,7 @@ def test_labels_are_zeros_and_ones(targets, message):
         Arrays(X, targets, task="multi_label").load(seed=0)
 
 
-def test_tables_and_unknown_tasks_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="A table has one target column, here 'b', .*pair"):
-        Table(path="task.csv", target="b", task="multi_label")
+def test_unknown_tasks_are_refused():
     with pytest.raises(
         ValueError, match="task must be classification, regression, multi_label, dense, or None, got 'labels'"
     ):

@@ -121,6 +121,32 @@ def test_a_regression_loads(csv):
     torch.testing.assert_close(splits.test.targets, splits.test.inputs[:, 0] * 2 / 7)
 
 
+def test_several_columns_are_numbers_to_predict(csv):
+    raw = Table(path=csv("a,y,z\n1,0.5,7\n2,1.5,8\n3,2.5,9\n"), target=["y", "z"]).read()
+    assert raw.unsplit.targets.tolist() == [[0.5, 7], [1.5, 8], [2.5, 9]]
+    assert (raw.target_names, raw.feature_names, raw.class_names) == (("y", "z"), ("a",), ())
+    whole = csv("a,y,z\n1,5,7\n2,6,8\n")
+    assert Table(path=whole, target=("y", "z"), task="regression").read().unsplit.targets.is_floating_point()
+    with pytest.raises(ValueError, match=r"The columns \['y', 'z'\] of .* are whole numbers other than 0 and 1"):
+        Table(path=whole, target=("y", "z")).read()
+    with pytest.raises(ValueError, match="Column 'z' has 1 missing label"):
+        Table(path=csv("a,y,z\n1,0.5,7\n2,1.5,\n3,2.5,9\n"), target=("y", "z")).read()
+
+
+def test_several_columns_of_zeros_and_ones_are_labels(csv):
+    raw = Table(path=csv("a,y,z\n1,0,true\n2,1,false\n3,1,true\n"), target=("z", "y")).read()
+    assert raw.unsplit.targets.tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert raw.target_names == ("z", "y")
+    missing = csv("a,y,z\n1,0,true\n2,1,false\n3,,true\n4,1,\n")
+    raw = Table(path=missing, target=("z", "y"), task="multi_label").read()
+    assert raw.unsplit.targets.tolist() == [[1, 0], [0, 1], [1, -100], [-100, 1]]
+    one = Table(path=csv("a,y\n1,0\n2,1\n"), target="y", task="multi_label").read()
+    assert one.unsplit.targets.tolist() == [[0], [1]]
+    for target in (("y", "z"), ()):
+        with pytest.raises(ValueError, match="Classes are those of one target column, got"):
+            Table(path="t.csv", target=target, task="classification")
+
+
 def test_invalid_regression_targets_are_refused(csv):
     with pytest.raises(ValueError, match=r"Target 'y' is 2\.5 in all 3 given examples: there is nothing to predict"):
         Table(path=csv("a,y\n1,2.5\n2,2.5\n3,2.5\n"), target="y").load(0)
@@ -163,7 +189,7 @@ def test_a_single_class_is_refused(csv):
 
 
 def test_a_table_without_features_is_refused(csv):
-    with pytest.raises(ValueError, match="no column besides the target 'y'"):
+    with pytest.raises(ValueError, match=r"no column besides the target \['y'\]"):
         Table(path=csv("y\n0\n1\n"), target="y").read()
 
 

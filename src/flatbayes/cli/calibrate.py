@@ -52,9 +52,9 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--target",
-        type=str | None,
+        type=list[str] | str | None,
         default=None,
-        help="column, or array, of the targets in --input; by default that of the training data",
+        help="column or columns, or array, of the targets in --input; by default those of the training data",
     )
     add_input_options(parser)
     parser.add_argument(
@@ -186,14 +186,17 @@ def _load_examples(
             raise ValueError(f"The {options.split} split of the run is empty. Give examples: --input FILE.")
         return split, options.groups, options.split
     target = options.target or _find_target(config)
+    names = [target] if isinstance(target, str) else list(target)
     column = None if options.groups in (None, BY_CLASS) else options.groups
-    options.keep_columns = [target, *([] if column is None else [column])]
-    labels_name = target if infer_task(fitted.likelihood) in ("multi_label", "dense") else None
+    options.keep_columns = [*names, *([] if column is None else [column])]
+    has_label_rows = len(names) == 1 and infer_task(fitted.likelihood) in ("multi_label", "dense")
+    labels_name = names[0] if has_label_rows else None
     reader = make_input_reader(fitted.info, Path(options.input), options, predictive_bytes=0, labels=labels_name)
     chunks = list(reader.iter_chunks())
     if not chunks:
         raise ValueError(f"{options.input} has no examples.")
-    labels = np.concatenate([to_array(kept[target]) for kept, _ in chunks])
+    columns = [np.concatenate([to_array(kept[name]) for kept, _ in chunks]) for name in names]
+    labels = columns[0] if len(columns) == 1 else np.stack(columns, 1)
     groups = options.groups if column is None else [name for kept, _ in chunks for name in to_text(kept[column])]
     inputs = torch.cat([examples for _, examples in chunks])
     return Split(inputs=inputs, targets=_encode_targets(labels, fitted)), groups, str(options.input)
@@ -213,11 +216,11 @@ def _encode_targets(values: Any, fitted: FittedPosterior) -> Tensor:
     return torch.tensor([numbers[text] for text in texts])
 
 
-def _find_target(config: Any) -> str:
+def _find_target(config: Any) -> str | list[str]:
     with explain_entry("data"):
         arguments = config["data"].get("init_args", {})
         target = next((arguments[name] for name in ("target", "targets", "label") if name in arguments), None)
-    if not isinstance(target, str):
+    if not isinstance(target, str | list):
         raise ValueError("The data of the run have no column of targets: name that of --input with --target.")
     return target
 

@@ -210,6 +210,25 @@ def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile) 
     return torch.from_numpy(values)
 
 
+def extract_target_rows(table: ArrowTable, names: Sequence[str], task: TaskType, file: TableFile) -> np.ndarray:
+    """Several target columns, [rows, columns]: labels of 0 and 1 with NaN for missing ones, or regression targets.
+
+    Raises:
+        ValueError: Values of regression targets are missing, or not numeric.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+        from pyarrow import types
+    columns = [table.column(name) for name in names]
+    are_whole = all(types.is_integer(column.type) or types.is_boolean(column.type) for column in columns)
+    are_numbers = are_whole or all(types.is_integer(c.type) or types.is_floating(c.type) for c in columns)
+    if task == "regression" or not (are_whole or (task == "multi_label" and are_numbers)):
+        pairs = zip(columns, names, strict=True)
+        return torch.stack([extract_regression_targets(column, name, file) for column, name in pairs], 1).numpy()
+    kind = pa.float64() if any(types.is_floating(c.type) or c.null_count for c in columns) else pa.int64()
+    return np.stack([column.cast(kind).to_numpy() for column in columns], 1)
+
+
 def extract_integer_labels(
     columns: Mapping[str, ArrowColumn], name: str, class_names: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:

@@ -3,19 +3,23 @@
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from flatbayes.core.display import format_fields
+from flatbayes.core.names import format_names
 from flatbayes.core.optional import require_package
+from flatbayes.data.arrays import CLASS_TASKS, CONVERTERS, infer_array_task
 from flatbayes.data.categories import list_features
 from flatbayes.data.checks import DataWarning, TaskType
 from flatbayes.data.columns import (
     encode_class_labels,
     extract_features,
     extract_regression_targets,
+    extract_target_rows,
     is_regression_column,
 )
 from flatbayes.data.csv_format import CsvFormat
@@ -36,16 +40,17 @@ MAX_USUAL_CLASSES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Table(DataSource):
-    """A CSV or parquet file with a target column; all other columns are features.
+    """A CSV or parquet file with one target column or several; all other columns are features.
 
     Words become a feature of 0 and 1 for each category, and missing numbers the mean of the training rows. Columns
     that pandas writes for the index of a DataFrame are left out. Each is said in a warning.
 
     Attributes:
         path: The file; the first line of a CSV file holds the column names. It may be compressed (.csv.gz).
-        target: Column of the classes, as whole numbers or words, or of the regression targets.
-        task: classification or regression; None infers it from the target column: integers and words are classes,
-            fractions are regression targets.
+        target: Column of the classes, as whole numbers or words, or of the regression targets. Several columns are
+            numbers to predict, or labels of 0 and 1.
+        task: classification or regression; multi_label for several columns of 0 and 1; None infers it from the
+            targets: integers and words of one column are classes, fractions are regression targets.
         ignore: Columns that are neither features nor the target, such as an id.
         encoding: Encoding of a CSV file: cp1252 (Windows), latin-1, utf-16 ...; None for UTF-8, or UTF-16 if the
             file says so.
@@ -62,7 +67,7 @@ class Table(DataSource):
     """
 
     path: str
-    target: str
+    target: tuple[str, ...] | str
     task: TaskType = None
     ignore: tuple[str, ...] = ()
     encoding: str | None = None
@@ -73,19 +78,25 @@ class Table(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "ignore", tuple(self.ignore))  # JSON has lists
+        if not isinstance(self.target, str):
+            object.__setattr__(self, "target", tuple(self.target))
         if self.task == "dense":
             raise ValueError(
-                f"A table has one target column, here {self.target!r}, and dense is for a class at each position of "
-                "an example. Pass arrays, (inputs, targets), or write a .npz file."
+                f"A table has a column for each target, here {format_names(self.targets)}, and dense is for a "
+                "class at each position of an example. Pass arrays, (inputs, targets), or write a .npz file."
             )
-        if self.task == "multi_label":
+        if not self.targets or (self.task == "classification" and len(self.targets) > 1):
             raise ValueError(
-                f"A table has one target column, here {self.target!r}, and multi_label is for several labels of each "
-                "example. Read the file into a data frame and pass the pair (frame[features], frame[labels]), or "
-                "write a .npz file."
+                f"Classes are those of one target column, got {format_names(self.targets) or 'none'}. Name one; "
+                "several columns of 0 and 1 are task=multi_label."
             )
-        object.__setattr__(self, "ignore", tuple(self.ignore))  # JSON has lists
         self._csv_format  # noqa: B018 - validates
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target columns."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def _csv_format(self) -> CsvFormat:
@@ -94,46 +105,59 @@ class Table(DataSource):
     def read(self) -> RawSplits:
         """Read all rows as one unsplit set."""
         file = TableFile.open(Path(self.path), self._csv_format)
-        require_columns(file.path, [self.target, *self.ignore], file.column_names)  # before any row is read
-        names = [name for name in file.column_names if name not in {self.target, *self.ignore, *file.index_columns}]
-        require_unique_columns(file.path, [*names, self.target])
+        require_columns(file.path, [*self.targets, *self.ignore], file.column_names)  # before any row is read
+        others = {*self.targets, *self.ignore}
+        names = [name for name in file.column_names if name not in {*others, *file.index_columns}]
+        require_unique_columns(file.path, [*names, *self.targets])
         for name in file.index_columns:
-            if name not in {self.target, *self.ignore}:
+            if name not in others:
                 warnings.warn(
                     f"Column {name!r} of {file.path} is the index of a DataFrame, and is left out. To use it, call "
                     "reset_index() before to_parquet().",
                     category=DataWarning,
                     stacklevel=3,
                 )
-        table = file.read([*dict.fromkeys([*names, self.target])])
+        table = file.read([*dict.fromkeys([*names, *self.targets])])
         if not len(table):
             raise ValueError(f"{file.path} has no rows: give one for each example.")
         names = drop_unnamed_columns(table, names, file.path)
         if not names:
             raise ValueError(
-                f"{file.path} has no column besides the target {self.target!r}. Add columns of features."
+                f"{file.path} has no column besides the target {format_names(self.targets)}. Add columns of features."
             )
         warn_of_counters(table, names, file.path)
         features = list_features(table, names, file)
-        column, inputs = table.column(self.target), extract_features(table, features, file)
+        raw = self._read_targets(table, extract_features(table, features, file), file)
         csv_format = file.layout.format if file.layout is not None else None
-        if is_regression_column(column, self.target, self.task):
-            split = Split(inputs=inputs, targets=extract_regression_targets(column, self.target, file))
-            return RawSplits(
-                unsplit=split, target_names=(self.target,), feature_names=features, csv_format=csv_format
-            )
-        class_names, targets = encode_class_labels({"unsplit": column}, self.target, file)
+        return replace(raw, feature_names=features, csv_format=csv_format)
+
+    def _read_targets(self, table: ArrowTable, inputs: Tensor, file: TableFile) -> RawSplits:
+        if len(self.targets) > 1 or self.task == "multi_label":
+            description = f"The columns {format_names(self.targets)} of {file.path}"
+            values = extract_target_rows(table, self.targets, self.task, file)
+            task = infer_array_task(values, self.task, description)
+            if task in CLASS_TASKS:
+                raise ValueError(
+                    f"{description} are whole numbers other than 0 and 1. If they are numbers to predict, say "
+                    "task=regression (on the command line, --data.task regression)."
+                )
+            targets = CONVERTERS[task](values, description)
+            return RawSplits(unsplit=Split(inputs=inputs, targets=targets), target_names=self.targets)
+        (name,), column = self.targets, table.column(self.targets[0])
+        if is_regression_column(column, name, self.task):
+            split = Split(inputs=inputs, targets=extract_regression_targets(column, name, file))
+            return RawSplits(unsplit=split, target_names=(name,))
+        class_names, labels = encode_class_labels({"unsplit": column}, name, file)
         is_numeric = all(re.fullmatch(r"-?\d+", name) for name in class_names)
         if self.task is None and is_numeric and len(class_names) > MAX_USUAL_CLASSES:
             warnings.warn(
-                f"Column {self.target!r} of {file.path} has {len(class_names)} different whole numbers, which are "
+                f"Column {name!r} of {file.path} has {len(class_names)} different whole numbers, which are "
                 "read as classes. If they are numbers to predict, say task=regression (on the command line, "
                 "--data.task regression); task=classification leaves out this note.",
                 category=DataWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        split = Split(inputs=inputs, targets=targets["unsplit"])
-        return RawSplits(unsplit=split, class_names=class_names, feature_names=features, csv_format=csv_format)
+        return RawSplits(unsplit=Split(inputs=inputs, targets=labels["unsplit"]), class_names=class_names)
 
 
 def drop_unnamed_columns(table: ArrowTable, names: Sequence[str], path: Path) -> list[str]:
