@@ -36,7 +36,9 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "H100")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
 
     monkeypatch.delenv(ACCELERATOR_VARIABLE, raising=False)
     return have

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flatbayes.data.images import ImageLayout, decode_image, infer_layout, load_fast_decoders
+from flatbayes.data.images import ImageLayout, decode_image, infer_layout
 from flatbayes.data.splits import EncodedSplit
 
 
@@ -115,72 +115,3 @@ def encode(array, kind, **options):
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, kind, **options)
     return stream.getvalue()
-
-
-class TestFastDecoders:
-    """Torchvision's decoders, where it is installed; a stand-in of them inverts the pixels."""
-
-    COLOR = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-
-    @pytest.fixture
-    def calls(self, monkeypatch):
-        calls = []
-
-        def decode(content, mode):
-            calls.append(mode)
-            picture = Image.open(io.BytesIO(content.numpy().tobytes())).convert(mode)
-            pixels = torch.from_numpy(255 - np.asarray(picture))
-            return pixels[None] if mode == "L" else pixels.permute(2, 0, 1)
-
-        decoders = dict.fromkeys(("PNG", "JPEG"), decode)
-        monkeypatch.setattr("flatbayes.data.images.load_fast_decoders", lambda: decoders)
-        return calls
-
-    @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_decode_images_that_are_neither_scaled_nor_turned(self, kind, channels, calls, monkeypatch):
-        image = ("a", encode(self.COLOR if channels == 3 else self.COLOR[:, :, 0], kind))
-        fast = decode_image(image, layout(channels=channels))
-        assert calls == ["L" if channels == 1 else "RGB"]
-        monkeypatch.setattr("flatbayes.data.images.load_fast_decoders", dict)
-        assert np.array_equal(255 - fast, decode_image(image, layout(channels=channels)))
-
-    @pytest.mark.parametrize(
-        "kind", ["GIF", "BMP", "palette", "transparent", "gray for color", "scaled", "cropped", "turned"]
-    )
-    def test_leave_other_images_to_pillow(self, kind, calls):
-        picture, exif = Image.fromarray(self.COLOR), Image.Exif()
-        picture = {"palette": picture.quantize(4), "transparent": picture.convert("RGBA")}.get(kind, picture)
-        picture = picture.convert("L") if kind == "gray for color" else picture
-        exif[0x0112] = 3 if kind == "turned" else 1  # upside down
-        stream = io.BytesIO()
-        picture.save(stream, kind if kind in ("GIF", "BMP") else "PNG", exif=exif)
-        decode_image(("a", stream.getvalue()), layout(crop=kind == "cropped", resize=kind in ("cropped", "scaled")))
-        assert not calls
-
-    @pytest.mark.parametrize(
-        "result", [RuntimeError("no"), torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 5)]
-    )
-    def test_that_fail_leave_the_image_to_pillow(self, result, monkeypatch):
-        def decode(content, mode):
-            if isinstance(result, RuntimeError):
-                raise result
-            return result
-
-        monkeypatch.setattr("flatbayes.data.images.load_fast_decoders", lambda: {"PNG": decode})
-        image = encode(self.COLOR, "PNG")
-        assert np.array_equal(decode_image(("a", image), layout()), self.COLOR.transpose(2, 0, 1))
-        with pytest.raises(ValueError, match="b is a damaged image"):
-            decode_image(("b", image[:-30]), layout())
-
-    @pytest.mark.parametrize("channels", [1, 3])
-    @pytest.mark.parametrize("options", [("PNG", {}), ("JPEG", {"quality": 90}), ("JPEG", {"progressive": True})])
-    def test_have_the_pixels_of_pillow(self, channels, options, monkeypatch):
-        if not load_fast_decoders():
-            pytest.skip("torchvision is not installed, or without decoders")
-        smooth = np.indices((64, 96)).sum(0)[..., None] * np.array([1, 2, 3]) % 256
-        image = ("a", encode(smooth.astype(np.uint8)[..., :: 4 - channels].squeeze(), options[0], **options[1]))
-        wanted = layout(channels=channels, height=64, width=96)
-        fast = decode_image(image, wanted)
-        monkeypatch.setattr("flatbayes.data.images.load_fast_decoders", dict)
-        assert np.array_equal(fast, decode_image(image, wanted))

@@ -91,7 +91,7 @@ def test_weights_that_are_not_numbers_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize(
     "convert", [torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(1, 6))], ids=["script", "trace"]
 )

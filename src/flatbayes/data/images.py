@@ -1,21 +1,13 @@
-"""Decoding of encoded images (PNG, JPEG and others) to uint8 arrays of one layout.
-
-Pillow reads headers and decodes, except that torchvision, where it is installed, decodes JPEG and PNG images that are
-neither scaled nor turned, in less time. The pixels are the same: both use libjpeg-turbo and libpng.
-"""
+"""Decoding of encoded images (PNG, JPEG and others) to uint8 arrays of one layout, with Pillow."""
 
 import io
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from flatbayes.core.names import format_count
 from flatbayes.core.optional import require_package
@@ -173,7 +165,7 @@ def decode_image(image: EncodedImage, layout: ImageLayout) -> np.ndarray:
 
 
 def _decode_picture(picture: PillowImage, image: EncodedImage, layout: ImageLayout) -> np.ndarray:
-    name, content = image
+    name, _ = image
     if picture.mode in HIGH_BIT_DEPTH_MODES:
         raise ValueError(f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits.")
     if layout.channels == 1 and picture.mode not in GRAY_MODES:
@@ -200,10 +192,6 @@ def _decode_picture(picture: PillowImage, image: EncodedImage, layout: ImageLayo
             picture.draft(mode, compute_resize_size(layout))  # decodes a JPEG at a reduced size, which is faster
     check_memory(BYTES_PER_PIXEL * picture.width * picture.height, name)
     with wrap_decode_errors(name):
-        if picture.mode == mode and orientation == 1 and not layout.resize:
-            pixels = decode_fast(content, picture.format, mode, (height, width))
-            if pixels is not None:
-                return pixels
         picture = picture if picture.mode == mode else picture.convert(mode)
         picture = turn_upright(picture, orientation)
         if layout.crop:
@@ -212,37 +200,6 @@ def _decode_picture(picture: PillowImage, image: EncodedImage, layout: ImageLayo
             picture = picture.resize((layout.width, layout.height))
         pixels = np.asarray(picture)
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
-
-
-@lru_cache
-def load_fast_decoders() -> Mapping[str, Callable[[Tensor, str], Tensor]]:
-    """Decoders of torchvision by Pillow's name of the format, to [channels, height, width]; none if it is missing.
-
-    They take the content of a file, and Pillow's name of the color mode: L or RGB.
-    """
-    with suppress(Exception), warnings.catch_warnings():  # a build for another torch fails in several ways
-        warnings.simplefilter("ignore")  # of a torchvision without decoders
-        from torchvision.io import ImageReadMode, decode_jpeg, decode_png
-
-        modes = {"L": ImageReadMode.GRAY, "RGB": ImageReadMode.RGB}
-        return {
-            "JPEG": lambda content, mode: decode_jpeg(content, modes[mode]),
-            "PNG": lambda content, mode: decode_png(content, modes[mode]),
-        }
-    return {}
-
-
-def decode_fast(content: bytes, format_name: str, mode: str, size: tuple[int, int]) -> np.ndarray | None:
-    """Decode an image with torchvision, [channels, height, width]; None if it fails, and Pillow is to try."""
-    decoder = load_fast_decoders().get(format_name)
-    if decoder is None:
-        return None
-    try:
-        pixels = decoder(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode)
-    except RuntimeError:
-        return None
-    expected = (1 if mode == "L" else 3, *size)
-    return pixels.numpy() if pixels.dtype == torch.uint8 and tuple(pixels.shape) == expected else None
 
 
 def compute_resize_size(layout: ImageLayout) -> tuple[int, int]:

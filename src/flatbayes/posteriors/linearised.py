@@ -49,7 +49,7 @@ class LinearisedNetwork(nn.Module):
 
 @cache
 def _register_forward_mode_rules() -> None:
-    # On first use torch registers forward-mode rules through a function that torch itself has deprecated.
+    # On first use torch registers forward-mode rules through functions that torch itself has deprecated.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
