@@ -19,7 +19,7 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
     DenseCategoricalPredictive,
-    GaussianPredictive,
+    NumberPredictive,
 )
 
 MAX_SCALE = 1.1
@@ -44,7 +44,7 @@ def check_confidence(evidence: Evidence) -> Finding | str:
         test = _run_test_of_classes(predictive, evidence.targets)
         scale, p_value = test.temperature, test.p_value
         meaning = f"a temperature of {scale:.3g} lowers the NLL by {test.nll_gain:.3g} nats"
-    elif isinstance(predictive, GaussianPredictive):
+    elif isinstance(predictive, NumberPredictive):
         scale, p_value = _test_worst_target(_compute_columns(predictive, evidence.targets))
         meaning = f"the residuals are {scale:.3g} predicted standard deviations (root mean square)"
     else:
@@ -83,11 +83,11 @@ def check_coverage(evidence: Evidence) -> Finding | str:
     predictive = evidence.predictive
     if isinstance(predictive, BernoulliPredictive):
         return "labels have no intervals"
-    if not isinstance(predictive, GaussianPredictive):
+    if not isinstance(predictive, NumberPredictive):
         return "classes have no intervals; conformalize(fitted, validation) gives sets with a guarantee"
     if len(evidence.targets) < MIN_EXAMPLES:
         return TOO_FEW
-    cdf = predictive.cdf(evidence.targets.to(predictive.member_means)).cpu().double()
+    cdf = predictive.probability_integral_transform(evidence.targets.to(predictive.member_means)).cpu().double()
     columns = cdf.reshape(len(cdf), -1).T
     tests = [
         (*measure_coverage(column, level), level, largest_error)
@@ -118,9 +118,9 @@ def measure_coverage(cdf: Tensor, level: float) -> tuple[float, float]:
     return run_coverage_test(num_covered, len(cdf), level), num_covered / len(cdf)
 
 
-def _compute_columns(predictive: GaussianPredictive, targets: Tensor) -> list[Tensor]:
+def _compute_columns(predictive: NumberPredictive, targets: Tensor) -> list[Tensor]:
     """Standardised residuals of each target."""
-    scores = compute_z_scores(predictive.cdf(targets.to(predictive.member_means)).cpu())
+    scores = compute_z_scores(predictive.probability_integral_transform(targets.to(predictive.member_means)).cpu())
     return list(scores.reshape(len(scores), -1).T)
 
 

@@ -79,7 +79,7 @@ def make_parser() -> ArgumentParser:
         "--score",
         type=ScoreName | None,
         default=None,
-        help="LAC (default for classes), APS, RAPS; NormalizedResidual (default for numbers), QuantileResidual",
+        help="LAC (default for classes), APS, RAPS; NormalizedResidual (default for a Gaussian), QuantileResidual",
     )
     parser.add_argument(
         "--groups",

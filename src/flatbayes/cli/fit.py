@@ -107,6 +107,7 @@ def run(options: Namespace) -> None:
     warn_of_small_validation(dataset, training_config)
     transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
+    named = {"likelihood": options.likelihood} if options.likelihood else {}
     factory, model_spec = prepare_runs(
         model,
         dataset,
@@ -116,6 +117,7 @@ def run(options: Namespace) -> None:
         transform=transform,
         seed=options.seed,
         **trained,
+        **named,
     )
     try_runs(factory)
     training_config = _name_optimizer(training_config, factory)
@@ -132,6 +134,7 @@ def run(options: Namespace) -> None:
             **compute_fingerprint(dataset, ("test",)),
         },
         **trained,
+        **named,
     }
     is_sharded = training_config.distribution.strategy == "fsdp"
     if is_sharded and options.resume:

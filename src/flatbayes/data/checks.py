@@ -21,7 +21,7 @@ FEW_VALUES = 2**12
 """Up to this number of values each is checked, in fewer operations than their extremes take."""
 REGRESSION_ADVICE = (
     "for numbers set the option task of the data to regression (on the command line, --data.task regression), or "
-    "pass likelihood=Gaussian to fit"
+    'pass likelihood=Gaussian to fit, for counts likelihood="Poisson"'
 )
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
@@ -104,7 +104,8 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
     if 2 * num_classes > total and not allow_rare:
         is_numeric = all(re.fullmatch(r"[+-]?\d+", name) for name in class_names)
         reason = (
-            "If these numbers are to be predicted, say task=regression (on the command line --data.task regression)"
+            "If these numbers are to be predicted, say task=regression (on the command line --data.task regression), "
+            'or for counts likelihood="Poisson" or "NegativeBinomial" (--likelihood poisson)'
             if is_numeric
             else "If they identify the examples, name another column as the target"
         )

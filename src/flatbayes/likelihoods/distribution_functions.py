@@ -25,7 +25,7 @@ def set_validation(enabled: bool) -> Iterator[None]:
     The checks wait for an accelerator, and cannot be vectorized.
     """
     with _VALIDATION_LOCK:
-        outer = bool(Distribution._validate_args)  # noqa: SLF001
+        outer = bool(Distribution._validate_args)
         Distribution.set_default_validate_args(enabled)
         try:
             yield
@@ -44,9 +44,21 @@ def unwrap_independent(distribution: Distribution) -> Distribution:
     return distribution
 
 
+def get_support(distribution: Distribution) -> constraints.Constraint:
+    """The set of the possible values.
+
+    Raises:
+        ValueError: The distribution has none.
+    """
+    support: constraints.Constraint | None = distribution.support
+    if support is None:
+        raise ValueError(f"{type(distribution).__name__} does not say which values are possible: define its support.")
+    return support
+
+
 def is_discrete(distribution: Distribution) -> bool:
     """Whether the values are whole numbers."""
-    return bool(distribution.support.is_discrete)
+    return bool(get_support(distribution).is_discrete)
 
 
 def find_bounds(support: constraints.Constraint) -> tuple[Tensor | float, Tensor | float]:
@@ -66,7 +78,7 @@ def compute_log_prob(distribution: Distribution, values: Tensor) -> Tensor:
     """Log density or probability; minus infinity outside of the support."""
     with set_validation(False):
         log_probs: Tensor = distribution.log_prob(values)
-    is_inside = distribution.support.check(values)
+    is_inside = get_support(distribution).check(values)
     return torch.where(is_inside, log_probs, -torch.inf)
 
 
@@ -109,7 +121,7 @@ def compute_cdf(distribution: Distribution, values: Tensor) -> Tensor:
 
 def _clamp_cdf(distribution: Distribution, values: Tensor) -> Tensor:
     """The function of torch, and 0 below and 1 above the support, where it may not be defined."""
-    low, high = find_bounds(distribution.support)
+    low, high = find_bounds(get_support(distribution))
     is_below, is_above = values <= low, values >= high
     with set_validation(False):
         inner = distribution.cdf(torch.where(is_below | is_above, _find_inner(low, high, values), values))

@@ -17,7 +17,7 @@ from flatbayes.core.devices import is_accelerator, to_double
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import FLATTEN_ADVICE
 from flatbayes.core.names import format_count, format_suggestion
-from flatbayes.likelihoods.distribution_functions import set_validation, unwrap_independent
+from flatbayes.likelihoods.distribution_functions import get_support, set_validation, unwrap_independent
 from flatbayes.likelihoods.distribution_predictive import DistributionPredictive
 from flatbayes.likelihoods.families import FAMILIES, SUPPORTS, Family, find_family, standardize_targets
 from flatbayes.likelihoods.gaussian import location_scale_tensors
@@ -37,9 +37,9 @@ class DistributionLikelihood(Likelihood):
 
     Attributes:
         distribution: Name of a family: `Poisson`, `NegativeBinomial`, `ZeroInflatedPoisson` and
-            `ZeroInflatedNegativeBinomial` for counts, `StudentT` and `Laplace` for numbers with outliers, `LogNormal`,
-            `Gamma` and `Weibull` for positive numbers, `Beta` for fractions. Or a function from outputs, shape
-            (batch, num_outputs), to a distribution of the batch shape (batch,) or, for several targets, (batch,
+            `ZeroInflatedNegativeBinomial` for counts, `StudentT` and `Laplace` for numbers with outliers,
+            `LogNormal`, `Gamma` and `Weibull` for positive numbers, `Beta` for fractions. Or a function from outputs,
+            shape (batch, num_outputs), to a distribution of the batch shape (batch,) or, for several targets, (batch,
             targets) or with an event of the shape (targets,).
         num_outputs: Number of outputs of a network for each example; for a family with a name it is that of its
             parameters, times the number of targets: all first parameters, then all second ones.
@@ -80,8 +80,8 @@ class DistributionLikelihood(Likelihood):
         name = find_family(given)
         if name is None:
             raise ValueError(
-                f"Unknown family {given!r}. {format_suggestion(given, FAMILIES)}Known: {', '.join(FAMILIES)}; or give "
-                "a function from outputs to a distribution of torch.distributions."
+                f"Unknown family {given!r}. {format_suggestion(given, FAMILIES)}Known: {', '.join(FAMILIES)}; or "
+                "give a function from outputs to a distribution of torch.distributions."
             )
         object.__setattr__(self, "distribution", name)
         if self.num_targets < 1:
@@ -208,7 +208,8 @@ class DistributionLikelihood(Likelihood):
                 value = float(targets[tuple(first)])
                 raise ValueError(
                     f"{format_count(int(is_wrong.sum()), 'target is', 'targets are')} outside of the support of "
-                    f"{self._describe()}, the first, {value:g}, in row {first[0]} (counted from 0). {self._advise(value)}"
+                    f"{self._describe()}, the first, {value:g}, in row {first[0]} (counted from 0). "
+                    f"{self._advise(value)}"
                 )
         return targets
 
@@ -216,11 +217,12 @@ class DistributionLikelihood(Likelihood):
         family = self.family
         if family is not None:
             return family.find_invalid(targets)
-        support = self.make_distribution(torch.full((1, self.num_outputs), PROBE)).support
+        support = get_support(self._make_plain(torch.full((1, self.num_outputs), PROBE)))
         inner = getattr(support, "base_constraint", support)
         if any(isinstance(value, Tensor) for value in vars(inner).values()) or support.event_dim:
             return ~targets.isfinite()  # the support depends on the outputs
-        return ~(targets.isfinite() & support.check(targets.double()))
+        is_inside: Tensor = support.check(targets.double())
+        return ~(targets.isfinite() & is_inside)
 
     def _describe(self) -> str:
         family = self.family

@@ -224,5 +224,5 @@ def sample_crps(samples: Tensor, targets: Tensor) -> Tensor:
     """
     count = len(samples)
     ranks = torch.arange(1 - count, count + 1, 2, dtype=samples.dtype, device=samples.device)
-    spread = torch.tensordot(ranks, samples.sort(0).values, dims=1) / (count * (count - 1))
+    spread: Tensor = torch.tensordot(ranks, samples.sort(0).values, dims=1) / (count * (count - 1))
     return (samples - targets).abs().mean(0) - spread

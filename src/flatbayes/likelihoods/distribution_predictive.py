@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator, spawn_seed
-from flatbayes.likelihoods.distribution_functions import find_bounds
+from flatbayes.likelihoods.distribution_functions import find_bounds, get_support
 from flatbayes.likelihoods.distribution_mixture import (
     NUM_SAMPLES,
     DistributionMixture,
@@ -194,9 +194,9 @@ class DistributionPredictive(NumberPredictive):
             lower: Lower ends, of the shape of the predictions.
             upper: Upper ends.
         """
-        low, high = find_bounds(self._mix(slice(0, 1)).distribution.support)
+        low, high = find_bounds(get_support(self._mix(slice(0, 1)).distribution))
         if self.is_discrete:
-            lower, upper = lower.ceil(), upper.floor()
+            lower, upper = lower.ceil() + 0.0, upper.floor() + 0.0  # without a negative zero
         lower = lower if isinstance(low, Tensor) else lower.clamp_min(low)
         return lower, upper if isinstance(high, Tensor) else upper.clamp_max(high)
 

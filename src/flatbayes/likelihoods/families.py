@@ -13,8 +13,8 @@ o1, o2, ... are the outputs for one target, and m, s location and scale, which `
     Weibull                         scale = s exp(o1), shape = f(o2)
     Beta                            mean = sigmoid(o1), sum of both parameters = f(o2)
 
-with f(o) = 0.01 + softplus(o). The maps are those of Salinas et al. (DeepAR, Int. J. Forecasting 2020) for counts and of
-GluonTS for `StudentT`, whose variance is finite with more than 2 degrees of freedom.
+with f(o) = 0.01 + softplus(o). Counts have the logarithm as their link, as in generalised linear models; `StudentT`
+has a finite variance, with more than 2 degrees of freedom.
 """
 
 from collections.abc import Callable, Mapping, Sequence

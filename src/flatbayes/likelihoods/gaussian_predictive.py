@@ -98,9 +98,7 @@ class GaussianPredictive(NumberPredictive):
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
-        log_densities = mixture.normal_log_density(
-            self.match_targets(targets), self.member_means, self.member_stds
-        )
+        log_densities = mixture.normal_log_density(self.match_targets(targets), self.member_means, self.member_stds)
         return mixture.log_mean_density(log_densities if log_densities.ndim == 2 else log_densities.sum(-1))
 
     def __repr__(self) -> str:

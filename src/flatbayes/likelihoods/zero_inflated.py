@@ -30,7 +30,8 @@ class ZeroInflated(Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """The support of the base."""
-        support: constraints.Constraint = self.base.support
+        support = self.base.support
+        assert support is not None
         return support
 
     @property
@@ -59,7 +60,7 @@ class ZeroInflated(Distribution):
         return torch.where(value == 0, torch.logaddexp(logsigmoid(self.logits), log_base), log_base)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw counts.
 
         Args:
