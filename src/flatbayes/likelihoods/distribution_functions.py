@@ -130,7 +130,7 @@ def _clamp_cdf(distribution: Distribution, values: Tensor) -> Tensor:
 
 def _find_inner(low: Tensor | float, high: Tensor | float, like: Tensor) -> Tensor:
     """Values inside of an interval, which may be infinite."""
-    low, high = (torch.as_tensor(bound).to(like) for bound in (low, high))
+    low, high = (torch.as_tensor(bound, dtype=like.dtype, device=like.device) for bound in (low, high))
     inner = torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, torch.zeros_like(low)))
     return torch.where(low.isfinite() & high.isfinite(), (low + high) / 2, inner)
 

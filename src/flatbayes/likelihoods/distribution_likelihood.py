@@ -312,7 +312,7 @@ class DistributionLikelihood(Likelihood):
         stacked = torch.stack(members)
         if self.family is None and not is_accelerator(stacked):
             self._check_parameters(stacked.flatten(0, 1))
-        return DistributionPredictive(stacked, self._make_plain)
+        return DistributionPredictive(stacked, self._make_plain, self.family is not None)
 
     def _make_plain(self, outputs: Tensor) -> Distribution:
         with set_validation(False):

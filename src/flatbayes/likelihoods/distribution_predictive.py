@@ -41,6 +41,7 @@ class DistributionPredictive(NumberPredictive):
     Attributes:
         member_outputs: Outputs of each network, float64; float32 on a device that has no float64.
         make_distribution: The distribution of targets given outputs, shape (batch, outputs).
+        has_finite_mean: Whether a mean that is not finite is an overflow, and not a property of the distribution.
 
     Examples:
         >>> predictive = DistributionLikelihood("Poisson").predictive([torch.zeros(2, 1), torch.ones(2, 1)])
@@ -52,6 +53,7 @@ class DistributionPredictive(NumberPredictive):
 
     member_outputs: Float[Tensor, "draws examples outputs"]
     make_distribution: Callable[[Tensor], Distribution]
+    has_finite_mean: bool = True
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
