@@ -73,7 +73,7 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
         raise ValueError(
             f"{len(missing)} of the {num_classes} classes {'has' if len(missing) == 1 else 'have'} no example; the "
             f"first is {missing[0]!r}. Leave such classes out, and number the others without gaps, 0 to "
-            f"{int(has_examples.sum()) - 1}."
+            f"{int(has_examples.sum()) - 1}. {REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
         )
     _check_class_sizes(torch.bincount(torch.cat([*splits.values()]), minlength=num_classes), class_names, allow_rare)
 
@@ -183,7 +183,8 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     if highest >= total:
         raise ValueError(
             f"The highest label is {highest}, and there are only {format_count(total, 'example')}. Labels number the "
-            "classes from 0 without gaps; check that they are read from the right column or array."
+            "classes from 0 without gaps; check that they are read from the right column or array. "
+            f"{REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
         )
     return tuple(str(label) for label in range(highest + 1))
 

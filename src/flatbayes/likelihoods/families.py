@@ -29,6 +29,7 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 
 from flatbayes.core.names import match_name
+from flatbayes.likelihoods.weibull import Weibull
 from flatbayes.likelihoods.zero_inflated import ZeroInflated
 
 FLOOR = 0.01
@@ -133,7 +134,7 @@ def build_gamma(outputs: Parameters, location: Tensor, scale: Tensor) -> Distrib
 
 def build_weibull(outputs: Parameters, location: Tensor, scale: Tensor) -> Distribution:
     """Positive numbers, such as lifetimes."""
-    return distributions.Weibull(scale * outputs[0].exp(), to_positive(outputs[1]), validate_args=False)
+    return Weibull(scale * outputs[0].exp(), to_positive(outputs[1]), validate_args=False)
 
 
 def build_beta(outputs: Parameters, location: Tensor, scale: Tensor) -> Distribution:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from flatbayes import models
+from flatbayes import likelihoods, models
 from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator
@@ -18,7 +18,7 @@ from flatbayes.data.named_labels import wrap_rows
 from flatbayes.data.pairs import has_tree_items, is_tree_pair
 from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
-from flatbayes.likelihoods.families import FAMILIES
+from flatbayes.likelihoods.families import FAMILIES, find_family
 from flatbayes.prediction.example_batches import batch_examples, read_targets, take_examples
 from flatbayes.prediction.labelled import infer_task, read_as_task
 from flatbayes.training.checkpoint import Checkpoints
@@ -231,6 +231,21 @@ def _batch_stream(dataset: IterableDataset[Any], batch_size: int) -> DataLoader[
             "DataLoader(dataset, batch_size=...)."
         )
     return DataLoader(dataset, batch_size)
+
+
+def check_likelihood_name(likelihood: Any) -> None:
+    """Refuse a text that names no likelihood, before the data are read.
+
+    Raises:
+        TypeError: There is no likelihood or distribution of this name.
+    """
+    if isinstance(likelihood, str) and find_family(likelihood) is None:
+        classes = list_classes(likelihoods, Likelihood)  # type: ignore[type-abstract]
+        if match_name(likelihood, classes) is None:
+            raise TypeError(
+                f"Unknown likelihood {likelihood!r}. {format_suggestion(likelihood, [*FAMILIES, *classes])}Give the "
+                f"name of a distribution ({', '.join(FAMILIES)}), or an instance such as Categorical(10) or Gaussian()."
+            )
 
 
 def resolve_likelihood(likelihood: Any, inferred: Likelihood) -> Likelihood:

@@ -17,7 +17,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Posterior
-from flatbayes.training.arguments import resolve_likelihood
+from flatbayes.training.arguments import check_likelihood_name, resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData
@@ -80,6 +80,7 @@ def prepare_runs(
     Raises:
         ValueError: The arguments do not go together.
     """
+    check_likelihood_name(likelihood)
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
     may_infer = likelihood is None and not new_head
     training_data, splits = read_training_data(
