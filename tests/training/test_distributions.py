@@ -31,7 +31,6 @@ from flatbayes import (
     fit,
 )
 from flatbayes.data import Arrays
-from flatbayes.flatness import Plain
 from flatbayes.metrics.definitions import REGRESSION_METRICS
 from flatbayes.reference.result import measure_distances
 
@@ -159,7 +158,7 @@ def test_a_loader_of_integers_takes_a_name():
 
 def test_comparisons_take_a_name():
     source = Arrays(X, Y.long(), val_size=0.2, test_size=0.2)
-    results = compare(MODEL, source, [MAP()], [Plain()], config=CONFIG, num_seeds=1, num_jobs=1, likelihood="poisson")
+    results = compare(MODEL, source, [MAP()], config=CONFIG, num_seeds=1, num_jobs=1, likelihood="poisson")
     assert not results.failures
     assert results.runs[0].metrics["nll"] > 0
 

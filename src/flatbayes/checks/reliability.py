@@ -19,7 +19,9 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
     DenseCategoricalPredictive,
+    DistributionPredictive,
     NumberPredictive,
+    Predictive,
 )
 
 MAX_SCALE = 1.1
@@ -33,6 +35,7 @@ MAX_TESTED_VALUES = 2**22
 """Largest number of probabilities of positions in a test; of more, positions are evenly spaced."""
 TOO_FEW = f"a test needs at least {MIN_EXAMPLES} labelled examples"
 CALIBRATE = "calibrate(fitted, validation) corrects it for all predictions"
+OTHER_FAMILY = "another distribution, such as NegativeBinomial in place of Poisson, or StudentT"
 
 
 def check_confidence(evidence: Evidence) -> Finding | str:
@@ -58,7 +61,7 @@ def check_confidence(evidence: Evidence) -> Finding | str:
         meaning,
         scale,
         f"{1 / MAX_SCALE:.2f} to {MAX_SCALE:g}",
-        f"{CALIBRATE}; or {wider if scale > 1 else suggest_narrower(evidence)}",
+        f"{_suggest_map(predictive)}; or {wider if scale > 1 else suggest_narrower(evidence)}",
         p_value,
     )
 
@@ -102,9 +105,14 @@ def check_coverage(evidence: Evidence) -> Finding | str:
         f"{format_percent(level)} intervals cover {format_percent(coverage)} of {len(cdf)} targets",
         coverage,
         f"{format_percent(level - largest_error)} to {format_percent(level + largest_error)}",
-        f"{CALIBRATE}; conformalize(fitted, validation) gives intervals with a guarantee",
+        f"{_suggest_map(predictive)}; conformalize(fitted, validation) gives intervals with a guarantee",
         min(1.0, p_value * len(tests)),
     )
+
+
+def _suggest_map(predictive: Predictive) -> str:
+    """A calibration; another family for distributions without a calibration map."""
+    return OTHER_FAMILY if isinstance(predictive, DistributionPredictive) else CALIBRATE
 
 
 def measure_coverage(cdf: Tensor, level: float) -> tuple[float, float]:

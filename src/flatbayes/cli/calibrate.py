@@ -22,7 +22,7 @@ from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import Split
 from flatbayes.data.prediction_writer import to_array, to_text
 from flatbayes.experiments.run_folder import RunFolder
-from flatbayes.likelihoods import CategoricalPredictive
+from flatbayes.likelihoods import CategoricalPredictive, DistributionLikelihood
 from flatbayes.prediction import FittedPosterior, calibrate, check_num_draws, replace_calibration
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.labelled import infer_task
@@ -60,8 +60,8 @@ def make_parser() -> ArgumentParser:
         "--method",
         type=MethodName,
         default="default",
-        help="map: temperature (default for classes), vector, dirichlet, isotonic; scale (default for numbers), "
-        "quantile; or none",
+        help="map: temperature (default for classes), vector, dirichlet, isotonic; scale (default for a Gaussian), "
+        "quantile; or none (default for other distributions)",
     )
     parser.add_argument(
         "--fraction",
@@ -102,6 +102,8 @@ def run(options: Namespace) -> None:
     fitted = load_on_device(folder.path, options.model, options.trust)
     has_no_sets = infer_task(fitted.likelihood) in ("multi_label", "dense")
     levels = options.conformal if options.conformal is not None else [] if has_no_sets else [0.9]
+    if options.method == "default" and isinstance(fitted.likelihood, DistributionLikelihood):
+        options.method = "none"  # there is no map
     data, groups, source = _load_examples(options, folder, fitted)
     fraction = 0.0 if options.method == "none" else options.fraction
     map_rows = rows = torch.arange(len(data))

@@ -79,7 +79,7 @@ def make_parser() -> ArgumentParser:
         "--checkpoint_steps",
         type=int | None,
         default=None,
-        help="steps between checkpoints within an epoch; by default none are written there",
+        help="steps between checkpoints in an epoch; by default none",
     )
     parser.add_argument("--checkpoint_seconds", type=float, default=30.0, help="minimum time between checkpoints")
     parser.add_argument(
@@ -87,7 +87,7 @@ def make_parser() -> ArgumentParser:
         nargs="*",
         choices=get_args(LoggerKind),
         default=[],
-        help="loggers to use in addition to metrics.jsonl: tensorboard, csv, wandb",
+        help="loggers in addition to metrics.jsonl",
     )
     parser.add_argument("--log_steps", type=int, default=50, help="steps between logged losses")
     parser.set_defaults({"posterior": to_spec(SWAG())})

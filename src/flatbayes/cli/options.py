@@ -82,13 +82,14 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
         type=str | list[str] | None,
         default=None,
         help="trained weights to start from, with other training defaults: a safetensors or torch.save file, or "
-        "the folder of a run; a list for an ensemble",
+        "a run; a list for an ensemble",
     )
     parser.add_argument(
         "--likelihood",
         type=str | None,
         default=None,
-        help="distribution of numbers: poisson, negative_binomial, student_t, gamma ...; by default Gaussian",
+        metavar="NAME",
+        help="distribution of numbers: poisson, student_t, gamma ...; by default Gaussian",
     )
     parser.add_argument(
         "--freeze", type=list[str], default=[], help="name patterns of parameters that are not trained"
@@ -98,7 +99,7 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
             f"--input_{name}",
             type=list[float] | None,
             default=None,
-            help=f"{name} for the standardization of inputs; by default of the training data",
+            help=f"{name} of the inputs, to standardize them; by default of training",
         )
 
 

@@ -244,7 +244,7 @@ def check_likelihood_name(likelihood: Any) -> None:
         if match_name(likelihood, classes) is None:
             raise TypeError(
                 f"Unknown likelihood {likelihood!r}. {format_suggestion(likelihood, [*FAMILIES, *classes])}Give the "
-                f"name of a distribution ({', '.join(FAMILIES)}), or an instance such as Categorical(10) or Gaussian()."
+                f"name of a distribution ({', '.join(FAMILIES)}), or an instance such as Categorical(10)."
             )
 
 
