@@ -6,6 +6,7 @@ call. There are equally many samples of every network.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,11 +19,11 @@ from flatbayes.core.randomness import seeded_rng
 from flatbayes.likelihoods.distribution_functions import compute_cdf, compute_log_prob, is_discrete
 from flatbayes.likelihoods.mixture import ROOT_TOLERANCE, find_root, log_mean_density
 
-NUM_SAMPLES, NUM_ENTROPY_SAMPLES = 1000, 500
-"""Least number of samples of quantiles and scores, and of entropies."""
-MAX_COUNTS = 2**10
+NUM_SAMPLES, NUM_ENTROPY_SAMPLES, NUM_BRACKET_SAMPLES = 1000, 250, 64
+"""Least number of samples of quantiles and scores, of entropies, and of a first estimate of quantiles."""
+MAX_COUNTS = 2**7
 """Largest number of counts over which an entropy is summed."""
-TAIL = 1e-9
+TAIL = 1e-7
 """Probability of the counts on each side that such a sum leaves out."""
 MAX_DOUBLINGS = 100
 """Largest number of doublings of an interval in the search of a quantile."""
@@ -131,13 +132,18 @@ class DistributionMixture:
         return True
 
 
-def mixture_quantile(mixture: DistributionMixture, probability: float, seed: int) -> Tensor:
+def mixture_quantiles(mixture: DistributionMixture, probabilities: Sequence[float], seed: int) -> list[Tensor]:
     """The smallest y with P(Y <= y) >= probability, for each target; whole numbers for discrete families."""
-    ordered = mixture.sample(NUM_SAMPLES, seed).sort(0).values
+    ordered = mixture.sample(NUM_BRACKET_SAMPLES if mixture.has_cdf else NUM_SAMPLES, seed).sort(0).values
+    return [_find_quantile(mixture, probability, ordered) for probability in probabilities]
+
+
+def _find_quantile(mixture: DistributionMixture, probability: float, ordered: Tensor) -> Tensor:
+    """A quantile, from ordered samples."""
     position, last = probability * len(ordered), len(ordered) - 1
     if not mixture.has_cdf:
         return ordered[min(last, max(0, math.ceil(position) - 1))]
-    spread = 4 * math.sqrt(position * (1 - probability)) + 1
+    spread = 2 * math.sqrt(position * (1 - probability)) + 1
     low, high = (ordered[min(last, max(0, round(position + offset)))] for offset in (-spread, spread))
     low, high = _widen(mixture, probability, low, high)
     if mixture.is_discrete:
@@ -179,7 +185,7 @@ def _bisect_counts(mixture: DistributionMixture, probability: float, low: Tensor
 def mixture_entropies(mixture: DistributionMixture, seed: int) -> tuple[Tensor, Tensor]:
     """Joint entropy of the mixture, and mutual information of target and network, in nats, shape (examples,)."""
     if mixture.is_discrete and not mixture.target_shape and mixture.has_cdf:
-        low, high = (mixture_quantile(mixture, probability, seed) for probability in (TAIL, 1 - TAIL))
+        low, high = mixture_quantiles(mixture, (TAIL, 1 - TAIL), seed)
         size = float((high - low).max()) + 1
         if size <= MAX_COUNTS:
             return _sum_entropies(mixture, low, int(size))

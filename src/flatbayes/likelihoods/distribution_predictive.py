@@ -20,7 +20,7 @@ from flatbayes.likelihoods.distribution_mixture import (
     mixture_cdf,
     mixture_entropies,
     mixture_log_prob,
-    mixture_quantile,
+    mixture_quantiles,
     sample_crps,
 )
 from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL, NumberPredictive
@@ -48,7 +48,7 @@ class DistributionPredictive(NumberPredictive):
         >>> predictive.mean  # (1 + e) / 2
         tensor([1.8591, 1.8591], dtype=torch.float64)
         >>> predictive.interval(0.9)[1]
-        tensor([4., 4.], dtype=torch.float64)
+        tensor([5., 5.], dtype=torch.float64)
     """
 
     member_outputs: Float[Tensor, "draws examples outputs"]
@@ -112,7 +112,12 @@ class DistributionPredictive(NumberPredictive):
         """
         if not 0 < probability < 1:
             raise ValueError(f"The probability of a quantile lies strictly between 0 and 1, got {probability}.")
-        return torch.cat([mixture_quantile(mix, probability, seed) for _, mix, seed in self._iter_blocks(1)])
+        return self._compute_quantiles(probability)[0]
+
+    def _compute_quantiles(self, *probabilities: float) -> list[Tensor]:
+        blocks = self._iter_blocks(self.num_networks)
+        parts = [mixture_quantiles(mix, probabilities, seed) for _, mix, seed in blocks]
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def interval(
         self, level: float = DEFAULT_INTERVAL_LEVEL
@@ -127,7 +132,8 @@ class DistributionPredictive(NumberPredictive):
         """
         if not 0 < level < 1:
             raise ValueError(f"The level of an interval lies strictly between 0 and 1, got {level}.")
-        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+        lower, upper = self._compute_quantiles((1 - level) / 2, (1 + level) / 2)
+        return lower, upper
 
     def cdf(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         """P(Y <= target), separately for each target.
