@@ -25,6 +25,8 @@ MAX_COUNTS = 2**7
 """Largest number of counts over which an entropy is summed."""
 TAIL = 1e-7
 """Probability of the counts on each side that such a sum leaves out."""
+SMALLEST_RATIO = 1e-9
+"""Quantiles that are so much smaller than others, as of positive numbers near 0, are found to rounding too."""
 MAX_DOUBLINGS = 100
 """Largest number of doublings of an interval in the search of a quantile."""
 
@@ -149,11 +151,11 @@ def _find_quantile(mixture: DistributionMixture, probability: float, ordered: Te
     if mixture.is_discrete:
         return _bisect_counts(mixture, probability, low, high)
     epsilon = torch.finfo(low.dtype).eps
-    tolerance = ROOT_TOLERANCE * epsilon * torch.maximum(low.abs(), high.abs())
+    tolerance = SMALLEST_RATIO * epsilon * torch.maximum(low.abs(), high.abs())
 
     def evaluate(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         error, density = mixture.cdf(values) - probability, mixture.density(values)
-        return error, density, 8 * epsilon * probability + density * tolerance
+        return error, density, epsilon * (8 * probability + ROOT_TOLERANCE * density * values.abs())
 
     return find_root(evaluate, torch.stack([low, high]), tolerance)
 
