@@ -10,6 +10,7 @@ from torch import distributions as td
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.likelihoods import DistributionLikelihood, Likelihood
 from flatbayes.likelihoods.families import FAMILIES
+from flatbayes.posteriors.ggn import factorize_loss_hessian
 
 POISSON = DistributionLikelihood("Poisson", scale=(5.0,))
 VALID = {"counts": 3.0, "numbers": -2.5, "positive numbers": 2.5, "fractions": 0.25}
@@ -61,6 +62,16 @@ class TestLoss:
         outputs, counts = torch.randn(3, 5, 1), torch.ones(5)
         losses = torch.func.vmap(own.loss, in_dims=(0, None))(outputs, counts)
         torch.testing.assert_close(losses, torch.stack([own.loss(rows, counts) for rows in outputs]))
+
+    def test_the_curvature_of_a_poisson_is_its_rate(self):
+        outputs, counts = torch.randn(6, 1, dtype=torch.float64), torch.arange(6.0)
+        factor = factorize_loss_hessian(outputs, counts, POISSON.loss)
+        torch.testing.assert_close((factor @ factor.mT)[:, 0, 0], 5 * outputs[:, 0].exp())
+
+    def test_the_curvature_of_an_outlier_is_not_negative(self):
+        likelihood = DistributionLikelihood("StudentT")
+        factor = factorize_loss_hessian(torch.zeros(1, 3, dtype=torch.float64), torch.tensor([50.0]), likelihood.loss)
+        assert factor.isfinite().all()
 
     def test_shapes_are_checked(self):
         with pytest.raises(ValueError, match=r"shape \(2, 3\), but the likelihood has 1 output"):
