@@ -55,10 +55,13 @@ def test_predict_has_a_row_for_each_image(folder):
 
 
 @pytest.mark.parametrize("from_file", [False, True])
-def test_calibrate(folder, capsys, from_file):
+def test_calibrate(folder, capsys, from_file, monkeypatch):
     assert run("calibrate", folder, *(["--input", folder / "masks.npz"] if from_file else [])) == 0
     assert f"fitted to {80 if from_file else 32} examples" in capsys.readouterr().out
-    assert run("calibrate", folder, "--conformal", "[0.9]") != 0
+    monkeypatch.setattr("flatbayes.cli.calibrate.calibrate", None)  # what is refused is so before the map is fitted
+    assert run("calibrate", folder, "--risk", "[0.1]") == 2
+    assert "--risk is for one class of each example" in capsys.readouterr().err
+    assert run("calibrate", folder, "--conformal", "[0.9]") == 2
     assert "no sets with a guarantee for a class at each position" in capsys.readouterr().err
 
 

@@ -150,6 +150,7 @@ def test_python_api_and_checkpoints(tmp_path, posterior):
     with pytest.raises(Interrupted, match="continues after step 2") as caught:
         fit(*arguments, callback=_Stop(), checkpoints=checkpoints)
     assert bool(caught.value.missing) == ("cannot predict yet" in str(caught.value))
+    assert ".." not in str(caught.value)
     resumed, whole = fit(*arguments, checkpoints=checkpoints), fit(*arguments)
     inputs = data.test.input_tensor[:5]
     assert torch.equal(resumed.predict(inputs, 2).mean, whole.predict(inputs, 2).mean)

@@ -82,6 +82,14 @@ def test_trained_and_loaded_networks_have_it_and_predict_the_same(posterior, mon
     torch.testing.assert_close(plain.predict(inputs, 4).log_probs, expected, rtol=0, atol=1e-3)
     loaded = FittedPosterior.load(fitted.save(tmp_path / "fitted"))
     assert torch.equal(loaded.predict(inputs, 4).log_probs, expected)
-    networks = [posterior.states[0].model for posterior in (fitted, loaded, plain)]
+    plain_again = FittedPosterior.load(plain.save(tmp_path / "plain")).to("cpu")
+    networks = [posterior.states[0].model for posterior in (fitted, loaded, plain, plain_again)]
     kernels = [[param for param in network.parameters() if param.ndim == 4][-1] for network in networks]
-    assert list(map(is_channels_last, kernels)) == [True, True, False]
+    assert list(map(is_channels_last, kernels)) == [True, True, False, False]
+
+
+def test_a_chosen_format_is_kept(tmp_path):
+    config = TrainingConfig(epochs=1, precision={"channels_last": True})  # a small network has it only on request
+    fitted = fit(partial(ConvNet, width=4), images(), MAP(), SAM(), config)
+    loaded = FittedPosterior.load(fitted.save(tmp_path / "fitted"))
+    assert all(is_channels_last(param) for param in loaded.states[0].model.parameters() if param.ndim == 4)

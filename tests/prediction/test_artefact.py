@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from flatbayes import MLP, Categorical, Plain, TrainingConfig, fit
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior, NetworkSampler, artefact
 from flatbayes.prediction.artefact import load_posterior
@@ -388,3 +390,37 @@ def test_transforms_other_than_standardize_are_not_saved(make, tmp_path):
     with pytest.raises(TypeError, match="Only a Standardize transform"):
         fitted.save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class Sized(nn.Module):
+    """A class whose arguments come from the data, as those of `flatbayes.models`."""
+
+    def __init__(self, input_shape, num_classes, width=4):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(math.prod(input_shape), width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("model", [Sized, partial(Sized, width=3), partial(MLP, hidden=(4,))], ids=str)
+def test_a_class_gets_the_arguments_of_the_fit(tmp_path, model):
+    inputs, labels = torch.randn(30, 5), torch.arange(30) % 3
+    fitted = fit(model, (inputs, labels), MAP(), Plain(), TrainingConfig(epochs=1))
+    loaded = FittedPosterior.load(fitted.save(tmp_path / "x"), model)
+    assert torch.equal(loaded.predict(inputs).mean, fitted.predict(inputs).mean)
+
+
+def test_missing_arguments_of_a_class_are_named(tmp_path):
+    def build(depth):
+        return nn.Sequential(*[nn.Linear(5, 5) for _ in range(depth)])
+
+    inputs, labels = torch.randn(30, 5), torch.arange(30) % 5
+    config = TrainingConfig(epochs=1)
+    folder = fit(partial(build, depth=1), (inputs, labels), MAP(), Plain(), config).save(tmp_path / "x")
+    with pytest.raises(TypeError, match=r"build needs depth .* functools.partial\(build, depth=...\)"):
+        FittedPosterior.load(folder, build)
+    loader = [(inputs, labels)]  # gives no arguments to a fit, and the folder of that none to a class
+    folder = fit(nn.Linear(5, 5), loader, MAP(), Plain(), config, likelihood=Categorical(5)).save(tmp_path / "y")
+    with pytest.raises(TypeError, match=r"Sized needs input_shape, num_classes to be built: bind them"):
+        FittedPosterior.load(folder, Sized)

@@ -11,6 +11,8 @@ from torch import Tensor
 from flatbayes.calibration import ConformalScore, fit_abstention, fit_conformal
 from flatbayes.calibration import scores as score_types
 from flatbayes.calibration.maps import CalibrationMethod
+from flatbayes.calibration.scores import CALIBRATE_LABELS, NO_LABEL_REGIONS
+from flatbayes.calibration.targets import NO_POSITION_REGIONS
 from flatbayes.cli.artifacts import console, explain_entry, load_on_device, load_run_data, load_source
 from flatbayes.cli.models import format_run_command
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
@@ -22,7 +24,7 @@ from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import Split
 from flatbayes.data.prediction_writer import to_array, to_text
 from flatbayes.experiments.run_folder import RunFolder
-from flatbayes.likelihoods import CategoricalPredictive, DistributionLikelihood
+from flatbayes.likelihoods import DistributionLikelihood
 from flatbayes.prediction import FittedPosterior, calibrate, check_num_draws, replace_calibration
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.labelled import infer_task
@@ -100,7 +102,12 @@ def run(options: Namespace) -> None:
         raise ValueError(f"--fraction lies between 0 and 1 (without 1), got {options.fraction}. Try 0.5.")
     folder = RunFolder.open(Path(options.folder))
     fitted = load_on_device(folder.path, options.model, options.trust)
-    has_no_sets = infer_task(fitted.likelihood) in ("multi_label", "dense")
+    task = infer_task(fitted.likelihood)
+    has_no_sets = task in ("multi_label", "dense")
+    if has_no_sets and options.conformal:  # before the map is fitted, which may take long
+        raise ValueError(NO_POSITION_REGIONS if task == "dense" else f"{NO_LABEL_REGIONS}. {CALIBRATE_LABELS}")
+    if options.risk and (has_no_sets or task == "regression"):
+        raise ValueError("--risk is for one class of each example, which is predicted right or wrong.")
     levels = options.conformal if options.conformal is not None else [] if has_no_sets else [0.9]
     if options.method == "default" and isinstance(fitted.likelihood, DistributionLikelihood):
         options.method = "none"  # there is no map
@@ -126,11 +133,8 @@ def run(options: Namespace) -> None:
     predictors = {
         f"{level:g}": fit_conformal(predictive, targets, score, level=level, groups=groups) for level in levels
     }
-    rules = {}
-    if options.risk:
-        if not isinstance(predictive, CategoricalPredictive):
-            raise ValueError("--risk is for one class of each example, which is predicted right or wrong.")
-        rules = {f"{risk:g}": fit_abstention(predictive, targets, risk=risk) for risk in options.risk}
+    classes: Any = predictive  # otherwise fit_abstention refuses them
+    rules = {f"{risk:g}": fit_abstention(classes, targets, risk=risk) for risk in options.risk}
     thresholds = Thresholds(
         num_draws=options.num_draws,
         seed=options.seed,

@@ -11,6 +11,7 @@ from flatbayes.plotting import theme
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 __all__ = ["plot_band", "plot_label_probabilities", "plot_uncertain"]
 
@@ -18,6 +19,8 @@ Numbers = NDArray[np.floating[Any]]
 IMAGE_CHANNELS = (1, 3, 4)
 MAX_CLASSES = 3
 """Classes that are named beside an uncertain example."""
+MAX_UPRIGHT_CHARS = 10
+"""Longest name of a label that fits below its column."""
 
 
 def plot_band(
@@ -107,15 +110,16 @@ def plot_uncertain(
     rows = np.argsort(-entropy, kind="stable")[:num_examples]
     has_images = inputs is not None and inputs.ndim == 4 and inputs.shape[1] in IMAGE_CHANNELS
     with theme.use_axes(axes, 6.4, 0.9 + 0.55 * len(rows)) as target:
-        labels = []
+        labels, names = [], []
         for y, row in enumerate(rows):
             left = 0.0
             for rank, k in enumerate(np.argsort(-probs[row], kind="stable")[:MAX_CLASSES]):
                 is_right = targets is not None and int(targets[row]) == k
                 colour = theme.FLAT if is_right or targets is None else theme.PLAIN
                 target.barh(y, probs[row, k], left=left, height=0.7, color=colour, alpha=0.75 - 0.22 * rank)
-                if probs[row, k] > 0.08:
-                    target.text(left + probs[row, k] / 2, y, class_names[k], ha="center", va="center", fontsize=9)
+                center = left + probs[row, k] / 2
+                name = target.text(center, y, class_names[k], ha="center", va="center", fontsize=9)
+                names.append((name, float(probs[row, k])))
                 left += float(probs[row, k])
             true_class = "" if targets is None else f": {class_names[int(targets[row])]}"
             labels.append(f"{row}{true_class}")
@@ -130,6 +134,7 @@ def plot_uncertain(
         if targets is not None:
             _add_class_legend(target)
         theme.style_axes(target, grid="x")
+        _shorten_texts(target, names)
         return target
 
 
@@ -177,7 +182,9 @@ def plot_label_probabilities(
         target.set_xlim(-1.5 if has_images else -0.6, num_labels - 0.4)
         target.set_ylim(len(rows) - 0.5, -0.5)
         target.set_yticks(range(len(rows)), [str(row) for row in rows])
-        target.set_xticks(range(num_labels), list(label_names))
+        is_long = max(map(len, label_names), default=0) > MAX_UPRIGHT_CHARS
+        slant: dict[str, Any] = {"rotation": 30, "ha": "right"} if is_long else {}
+        target.set_xticks(range(num_labels), list(label_names), **slant)
         target.set_xlabel(
             "probability of each label" if targets is None else "probability of each label; framed: true"
         )
@@ -198,6 +205,17 @@ def scale_image(image: Numbers) -> Numbers:
     scaled = (image - low) / (high - low if high > low else 1.0)
     pixels: Numbers = scaled[0] if len(image) == 1 else scaled[:3].transpose(1, 2, 0)
     return pixels
+
+
+def _shorten_texts(axes: "Axes", texts: Sequence[tuple["Text", float]]) -> None:
+    """Cut texts at the end where they are wider than their space, which is in units of the horizontal axis."""
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]  # the layout sets the width
+    unit = axes.transData.transform((1, 0))[0] - axes.transData.transform((0, 0))[0]
+    for text, space in texts:
+        name = text.get_text()
+        while name and text.get_window_extent().width > space * unit:
+            name = name[:-1]
+            text.set_text(f"{name.rstrip()}…" if name else "")
 
 
 def _draw_image(axes: "Axes", image: Numbers, y: float, left: float = -0.13, width: float = 0.12) -> None:

@@ -139,7 +139,7 @@ def _list_current_files(folder: Path) -> list[str]:
 
 def load_posterior(
     folder: Path,
-    model: nn.Module | Callable[[], nn.Module] | None,
+    model: nn.Module | Callable[..., nn.Module] | None,
     likelihood: Likelihood | None,
     output: OutputSelector | None = None,
 ) -> NetworkSampler:

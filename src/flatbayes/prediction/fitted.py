@@ -322,7 +322,7 @@ class FittedPosterior(NetworkSampler):
     def load(
         cls,
         folder: str | Path,
-        model: nn.Module | Callable[[], nn.Module] | None = None,
+        model: nn.Module | Callable[..., nn.Module] | None = None,
         *,
         likelihood: Likelihood | None = None,
         output: OutputSelector | None = None,
@@ -332,13 +332,14 @@ class FittedPosterior(NetworkSampler):
 
         Args:
             folder: Folder of the artefact.
-            model: The architecture, or a function that builds it; may be left out for models of flatbayes.
+            model: The network, or its class or function as for `fit`; may be left out for models of flatbayes.
             likelihood: The likelihood of the fit; needed if it contains user code.
             output: As for `fit`; needed if it was a function there.
             device: Device of the networks; the same seed draws other networks on another kind of device.
 
         Raises:
             FileNotFoundError: There is no artefact.
+            TypeError: The class or function needs other arguments.
             ValueError: The artefact is damaged, or does not fit the model.
         """
         # Building a network draws initial weights; in inference mode torch does not count writes to them.

@@ -153,6 +153,7 @@ INFO_ENTRIES: dict[str, Check] = {
         "an object of numbers",
     ),
     FINGERPRINT_KEY: _OBJECT,
+    "channels_last": (lambda value: isinstance(value, bool), "true or false"),
     "calibration": (is_calibration, "a calibration written by flatbayes.calibrate"),
     "checks": _OBJECT,
     "members": _TEXT,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import norm_layers
+from flatbayes.core.model_arguments import OUTPUT_ARGUMENTS, bind_arguments
 from flatbayes.core.networks import copy_network, hash_tensors, match_dtypes, materialize_from_weights
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.spec import instantiate
@@ -218,16 +219,26 @@ def resize_head(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return network
 
 
-def make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:
+def make_model_builder(
+    model: nn.Module | Callable[..., nn.Module] | None, info: Mapping[str, Any], num_outputs: int
+) -> ModelBuilder:
     """The function that builds the network of an artefact.
 
+    A class or function that is given gets the arguments that it gets in a fit.
+
     Raises:
+        TypeError: It needs others.
         ValueError: There is no model, or the artefact describes none that can be built.
     """
     if model is not None:
+        arguments: dict[str, Any] = {}
+        if callable(model) and not isinstance(model, nn.Module):
+            shape = info.get("input_shape")  # None for a loader, whose fit gives no arguments
+            known = {"input_shape": tuple(shape)} | dict.fromkeys(OUTPUT_ARGUMENTS, num_outputs) if shape else {}
+            arguments = bind_arguments(model, known, "the data of the fit")
 
         def build_given(tensors: Mapping[str, Tensor]) -> nn.Module:
-            network = copy_network(model) if isinstance(model, nn.Module) else model()
+            network = copy_network(model) if isinstance(model, nn.Module) else model(**arguments)
             return resize_head(network, tensors) if info.get("new_head") else network
 
         return build_given

@@ -47,7 +47,7 @@ def restore_sampler(
     metadata: PosteriorMetadata,
     tensors: dict[str, Tensor],
     norm_tensors: dict[str, Tensor],
-    model: nn.Module | Callable[[], nn.Module] | None,
+    model: nn.Module | Callable[..., nn.Module] | None,
     likelihood: Likelihood | None,
     output: OutputSelector | None,
 ) -> NetworkSampler:
@@ -67,7 +67,7 @@ def restore_sampler(
         training_inputs = TrainingInputs.from_tensors(statistics_tensors) if statistics_tensors else None
         norm_tensors |= pop_prefix(tensors, "draw")  # schemas 1 to 3 keep them with the weights
         likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
-    build_model = make_model_builder(model, metadata["info"])
+    build_model = make_model_builder(model, metadata["info"], likelihood.num_outputs)
     states, first_weights = list[State](), dict[str, Tensor]()
     for member, count in enumerate(num_data):
         member_tensors = pop_prefix(tensors, f"run.{member}")
@@ -157,7 +157,7 @@ def _restore_state(
             f"{str(error)[:MAX_ERROR_CHARS]}"
         ) from error
     state.model.eval()
-    choose_memory_format(state.model)
+    choose_memory_format(state.model, metadata["info"].get("channels_last"))
     return state
 
 

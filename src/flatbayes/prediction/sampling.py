@@ -133,7 +133,7 @@ class NetworkSampler:
         previous_kind = describe_device(self.device)
         for state in self.states:
             state.to(device)
-            choose_memory_format(state.model)
+            choose_memory_format(state.model, self.info.get("channels_last"))
         self._set_device_kind(previous_kind, describe_device(self.device))
         self._device_copies = None
         return self

@@ -175,7 +175,7 @@ def make_interrupted(
         f"{status.progress.step} of {status.progress.total_steps}"
     )
     resume_step = session.manager.find_latest_step(session.run_index)
-    missing = missing or _find_obstacle(setup, states[0])
+    missing = (missing or _find_obstacle(setup, states[0])).rstrip(".")
     number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
     return Interrupted(place, setup.make_fitted(states, interrupted=place), resume_step, missing, number)
 

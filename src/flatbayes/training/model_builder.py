@@ -8,7 +8,12 @@ from typing import Any
 from torch import nn
 
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.names import format_names, format_suggestion
+from flatbayes.core.model_arguments import (
+    OUTPUT_ARGUMENTS,
+    bind_arguments,
+    find_missing_arguments,
+    select_arguments,
+)
 from flatbayes.core.network_interface import (
     NetworkInterface,
     OutputSelector,
@@ -20,8 +25,6 @@ from flatbayes.core.network_interface import (
 from flatbayes.core.networks import copy_network, find_lazy_tensor, materialize
 from flatbayes.core.spec import to_spec
 
-OUTPUT_ARGUMENTS = ("num_classes", "num_outputs")
-"""Parameters of a class or function that are the number of outputs of the network."""
 ModelFactory = Callable[..., nn.Module]
 
 
@@ -42,15 +45,7 @@ def make_model_builder(
         return lambda: _materialize(copy_network(model), get_example)
     if not callable(model):
         raise TypeError(f"Expected a network, or a class or function that builds one, got {type(model).__name__}.")
-    arguments = _select_arguments(model, model_arguments)
-    missing = _find_missing(model, arguments)
-    if missing:
-        name = getattr(model.func if isinstance(model, partial) else model, "__name__", "the model")
-        given = f" (the data give {', '.join(model_arguments)})" if model_arguments else ""
-        raise TypeError(
-            f"{name} needs {', '.join(missing)} to be built{given}: bind them, functools.partial({name}, "
-            f"{missing[0]}=...), or give a network, {name}(...)."
-        )
+    arguments = bind_arguments(model, model_arguments, "the data")
 
     def build_model() -> nn.Module:
         try:
@@ -70,7 +65,7 @@ def build_without_data(model: nn.Module | ModelFactory) -> nn.Module | None:
     """The network itself, or that of a function; None where what builds it needs arguments."""
     if isinstance(model, nn.Module):
         return model
-    return None if not callable(model) or _find_missing(model, {}) else make_model_builder(model, {})()
+    return None if not callable(model) or find_missing_arguments(model, {}) else make_model_builder(model, {})()
 
 
 def is_model_class(model: nn.Module | ModelFactory) -> bool:
@@ -82,7 +77,7 @@ def takes_num_outputs(model: nn.Module | ModelFactory, model_arguments: Mapping[
     """Whether what builds the network is told the number of outputs."""
     if isinstance(model, nn.Module):
         return False
-    return bool(_select_arguments(model, model_arguments).keys() & {*OUTPUT_ARGUMENTS})
+    return bool(select_arguments(model, model_arguments).keys() & {*OUTPUT_ARGUMENTS})
 
 
 def describe_model(model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -90,7 +85,7 @@ def describe_model(model: nn.Module | ModelFactory, model_arguments: Mapping[str
     if isinstance(model, nn.Module):
         return None
     try:
-        spec: dict[str, Any] = to_spec(partial(model, **_select_arguments(model, model_arguments)))
+        spec: dict[str, Any] = to_spec(partial(model, **select_arguments(model, model_arguments)))
     except TypeError:
         return None
     return spec
@@ -126,35 +121,3 @@ def _materialize(network: nn.Module, get_example: Callable[[], ModelInputs] | No
             adapt_network(network, interface.output, inputs=interface.inputs)  # it may take them one by one
         materialize(network, example)
     return network
-
-
-def _get_parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Parameters of a function; those that `partial` has bound by keyword keep a default.
-
-    Raises:
-        TypeError: `partial` has bound an argument that the function does not have.
-    """
-    if isinstance(function, partial):
-        parameters = inspect.signature(function.func).parameters
-        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-        wrong = [] if takes_any else [key for key in function.keywords if key not in parameters]
-        if wrong:
-            name = getattr(function.func, "__name__", "the model")
-            raise TypeError(
-                f"{name} has no argument {wrong[0]}. {format_suggestion(wrong[0], parameters)}Its arguments are "
-                f"{format_names(parameters)}."
-            )
-    return inspect.signature(function).parameters
-
-
-def _find_missing(function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
-    """Parameters without a value; `inspect` leaves out the ones that `partial` has bound by position."""
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = _get_parameters(function).values()
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in arguments]
-
-
-def _select_arguments(function: Callable[..., Any], model_arguments: Mapping[str, Any]) -> dict[str, Any]:
-    bound = function.keywords if isinstance(function, partial) else {}
-    names = _get_parameters(function)
-    return {key: value for key, value in model_arguments.items() if key in names and key not in bound}

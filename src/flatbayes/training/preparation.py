@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from flatbayes.core.model_arguments import OUTPUT_ARGUMENTS
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.checks import DataWarning
@@ -28,7 +29,6 @@ from flatbayes.training.likelihood_inference import are_binary_labels, check_tas
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs, warn_of_missing_classes
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.model_builder import (
-    OUTPUT_ARGUMENTS,
     ModelFactory,
     describe_model,
     is_model_class,

@@ -86,6 +86,8 @@ class TrainingSetup:
         if factory.default_optimizer is not None:
             identity["optimizer"] = info["optimizer"] = describe_object(factory.default_optimizer)
         info |= {"device": describe_device(fabric.device), "precision": config.precision.mode}
+        if config.precision.channels_last is not None:
+            info["channels_last"] = config.precision.channels_last
         if factory.warm_start.head_outputs is not None:
             info["new_head"] = True
         if members in ("auto", "vectorized"):
