@@ -32,6 +32,7 @@ EXAMPLES = {
 SHOWN_ELSEWHERE = {
     "AdaptiveConformal",
     "DataSplits",
+    "DistributionPredictive",
     "Evaluation",
     "FittedPosterior",
     "LossGrid",
@@ -40,7 +41,7 @@ SHOWN_ELSEWHERE = {
     "TuningResult",
 }
 """Classes whose repr needs consistent contents; instances are in test_display.py, tests/calibration,
-tests/experiments and tests/reference."""
+tests/experiments, tests/likelihoods and tests/reference."""
 
 
 def list_public_classes():

@@ -50,6 +50,8 @@ __all__ = [
     "DenseNet",
     "Diabetes",
     "Digits",
+    "DistributionLikelihood",
+    "DistributionPredictive",
     "Ensemble",
     "EntropyMCMC",
     "FisherSAM",
@@ -159,6 +161,8 @@ if TYPE_CHECKING:
         Custom,
         DenseCategorical,
         DenseCategoricalPredictive,
+        DistributionLikelihood,
+        DistributionPredictive,
         Gaussian,
         GaussianPredictive,
         Likelihood,
@@ -222,7 +226,8 @@ else:
             "MSAM MSharpness Periodic Plain PosteriorSAM RandomPerturbation SAM StableSAM "
             "VaSSO WSAM",
             "flatbayes.likelihoods": "Bernoulli BernoulliPredictive Categorical CategoricalPredictive ConstantScale "
-            "Custom DenseCategorical DenseCategoricalPredictive Gaussian GaussianPredictive Likelihood Predictive",
+            "Custom DenseCategorical DenseCategoricalPredictive DistributionLikelihood DistributionPredictive "
+            "Gaussian GaussianPredictive Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "BLoB BSAM Ensemble EntropyMCMC IVON LRT Laplace MAP MCDropout Posterior SGHMC "
             "SGLD SGVB SVGD SWAG TFB",

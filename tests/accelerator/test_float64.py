@@ -17,7 +17,7 @@ from accelerator.training import (
 )
 from flatbayes.core import devices
 from flatbayes.diagnostics import SharpnessConfig, measure_posterior_sharpness
-from flatbayes.likelihoods import Categorical, Gaussian
+from flatbayes.likelihoods import Categorical, DistributionLikelihood, Gaussian
 from flatbayes.prediction import FittedPosterior, evaluate
 
 FEW_PASSES = SharpnessConfig(
@@ -72,7 +72,10 @@ def test_sharpness_needs_no_float64(kind):
     )
 
 
-@pytest.mark.parametrize("likelihood", [Categorical(NUM_CLASSES), Gaussian.fit(torch.linspace(-1, 1, 8))])
+@pytest.mark.parametrize(
+    "likelihood",
+    [Categorical(NUM_CLASSES), Gaussian.fit(torch.linspace(-1, 1, 8)), DistributionLikelihood("StudentT")],
+)
 def test_losses_need_no_float64(likelihood):
     outputs = torch.randn(BATCH_SIZE, likelihood.num_outputs).to(DEVICE)
     kind = "classes" if isinstance(likelihood, Categorical) else "numbers"

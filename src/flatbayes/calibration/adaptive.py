@@ -19,10 +19,10 @@ from torch import Tensor
 
 from flatbayes.calibration.quantiles import conformal_quantile, conformal_rank
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
-from flatbayes.calibration.scores import LAC, ConformalScore, NormalizedResidual, get_score_data, make_score
+from flatbayes.calibration.scores import ConformalScore, choose_score, get_score_data, make_score
 from flatbayes.calibration.targets import check_targets
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import CategoricalPredictive, Predictive
+from flatbayes.likelihoods import Predictive
 
 
 class AdaptiveConformal:
@@ -34,7 +34,8 @@ class AdaptiveConformal:
         level: Wanted coverage, strictly between 0 and 1.
         rate: Step of the error rate for each error. A small one moves slowly after a change of the data; a large one
             makes sizes change from example to example.
-        score: The nonconformity score; None takes `LAC` for classes and `NormalizedResidual` for numbers.
+        score: The nonconformity score; None takes `LAC` for classes, `NormalizedResidual` for a Gaussian,
+            and `QuantileResidual` for any other distribution.
         window: Number of latest scores that thresholds are computed from; None for all.
 
     Attributes:
@@ -176,7 +177,7 @@ class AdaptiveConformal:
 
     def _get_score(self, predictive: Predictive) -> ConformalScore:
         if self.score is None:
-            return LAC() if isinstance(predictive, CategoricalPredictive) else NormalizedResidual()
+            return choose_score(predictive)
         return self.score
 
 

@@ -24,10 +24,9 @@ from flatbayes.calibration.quantiles import (
 )
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import (
-    LAC,
     ConformalScore,
-    NormalizedResidual,
     NumberScore,
+    choose_score,
     get_score_data,
     make_score,
 )
@@ -276,7 +275,8 @@ def fit_conformal(
     Args:
         predictive: Predictions of examples that were used neither for training nor for any choice.
         targets: Their class indices or numbers.
-        score: The nonconformity score; None takes `LAC` for classes and `NormalizedResidual` for numbers.
+        score: The nonconformity score; None takes `LAC` for classes, `NormalizedResidual` for a Gaussian,
+            and `QuantileResidual` for any other distribution.
         level: Coverage to guarantee, strictly between 0 and 1.
         groups: `"class"` for a threshold of each class, so that every class is covered; or the group of each example,
             numbers or names, for a threshold of each group. None takes one threshold for all.
@@ -299,7 +299,7 @@ def fit_conformal(
     """
     targets = check_targets(predictive, targets)
     if score is None:
-        score = LAC() if isinstance(predictive, CategoricalPredictive) else NormalizedResidual()
+        score = choose_score(predictive)
     scores = score.compute_scores(predictive, targets, level)
     grouping: Grouping
     if groups is None:

@@ -20,14 +20,22 @@ from flatbayes.calibration.maps import (
     transform_label_log_probs,
     transform_log_probs,
 )
-from flatbayes.calibration.targets import MIN_EXAMPLES, check_targets, warn_if_at_end, warn_if_few
+from flatbayes.calibration.targets import (
+    MIN_EXAMPLES,
+    NO_DISTRIBUTION_MAP,
+    check_targets,
+    warn_if_at_end,
+    warn_if_few,
+)
 from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
     DenseCategoricalPredictive,
+    DistributionPredictive,
     GaussianPredictive,
+    NumberPredictive,
     Predictive,
 )
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
@@ -80,6 +88,8 @@ def fit_calibration(
         num_examples = int((targets != IGNORE_INDEX).flatten(1).any(1).sum())
         predictive, targets = predictive.select_labelled(targets)
     targets = check_targets(predictive, targets)
+    if isinstance(predictive, DistributionPredictive):
+        raise TypeError(NO_DISTRIBUTION_MAP)
     if isinstance(predictive, BernoulliPredictive):
         has_label = (targets != IGNORE_INDEX).any(1)
         predictive, targets = predictive.select(has_label.to(predictive.log_probs.device)), targets[has_label]
@@ -138,7 +148,7 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
         return log_probs.gather(1, targets.cpu().long()[:, None])[:, 0].abs()  # abs: without a negative zero
     if isinstance(predictive, BernoulliPredictive):
         return sum_label_losses(predictive.log_probs, targets)
-    predictive = cast("GaussianPredictive", predictive)
+    predictive = cast("NumberPredictive", predictive)
     return -to_double(predictive.log_prob(targets.to(predictive.member_means.device))).cpu()
 
 

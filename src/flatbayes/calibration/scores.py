@@ -25,7 +25,13 @@ from torch import Tensor
 
 from flatbayes.calibration.quantiles import hash_to_uniforms
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
-from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    DistributionPredictive,
+    NumberPredictive,
+    Predictive,
+)
 
 ROUNDING_STEPS = 4
 """Bound of the rounding error between a score and the end of its interval, in units of the last place."""
@@ -115,9 +121,9 @@ def _refuse_labels(predictive: Predictive) -> None:
 class NumberScore(ConformalScore):
     """Score of numbers."""
 
-    def _get_numbers(self, predictive: Predictive) -> GaussianPredictive:
+    def _get_numbers(self, predictive: Predictive) -> NumberPredictive:
         _refuse_labels(predictive)
-        if not isinstance(predictive, GaussianPredictive):
+        if not isinstance(predictive, NumberPredictive):
             raise TypeError(
                 f"{type(self).__name__} is a score of numbers, got a {type(predictive).__name__}. Use LAC, APS or "
                 "RAPS for classes."
@@ -206,6 +212,11 @@ class NormalizedResidual(NumberScore):
     def compute_scores(self, predictive: Predictive, targets: Tensor, level: float) -> Tensor:
         """|y - mean| / std."""
         predictive = self._get_numbers(predictive)
+        if not bool(predictive.std.isfinite().all()):
+            raise ValueError(
+                "NormalizedResidual divides by the predicted standard deviation, which is not finite for "
+                f"{predictive!r}. Use QuantileResidual()."
+            )
         return normalized_residuals(predictive.mean, predictive.std, targets.to(predictive.mean)).cpu().double()
 
     def predict_region(self, predictive: Predictive, thresholds: Tensor, level: float) -> PredictionIntervals:
@@ -213,7 +224,7 @@ class NormalizedResidual(NumberScore):
         predictive = self._get_numbers(predictive)
         thresholds = match_targets(thresholds, predictive.mean)
         half = torch.where(thresholds.isinf(), thresholds, thresholds * predictive.std)  # infinity times 0 is NaN
-        return move_ends(predictive.mean, predictive.mean, half)
+        return move_ends(predictive, predictive.mean, predictive.mean, half)
 
 
 @dataclass(frozen=True)
@@ -238,11 +249,21 @@ class QuantileResidual(NumberScore):
         """From q_low - threshold to q_high + threshold; empty where these cross."""
         predictive = self._get_numbers(predictive)
         lower, upper = predictive.interval(level)
-        return move_ends(lower, upper, match_targets(thresholds, lower))
+        return move_ends(predictive, lower, upper, match_targets(thresholds, lower))
 
 
 SCORES: tuple[type[ConformalScore], ...] = (LAC, APS, RAPS, NormalizedResidual, QuantileResidual)
 """Scores that `make_score` knows."""
+
+
+def choose_score(predictive: Predictive) -> ConformalScore:
+    """`LAC` for classes, `NormalizedResidual` for a Gaussian, `QuantileResidual` for any other distribution.
+
+    The last one needs no finite variance, and its intervals are as skew as the distribution.
+    """
+    if isinstance(predictive, CategoricalPredictive):
+        return LAC()
+    return QuantileResidual() if isinstance(predictive, DistributionPredictive) else NormalizedResidual()
 
 
 def get_score_data(score: ConformalScore) -> dict[str, Any]:
@@ -290,14 +311,15 @@ def interval_residuals(lower: Tensor, upper: Tensor, targets: Tensor) -> Tensor:
     return torch.maximum(lower - targets, targets - upper)
 
 
-def move_ends(lower: Tensor, upper: Tensor, distance: Tensor) -> PredictionIntervals:
+def move_ends(predictive: NumberPredictive, lower: Tensor, upper: Tensor, distance: Tensor) -> PredictionIntervals:
     """From lower - distance to upper + distance, and the rounding error of a score farther on both sides.
 
     Without it a target whose score is the threshold, and every one that ties with it, may be outside by rounding.
+    Values that no target has, such as fractions of counts, are left out at both ends.
     """
     size = torch.maximum(lower.abs(), upper.abs()) + distance.abs()
     slack = (ROUNDING_STEPS * torch.finfo(size.dtype).eps * size).masked_fill(size.isinf(), 0.0)
-    return PredictionIntervals(lower - distance - slack, upper + distance + slack)
+    return PredictionIntervals(*predictive.restrict(lower - distance - slack, upper + distance + slack))
 
 
 def match_targets(thresholds: Float[Tensor, "rows targets"], values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flatbayes.calibration.targets import check_targets, warn_if_few
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
+from flatbayes.likelihoods import CategoricalPredictive, NumberPredictive
 
 NUM_CANDIDATES = 20
 """Number of coverages that are tried, in equal steps up to 1."""
@@ -90,7 +90,7 @@ def fit_abstention(
     if not isinstance(predictive, CategoricalPredictive):
         raise TypeError(
             f"Only predictions of one class of each example have a confidence, got a {type(predictive).__name__}. "
-            f"Compare its {'std' if isinstance(predictive, GaussianPredictive) else 'entropy'} with a threshold of "
+            f"Compare its {'std' if isinstance(predictive, NumberPredictive) else 'entropy'} with a threshold of "
             "your own."
         )
     if not 0 < risk < 1 or not 0 < confidence < 1:

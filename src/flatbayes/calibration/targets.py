@@ -15,7 +15,7 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
     DenseCategoricalPredictive,
-    GaussianPredictive,
+    NumberPredictive,
     Predictive,
 )
 
@@ -43,6 +43,13 @@ class CalibrationWarning(UserWarning):
         >>> str(caught[0].message)[:56]
         "5 examples are too few for the calibration map 'temperat"
     """
+
+
+NO_DISTRIBUTION_MAP = (
+    "There is no calibration map for the predictions of a DistributionLikelihood. conformalize(fitted, validation) "
+    "gives intervals with a guarantee; or choose a family with a free variance, such as NegativeBinomial in place of "
+    "Poisson."
+)
 
 
 def warn_if_few(num_examples: int, num_required: int, purpose: str, consequence: str) -> None:
@@ -100,7 +107,7 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
     """
     if isinstance(predictive, DenseCategoricalPredictive):
         raise TypeError(NO_POSITION_REGIONS)
-    if not isinstance(predictive, BernoulliPredictive | CategoricalPredictive | GaussianPredictive):
+    if not isinstance(predictive, BernoulliPredictive | CategoricalPredictive | NumberPredictive):
         raise TypeError(
             f"Predictions of classes, labels or numbers can be calibrated, got a {type(predictive).__name__}."
         )

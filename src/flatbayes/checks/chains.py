@@ -18,7 +18,7 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
     DenseCategoricalPredictive,
-    GaussianPredictive,
+    NumberPredictive,
     Predictive,
 )
 
@@ -86,7 +86,7 @@ def order_chains(evidence: Evidence, predictive: Predictive, num_draws: int) -> 
     elif isinstance(predictive, BernoulliPredictive) and predictive.member_probs is not None:
         label = predictive.label_entropies.argmax(-1).to(predictive.member_probs.device)
         values = predictive.member_probs.gather(2, label.expand(len(predictive.member_probs), -1)[..., None])[..., 0]
-    elif isinstance(predictive, GaussianPredictive):
+    elif isinstance(predictive, NumberPredictive):
         values = predictive.member_means.flatten(1)
     else:
         return None

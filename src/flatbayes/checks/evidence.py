@@ -12,7 +12,7 @@ from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.core.buffers import norm_layers
 from flatbayes.likelihoods import (
     BernoulliPredictive,
-    GaussianPredictive,
+    NumberPredictive,
     Predictive,
 )
 from flatbayes.likelihoods.categorical_predictive import ClassProbabilities
@@ -92,7 +92,7 @@ def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | Non
 
     Labels that are not known do not count, nor do positions without a label.
     """
-    is_known = isinstance(predictive, ClassProbabilities | BernoulliPredictive | GaussianPredictive)
+    is_known = isinstance(predictive, ClassProbabilities | BernoulliPredictive | NumberPredictive)
     return compute_example_losses(predictive, targets) if is_known else None
 
 

@@ -15,7 +15,7 @@ from flatbayes.core.tensor_lists import flatten
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
-    GaussianPredictive,
+    NumberPredictive,
     Predictive,
 )
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
@@ -85,7 +85,7 @@ def measure_explained(predictive: Predictive) -> float | None:
         log_probs = predictive.log_probs.logsumexp(0) - math.log(len(predictive.log_probs))
         marginal = float(categorical_entropy(log_probs).sum())
         return (marginal - float(predictive.entropy.mean())) / max(marginal, 1e-12)
-    if isinstance(predictive, GaussianPredictive):
+    if isinstance(predictive, NumberPredictive):
         between = predictive.mean.var(0, correction=0)
         return float((between / (between + predictive.variance.mean(0))).mean())
     return None
@@ -124,7 +124,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
         return "there is no distance for this kind of prediction"
     distance = float(distances.mean())
     scale = method.get_draw_option("scale")
-    unit = "standard deviations" if isinstance(predictives[0], GaussianPredictive) else "total variation"
+    unit = "standard deviations" if isinstance(predictives[0], NumberPredictive) else "total variation"
     return Finding(
         "laplace_width",
         distance <= MAX_DIFFERENCE,

@@ -19,7 +19,9 @@ from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
     DenseCategoricalPredictive,
-    GaussianPredictive,
+    DistributionPredictive,
+    NumberPredictive,
+    Predictive,
 )
 
 MAX_SCALE = 1.1
@@ -33,6 +35,7 @@ MAX_TESTED_VALUES = 2**22
 """Largest number of probabilities of positions in a test; of more, positions are evenly spaced."""
 TOO_FEW = f"a test needs at least {MIN_EXAMPLES} labelled examples"
 CALIBRATE = "calibrate(fitted, validation) corrects it for all predictions"
+OTHER_FAMILY = "another distribution, such as NegativeBinomial in place of Poisson, or StudentT"
 
 
 def check_confidence(evidence: Evidence) -> Finding | str:
@@ -44,7 +47,7 @@ def check_confidence(evidence: Evidence) -> Finding | str:
         test = _run_test_of_classes(predictive, evidence.targets)
         scale, p_value = test.temperature, test.p_value
         meaning = f"a temperature of {scale:.3g} lowers the NLL by {test.nll_gain:.3g} nats"
-    elif isinstance(predictive, GaussianPredictive):
+    elif isinstance(predictive, NumberPredictive):
         scale, p_value = _test_worst_target(_compute_columns(predictive, evidence.targets))
         meaning = f"the residuals are {scale:.3g} predicted standard deviations (root mean square)"
     else:
@@ -58,7 +61,7 @@ def check_confidence(evidence: Evidence) -> Finding | str:
         meaning,
         scale,
         f"{1 / MAX_SCALE:.2f} to {MAX_SCALE:g}",
-        f"{CALIBRATE}; or {wider if scale > 1 else suggest_narrower(evidence)}",
+        f"{_suggest_map(predictive)}; or {wider if scale > 1 else suggest_narrower(evidence)}",
         p_value,
     )
 
@@ -83,11 +86,11 @@ def check_coverage(evidence: Evidence) -> Finding | str:
     predictive = evidence.predictive
     if isinstance(predictive, BernoulliPredictive):
         return "labels have no intervals"
-    if not isinstance(predictive, GaussianPredictive):
+    if not isinstance(predictive, NumberPredictive):
         return "classes have no intervals; conformalize(fitted, validation) gives sets with a guarantee"
     if len(evidence.targets) < MIN_EXAMPLES:
         return TOO_FEW
-    cdf = predictive.cdf(evidence.targets.to(predictive.member_means)).cpu().double()
+    cdf = predictive.probability_integral_transform(evidence.targets.to(predictive.member_means)).cpu().double()
     columns = cdf.reshape(len(cdf), -1).T
     tests = [
         (*measure_coverage(column, level), level, largest_error)
@@ -102,9 +105,14 @@ def check_coverage(evidence: Evidence) -> Finding | str:
         f"{format_percent(level)} intervals cover {format_percent(coverage)} of {len(cdf)} targets",
         coverage,
         f"{format_percent(level - largest_error)} to {format_percent(level + largest_error)}",
-        f"{CALIBRATE}; conformalize(fitted, validation) gives intervals with a guarantee",
+        f"{_suggest_map(predictive)}; conformalize(fitted, validation) gives intervals with a guarantee",
         min(1.0, p_value * len(tests)),
     )
+
+
+def _suggest_map(predictive: Predictive) -> str:
+    """A calibration; another family for distributions without a calibration map."""
+    return OTHER_FAMILY if isinstance(predictive, DistributionPredictive) else CALIBRATE
 
 
 def measure_coverage(cdf: Tensor, level: float) -> tuple[float, float]:
@@ -118,9 +126,9 @@ def measure_coverage(cdf: Tensor, level: float) -> tuple[float, float]:
     return run_coverage_test(num_covered, len(cdf), level), num_covered / len(cdf)
 
 
-def _compute_columns(predictive: GaussianPredictive, targets: Tensor) -> list[Tensor]:
+def _compute_columns(predictive: NumberPredictive, targets: Tensor) -> list[Tensor]:
     """Standardised residuals of each target."""
-    scores = compute_z_scores(predictive.cdf(targets.to(predictive.member_means)).cpu())
+    scores = compute_z_scores(predictive.probability_integral_transform(targets.to(predictive.member_means)).cpu())
     return list(scores.reshape(len(scores), -1).T)
 
 

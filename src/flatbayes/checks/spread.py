@@ -19,7 +19,7 @@ from flatbayes.core.traversal import list_parameters
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
-    GaussianPredictive,
+    NumberPredictive,
     Predictive,
 )
 from flatbayes.likelihoods.categorical_predictive import ClassProbabilities
@@ -84,7 +84,7 @@ def measure_spread(predictive: Predictive) -> tuple[float, float] | None:
     if isinstance(predictive, BernoulliPredictive | CategoricalPredictive):
         information, entropy = float(predictive.mutual_information.mean()), float(predictive.entropy.mean())
         return information, information / max(entropy, 1e-12)
-    if isinstance(predictive, GaussianPredictive):
+    if isinstance(predictive, NumberPredictive):
         ratio = predictive.epistemic / predictive.variance.clamp_min(1e-300)
         return float(ratio.mean()) / 2, float(ratio.mean())
     return None
@@ -211,7 +211,7 @@ def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
         return (first.mean - second.mean).abs().sum(-1).reshape(len(first.mean), -1).nanmean(1) / 2
     if isinstance(first, BernoulliPredictive) and isinstance(second, BernoulliPredictive):
         return (first.mean - second.mean).abs().mean(-1)
-    if isinstance(first, GaussianPredictive) and isinstance(second, GaussianPredictive):
+    if isinstance(first, NumberPredictive) and isinstance(second, NumberPredictive):
         distances = (first.mean - second.mean).abs() / second.std.clamp_min(1e-300)
         return distances if distances.ndim == 1 else distances.amax(-1)
     return None

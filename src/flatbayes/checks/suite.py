@@ -23,7 +23,7 @@ from flatbayes.checks.training_length import (
     forecast_flatness_gain,
 )
 from flatbayes.core.display import format_fields
-from flatbayes.likelihoods import GaussianPredictive
+from flatbayes.likelihoods import NumberPredictive
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
@@ -121,7 +121,7 @@ def check(
         precision=precision,
         compiled=compiled,
     )
-    if isinstance(predictive, GaussianPredictive):
+    if isinstance(predictive, NumberPredictive):
         labels = labels.reshape(predictive.mean.shape)
     examples = _select_tensor(inputs, is_labelled)
     return run_checks(Evidence(fitted, predictive, labels, examples, num_draws, seed, batch_size))

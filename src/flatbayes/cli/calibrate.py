@@ -24,6 +24,7 @@ from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import Split
 from flatbayes.data.prediction_writer import to_array, to_text
 from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.likelihoods import DistributionLikelihood
 from flatbayes.prediction import FittedPosterior, calibrate, check_num_draws, replace_calibration
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.labelled import infer_task
@@ -61,8 +62,8 @@ def make_parser() -> ArgumentParser:
         "--method",
         type=MethodName,
         default="default",
-        help="map: temperature (default for classes), vector, dirichlet, isotonic; scale (default for numbers), "
-        "quantile; or none",
+        help="map: temperature (default for classes), vector, dirichlet, isotonic; scale (default for a Gaussian), "
+        "quantile; or none (default for other distributions)",
     )
     parser.add_argument(
         "--fraction",
@@ -80,7 +81,7 @@ def make_parser() -> ArgumentParser:
         "--score",
         type=ScoreName | None,
         default=None,
-        help="LAC (default for classes), APS, RAPS; NormalizedResidual (default for numbers), QuantileResidual",
+        help="LAC (default for classes), APS, RAPS; NormalizedResidual (default for a Gaussian), QuantileResidual",
     )
     parser.add_argument(
         "--groups",
@@ -108,6 +109,8 @@ def run(options: Namespace) -> None:
     if options.risk and (has_no_sets or task == "regression"):
         raise ValueError("--risk is for one class of each example, which is predicted right or wrong.")
     levels = options.conformal if options.conformal is not None else [] if has_no_sets else [0.9]
+    if options.method == "default" and isinstance(fitted.likelihood, DistributionLikelihood):
+        options.method = "none"  # there is no map
     data, groups, source = _load_examples(options, folder, fitted)
     fraction = 0.0 if options.method == "none" else options.fraction
     map_rows = rows = torch.arange(len(data))

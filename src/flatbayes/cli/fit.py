@@ -79,7 +79,7 @@ def make_parser() -> ArgumentParser:
         "--checkpoint_steps",
         type=int | None,
         default=None,
-        help="steps between checkpoints within an epoch; by default none are written there",
+        help="steps between checkpoints in an epoch; by default none",
     )
     parser.add_argument("--checkpoint_seconds", type=float, default=30.0, help="minimum time between checkpoints")
     parser.add_argument(
@@ -87,7 +87,7 @@ def make_parser() -> ArgumentParser:
         nargs="*",
         choices=get_args(LoggerKind),
         default=[],
-        help="loggers to use in addition to metrics.jsonl: tensorboard, csv, wandb",
+        help="loggers in addition to metrics.jsonl",
     )
     parser.add_argument("--log_steps", type=int, default=50, help="steps between logged losses")
     parser.set_defaults({"posterior": to_spec(SWAG())})
@@ -107,6 +107,7 @@ def run(options: Namespace) -> None:
     warn_of_small_validation(dataset, training_config)
     transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
+    named = {"likelihood": options.likelihood} if options.likelihood else {}
     factory, model_spec = prepare_runs(
         model,
         dataset,
@@ -116,6 +117,7 @@ def run(options: Namespace) -> None:
         transform=transform,
         seed=options.seed,
         **trained,
+        **named,
     )
     try_runs(factory)
     training_config = _name_optimizer(training_config, factory)
@@ -132,6 +134,7 @@ def run(options: Namespace) -> None:
             **compute_fingerprint(dataset, ("test",)),
         },
         **trained,
+        **named,
     }
     is_sharded = training_config.distribution.strategy == "fsdp"
     if is_sharded and options.resume:

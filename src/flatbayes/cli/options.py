@@ -11,12 +11,14 @@ from torch import nn
 from flatbayes.cli.aliases import list_names
 from flatbayes.cli.class_signatures import DATA_ARGUMENTS
 from flatbayes.cli.models import bind_artifact_model, bind_new_head
-from flatbayes.core.names import format_count
+from flatbayes.core.names import format_count, format_suggestion
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import DataSource, DataSplits, Standardize
+from flatbayes.data.readers import set_task
 from flatbayes.experiments import FitOptions
 from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.flatness import SAM, Flatness
+from flatbayes.likelihoods.families import FAMILIES, find_family
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.metadata import METADATA_FILE
@@ -80,7 +82,14 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
         type=str | list[str] | None,
         default=None,
         help="trained weights to start from, with other training defaults: a safetensors or torch.save file, or "
-        "the folder of a run; a list for an ensemble",
+        "a run; a list for an ensemble",
+    )
+    parser.add_argument(
+        "--likelihood",
+        type=str | None,
+        default=None,
+        metavar="NAME",
+        help="distribution of numbers: poisson, student_t, gamma ...; by default Gaussian",
     )
     parser.add_argument(
         "--freeze", type=list[str], default=[], help="name patterns of parameters that are not trained"
@@ -90,7 +99,7 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
             f"--input_{name}",
             type=list[float] | None,
             default=None,
-            help=f"{name} for the standardization of inputs; by default of the training data",
+            help=f"{name} of the inputs, to standardize them; by default of training",
         )
 
 
@@ -112,7 +121,26 @@ def make_fit_options(options: Namespace, dataset: DataSplits) -> FitOptions:
         new_head=options.new_head and bool(options.init),
         freeze=options.freeze,
         transform=make_transform(options, dataset),
+        likelihood=options.likelihood,
     )
+
+
+def apply_likelihood(options: Namespace) -> None:
+    """Read the targets as numbers where `--likelihood` names a distribution of numbers.
+
+    Raises:
+        ValueError: There is no distribution of this name.
+    """
+    if options.likelihood is None:
+        return
+    family = find_family(options.likelihood)
+    if family is None:
+        raise ValueError(
+            f"Unknown distribution {options.likelihood!r} of --likelihood. "
+            f"{format_suggestion(options.likelihood, FAMILIES)}Known: {', '.join(FAMILIES)}."
+        )
+    options.likelihood = family
+    options.data = set_task(options.data, "regression")
 
 
 def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | None:
@@ -205,12 +233,13 @@ def add_output_options(parser: ArgumentParser) -> None:
 
 
 def check_before_loading(options: Namespace) -> None:
-    """Refuse options that are wrong whatever the data are, before the data are read.
+    """Refuse options that are wrong whatever the data are, before the data are read, as numbers for a distribution.
 
     Raises:
         ValueError: A training option is invalid, the device is absent, posterior and flatness do not go together, or
             the output folder cannot be made.
     """
+    apply_likelihood(options)
     config = make_config(options)
     check_accelerator(config)
     for posterior in options.get("posteriors", None) or [options.posterior]:

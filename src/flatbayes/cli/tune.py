@@ -148,7 +148,7 @@ def describe_settings(
 def _best_config(best_run: ExperimentRun, options: Namespace) -> dict[str, Any]:
     objects = {"data": "source", "model": "model", "posterior": "posterior", "flatness": "flatness"}
     specs = {option: to_spec(getattr(best_run, name)) for option, name in objects.items()}
-    names = ("init", "new_head", "freeze", "input_mean", "input_std")
+    names = ("init", "likelihood", "new_head", "freeze", "input_mean", "input_std")
     pretrained = {name: options[name] for name in names if options.init or options[name] not in (None, [], False)}
     return specs | best_run.config.to_dict() | pretrained
 

@@ -65,6 +65,7 @@ class Stream(StrEnum):
     CALIBRATION_POSITIONS = "positions of a calibration map"
     REFERENCE_CHAIN = "chain of a reference"  # seed, number of the chain
     STUDY = "studies"  # numbers that the study names
+    PREDICTIVE_SAMPLES = "samples of a predictive distribution"  # seed, or number of the first example
     REPRODUCTION = "reproduction of published tables"  # seed of the split
 
 

@@ -21,7 +21,7 @@ FEW_VALUES = 2**12
 """Up to this number of values each is checked, in fewer operations than their extremes take."""
 REGRESSION_ADVICE = (
     "for numbers set the option task of the data to regression (on the command line, --data.task regression), or "
-    "pass likelihood=Gaussian to fit"
+    'pass likelihood=Gaussian to fit, for counts likelihood="Poisson"'
 )
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
@@ -73,7 +73,7 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
         raise ValueError(
             f"{len(missing)} of the {num_classes} classes {'has' if len(missing) == 1 else 'have'} no example; the "
             f"first is {missing[0]!r}. Leave such classes out, and number the others without gaps, 0 to "
-            f"{int(has_examples.sum()) - 1}."
+            f"{int(has_examples.sum()) - 1}. {REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
         )
     _check_class_sizes(torch.bincount(torch.cat([*splits.values()]), minlength=num_classes), class_names, allow_rare)
 
@@ -104,7 +104,8 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
     if 2 * num_classes > total and not allow_rare:
         is_numeric = all(re.fullmatch(r"[+-]?\d+", name) for name in class_names)
         reason = (
-            "If these numbers are to be predicted, say task=regression (on the command line --data.task regression)"
+            "If these numbers are to be predicted, say task=regression (on the command line --data.task regression), "
+            'or for counts likelihood="Poisson" or "NegativeBinomial" (--likelihood poisson)'
             if is_numeric
             else "If they identify the examples, name another column as the target"
         )
@@ -182,7 +183,8 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     if highest >= total:
         raise ValueError(
             f"The highest label is {highest}, and there are only {format_count(total, 'example')}. Labels number the "
-            "classes from 0 without gaps; check that they are read from the right column or array."
+            "classes from 0 without gaps; check that they are read from the right column or array. "
+            f"{REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
         )
     return tuple(str(label) for label in range(highest + 1))
 

@@ -153,7 +153,7 @@ class Table(DataSource):
             warnings.warn(
                 f"Column {name!r} of {file.path} has {len(class_names)} different whole numbers, which are "
                 "read as classes. If they are numbers to predict, say task=regression (on the command line, "
-                "--data.task regression); task=classification leaves out this note.",
+                "--data.task regression; for counts --likelihood poisson); task=classification leaves out this note.",
                 category=DataWarning,
                 stacklevel=4,
             )

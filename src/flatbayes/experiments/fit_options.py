@@ -28,7 +28,7 @@ class FitOptions:
     """Arguments of `fit` besides model, data, posterior, flatness and configuration.
 
     Attributes:
-        likelihood: As for `fit`. A Gaussian makes whole numbers regression targets.
+        likelihood: As for `fit`. A Gaussian, or a distribution of numbers, makes whole numbers regression targets.
         output: As for `fit`.
         init: As for `fit`.
         new_head: As for `fit`; every seed has another one.
@@ -45,7 +45,7 @@ class FitOptions:
 
     content_fields: ClassVar[tuple[str, ...]] = ("init", "transform")
 
-    likelihood: Likelihood | None = None
+    likelihood: Likelihood | str | None = None
     output: OutputSelector | None = None
     init: PretrainedWeights | Sequence[PretrainedWeights] | None = None
     new_head: bool = False

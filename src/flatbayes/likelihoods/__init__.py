@@ -9,10 +9,14 @@ from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
 from flatbayes.likelihoods.custom import Custom
 from flatbayes.likelihoods.dense_categorical import DenseCategorical
 from flatbayes.likelihoods.dense_categorical_predictive import DenseCategoricalPredictive
+from flatbayes.likelihoods.distribution_likelihood import DistributionLikelihood
+from flatbayes.likelihoods.distribution_predictive import DistributionPredictive
 from flatbayes.likelihoods.gaussian import Gaussian
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
 from flatbayes.likelihoods.likelihood import Likelihood, PredictionTable, Predictive
+from flatbayes.likelihoods.number_predictive import NumberPredictive
 from flatbayes.likelihoods.recalibrated_predictive import RecalibratedPredictive
+from flatbayes.likelihoods.zero_inflated import ZeroInflated
 
 __all__ = [
     "Bernoulli",
@@ -23,12 +27,16 @@ __all__ = [
     "Custom",
     "DenseCategorical",
     "DenseCategoricalPredictive",
+    "DistributionLikelihood",
+    "DistributionPredictive",
     "Gaussian",
     "GaussianPredictive",
     "Likelihood",
+    "NumberPredictive",
     "PredictionTable",
     "Predictive",
     "RecalibratedPredictive",
+    "ZeroInflated",
 ]
 
 explain_old_arguments(__name__)

@@ -181,7 +181,7 @@ class Gaussian(Likelihood):
         """
         mean, std = self.split_outputs(outputs if outputs.dtype == torch.float64 else outputs.float())
         dtype = widest_float_dtype(mean)  # equal numbers in float32 and float64
-        location, scale = _location_scale_tensors(self.location, self.scale, dtype, mean.device)
+        location, scale = location_scale_tensors(self.location, self.scale, dtype, mean.device)
         if targets.shape != outputs.shape[:1] + self._target_shape and targets.shape != mean.shape:
             raise ValueError(
                 f"Expected targets of the shape {(len(outputs), *self._target_shape)}, got {tuple(targets.shape)}."
@@ -213,7 +213,7 @@ class Gaussian(Likelihood):
     def _predict_normal(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of a network's predictions in the unit of the targets."""
         mean, std = self.split_outputs(to_double(outputs))
-        location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
+        location, scale = location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
         shape = (len(mean), *self._target_shape)
         return (location + scale * mean).reshape(shape), (scale * std).reshape(shape)
 
@@ -239,7 +239,8 @@ class Gaussian(Likelihood):
 
 
 @lru_cache(maxsize=16)
-def _location_scale_tensors(
+def location_scale_tensors(
     location: tuple[float, ...], scale: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
+    """Location and scale on a device, copied there once."""
     return torch.tensor(location, dtype=dtype, device=device), torch.tensor(scale, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
 """Predictive distribution of a regression: the mixture of the networks' normal distributions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,16 +13,14 @@ from torch import Tensor
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.labels import to_tensor
-from flatbayes.likelihoods.likelihood import Predictive
+from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL, NumberPredictive
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
-DEFAULT_INTERVAL_LEVEL = 0.95
-
 
 @dataclass(frozen=True, eq=False)
-class GaussianPredictive(Predictive):
+class GaussianPredictive(NumberPredictive):
     """Equal mixtures of normal distributions, in the unit of the targets.
 
     With one target there is no axis of targets, so that predictions have the shape of the targets. Memory grows
@@ -46,29 +44,9 @@ class GaussianPredictive(Predictive):
     member_stds: Float[Tensor, "draws examples ..."]
 
     @property
-    def mean(self) -> Float[Tensor, "examples ..."]:
-        """Expected target."""
-        return self.member_means.mean(0)
-
-    @property
-    def variance(self) -> Float[Tensor, "examples ..."]:
-        """Variance of the target: aleatoric + epistemic."""
-        return self.aleatoric + self.epistemic
-
-    @property
-    def std(self) -> Float[Tensor, "examples ..."]:
-        """Square root of the variance."""
-        return self.variance.sqrt()
-
-    @property
     def aleatoric(self) -> Float[Tensor, "examples ..."]:
         """Mean variance of the noise, which more data would not reduce."""
         return self.member_stds.square().mean(0)
-
-    @property
-    def epistemic(self) -> Float[Tensor, "examples ..."]:
-        """Variance of the networks' means, with the number of networks as divisor."""
-        return self.member_means.var(0, correction=0)
 
     @property
     def entropy(self) -> Float[Tensor, " examples"]:
@@ -109,7 +87,7 @@ class GaussianPredictive(Predictive):
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
-        return mixture.mixture_cdf(self._prepare_targets(targets), self.member_means, self.member_stds)
+        return mixture.mixture_cdf(self.match_targets(targets), self.member_means, self.member_stds)
 
     def log_prob(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
         """Log density of the mixture, jointly for all targets of an example, per unit of the targets.
@@ -120,9 +98,7 @@ class GaussianPredictive(Predictive):
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
-        log_densities = mixture.normal_log_density(
-            self._prepare_targets(targets), self.member_means, self.member_stds
-        )
+        log_densities = mixture.normal_log_density(self.match_targets(targets), self.member_means, self.member_stds)
         return mixture.log_mean_density(log_densities if log_densities.ndim == 2 else log_densities.sum(-1))
 
     def __repr__(self) -> str:
@@ -174,31 +150,6 @@ class GaussianPredictive(Predictive):
             target_name=name,
         )
 
-    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
-        """`mean`, `std`, `lower` and `upper` end of the 95 % interval, `aleatoric`, `epistemic`, `epistemic_std`.
-
-        Args:
-            names: Names of the targets; None numbers them. With several targets each column is `<quantity>_<name>`.
-        """
-        lower, upper = self.interval()
-        quantities = {
-            "mean": self.mean,
-            "std": self.std,
-            "lower": lower,
-            "upper": upper,
-            "aleatoric": self.aleatoric,
-            "epistemic": self.epistemic,
-            "epistemic_std": self.epistemic.sqrt(),
-        }
-        if self.member_means.ndim == 2:
-            return {name: values.cpu().numpy() for name, values in quantities.items()}
-        names = [str(k) for k in range(self.member_means.shape[2])] if names is None else names
-        return {
-            f"{name}_{target}": values[:, k].cpu().numpy()
-            for k, target in enumerate(names)
-            for name, values in quantities.items()
-        }
-
     def select(self, rows: Tensor) -> Self:
         """The predictions of some examples, by indices or a mask."""
         return type(self)(self.member_means[:, rows], self.member_stds[:, rows])
@@ -210,15 +161,6 @@ class GaussianPredictive(Predictive):
             torch.cat([p.member_means for p in predictions], dim=1),
             torch.cat([p.member_stds for p in predictions], dim=1),
         )
-
-    def _prepare_targets(self, targets: Tensor) -> Tensor:
-        shape = self.member_means.shape[1:]
-        if targets.shape != shape:
-            raise ValueError(
-                f"The predictions have the shape {tuple(shape)}, and the targets {tuple(targets.shape)}. Give one "
-                "target for each prediction, in the same order."
-            )
-        return targets.to(self.member_means)
 
 
 def _sum_targets(values: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:

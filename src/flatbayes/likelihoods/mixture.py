@@ -76,7 +76,7 @@ def mixture_quantile_of_score(score: Values, means: Members, stds: Members) -> V
         slope = (log_density + current.square() / 2 + 0.5 * math.log(2 * math.pi)).exp()
         return current - score, slope, tolerance * slope
 
-    return _find_root(evaluate, means + score * stds, tolerance)
+    return find_root(evaluate, means + score * stds, tolerance)
 
 
 def mixture_quantile(probability: float, means: Members, stds: Members) -> Values:
@@ -106,10 +106,10 @@ def _find_quantiles(probability: float, means: Tensor, stds: Tensor) -> Tensor:
         error = mixture_cdf(values, means, stds) - probability
         return error, density, tolerance * (probability + density * scale)
 
-    return _find_root(evaluate, means + score * stds, tolerance * scale)
+    return find_root(evaluate, means + score * stds, tolerance * scale)
 
 
-def _find_root(
+def find_root(
     evaluate: Callable[[Values], tuple[Values, Values, Values]], brackets: Members, tolerance: Values
 ) -> Values:
     """The zero of an increasing function between the smallest and the largest of several values.

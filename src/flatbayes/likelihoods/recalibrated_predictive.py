@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flatbayes.likelihoods import mixture
-from flatbayes.likelihoods.gaussian_predictive import DEFAULT_INTERVAL_LEVEL, GaussianPredictive
+from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
+from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL
 
 GRID_HALF_WIDTH = 8.0
 """Normal scores of the recalibrated distribution between which integrals are computed."""
@@ -105,7 +106,7 @@ class RecalibratedPredictive(GaussianPredictive):
             step = (grid.points >= grid.split).to(grid.points)
             return (grid.weights * (grid.compute_cdf() - step).square()).sum(0)[None]
 
-        values: Tensor = self._integrate(integrate, self._prepare_targets(targets))[0]
+        values: Tensor = self._integrate(integrate, self.match_targets(targets))[0]
         return values
 
     def interval(
@@ -140,7 +141,7 @@ class RecalibratedPredictive(GaussianPredictive):
             result: Tensor = torch.special.ndtr(evaluate_curve(score, *curve)[0])
             return result
 
-        return self._map_columns(compute, self._prepare_targets(targets))
+        return self._map_columns(compute, self.match_targets(targets))
 
     def log_prob(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
         """Log density, jointly for all targets of an example, per unit of the targets.
@@ -154,7 +155,7 @@ class RecalibratedPredictive(GaussianPredictive):
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
-        targets = self._prepare_targets(targets)
+        targets = self.match_targets(targets)
 
         def move(values: Tensor, means: Tensor, stds: Tensor, curve: Curve) -> Tensor:
             mapped, _ = evaluate_curve(mixture.mixture_score(values, means, stds), *curve)

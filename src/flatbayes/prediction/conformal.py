@@ -154,7 +154,8 @@ def conformalize(
         data: Labelled calibration examples in a form that `flatbayes.evaluate` takes.
         targets: As for `flatbayes.evaluate`.
         num_draws: Networks to average, now and in all predictions.
-        score: A score of `flatbayes.calibration`; None takes `LAC` for classes, `NormalizedResidual` for numbers.
+        score: A score of `flatbayes.calibration`; None takes `LAC` for classes, `NormalizedResidual` for a
+            Gaussian, and `QuantileResidual` for any other distribution.
         level: Coverage to guarantee, strictly between 0 and 1.
         groups: `"class"` to cover every class; the group of each example to cover every group; None covers all.
         allow_empty: False puts the most probable class into sets that would be empty.

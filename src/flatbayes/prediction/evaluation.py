@@ -21,6 +21,8 @@ from flatbayes.likelihoods import (
     Categorical,
     CategoricalPredictive,
     DenseCategoricalPredictive,
+    DistributionLikelihood,
+    DistributionPredictive,
     GaussianPredictive,
     Likelihood,
     Predictive,
@@ -42,6 +44,7 @@ from flatbayes.metrics.multi_label import measure_labels
 from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import LabelledBatches, mark_unlabelled, select_examples
+from flatbayes.prediction.number_metrics import measure_distribution
 from flatbayes.prediction.placement import PredictionPrecision
 from flatbayes.prediction.position_stream import PositionMetrics, stream_labelled
 
@@ -264,6 +267,8 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
     Positions without a label have `IGNORE_INDEX` too.
     """
     likelihood = unwrap_custom(likelihood)
+    if isinstance(likelihood, DistributionLikelihood):
+        likelihood.prepare_targets(targets.cpu())
     if not (isinstance(likelihood, Bernoulli | Categorical) or likelihood.has_positions):
         return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
@@ -308,6 +313,10 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
             metrics = regression_metrics(targets, log_density=predictive.log_prob(targets), **quantities)
             is_joint = targets.ndim == 2 and targets.shape[1] > 1
             target_metrics = metrics_per_target(targets, **quantities) if is_joint else {}
+            return Evaluation(metrics, coverage_curve(pit), num_networks, target_metrics)
+        case DistributionPredictive():
+            targets = _match_target_shape(targets.to(predictive.mean), predictive.mean.shape)
+            metrics, target_metrics, pit = measure_distribution(predictive, targets)
             return Evaluation(metrics, coverage_curve(pit), num_networks, target_metrics)
         case _:
             raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")

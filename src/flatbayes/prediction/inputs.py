@@ -31,7 +31,7 @@ from flatbayes.data.checks import check_finite
 from flatbayes.data.feature_names import fill_missing
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.standardize import SEQUENCE_AXES, Standardize
-from flatbayes.likelihoods import Predictive
+from flatbayes.likelihoods import DistributionPredictive, Predictive
 from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.prediction.placement import count_bytes
 
@@ -248,6 +248,9 @@ def check_finite_predictions(predictive: Predictive, first_row: int) -> None:
 
 def find_nonfinite_rows(predictive: Predictive) -> Tensor:
     """Rows of the examples whose mean prediction is not finite; none for a predictive of the user without a mean."""
+    if isinstance(predictive, DistributionPredictive) and not predictive.has_finite_mean:
+        is_finite = predictive.member_outputs.isfinite().all(-1).all(0)
+        return (~is_finite).nonzero().flatten()
     mean = getattr(predictive, "mean", None)
     if not isinstance(mean, Tensor):
         return torch.empty(0, dtype=torch.int64)

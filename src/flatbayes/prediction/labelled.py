@@ -18,9 +18,17 @@ from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.named_labels import has_named_labels, wrap_rows
 from flatbayes.data.pairs import check_pair, has_tree_items, is_tree_pair, join_rows
 from flatbayes.data.torch_dataset import read_examples
-from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
+from flatbayes.likelihoods import (
+    Bernoulli,
+    Categorical,
+    DenseCategorical,
+    DistributionLikelihood,
+    Gaussian,
+    Likelihood,
+)
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.dense_categorical_predictive import pad_positions
+from flatbayes.likelihoods.families import find_family
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.prediction.example_batches import batch_examples
 from flatbayes.prediction.fitted import FittedPosterior
@@ -28,6 +36,7 @@ from flatbayes.prediction.inputs import Inputs, match_image_layout
 
 TASKS: dict[type[Likelihood], Task] = {
     Gaussian: "regression",
+    DistributionLikelihood: "regression",
     Bernoulli: "multi_label",
     DenseCategorical: "dense",
 }
@@ -173,10 +182,14 @@ def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tup
 
 
 def infer_task(likelihood: object) -> TaskType:
-    """`regression` for a Gaussian, `multi_label` for a Bernoulli, `dense` for classes of positions.
+    """`regression` for a Gaussian or another distribution of numbers, `multi_label` for a Bernoulli.
+
+    `dense` for classes of positions.
 
     None where the targets tell.
     """
+    if find_family(likelihood) is not None:
+        return "regression"
     return next((task for kind, task in TASKS.items() if names_likelihood(likelihood, kind)), None)
 
 

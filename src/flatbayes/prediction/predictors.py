@@ -8,7 +8,7 @@ from torch import Tensor
 from flatbayes.likelihoods import (
     CategoricalPredictive,
     DenseCategoricalPredictive,
-    GaussianPredictive,
+    NumberPredictive,
     Predictive,
 )
 from flatbayes.likelihoods.custom import unwrap_custom
@@ -51,7 +51,7 @@ def make_predictor(
             precision=precision,
             compiled=compiled,
         )
-        if isinstance(predictive, GaussianPredictive):
+        if isinstance(predictive, NumberPredictive):
             raise ValueError(
                 f"This evaluation is for classification, and the posterior predicts a {type(predictive).__name__}."
             )

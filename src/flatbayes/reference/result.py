@@ -20,6 +20,7 @@ from flatbayes.data.fingerprint import explain_change
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
+    DistributionPredictive,
     GaussianPredictive,
     Likelihood,
     Predictive,
@@ -28,6 +29,8 @@ from flatbayes.metrics import agreement, total_variation, wasserstein_distance
 from flatbayes.reference.config import ReferenceConfig
 from flatbayes.reference.diagnostics import ReferenceDiagnostics, format_optional
 
+NUM_SAMPLES = 1000
+"""Samples of a distance between predictions that are no mixtures of normal distributions."""
 METADATA_KEY = "flatbayes_reference"
 SCHEMA = 1
 
@@ -275,6 +278,9 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
             parameters = (predictive.member_means, predictive.member_stds)
             distance = wasserstein_distance(*parameters, reference.member_means, reference.member_stds)
             return {"w1": distance}
+        case DistributionPredictive(), DistributionPredictive():
+            samples, reference_samples = (each.sample(NUM_SAMPLES).sort(0).values for each in (predictive, reference))
+            return {"w1": float((samples - reference_samples).abs().mean())}
         case _:
             raise TypeError(
                 f"There is no distance of a {type(predictive).__name__} to a reference of "

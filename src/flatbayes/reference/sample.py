@@ -48,7 +48,7 @@ def sample_reference(
     data: Any,
     config: ReferenceConfig = ReferenceConfig(),
     *,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | str | None = None,
     split: str = "test",
     seed: int = 0,
     show_progress: bool | None = None,

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from flatbayes import models
+from flatbayes import likelihoods, models
 from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator
@@ -18,6 +18,7 @@ from flatbayes.data.named_labels import wrap_rows
 from flatbayes.data.pairs import has_tree_items, is_tree_pair
 from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
+from flatbayes.likelihoods.families import FAMILIES, find_family
 from flatbayes.prediction.example_batches import batch_examples, read_targets, take_examples
 from flatbayes.prediction.labelled import infer_task, read_as_task
 from flatbayes.training.checkpoint import Checkpoints
@@ -34,7 +35,7 @@ DATA_ADVICE = (
 class NetworkOptions(TypedDict, total=False):
     """Keyword arguments of `fit` on network and targets, which are explained there."""
 
-    likelihood: Likelihood | None
+    likelihood: Likelihood | str | None
     output: OutputSelector | None
     init: PretrainedWeights | Sequence[PretrainedWeights] | None
     new_head: bool
@@ -104,8 +105,8 @@ def resolve_model(model: Any) -> Any:
 def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
     """The splits of a data source, and a dataset of rows; anything but these and texts is returned as it is.
 
-    A Gaussian makes whole numbers of a source regression targets, a Categorical makes those of a floating-point type
-    classes.
+    A Gaussian or another distribution makes whole numbers of a source regression targets, a Categorical makes those
+    of a floating-point type classes.
 
     Raises:
         TypeError: The data are a text.
@@ -232,6 +233,21 @@ def _batch_stream(dataset: IterableDataset[Any], batch_size: int) -> DataLoader[
     return DataLoader(dataset, batch_size)
 
 
+def check_likelihood_name(likelihood: Any) -> None:
+    """Refuse a text that names no likelihood, before the data are read.
+
+    Raises:
+        TypeError: There is no likelihood or distribution of this name.
+    """
+    if isinstance(likelihood, str) and find_family(likelihood) is None:
+        classes = list_classes(likelihoods, Likelihood)  # type: ignore[type-abstract]
+        if match_name(likelihood, classes) is None:
+            raise TypeError(
+                f"Unknown likelihood {likelihood!r}. {format_suggestion(likelihood, [*FAMILIES, *classes])}Give the "
+                f"name of a distribution ({', '.join(FAMILIES)}), or an instance such as Categorical(10)."
+            )
+
+
 def resolve_likelihood(likelihood: Any, inferred: Likelihood) -> Likelihood:
     """A likelihood from an instance, or from the class or name of the one that the data suggest.
 
@@ -244,6 +260,6 @@ def resolve_likelihood(likelihood: Any, inferred: Likelihood) -> Likelihood:
     if isinstance(name, str) and name.lower() == type(inferred).__name__.lower():
         return inferred
     raise TypeError(
-        f"likelihood must be an instance such as Categorical(10) or Gaussian(), got {name!r}; these data suggest "
-        f"{inferred!r}."
+        f"likelihood must be an instance such as Categorical(10) or Gaussian(), or the name of a distribution "
+        f"({', '.join(FAMILIES)}), got {name!r}; these data suggest {inferred!r}."
     )

@@ -12,7 +12,7 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
 from flatbayes.core.spec import to_spec
-from flatbayes.likelihoods import Bernoulli, Gaussian, Likelihood
+from flatbayes.likelihoods import Bernoulli, DistributionLikelihood, Gaussian, Likelihood
 from flatbayes.training.config_groups import (
     CollectionConfig,
     DistributionConfig,
@@ -162,12 +162,12 @@ class TrainingConfig:
         """The configuration with a number or None for `optimization.clip_norm`.
 
         Args:
-            likelihood: Distribution of the targets. The gradient of a Gaussian log density grows without bound as
-                the noise falls, that of several labels with their number.
+            likelihood: Distribution of the targets. The gradient of a log density of numbers grows without bound as
+                the noise falls, that of a count with its mean, that of several labels with their number.
         """
         if self.optimization.clip_norm != "auto":
             return self
-        clip_norm = CLIP_NORM if isinstance(likelihood, Bernoulli | Gaussian) else None
+        clip_norm = CLIP_NORM if isinstance(likelihood, Bernoulli | DistributionLikelihood | Gaussian) else None
         return replace(self, optimization=replace(self.optimization, clip_norm=clip_norm))
 
     @property

@@ -48,7 +48,7 @@ class OptimizationConfig:
 
     Attributes:
         label_smoothing: Fraction of each target that is spread evenly over all classes, in the training loss.
-        clip_norm: Largest norm of the final gradient; None does not clip. `auto` is 1 for a Gaussian likelihood.
+        clip_norm: Largest norm of the final gradient; None does not clip. `auto` is 1 unless targets are classes.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
         initial_noise: Noise of a regression at the start: `residuals` of a linear fit; None is 0.7 of the targets'.
         prior_factor: Factor on the precision of the prior. `auto`: chosen on validation data.

@@ -22,6 +22,7 @@ from flatbayes.calibration.scores import (
     ClassScore,
     ConformalScore,
     NormalizedResidual,
+    QuantileResidual,
     get_score_data,
     make_score,
 )
@@ -33,11 +34,13 @@ from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, load_training_splits
 from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.flatness import SAM, Flatness
+from flatbayes.likelihoods import DistributionLikelihood
+from flatbayes.likelihoods.families import find_family
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.inputs import Inputs
-from flatbayes.prediction.labelled import read_as_task
+from flatbayes.prediction.labelled import names_likelihood, read_as_task
 from flatbayes.training.arguments import resolve_config, resolve_data
 from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
 from flatbayes.training.config import TrainingConfig
@@ -213,7 +216,8 @@ def fit_cross_conformal(
         flatness: As for `fit`.
         config: As for `fit`.
         num_folds: Number K of folds, at least 2; the number of training examples for jackknife+.
-        score: A score of `flatbayes.calibration`; None takes `LAC` for classes, `NormalizedResidual` for numbers.
+        score: A score of `flatbayes.calibration`; None takes `LAC` for classes, `NormalizedResidual` for a
+            Gaussian, and `QuantileResidual` for any other distribution.
         level: Wanted coverage. Guaranteed is about `2 level - 1`, see `CrossConformalPosterior.guarantee`.
         num_draws: Networks of each fold to average.
         seed: Seed of the folds, and of everything random in each training.
@@ -254,7 +258,7 @@ def fit_cross_conformal(
         raise ValueError(f"num_folds lies between 2 and the {count} training examples, got {num_folds}.")
     purpose = f"regions at level {level:g}"
     warn_if_few(count, required_examples(level), purpose, "Every region contains everything")
-    score = score or (NormalizedResidual() if splits.is_regression else LAC())
+    score = score or _choose_score(splits, likelihood)
     order = torch.randperm(count, generator=make_generator(Stream.SUBSAMPLE, seed))
     folds = order.tensor_split(num_folds)
     members, fold_scores = list[FittedPosterior](), list[Tensor]()
@@ -271,3 +275,10 @@ def fit_cross_conformal(
         members.append(member)
         fold_scores.append(score.compute_scores(predictive, check_targets(predictive, targets), level))
     return CrossConformalPosterior(tuple(members), tuple(fold_scores), score, level, num_draws, seed)
+
+
+def _choose_score(splits: DataSplits, likelihood: object) -> ConformalScore:
+    if not splits.is_regression:
+        return LAC()
+    is_distribution = find_family(likelihood) or names_likelihood(likelihood, DistributionLikelihood)
+    return QuantileResidual() if is_distribution else NormalizedResidual()

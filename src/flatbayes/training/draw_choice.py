@@ -14,7 +14,7 @@ from torch import Tensor
 from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
 from flatbayes.core.input_trees import count_examples
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import Bernoulli, Gaussian, GaussianPredictive, Likelihood
+from flatbayes.likelihoods import Bernoulli, DistributionLikelihood, Gaussian, GaussianPredictive, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Posterior
 from flatbayes.posteriors.draw_options import DrawOption, list_auto_options, replace_option
@@ -121,11 +121,11 @@ def check_criteria(posterior: Posterior, likelihood: Likelihood) -> None:
     Raises:
         ValueError: A criterion is about classes, and the predictions are numbers or several labels.
     """
-    likelihood = unwrap_custom(likelihood)
+    likelihood, kinds = unwrap_custom(likelihood), (Bernoulli, DistributionLikelihood, Gaussian)
     for name, option in list_auto_options(posterior.draw_options, posterior).items():
         tolerance = option.tolerance
-        if tolerance is not None and tolerance.criterion != "nll" and isinstance(likelihood, Bernoulli | Gaussian):
-            predicted = "numbers" if isinstance(likelihood, Gaussian) else "several labels"
+        if tolerance is not None and tolerance.criterion != "nll" and isinstance(likelihood, kinds):
+            predicted = "several labels" if isinstance(likelihood, Bernoulli) else "numbers"
             raise ValueError(
                 f"criterion={tolerance.criterion!r} of {name}='auto' is about classes, and predictions are "
                 f"{predicted}. Use criterion='nll'."

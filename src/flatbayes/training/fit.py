@@ -75,7 +75,7 @@ def fit(
     new_head: bool = False,
     freeze: Sequence[str] = (),
     transform: Standardize | None = None,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | str | None = None,
     num_data: int | None = None,
     output: OutputSelector | None = None,
     val: Any = None,
@@ -118,7 +118,8 @@ def fit(
         likelihood: Distribution of the targets given the outputs; by default inferred from the targets: `Categorical`
             for integers and texts, with `single_logit` for two classes and a network of one output; `Gaussian` for
             fractions, `Bernoulli` for several labels of each example, rows of 0 and 1. Targets that may be either
-            need one.
+            need one. The name of a distribution, such as "Poisson" or "StudentT", is `DistributionLikelihood.fit` of
+            the training targets.
         num_data: Number of labelled examples of a loader. By default they are counted in one pass over the loader
             before training, which also checks all batches.
         output: Which output of a network that returns several is used: a key, an attribute, an index, or a function

@@ -21,8 +21,16 @@ from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
-from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
+from flatbayes.likelihoods import (
+    Bernoulli,
+    Categorical,
+    DenseCategorical,
+    DistributionLikelihood,
+    Gaussian,
+    Likelihood,
+)
 from flatbayes.likelihoods.custom import unwrap_custom
+from flatbayes.likelihoods.families import find_family
 from flatbayes.likelihoods.labels import NEW_HEAD_ADVICE
 from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
@@ -48,6 +56,8 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
         ValueError: They are not.
     """
     likelihood = unwrap_custom(likelihood)
+    if isinstance(likelihood, DistributionLikelihood):
+        _check_numbers(data, likelihood)
     kinds: dict[type[Likelihood], str] = {
         Bernoulli: "several labels",
         Categorical: "one class",
@@ -72,6 +82,26 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
             f"likelihood=Categorical({data.num_classes}), and a network with {data.num_classes} outputs "
             "(new_head=True replaces the last layer)."
         )
+
+
+def _check_numbers(data: DataSplits, likelihood: DistributionLikelihood) -> None:
+    """Check that targets are numbers in the support of a distribution.
+
+    Raises:
+        ValueError: They are not; the message says of which split.
+    """
+    if data.class_names or data.is_multi_label:
+        raise ValueError(
+            f"The likelihood {likelihood!r} is for numbers, and the targets are classes or labels: set the option "
+            "task of the data to regression."
+        )
+    for name in ("train", "val"):
+        split = getattr(data, name)
+        try:
+            if len(split):
+                likelihood.prepare_targets(split.targets)
+        except ValueError as error:
+            raise ValueError(f"Of the {name} examples, {error}") from error
 
 
 def infer_likelihood(
@@ -108,6 +138,28 @@ def infer_likelihood(
 def _knows_task(splits: DataSplits, *, new_head: bool) -> bool:
     """Whether splits tell the likelihood, and not the outputs of the network."""
     return not splits.class_names or (new_head and not splits.is_dense)
+
+
+def fit_family(name: object, data: TrainingData, splits: DataSplits | None) -> DistributionLikelihood | None:
+    """The likelihood of a family with a name, in the location and scale of the training targets.
+
+    Returns:
+        None if `name` is no name of a family.
+
+    Raises:
+        ValueError: There are no targets, or some are no targets of the family.
+    """
+    family = find_family(name)
+    if family is None:
+        return None
+    if isinstance(data, LoaderData):
+        with preserve_loader(data.loader):
+            targets = [split_batch(batch)[1] for batch in data.loader]
+        if not targets:
+            raise ValueError(format_empty_loader(data.loader))
+        return DistributionLikelihood.fit(family, torch.cat(targets))
+    assert splits is not None
+    return DistributionLikelihood.fit(family, splits.train.targets)
 
 
 def infer_split_likelihood(splits: DataSplits, loader: Iterable[Any]) -> Likelihood:

@@ -18,7 +18,8 @@ from flatbayes.training.model_builder import ModelFactory, make_adapted_builder,
 
 ADVICE = (
     "Pass likelihood=Categorical(num_classes) for classes, or likelihood=Gaussian.fit(targets) for numbers, of which "
-    "a network predicts mean and raw scale (two outputs for each; ConstantScale(network) makes them of one)."
+    "a network predicts mean and raw scale (two outputs for each; ConstantScale(network) makes them of one), or a "
+    'distribution such as likelihood="Poisson" for counts.'
 )
 
 

@@ -18,14 +18,14 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Posterior
-from flatbayes.training.arguments import resolve_likelihood
+from flatbayes.training.arguments import check_likelihood_name, resolve_likelihood
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData
 from flatbayes.training.input_layout import match_input_layout
 from flatbayes.training.input_scale import match_input_scale, match_target_scale
 from flatbayes.training.label_shift import match_label_shift
-from flatbayes.training.likelihood_inference import are_binary_labels, check_task, infer_likelihood
+from flatbayes.training.likelihood_inference import are_binary_labels, check_task, fit_family, infer_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs, warn_of_missing_classes
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.model_builder import (
@@ -66,7 +66,7 @@ def prepare_runs(
     new_head: bool = False,
     freeze: Sequence[str] = (),
     transform: Standardize | None = None,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | str | None = None,
     num_data: int | None = None,
     output: OutputSelector | None = None,
     val: Any = None,
@@ -80,6 +80,7 @@ def prepare_runs(
     Raises:
         ValueError: The arguments do not go together.
     """
+    check_likelihood_name(likelihood)
     usual, auto_flatness = check_method(model, posterior, flatness, config, has_init=init is not None or new_head)
     may_infer = likelihood is None and not new_head
     training_data, splits = read_training_data(
@@ -95,8 +96,12 @@ def prepare_runs(
     )
     is_inferred = not isinstance(likelihood, Likelihood)
     if not isinstance(likelihood, Likelihood):
-        inferred = infer_likelihood(training_data, config, model, output, new_head=new_head, splits=splits)
-        likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
+        family = fit_family(likelihood, training_data, splits)
+        if family is None:
+            inferred = infer_likelihood(training_data, config, model, output, new_head=new_head, splits=splits)
+            likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
+        else:
+            likelihood = family
     if splits is not None:
         check_ignore_index(splits, likelihood)
         check_task(splits, likelihood)

@@ -58,7 +58,7 @@ def fit_together(
     new_head: bool = False,
     freeze: Sequence[str] = (),
     transform: Standardize | None = None,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | str | None = None,
     num_data: int | None = None,
     output: OutputSelector | None = None,
     val: Any = None,
