@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "docs" / "gallery"
-NAMES = ("tabular", "regression", "images", "sentences", "out_of_distribution")
+NAMES = ("tabular", "regression", "images", "sentences", "out_of_distribution", "active_learning")
 NUM_COLOURS = 256
 """Colours of a picture: figures have few, and files become a third as large."""
 
@@ -92,7 +92,7 @@ def render(name: str) -> None:
     seconds_before = sum(os.times()[2:4])
     options = ["--InlineBackend.figure_formats=['retina']"]
     client = NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(GALLERY)}}, extra_arguments=options
+        notebook, timeout=1500, resources={"metadata": {"path": str(GALLERY)}}, extra_arguments=options
     )
     client.execute()
     seconds = sum(os.times()[2:4]) - seconds_before
