@@ -50,9 +50,9 @@ for ax, row in zip(axes, top.tolist(), strict=True):
 # %% [markdown]
 # ## Four rules, five seeds
 #
-# Each seed has test images and first 20 labels of its own, the same for all rules. In each round the networks are trained
-# from scratch. `sample_batch` draws in proportion to a power of the score: 0 is a random choice, infinity takes the
-# highest scores, and 1 makes the images of a batch resemble each other less.
+# Each seed has test images and first 20 labels of its own, the same for all rules. In each round the networks are
+# trained from scratch. `sample_batch` draws in proportion to a power of the score: 0 is a random choice, infinity
+# takes the highest scores, and 1 makes the images of a batch resemble each other less.
 
 # %%
 INFINITE = float("inf")
@@ -110,8 +110,8 @@ axes[0].set_ylabel("accuracy, mean of five seeds")
 legend = axes[0].legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# Differences seed by seed in percentage points, their mean with its standard error: each rule minus the random choice, and
-# flat minus plain training.
+# Differences seed by seed in percentage points, their mean with its standard error: each rule minus the random choice,
+# and flat minus plain training.
 
 
 # %%
