@@ -110,8 +110,8 @@ axes[0].set_ylabel("accuracy, mean of five seeds")
 legend = axes[0].legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# Differences seed by seed in percentage points, their mean with its standard error: each rule minus the random choice,
-# and flat minus plain training.
+# Differences seed by seed in percentage points, their mean with its standard error: each rule minus the random
+# choice, and flat minus plain training.
 
 
 # %%

@@ -27,9 +27,9 @@ def hook():
     return module
 
 
-def test_there_are_five_and_all_are_linked(hook):
+def test_there_are_six_and_all_are_linked(hook):
     assert {path.stem for path in SOURCES} == set(hook.NAMES)
-    assert len(hook.NAMES) == 5
+    assert len(hook.NAMES) == 6
     overview = (GALLERY / "index.md").read_text(encoding="utf-8")
     for name in hook.NAMES:
         assert f"({name}.md)" in overview

@@ -65,8 +65,8 @@ def fit_calibration(
         ValueError: The method is not for this kind of prediction, or the targets do not match the predictions.
 
     Warns:
-        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100, or fewer than 10 outside of a
-            class that has more than four fifths of them; or the temperature or factor is at an end of its range.
+        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100, or fewer than 10 outside of
+            a class with more than four fifths of them; or the temperature or factor is at an end of its range.
 
     Examples:
         >>> calibration = fit_calibration(

@@ -17,8 +17,8 @@ MIN_HELD_OUT, MAX_HELD_OUT = 10, 2000
 def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSplits:
     """Data with at most 2,000 random training examples as validation split; unchanged where it would have too few.
 
-    At least one example of every class stays in the training split, and of a class with three or more one is held out,
-    so that a rare class takes part in what validation examples decide.
+    At least one example of every class stays in the training split, and of a class with three or more one is held
+    out, so that a rare class takes part in what validation examples decide.
     """
     rows = choose_held_out(
         data.train.targets, fraction, seed, has_classes=bool(data.class_names) and not data.is_dense
