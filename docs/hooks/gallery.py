@@ -92,7 +92,7 @@ def render(name: str) -> None:
     seconds_before = sum(os.times()[2:4])
     options = ["--InlineBackend.figure_formats=['retina']"]
     client = NotebookClient(
-        notebook, timeout=1500, resources={"metadata": {"path": str(GALLERY)}}, extra_arguments=options
+        notebook, timeout=600, resources={"metadata": {"path": str(GALLERY)}}, extra_arguments=options
     )
     client.execute()
     seconds = sum(os.times()[2:4]) - seconds_before
