@@ -137,8 +137,8 @@ for column in (1, 3, 6):
 #
 # * Examples drawn in proportion to the mutual information are the best from the first round on: with 100 labels they
 #   reach the accuracy that a random choice has with 140.
-# * The highest scores alone are no better than chance up to 80 labels, and at 60 labels worse than it on average. They
-#   win later, when the networks know which inputs are hard.
+# * The highest scores alone are no better than chance up to 80 labels, and at 60 labels worse on average. They win
+#   later, when the networks know which inputs are hard.
 # * Flat training changes none of this. Its differences from plain training have both signs; the largest, -2.4 points
 #   for the highest mutual information at 40 labels, is one of twelve.
 #

@@ -73,6 +73,7 @@ def test_tables_of_pandas_become_one_line_without_style(hook):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_notebooks_run(source):
     for package in PACKAGES.get(source.stem, ()):
