@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "docs" / "gallery"
-NAMES = ("tabular", "regression", "images", "sentences", "out_of_distribution")
+NAMES = ("tabular", "regression", "images", "sentences", "out_of_distribution", "active_learning")
 NUM_COLOURS = 256
 """Colours of a picture: figures have few, and files become a third as large."""
 

@@ -238,6 +238,7 @@ else:
             "flatbayes.training.fit": "fit",
             "flatbayes.training.sharing": "fit_together",
         },
-        "calibration certification checks cli core data diagnostics distillation estimators experiments flatness "
-        "integrations likelihoods metrics models plotting posteriors prediction reference reporting theory training",
+        "calibration certification checks cli core data decisions diagnostics distillation estimators experiments "
+        "flatness integrations likelihoods metrics models plotting posteriors prediction reference reporting theory "
+        "training",
     )

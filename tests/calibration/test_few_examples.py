@@ -100,13 +100,15 @@ def test_the_number_for_a_region_and_a_threshold_is_the_least_with_a_finite_one(
 
 def test_a_fitted_number_at_the_end_of_its_range_is_warned_of():
     predictive = Categorical(2).predictive([torch.tensor([[0.6, 0.4]] * 20).log()])
-    with pytest.warns(CalibrationWarning, match="temperature is 100, an end of its range"):
+    is_rare = pytest.warns(CalibrationWarning, match="0 of the 20 examples are not of the most frequent class")
+    with is_rare, pytest.warns(CalibrationWarning, match="temperature is 100, an end of its range"):
         fit_calibration(predictive, torch.ones(20, dtype=torch.int64))
     exact = GaussianPredictive(torch.zeros(1, 20), torch.ones(1, 20))
     with pytest.warns(CalibrationWarning, match=r"factor on the standard deviations is 0\.01, an end"):
         fit_calibration(exact, torch.zeros(20))
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings(record=True, action="always") as caught:
         calibration = fit_calibration(predictive, torch.zeros(20, dtype=torch.int64))
+    assert [str(warning.message)[:14] for warning in caught] == ["0 of the 20 ex"]
     assert calibration.apply(predictive).mean[0, 1] > 0.4 / 21 * 0.99
 
 

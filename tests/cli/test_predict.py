@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from flatbayes.cli import main
+from flatbayes.decisions import decide
 from flatbayes.posteriors import MAP
 from flatbayes.prediction import FittedPosterior
 
@@ -279,3 +280,20 @@ def test_verbs_for_classes_refuse_a_regression_before_they_read_data(runs, capsy
     monkeypatch.setattr("flatbayes.data.Table.read", None)
     assert main([verb, "numbers"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_decisions_of_least_expected_cost(runs, capsys):
+    costs = "[[0,1,1,0],[1,0,1,0.9],[1,1,0,0.9]]"
+    arguments = ["--input", "classes.csv", "--output", "decided.csv", "--costs", costs, *DRAWS]
+    assert main(["predict", "classes", *arguments]) == 0
+    found, names = read("decided.csv"), ["cat", "dog", "owl", "decision_3"]
+    probs = torch.tensor([[float(value) for value in found[f"probability_{name}"]] for name in names[:3]]).T
+    assert found["decision"] == [names[k] for k in decide(probs, json.loads(costs)).tolist()]
+    assert len(set(found["decision"])) > 1
+    assert main(["evaluate", "classes", "--costs", costs, *DRAWS]) == 0
+    assert "mean cost: " in capsys.readouterr().out
+    assert main(["predict", "classes", *arguments[:-3], "[[0,1],[9,0]]", *DRAWS, "--overwrite"]) == 2
+    assert "costs must have 3 rows" in capsys.readouterr().err
+    arguments = ["--input", "numbers.csv", "--output", "refused.csv", "--costs", costs, *DRAWS]
+    assert main(["predict", "numbers", *arguments]) == 2
+    assert "--costs are those of one class" in capsys.readouterr().err

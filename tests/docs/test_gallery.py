@@ -27,9 +27,9 @@ def hook():
     return module
 
 
-def test_there_are_five_and_all_are_linked(hook):
+def test_there_are_six_and_all_are_linked(hook):
     assert {path.stem for path in SOURCES} == set(hook.NAMES)
-    assert len(hook.NAMES) == 5
+    assert len(hook.NAMES) == 6
     overview = (GALLERY / "index.md").read_text(encoding="utf-8")
     for name in hook.NAMES:
         assert f"({name}.md)" in overview
@@ -73,6 +73,7 @@ def test_tables_of_pandas_become_one_line_without_style(hook):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_notebooks_run(source):
     for package in PACKAGES.get(source.stem, ()):

@@ -26,6 +26,7 @@ from flatbayes.calibration.targets import (
     check_targets,
     warn_if_at_end,
     warn_if_few,
+    warn_if_rare,
 )
 from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import IGNORE_INDEX
@@ -73,8 +74,8 @@ def fit_calibration(
         ValueError: The method is not for this kind of prediction, or the targets do not match the predictions.
 
     Warns:
-        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100; or the temperature or factor
-            is at an end of its range.
+        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100, or fewer than 10 outside of
+            a class with more than four fifths of them; or the temperature or factor is at an end of its range.
 
     Examples:
         >>> calibration = fit_calibration(
@@ -111,6 +112,7 @@ def fit_calibration(
             curves = fit_isotonic(log_probs, labels)
         else:
             weights, bias = _fit_classes(log_probs, labels.long(), method, num_examples)
+        warn_if_rare(labels.long(), f"the calibration map {method!r}")
     num_required = MIN_ISOTONIC_EXAMPLES if method == "isotonic" else MIN_EXAMPLES
     warn_if_few(num_examples, num_required, f"the calibration map {method!r}", "It may be worse than none")
     if method == "temperature":

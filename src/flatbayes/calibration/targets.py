@@ -63,6 +63,32 @@ def warn_if_few(num_examples: int, num_required: int, purpose: str, consequence:
         )
 
 
+def count_rare(labels: Tensor) -> int | None:
+    """Number of examples outside of the most frequent class, where that is rare; else None.
+
+    Rare is fewer than 10 and fewer than a fifth of all: what is fitted to the probability of the other classes then
+    depends on these few, however many examples there are.
+
+    Args:
+        labels: Class indices.
+    """
+    num_other = len(labels) - int(torch.bincount(labels).max()) if len(labels) else 0
+    return num_other if num_other < MIN_EXAMPLES and 5 * num_other < len(labels) else None
+
+
+def warn_if_rare(labels: Tensor, purpose: str) -> None:
+    """Warn of so few validation examples outside of the most frequent class that chance decides."""
+    num_other = count_rare(labels)
+    if num_other is not None and len(labels) >= MIN_EXAMPLES:
+        warnings.warn(
+            f"{num_other} of the {len(labels)} examples {'is' if num_other == 1 else 'are'} not of the most frequent "
+            f"class, too few for {purpose}: it may be worse than none. Give examples with at least {MIN_EXAMPLES} of "
+            "the rare classes, in their natural proportion.",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+
+
 def warn_if_at_end(value: float, limits: tuple[float, float], name: str, num_examples: int) -> None:
     """Warn of a fitted number at an end of its range, unless there are so few examples that `warn_if_few` warns."""
     if num_examples >= MIN_EXAMPLES and min(abs(math.log(value / limit)) for limit in limits) < END_TOLERANCE:

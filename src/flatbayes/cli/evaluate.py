@@ -13,14 +13,16 @@ from flatbayes.cli.artifacts import console, load_run, tolerate_read_only
 from flatbayes.cli.check import print_failures
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
-from flatbayes.cli.predict import get_output_names
+from flatbayes.cli.predict import add_costs_option, get_output_names
 from flatbayes.cli.thresholds import Thresholds
 from flatbayes.core.names import format_count
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split
+from flatbayes.decisions import decide, mean_cost
 from flatbayes.experiments.results import RESULTS_FILE
 from flatbayes.experiments.run_folder import THRESHOLDS_FILE, RunFolder
 from flatbayes.experiments.run_result import RunCost, RunResult
+from flatbayes.likelihoods import CategoricalPredictive
 from flatbayes.metrics.definitions import select_definitions
 from flatbayes.prediction import Evaluation, FittedPosterior, check_num_draws, evaluate
 from flatbayes.prediction.description import name_flatness
@@ -37,6 +39,7 @@ def make_parser() -> ArgumentParser:
     add_run_options(parser)
     add_data_path_option(parser)
     parser.add_argument("--split", type=SplitName, default="test", help="split of the data to evaluate on")
+    add_costs_option(parser, "print the mean cost of the decisions of least expected cost")
     return parser
 
 
@@ -54,6 +57,7 @@ def run(options: Namespace) -> None:
         options.seed,
         precision=options.precision,
         compiled=options.compiled,
+        costs=options.costs,
     )
 
 
@@ -68,6 +72,7 @@ def evaluate_run(
     *,
     precision: PredictionPrecision | None = None,
     compiled: bool = False,
+    costs: Any = None,
 ) -> CheckReport:
     """Compute metrics on a split, print them with the checks that fail, and add them to `results.json` of the folder.
 
@@ -84,6 +89,7 @@ def evaluate_run(
         seed: Seed of the draws.
         precision: As in `FittedPosterior.predict`.
         compiled: As in `FittedPosterior.predict`.
+        costs: Costs of decisions, [classes, decisions], whose mean is printed; None for none.
 
     Returns:
         The self-checks on these examples.
@@ -99,6 +105,7 @@ def evaluate_run(
     with fitted.share_predictions():
         evaluation = evaluate(fitted, split.inputs, split.targets, num_draws, **options)
         report = fitted.check(split.inputs, split.targets, num_draws, **options)
+        costs_text = "" if costs is None else describe_costs(fitted, split, costs, num_draws, **options)
     regions_text, regions = evaluate_thresholds(fitted, folder, split, split_name, **options)
     result = RunResult(
         data=short_name(config["data"]),
@@ -126,6 +133,8 @@ def evaluate_run(
     console.print(make_table(evaluation, title, fitted.info.get("target_names")))
     if fitted.calibration is not None:
         console.print_text(f"calibration: {fitted.calibration.describe()}")
+    if costs_text:
+        console.print_text(costs_text)
     if regions_text:
         console.print_text(regions_text)
     print_failures(report, folder.path, fitted.info)
@@ -138,6 +147,24 @@ def evaluate_run(
             "different settings (num_draws, seed, precision, calibration); each has its own."
         )
     return report
+
+
+def describe_costs(fitted: FittedPosterior, split: Split, costs: Any, num_draws: int, **options: Any) -> str:
+    """Mean cost of the decisions of least expected cost, and of the most probable classes where these are decisions.
+
+    Raises:
+        ValueError: The predictions are not one class of each example, or the costs are not those of them.
+    """
+    predictive, targets, _ = predict_labelled(fitted, split.inputs, split.targets, num_draws, **options)
+    if not isinstance(predictive, CategoricalPredictive):
+        raise ValueError(
+            "--costs are those of one class of each example, and these predictions are of another kind. Leave it out."
+        )
+    text = f"mean cost: {format_metric(mean_cost(decide(predictive, costs), targets, costs))} with the decisions of "
+    text += "least expected cost"
+    if len(costs[0]) < predictive.mean.shape[1]:
+        return text
+    return f"{text}, {format_metric(mean_cost(predictive.top_class, targets, costs))} with the most probable classes"
 
 
 def evaluate_thresholds(

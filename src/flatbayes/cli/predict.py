@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentParser, Namespace
+from numpy.typing import NDArray
 from rich.progress import Progress
 
 from flatbayes.cli.artifacts import check_output_file, console, load_on_device
@@ -19,7 +21,8 @@ from flatbayes.data import InputReader, PredictionWriter
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.prediction_writer import to_text
-from flatbayes.likelihoods import Predictive
+from flatbayes.decisions import decide
+from flatbayes.likelihoods import CategoricalPredictive, Predictive
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.prediction.inputs import count_chunk_examples
 from flatbayes.prediction.labelled import infer_task
@@ -65,6 +68,7 @@ def make_parser() -> ArgumentParser:
         default=None,
         help="mark predictions as abstained by the threshold that flatbayes calibrate computed for this error rate",
     )
+    add_costs_option(parser, "add the decision of least expected cost")
     parser.add_argument(
         "--escape_formulas",
         action="store_true",
@@ -72,6 +76,16 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     return parser
+
+
+def add_costs_option(parser: ArgumentParser, purpose: str) -> None:
+    """Add the option of the costs of decisions."""
+    parser.add_argument(
+        "--costs",
+        type=list[list[float]] | None,
+        default=None,
+        help=f"{purpose}: a row of costs for each true class, a column for each decision, such as [[0,1],[20,0]]",
+    )
 
 
 def add_input_options(parser: ArgumentParser) -> None:
@@ -133,6 +147,8 @@ def run(options: Namespace) -> None:
                 groups = None if group_column is None else to_text(kept_columns[group_column])
                 region = thresholds.get_conformal(options.conformal).predict(predictive, groups)
                 columns |= region.columns(names)
+            if options.costs is not None:
+                columns["decision"] = name_decisions(predictive, options.costs, names)
             if is_added:
                 kept_columns = {name: values for name, values in kept_columns.items() if name != group_column}
             distance = fitted.measure_input_distance(examples)
@@ -215,6 +231,25 @@ def make_input_reader(
         expected_csv_format=CsvFormat.from_dict(info.get("csv_format")),
         chunk_size=count_chunk_examples(input_bytes + predictive_bytes),
     )
+
+
+def name_decisions(predictive: Predictive, costs: Any, names: Sequence[str] | None) -> NDArray[np.str_]:
+    """The decision of least expected cost for each example: a class, or `decision_<column>` for a further column.
+
+    Raises:
+        TypeError, ValueError: The predictions are not one class of each example, or the costs are not those of them.
+    """
+    if not isinstance(predictive, CategoricalPredictive):
+        raise ValueError(
+            "--costs are those of one class of each example, and these predictions are of another kind. Leave it out."
+        )
+    decisions = decide(predictive, costs).cpu().numpy()
+    num_classes = predictive.mean.shape[1]
+    classes = [str(k) for k in range(num_classes)] if names is None else list(map(str, names))
+    others = [f"decision_{column}" for column in range(len(costs[0]))]
+    all_names = classes + others[num_classes:] if len(others) >= num_classes else others
+    named: NDArray[np.str_] = np.asarray(all_names)[decisions]
+    return named
 
 
 def read_image_options(folder: Path) -> tuple[bool, bool]:

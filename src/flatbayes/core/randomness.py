@@ -47,6 +47,7 @@ class Stream(StrEnum):
     EXAMPLE_INPUTS = "example inputs"
     EXPORT_PROBES = "probes of an export"
     SUBSAMPLE = "subsample of a split"  # seed
+    ACQUISITION = "examples to label next"  # seed
     IMAGE_STATISTICS = "images for the standardisation"
     CORRUPTION = "corruption"  # seed, number of the chunk of images
     SPHERE = "directions of sharpness and landscapes"  # seed, number of the direction

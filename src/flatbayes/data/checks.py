@@ -23,6 +23,8 @@ REGRESSION_ADVICE = (
     "for numbers set the option task of the data to regression (on the command line, --data.task regression), or "
     'pass likelihood=Gaussian to fit, for counts likelihood="Poisson"'
 )
+MAX_NAMED_CLASSES = 1000
+"""Classes up to this number are named whether or not all have an example; more need as many examples."""
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
 
@@ -52,8 +54,16 @@ TaskType = Task | None
 """None infers the task from the type of the targets."""
 
 
-def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, allow_rare: bool = False) -> None:
+def check_labels(
+    splits: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    *,
+    allow_rare: bool = False,
+    allow_missing: bool = False,
+) -> None:
     """Check that the labels of splits are 0 to `num_classes - 1`, and that each of at least 2 classes has an example.
+
+    With `allow_missing` classes may have no example, or a single one: their number is known.
 
     Raises:
         ValueError: A label is out of range, a class has no example, or most classes have a single one.
@@ -68,12 +78,15 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, al
     for name, targets in splits.items():
         check_label_range(targets, num_classes, name)
         has_examples[targets] = True
+    if allow_missing:
+        return
     if not has_examples.all():
         missing = [class_names[index] for index in (~has_examples).nonzero().flatten().tolist()]
         raise ValueError(
             f"{len(missing)} of the {num_classes} classes {'has' if len(missing) == 1 else 'have'} no example; the "
             f"first is {missing[0]!r}. Leave such classes out, and number the others without gaps, 0 to "
-            f"{int(has_examples.sum()) - 1}. {REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
+            f"{int(has_examples.sum()) - 1}. A pair or dataset that fit gets may lack classes where their number is "
+            f"known: likelihood=Categorical({num_classes}). {REGRESSION_ADVICE[0].upper()}{REGRESSION_ADVICE[1:]}."
         )
     _check_class_sizes(torch.bincount(torch.cat([*splits.values()]), minlength=num_classes), class_names, allow_rare)
 
@@ -180,7 +193,7 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     """
     highest = max((int(labels.max()) for labels in targets if len(labels)), default=-1)
     total = sum(len(labels) for labels in targets)
-    if highest >= total:
+    if highest >= max(total, MAX_NAMED_CLASSES):
         raise ValueError(
             f"The highest label is {highest}, and there are only {format_count(total, 'example')}. Labels number the "
             "classes from 0 without gaps; check that they are read from the right column or array. "

@@ -17,7 +17,8 @@ MIN_HELD_OUT, MAX_HELD_OUT = 10, 2000
 def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSplits:
     """Data with at most 2,000 random training examples as validation split; unchanged where it would have too few.
 
-    At least one example of every class stays in the training split.
+    At least one example of every class stays in the training split, and of a class with three or more one is held
+    out, so that a rare class takes part in what validation examples decide.
     """
     rows = choose_held_out(
         data.train.targets, fraction, seed, has_classes=bool(data.class_names) and not data.is_dense
@@ -40,7 +41,8 @@ def choose_held_out(
     is_free = torch.ones(len(targets), dtype=torch.bool)
     is_free[list(first.values())] = False
     free = is_free.nonzero().flatten()
-    val = free[draw_stratified(classes[free], min(num_val, len(free)), [seed, VAL_STREAM])[0]]
+    size, entropy = min(num_val, len(free)), [seed, VAL_STREAM]
+    val = free[draw_stratified(classes[free], size, entropy, covers_rare=True)[0]]
     is_train = torch.ones(len(targets), dtype=torch.bool)
     is_train[val] = False
     return is_train.nonzero().flatten(), val.sort().values

@@ -20,7 +20,7 @@ from flatbayes.data.named_labels import wrap_rows
 from flatbayes.data.npz import Npz
 from flatbayes.data.pairs import is_array_pair
 from flatbayes.data.parquet import find_image_columns, find_split_files, require_file
-from flatbayes.data.source import DataSource, check_raw_splits, fill_missing_inputs, take_all
+from flatbayes.data.source import DataSource, RawSplits, check_raw_splits, fill_missing_inputs, take_all
 from flatbayes.data.splits import DataSplits
 from flatbayes.data.table import Table
 from flatbayes.data.torch_dataset import TorchDataset
@@ -140,13 +140,16 @@ def _find_parquet_reader(path: str, file: Path) -> "partial[Any]":
     return partial(ImageParquet, path=path, image="img" if "img" in columns else columns[0])
 
 
-def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> DataSplits:
+def load_training_splits(
+    data: Any, val: Any = None, task: TaskType = None, num_classes: int | None = None
+) -> DataSplits:
     """Read examples in memory, all of them for training; there is no test split.
 
     Args:
         data: A pair `(inputs, targets)` of arrays, tensors or data frames, or a map-style dataset of such pairs.
         val: Validation examples of the same kind; None for an empty validation split.
         task: classification, regression, multi_label or dense; None infers it from the targets.
+        num_classes: Number of classes, of which some may have no example; None for as many as the labels say.
 
     Raises:
         TypeError: Data and validation data are of different kinds.
@@ -156,6 +159,8 @@ def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> D
         >>> splits = load_training_splits((torch.randn(30, 4), torch.arange(30) % 3))
         >>> len(splits.train), len(splits.val)
         (30, 0)
+        >>> load_training_splits((torch.randn(2, 4), torch.tensor([0, 2])), num_classes=4).num_classes
+        4
     """
     if val is not None and is_array_pair(val) != is_array_pair(data):
         raise TypeError(
@@ -164,7 +169,9 @@ def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> D
         )
     source = make_source(data, task=task) if val is None else make_source(data, task=task, val=val)
     raw = source.read()
-    check_raw_splits(raw)
+    if num_classes is not None:
+        raw = add_missing_classes(raw, num_classes)
+    check_raw_splits(raw, allow_missing_classes=num_classes is not None)
     given = {"train": take_all(raw.unsplit)} | ({} if raw.val is None else {"val": take_all(raw.val)})
     splits = fill_missing_inputs(given, raw.feature_names)
     empty = splits["train"].take(torch.arange(0))
@@ -177,3 +184,10 @@ def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> D
         augment=None,
         target_names=raw.target_names,
     )
+
+
+def add_missing_classes(raw: RawSplits, num_classes: int) -> RawSplits:
+    """Examples whose classes are numbered up to `num_classes`; others, with more or named classes, are unchanged."""
+    numbers = tuple(map(str, range(num_classes)))
+    is_numbered = len(raw.class_names) > 0 and raw.class_names == numbers[: len(raw.class_names)]
+    return replace(raw, class_names=numbers) if is_numbered else raw

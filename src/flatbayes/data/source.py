@@ -228,8 +228,12 @@ def take_all(split: Split | EncodedSplit) -> Split:
     return split.take(torch.arange(len(split)))
 
 
-def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> None:
+def check_raw_splits(
+    raw: RawSplits, *, allow_rare_classes: bool = False, allow_missing_classes: bool = False
+) -> None:
     """Check that examples have finite inputs of one shape and valid targets.
+
+    Classes may be rare, or without an example, where this is allowed.
 
     Raises:
         ValueError: They do not; the message locates the first error.
@@ -255,4 +259,4 @@ def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> Non
     elif raw.unsplit.targets.ndim > 1:
         check_position_labels(targets, raw.class_names)
     else:
-        check_labels(targets, raw.class_names, allow_rare=allow_rare_classes)
+        check_labels(targets, raw.class_names, allow_rare=allow_rare_classes, allow_missing=allow_missing_classes)

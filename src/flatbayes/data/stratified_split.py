@@ -76,13 +76,16 @@ def check_size(size: float, name: str) -> None:
         )
 
 
-def draw_stratified(targets: Tensor, size: int, entropy: Sequence[int]) -> tuple[Tensor, Tensor]:
+def draw_stratified(
+    targets: Tensor, size: int, entropy: Sequence[int], *, covers_rare: bool = False
+) -> tuple[Tensor, Tensor]:
     """Draw `size` rows in proportion to the classes.
 
     Args:
         targets: Class of each example, [n].
         size: At most n.
         entropy: Seed, a sequence of non-negative integers.
+        covers_rare: Draw an example of every class that has 2 or more, also where less than half of one is its share.
 
     Returns:
         The drawn rows and the remaining rows, both in random order.
@@ -96,7 +99,9 @@ def draw_stratified(targets: Tensor, size: int, entropy: Sequence[int]) -> tuple
     starts = (counts.cumsum(0) - counts)[labels[by_class]]
     rank = torch.empty_like(order)
     rank[by_class] = torch.arange(len(order)) - starts
-    is_drawn = (rank < compute_class_quotas(counts, size)[labels])[order]
+    quotas = compute_class_quotas(counts, size)
+    quotas = cover_rare_classes(counts, quotas) if covers_rare else quotas
+    is_drawn = (rank < quotas[labels])[order]
     return order[is_drawn], order[~is_drawn]
 
 
@@ -118,4 +123,27 @@ def compute_class_quotas(counts: Tensor, size: int) -> Tensor:
     quotas, remainders = counts * size // total, counts * size % total
     missing = size - int(quotas.sum())
     quotas[remainders.argsort(descending=True, stable=True)[:missing]] += 1
+    return quotas
+
+
+def cover_rare_classes(counts: Tensor, quotas: Tensor) -> Tensor:
+    """Quotas with 1 in place of 0 for every class of 2 or more examples, at the cost of the largest ones.
+
+    They are unchanged where there are too few examples for this.
+
+    Args:
+        counts: Number of examples of each class, [classes].
+        quotas: From `compute_class_quotas`.
+
+    Examples:
+        >>> cover_rare_classes(torch.tensor([195, 3, 1]), torch.tensor([30, 0, 0]))
+        tensor([29,  1,  0])
+    """
+    missing = ((quotas == 0) & (counts >= 2)).nonzero().flatten().tolist()
+    if len(missing) > int((quotas - 1).clamp_min(0).sum()):
+        return quotas
+    quotas = quotas.clone()
+    for label in missing:
+        quotas[quotas.argmax()] -= 1
+        quotas[label] = 1
     return quotas

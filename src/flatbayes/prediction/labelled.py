@@ -130,7 +130,10 @@ def select_examples(
             examples = read_examples(data, type(data).__name__)
             return to_inputs(examples.inputs, examples.inputs_description), examples.targets
         # converted as for the training
-        splits = read_as_task(lambda task: load_training_splits(data, task=task), fitted.likelihood)
+        num_classes = count_classes(fitted.likelihood)
+        splits = read_as_task(
+            lambda task: load_training_splits(data, task=task, num_classes=num_classes), fitted.likelihood
+        )
         return splits.train.inputs, splits.train.targets
     if isinstance(data, Dataset) or has_tree_items(data):
         return LabelledBatches(batch_examples(data, batch_size), class_names), None
@@ -191,6 +194,12 @@ def infer_task(likelihood: object) -> TaskType:
     if find_family(likelihood) is not None:
         return "regression"
     return next((task for kind, task in TASKS.items() if names_likelihood(likelihood, kind)), None)
+
+
+def count_classes(likelihood: object) -> int | None:
+    """Number of classes of a `Categorical`, in a wrapper of the user or not; None where the targets tell."""
+    inner = unwrap_custom(likelihood)
+    return inner.num_classes if isinstance(inner, Categorical) else None
 
 
 def read_as_task(

@@ -20,7 +20,7 @@ from flatbayes.data.readers import set_task
 from flatbayes.likelihoods import Likelihood
 from flatbayes.likelihoods.families import FAMILIES, find_family
 from flatbayes.prediction.example_batches import batch_examples, read_targets, take_examples
-from flatbayes.prediction.labelled import infer_task, read_as_task
+from flatbayes.prediction.labelled import count_classes, infer_task, read_as_task
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.network_defaults import choose_config
@@ -159,7 +159,8 @@ def normalize_data(
             raise TypeError("The splits have a validation split: leave out val, or replace it in the splits.")
         return data
     if is_array_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
-        return read_as_task(lambda task: load_training_splits(data, val, task), likelihood, are_classes)
+        num_classes = count_classes(likelihood)
+        return read_as_task(lambda task: load_training_splits(data, val, task, num_classes), likelihood, are_classes)
     if isinstance(data, DataLoader):
         return data
     if isinstance(data, DataSource):

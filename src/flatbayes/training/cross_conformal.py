@@ -40,7 +40,7 @@ from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.inputs import Inputs
-from flatbayes.prediction.labelled import names_likelihood, read_as_task
+from flatbayes.prediction.labelled import count_classes, names_likelihood, read_as_task
 from flatbayes.training.arguments import resolve_config, resolve_data
 from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
 from flatbayes.training.config import TrainingConfig
@@ -247,7 +247,8 @@ def fit_cross_conformal(
         val = options.pop("val", None)
         holds_out = val is None and needs_validation(config, flatness)
         examples = data
-        data = read_as_task(lambda task: load_training_splits(examples, val, task), likelihood)
+        num_classes = count_classes(likelihood)
+        data = read_as_task(lambda task: load_training_splits(examples, val, task, num_classes), likelihood)
     splits: DataSplits = data
     if splits.is_multi_label:
         raise TypeError(f"{NO_LABEL_REGIONS}. {CALIBRATE_LABELS}")

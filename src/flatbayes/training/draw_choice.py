@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flatbayes.calibration.targets import MIN_EXAMPLES, warn_if_few
+from flatbayes.calibration.targets import MIN_EXAMPLES, count_rare, warn_if_few
 from flatbayes.core.input_trees import count_examples
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import Bernoulli, DistributionLikelihood, Gaussian, GaussianPredictive, Likelihood
@@ -102,16 +102,32 @@ def explain_validation(training_data: TrainingData, *, stops_early: bool, is_aut
         decided, given = ("when training stops and how wide the posterior is", "a number of epochs")
         if not is_automatic:
             decided, given = "on the radius", "the radius"
-        return f"{counted} held out for validation, which decides {decided}. Give val, or {given} to train on all."
+        message = f"{counted} held out for validation, which decides {decided}. Give val, or {given} to train on all."
+        return message + explain_rare(training_data)
     if not isinstance(training_data, InMemoryData) or not (stops_early or is_automatic):
         return None
     num_examples = training_data.num_validation
     if not 0 < num_examples < MIN_EXAMPLES:
-        return None
+        return explain_rare(training_data).strip() or None
     return (
         f"{format_count(num_examples, 'validation example decides', 'validation examples decide')} when training "
         f"stops and how wide the posterior is, and with fewer than {MIN_EXAMPLES} chance decides. Give more (val, or "
         "val_size of the data), or a number of epochs, which uses none."
+    )
+
+
+def explain_rare(training_data: TrainingData) -> str:
+    """A sentence, after a space, where validation examples of rare classes are too few to decide; else nothing."""
+    splits = training_data.splits if isinstance(training_data, InMemoryData) else None
+    if splits is None or not splits.class_names or splits.is_dense:
+        return ""
+    num_other = count_rare(splits.val.targets)
+    if num_other is None:
+        return ""
+    return (
+        f" {num_other} of the {format_count(len(splits.val), 'validation example')} "
+        f"{'is' if num_other == 1 else 'are'} not of the most frequent class, and these decide about the rare ones: "
+        f"give at least {MIN_EXAMPLES} of them."
     )
 
 

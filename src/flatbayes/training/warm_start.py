@@ -43,6 +43,7 @@ class WarmStart:
         freeze: Name patterns of parameters that are not trained.
         transform: Standardization that the trained networks used, if it is known.
         network: The network that is trained, if the model is no class or function.
+        class_names: Names of the classes of the fitted posteriors whose weights are used, as far as they are known.
     """
 
     weights: Sequence[Mapping[str, Tensor]] = ()
@@ -53,6 +54,7 @@ class WarmStart:
     has_positions: bool = False
     has_fresh_head: bool = False
     network: nn.Module | None = None
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def from_init(
@@ -86,10 +88,12 @@ class WarmStart:
                 network = replace_head(network, head_outputs, has_positions=has_positions)
         weights: list[Mapping[str, Tensor]] = []
         transform: Standardize | None = None
+        class_names: tuple[str, ...] = ()
         for source in list_sources(init):
             if isinstance(source, str | Path) and (Path(source) / METADATA_FILE).is_file():
                 source = _load_fitted(Path(source), network)
             if isinstance(source, FittedPosterior):
+                class_names = class_names or tuple(map(str, source.info.get("class_names") or ()))
                 if transform is None and isinstance(source.transform, Standardize):
                     transform = source.transform
                 weights += [extract_mean_weights(source.posterior, state) for state in source.states]
@@ -104,7 +108,28 @@ class WarmStart:
         _select_frozen(network, freeze)
         is_replaced = head_outputs not in (None, given_outputs)
         is_fresh = any(head - loaded.keys() for loaded in matched) if weights else is_replaced
-        return cls(weights, new_head, freeze, transform, head_outputs, has_positions, is_fresh)
+        return cls(
+            weights, new_head, freeze, transform, head_outputs, has_positions, is_fresh, class_names=class_names
+        )
+
+    def check_class_names(self, class_names: Sequence[str]) -> None:
+        """Refuse a trained last layer whose classes have other numbers in the data.
+
+        Raises:
+            ValueError: A class has another number, as where the labels of the data are texts and lack a class.
+        """
+        if self.has_fresh_head:
+            return
+        own = {name: index for index, name in enumerate(self.class_names)}
+        moved = [(name, k) for k, name in enumerate(class_names) if own.get(name, k) != k]
+        if moved:
+            name, index = moved[0]
+            raise ValueError(
+                f"init was trained with {name!r} as class {own[name]}, and in the data it is class {index}: "
+                f"{', '.join(map(repr, self.class_names[:5]))} and {', '.join(map(repr, class_names[:5]))}. Number "
+                "the labels yourself and pass likelihood=Categorical(num_classes), or new_head=True for a new last "
+                "layer."
+            )
 
     def check_members(self, posterior: Posterior) -> None:
         """Refuse trained weights that are fewer than the networks of a posterior.
