@@ -5,7 +5,6 @@ network of Zagoruyko and Komodakis (BMVC 2016). Both consist of three stages of 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from itertools import pairwise
 
 from jaxtyping import Float
@@ -26,9 +25,6 @@ BOTTLENECK_DEPTHS = range(47, 10_000, 9)
 """Depths of a PreResNet with bottleneck blocks."""
 WIDE_DEPTHS = range(10, 10_000, 6)
 """Depths of a WideResNet."""
-
-BlockFactory = Callable[[int, int, int], nn.Module]
-"""Builds a block from its input channels, output channels and stride."""
 
 
 class PreResNet(nn.Module):
@@ -56,21 +52,11 @@ class PreResNet(nn.Module):
         check_arguments(input_shape, num_classes, dropout)
         channels = check_image_shape(input_shape, "PreResNet")
         check_depth("PreResNet", depth, [*BASIC_DEPTHS, *BOTTLENECK_DEPTHS])
-
-        def make_basic_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-            return PreActivationBlock((in_channels, out_channels, out_channels), (3, 3), stride, dropout)
-
-        def make_bottleneck_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-            inner_channels = out_channels // 4
-            return PreActivationBlock(
-                (in_channels, inner_channels, inner_channels, out_channels), (1, 3, 1), stride, dropout
-            )
-
-        if depth in BASIC_DEPTHS:
-            widths, num_blocks, make_block = (16, 32, 64), (depth - 2) // 6, make_basic_block
-        else:
-            widths, num_blocks, make_block = (64, 128, 256), (depth - 2) // 9, make_bottleneck_block
-        self.network = make_residual_network(channels, num_classes, widths, num_blocks, make_block)
+        is_bottleneck = depth in BOTTLENECK_DEPTHS
+        widths, layers_per_block = ((64, 128, 256), 3) if is_bottleneck else ((16, 32, 64), 2)
+        self.network = make_residual_network(
+            channels, num_classes, widths, (depth - 2) // (3 * layers_per_block), dropout, is_bottleneck=is_bottleneck
+        )
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -111,12 +97,8 @@ class WideResNet(nn.Module):
         check_sizes("width", [width])
         channels = check_image_shape(input_shape, "WideResNet")
         check_depth("WideResNet", depth, WIDE_DEPTHS)
-
-        def make_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-            return PreActivationBlock((in_channels, out_channels, out_channels), (3, 3), stride, dropout)
-
         widths = (16 * width, 32 * width, 64 * width)
-        self.network = make_residual_network(channels, num_classes, widths, (depth - 4) // 6, make_block)
+        self.network = make_residual_network(channels, num_classes, widths, (depth - 4) // 6, dropout)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -168,7 +150,13 @@ class PreActivationBlock(nn.Module):
 
 
 def make_residual_network(
-    channels: int, num_classes: int, widths: tuple[int, int, int], num_blocks: int, make_block: BlockFactory
+    channels: int,
+    num_classes: int,
+    widths: tuple[int, int, int],
+    num_blocks: int,
+    dropout: float,
+    *,
+    is_bottleneck: bool = False,
 ) -> nn.Sequential:
     """A stem of 16 channels, three stages (the second and third halve the image), and a linear classifier.
 
@@ -177,8 +165,17 @@ def make_residual_network(
         num_classes: Size of the output.
         widths: Output channels of each stage.
         num_blocks: Number of blocks of each stage.
-        make_block: Builds one block.
+        dropout: Dropout rate of each block.
+        is_bottleneck: Whether blocks are 1x1, 3x3 and 1x1 convolutions, the inner ones with a quarter of the
+            channels, instead of two 3x3 convolutions.
     """
+
+    def make_block(in_channels: int, out_channels: int, stride: int) -> PreActivationBlock:
+        if is_bottleneck:
+            inner = out_channels // 4
+            return PreActivationBlock((in_channels, inner, inner, out_channels), (1, 3, 1), stride, dropout)
+        return PreActivationBlock((in_channels, out_channels, out_channels), (3, 3), stride, dropout)
+
     stem_channels = 16
     layers: dict[str, nn.Module] = {"stem": nn.Conv2d(channels, stem_channels, 3, padding=1, bias=False)}
     for i, (in_channels, out_channels) in enumerate(pairwise((stem_channels, *widths))):

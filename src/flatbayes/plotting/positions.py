@@ -14,9 +14,6 @@ if TYPE_CHECKING:  # slow to import
 
 __all__ = ["plot_positions"]
 
-MAX_COLOURS = 20
-"""Classes that have colours of their own."""
-
 
 def plot_positions(
     classes: NDArray[np.integer[Any]],
@@ -59,6 +56,7 @@ def plot_positions(
     highest = float(np.nanmax(entropy[rows]))
     maps = {"input": has_images, "target": targets is not None, "most probable class": True, "entropy": True}
     columns = [name for name, is_there in maps.items() if is_there]
+    colours, num_colours = ("tab10", 10) if num_classes <= 10 else ("tab20", 20)
     with theme.use_axes(
         axes, 0.8 + 1.7 * len(columns), 0.9 + (1.6 if classes.ndim == 3 else 0.5) * len(rows)
     ) as target:
@@ -73,9 +71,7 @@ def plot_positions(
                 else:
                     labels = targets[row] if name == "target" and targets is not None else classes[row]
                     values = np.ma.masked_less(np.atleast_2d(labels), 0)
-                    colours = "tab10" if num_classes <= MAX_COLOURS // 2 else "tab20"
-                    limit = MAX_COLOURS // 2 if num_classes <= MAX_COLOURS // 2 else MAX_COLOURS
-                    inset.imshow(values % limit, cmap=colours, vmin=-0.5, vmax=limit - 0.5, aspect="auto")
+                    inset.imshow(values % num_colours, cmap=colours, vmin=-0.5, vmax=num_colours - 0.5, aspect="auto")
                 inset.axis("off")
         target.set_xlim(-0.5, len(columns) - 0.5)
         target.set_ylim(len(rows) - 0.5, -0.5)

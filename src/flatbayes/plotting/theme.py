@@ -91,18 +91,21 @@ def use_axes(axes: "Axes | None", width: float, height: float) -> Iterator["Axes
         yield figure.subplots()
 
 
-def add_legend_below(axes: "Axes", offset: float = 42.0, **options: Any) -> None:
+LEGEND_OFFSET = 42.0
+"""Distance in points from the axes to a legend below them."""
+
+
+def add_legend_below(axes: "Axes", **options: Any) -> None:
     """A legend in one row below the label of the horizontal axis, where it covers no data.
 
     Args:
         axes: Where to draw; its size must be final.
-        offset: Distance from the axes in points.
         options: Further arguments of `Axes.legend`.
     """
     figure: Any = axes.figure
     height = axes.get_position().height * figure.get_figheight() * UNITS_PER_INCH
     style: dict[str, Any] = {"loc": "upper center", "ncols": 4, "frameon": False, "fontsize": 9}
-    axes.legend(bbox_to_anchor=(0.5, -offset / height), borderaxespad=0.0, **style | options)
+    axes.legend(bbox_to_anchor=(0.5, -LEGEND_OFFSET / height), borderaxespad=0.0, **style | options)
 
 
 def style_axes(axes: "Axes", *, grid: Literal["both", "x", "y"] = "both") -> None:

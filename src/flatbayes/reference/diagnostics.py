@@ -69,9 +69,9 @@ class ReferenceDiagnostics:
             problems.append(
                 f"its chains have not mixed (largest R-hat {self.r_hat_max:.4g}, above {MAX_R_HAT}): {remedy}"
             )
-        if (self.ascent_residual or 0) > MAX_ASCENT_RESIDUAL:
+        if self.ascent_residual is not None and self.ascent_residual > MAX_ASCENT_RESIDUAL:
             problems.append(
-                f"its ascent ends far from the maximum (residual {format_optional(self.ascent_residual)}, above "
+                f"its ascent ends far from the maximum (residual {self.ascent_residual:.4g}, above "
                 f"{MAX_ASCENT_RESIDUAL}): raise ascent_steps, or lower rho"
             )
         return problems
@@ -98,8 +98,3 @@ def measure_mixing(predictions: Float[Tensor, "chains draws quantities"]) -> dic
         "ess_min": min(sizes, default=None),
         "ess_median": float(torch.tensor(sizes).median()) if sizes else None,
     }
-
-
-def format_optional(value: float | None) -> str:
-    """A number with four digits, or `undefined`."""
-    return "undefined" if value is None else f"{value:.4g}"

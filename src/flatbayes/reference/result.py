@@ -27,7 +27,7 @@ from flatbayes.likelihoods import (
 )
 from flatbayes.metrics import agreement, total_variation, wasserstein_distance
 from flatbayes.reference.config import ReferenceConfig
-from flatbayes.reference.diagnostics import ReferenceDiagnostics, format_optional
+from flatbayes.reference.diagnostics import ReferenceDiagnostics
 
 NUM_SAMPLES = 1000
 """Samples of a distance between predictions that are no mixtures of normal distributions."""
@@ -134,8 +134,8 @@ class Reference:
         """Density, network, sampler and diagnostics as text."""
         config, diagnostics = self.config, self.diagnostics
         noise = ", ".join(f"{name} {format_number(value)}" for name, value in self.measure_noise().items())
-        r_hats = [format_optional(value) for value in (diagnostics.r_hat_median, diagnostics.r_hat_max)]
-        sizes = [format_optional(value) for value in (diagnostics.ess_median, diagnostics.ess_min)]
+        r_hats = [_format_optional(value) for value in (diagnostics.r_hat_median, diagnostics.r_hat_max)]
+        sizes = [_format_optional(value) for value in (diagnostics.ess_median, diagnostics.ess_min)]
         entries = {
             "density": f"prior precision {config.prior_precision:g}, temperature {config.temperature:g}, "
             f"rho {config.rho:g}, {format_count(self.num_data, 'training example')}",
@@ -286,3 +286,8 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
                 f"There is no distance of a {type(predictive).__name__} to a reference of "
                 f"{type(reference).__name__}: both must be predictions of classes, of labels or of numbers."
             )
+
+
+def _format_optional(value: float | None) -> str:
+    """A number with four digits, or `undefined`."""
+    return "undefined" if value is None else f"{value:.4g}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flatbayes.experiments.selection import SelectionRecord, SelectionTrial, Variant
+from flatbayes.experiments.selection import SelectionRecord, SelectionTrial
 from flatbayes.reporting import queries, text
 from flatbayes.reporting.formats import MISSING, format_number
 
@@ -43,8 +43,9 @@ def summarize_selection(record: SelectionRecord) -> SelectionSummary:
 
 
 def _make_method_row(record: SelectionRecord, method: str) -> MethodRow:
-    plain_trials, flat_trials = (_select_trials(record, method, variant) for variant in ("plain", "flat"))
-    plain, flat = (next((t for t in trials if t.is_best), None) for trials in (plain_trials, flat_trials))
+    trials = [trial for trial in record.trials if trial.method == method]
+    plain_trials, flat_trials = ([t for t in trials if t.variant == variant] for variant in ("plain", "flat"))
+    plain, flat = (next((t for t in group if t.is_best), None) for group in (plain_trials, flat_trials))
     plain_setting = plain.setting.removesuffix(", Plain") if plain else MISSING
     return MethodRow(
         method,
@@ -55,10 +56,6 @@ def _make_method_row(record: SelectionRecord, method: str) -> MethodRow:
         flat.setting.removeprefix(f"{plain_setting}, ") if flat else MISSING,
         format_number(flat.score) if flat else MISSING,
     )
-
-
-def _select_trials(record: SelectionRecord, method: str, variant: Variant) -> list[SelectionTrial]:
-    return [trial for trial in record.trials if (trial.method, trial.variant) == (method, variant)]
 
 
 def _format_trial_count(trials: Sequence[SelectionTrial]) -> str:
