@@ -177,7 +177,8 @@ def warn_of_low_precision(dtypes: Collection[torch.dtype], option: str = "precis
     """Warn of trained weights in types in which small updates are lost; `option` is that for mixed precision."""
     warnings.warn(
         f"Weights that are trained are {format_dtypes(dtypes)}, in which small updates are lost to rounding. Convert "
-        f"them to float32, model.float(), and use {option} where that is too slow. Frozen weights may stay as they are.",
+        f"them to float32, model.float(), and use {option} where that is too slow. Frozen weights may stay as they "
+        "are.",
         NetworkWarning,
         stacklevel=3,
     )
@@ -249,8 +250,10 @@ def describe_dtypes(network: nn.Module | None, inputs: ModelInputs, mode: str) -
     if len(dtypes) < 2:
         return ""
     data = format_dtypes({tensor.dtype for tensor in flatten_tree(inputs, "inputs").values()})
-    return f". The weights are {weights}, and the inputs stay {data} for such a network: convert them to "
-        "the dtype of its first layer, in the data or in forward."
+    return (
+        f". The weights are {weights}, and the inputs stay {data} for such a network: convert them to the dtype of "
+        "its first layer, in the data or in forward."
+    )
 
 
 def format_dtypes(dtypes: Collection[torch.dtype]) -> str:
