@@ -44,10 +44,27 @@ def copy_network(
         raise ValueError(f"{_describe_obstacle(network, initial_memo)}: {error}. {advice}") from error
 
 
+def named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a tied tensor counts once, under its first name."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+@torch.no_grad()
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy values into the parameters and buffers of these names, in place."""
+    targets = named_tensors(network)
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
+
+
 def find_lazy_tensor(network: nn.Module) -> str | None:
     """Name of a parameter or buffer that has no shape yet; None if all have one."""
-    named = (*network.named_parameters(), *network.named_buffers())
-    return next((name for name, tensor in named if is_lazy(tensor)), None)
+    return next((name for name, tensor in named_tensors(network).items() if is_lazy(tensor)), None)
+
+
+def find_device(network: nn.Module) -> torch.device:
+    """Device of the first parameter; the CPU for a network without parameters."""
+    return next(network.parameters(), torch.empty(0)).device
 
 
 def check_one_device(network: nn.Module) -> None:

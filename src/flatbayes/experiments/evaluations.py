@@ -34,6 +34,8 @@ NUM_SLICE_POINTS = 21
 
 Metrics = dict[str, float]
 
+_load_ood_split = lru_cache(maxsize=1)(load_test_split)
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -226,11 +228,6 @@ def _measure_sharpness(
     slices = compute_draw_slices({"": fitted}, inputs, targets, num_draws, num_steps=NUM_SLICE_POINTS, seed=seed)[""]
     columns = zip(*(loss_slice.losses for loss_slice in slices), strict=True)
     return metrics, LossSlice(slices[0].distances, tuple(sum(column) / len(slices) for column in columns))
-
-
-@lru_cache(maxsize=1)
-def _load_ood_split(source: DataSource) -> Split:
-    return load_test_split(source)
 
 
 def _average_rows(rows: Sequence[CorruptionMetrics], metric: str) -> float:

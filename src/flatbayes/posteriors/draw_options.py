@@ -12,6 +12,7 @@ This costs forward passes, and no training. `Posterior.draw_options` names the o
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -141,10 +142,8 @@ def list_auto_options(
 
 
 def get_option(component: Any, path: str) -> Any:
-    """The value of a field of a dataclass, or of a field of a field, by a dotted name such as `member.scale`."""
-    for name in path.split("."):
-        component = getattr(component, name)
-    return component
+    """The field of a dataclass with a dotted name such as `member.scale`; the dataclass itself for an empty name."""
+    return operator.attrgetter(path)(component) if path else component
 
 
 def replace_option(component: T, path: str, value: Any) -> T:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.tensor_lists import map_elementwise
@@ -149,28 +150,24 @@ class VariationalLinear(VariationalLayer, nn.Linear):
         return self.sample_activations(F.linear, input, self.weight, self.bias)
 
 
-class VariationalConv1d(VariationalLayer, nn.Conv1d):
+class VariationalConv(VariationalLayer, _ConvNd):
+    """A convolution with noise, over any number of axes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the activations of the layer."""
+        return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
+
+
+class VariationalConv1d(VariationalConv, nn.Conv1d):
     """`torch.nn.Conv1d` with noise."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the activations of the layer."""
-        return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
-
-class VariationalConv2d(VariationalLayer, nn.Conv2d):
+class VariationalConv2d(VariationalConv, nn.Conv2d):
     """`torch.nn.Conv2d` with noise."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the activations of the layer."""
-        return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
-
-class VariationalConv3d(VariationalLayer, nn.Conv3d):
+class VariationalConv3d(VariationalConv, nn.Conv3d):
     """`torch.nn.Conv3d` with noise."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the activations of the layer."""
-        return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
 
 VARIATIONAL_TYPES: dict[type[nn.Module], type[VariationalLayer]] = {

@@ -102,7 +102,7 @@ def resolve_model(model: Any) -> Any:
     return classes[name]
 
 
-def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
+def resolve_data(data: Any, seed: int, likelihood: Any) -> Any:
     """The splits of a data source, and a dataset of rows; anything but these and texts is returned as it is.
 
     A Gaussian or another distribution makes whole numbers of a source regression targets, a Categorical makes those
@@ -125,17 +125,16 @@ def resolve_data(data: Any, seed: int, likelihood: Any = None) -> Any:
 
 def normalize_data(
     data: Any,
-    val: Any = None,
-    batch_size: int = 1,
-    likelihood: Any = None,
-    seed: int = 0,
-    are_classes: Callable[[DataSplits], bool] = lambda _: False,
+    val: Any,
+    batch_size: int,
+    likelihood: Any,
+    seed: int,
+    are_classes: Callable[[DataSplits], bool],
 ) -> Any:
     """Data of `fit` as splits, or as an iterable of batches with a length.
 
     Pairs of arrays and map-style datasets are read into memory; where inputs are dictionaries or tuples of tensors,
-    batches are made of them as they are. A loader of an iterable-style dataset needs no
-    length.
+    batches are made of them as they are. A loader of an iterable-style dataset needs no length.
 
     Args:
         data: What the user gave.

@@ -154,11 +154,7 @@ class CheckpointManager:
 
     @staticmethod
     def open_shared(
-        checkpoints: Checkpoints | None,
-        identity: Mapping[str, Any],
-        branches: Collection[str],
-        *,
-        replaces_others: bool = False,
+        checkpoints: Checkpoints, identity: Mapping[str, Any], branches: Collection[str], *, replaces_others: bool
     ) -> "CheckpointManager":
         """The manager of a training that several posteriors share.
 
@@ -168,8 +164,6 @@ class CheckpointManager:
         Raises:
             ValueError: The folder has such checkpoints, and `replaces_others` is not set.
         """
-        if checkpoints is None:
-            return CheckpointManager()
         path, stored = checkpoints.folder / IDENTITY_FILE, None
         with suppress(FileNotFoundError, ValueError):
             stored = read_json(path)

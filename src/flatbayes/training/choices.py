@@ -162,7 +162,7 @@ def choose_prior(pilot: Pilot, first: Candidate, weight_decay: float) -> tuple[C
 
 
 def choose_radius(
-    pilot: Pilot, flatness: Flatness, plain: Candidate, obstacle: str | None, reserve: float = 0.0
+    pilot: Pilot, flatness: Flatness, plain: Candidate, obstacle: str | None, reserve: float
 ) -> tuple[Candidate, RadiusChoice]:
     """Try radii, and take the best one.
 
@@ -200,7 +200,7 @@ def choose_radius(
     return best, RadiusChoice(name, value, start, pairs[0], reason, best.epochs, pairs[1])
 
 
-def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate, reserve: float = 0.0) -> list[Candidate]:
+def list_whole_trainings(pilot: Pilot, flatness: Flatness, plain: Candidate, reserve: float) -> list[Candidate]:
     """Trainings with a radius from the first step on, where training stops early; none if they would be too short.
 
     They have as many epochs as are left for one of them, even if it does not stop early.

@@ -240,21 +240,20 @@ def _choose_on_examples(
     return choices
 
 
-def _replace_value(fitted: FittedPosterior, name: str, value: float) -> FittedPosterior:
+def _replace_value(fitted: FittedPosterior, name: str, value: float | None) -> FittedPosterior:
     return apply_choices(fitted, {name: {"value": value}})
 
 
 def _measure_draws(fitted: FittedPosterior, examples: Any, name: str, num_draws: int) -> ExampleLosses:
     return ExampleLosses(
-        lambda value: measure_example_losses(apply_choices(fitted, {name: {"value": value}}), examples, num_draws)
+        lambda value: measure_example_losses(_replace_value(fitted, name, value), examples, num_draws)
     )
 
 
 def _measure_noise(fitted: FittedPosterior, examples: Any, name: str, num_draws: int) -> Measure:
     """The NLL by the factor, of one prediction."""
-    candidate = apply_choices(fitted, {name: {"value": 1.0}})
     try:
-        predictive, targets = predict_examples(candidate, examples, num_draws)
+        predictive, targets = predict_examples(_replace_value(fitted, name, 1.0), examples, num_draws)
     except RuntimeError:
         return lambda _: math.nan
     if not isinstance(predictive, GaussianPredictive):

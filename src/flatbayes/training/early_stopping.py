@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import State
+from flatbayes.core.networks import load_tensors, named_tensors
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.schedules import MIN_SNAPSHOTS, Schedule, select_evenly_spaced_epochs
@@ -62,18 +63,14 @@ class BestWeights:
         """Keep copies of the weights if the NLL is lower than all before; return whether it is."""
         if not val_nll < self.val_nll:
             return False
-        named = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
         self.val_nll, self.epoch = val_nll, epoch
-        self.tensors = {name: tensor.detach().clone() for name, tensor in named.items()}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in named_tensors(state.model).items()}
         self.statistics = {name: tensor.detach().clone() for name, tensor in state.statistics.items()}
         return True
 
-    @torch.no_grad()
     def load_into(self, state: State, *, with_statistics: bool) -> None:
         """Put the weights, and the statistics of the posterior that takes the steps, into a state, in place."""
-        targets = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
-        for name, tensor in self.tensors.items():
-            targets[name].copy_(tensor)
+        load_tensors(state.model, self.tensors)
         for name, tensor in self.statistics.items() if with_statistics else ():
             state.statistics[name].detach().copy_(tensor)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import cast_inputs
+from flatbayes.core.networks import cast_inputs, find_device
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
 from flatbayes.training.data import InMemoryData
@@ -109,7 +109,7 @@ def _try_to_build(
 
 def _count_output_axes(network: nn.Module, data: InMemoryData) -> int | None:
     """Number of axes of the output for a few examples, 1 if it is no tensor; None if the network cannot take them."""
-    inputs = data.example_batch[0].to(next(network.parameters(), torch.empty(0)).device)
+    inputs = data.example_batch[0].to(find_device(network))
     try:
         with eval_mode(network), torch.no_grad():
             outputs = network(cast_inputs(network, inputs))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import list_tensors, map_tensors, slice_examples
-from flatbayes.core.networks import cast_inputs
+from flatbayes.core.networks import cast_inputs, find_device
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.checks import DataWarning
 from flatbayes.likelihoods import DenseCategorical, Likelihood
@@ -128,7 +128,7 @@ def is_causal(network: nn.Module, inputs: Any, name: str, is_labelled: Tensor, l
         return False
     changed = ids.clone()
     changed[row, position] = others[0]
-    device = next(network.parameters(), torch.empty(0)).device
+    device = find_device(network)
 
     def compute_outputs(tokens: Tensor) -> Tensor:
         batch = map_tensors(lambda tensor: tokens if tensor is ids else tensor, inputs)

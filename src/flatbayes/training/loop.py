@@ -158,22 +158,21 @@ def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool)
         if epoch == config.num_epochs and run.loss_is_nll:
             largest = max(mean_loss, metrics[member].get("val_nll", mean_loss))
             if largest > MAX_PLAUSIBLE_NLL:
-                text = _format_huge_loss(run, engine, largest, member)
+                owner, remedies = _format_owner(run, member), _list_remedies(run, engine)
+                text = (
+                    f"The training{owner} has probably diverged: its mean negative log likelihood is {largest:.3g} "
+                    f"at the end, so the predictions are worthless. Try {remedies}."
+                )
                 warnings.warn(text, category=DivergenceWarning, stacklevel=2)
 
 
-def _format_huge_loss(run: TrainingRun, engine: Engine, value: float, member: int) -> str:
-    owner = "" if run.num_networks == 1 else f" of member {member + 1}"
-    return (
-        f"The training{owner} has probably diverged: its mean negative log likelihood is {value:.3g} at the end, so "
-        f"the predictions are worthless. Try {_list_remedies(run, engine)}."
-    )
-
-
 def _format_divergence(run: TrainingRun, engine: Engine, quantity: str, value: float, member: int, epoch: int) -> str:
-    owner = "" if run.num_networks == 1 else f" of member {member + 1}"
-    epochs = run.config.epochs
-    return f"The {quantity}{owner} is {value} in epoch {epoch} of {epochs}. Try {_list_remedies(run, engine)}."
+    place = f"{_format_owner(run, member)} is {value} in epoch {epoch} of {run.config.epochs}"
+    return f"The {quantity}{place}. Try {_list_remedies(run, engine)}."
+
+
+def _format_owner(run: TrainingRun, member: int) -> str:
+    return "" if run.num_networks == 1 else f" of member {member + 1}"
 
 
 def _list_remedies(run: TrainingRun, engine: Engine) -> str:

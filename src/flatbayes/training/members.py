@@ -68,7 +68,7 @@ def train_members(
     setups: Sequence[TrainingSetup],
     manager: CheckpointManager,
     callback: Callback,
-    recordings: Recordings | None = None,
+    recordings: Recordings | None,
 ) -> list[list[GroupResult] | Exception]:
     """Train the members of ensembles, or single networks, in order, and each of them once for all posteriors.
 
@@ -101,8 +101,7 @@ def train_members(
             if message is not None and not results[k]:
                 callback.on_message(message)
         num_members = max(setup.factory.posterior.num_members for setup in users_setups)
-        total_steps = factory.config.num_epochs * len(run.batches)
-        callback.on_run_start(members[0], num_members if len(members) == 1 else 1, total_steps)
+        callback.on_run_start(members[0], num_members if len(members) == 1 else 1, run.total_steps)
         saved = trained.get(index) or setups[0].world.read_on_main(partial(manager.load_result, index))
         if saved is not None:
             outcomes = restore_outcomes(saved, users_setups, members, callback)

@@ -1,6 +1,6 @@
 """Shape of the outputs of a network, and the likelihood of a class at each position that it leaves."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from flatbayes.core.input_trees import cast_integers, map_tensors
 from flatbayes.core.network_interface import OutputSelector
-from flatbayes.core.networks import cast_inputs
+from flatbayes.core.networks import cast_inputs, find_device
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import DenseCategorical
 from flatbayes.training.data import InMemoryData
@@ -74,7 +74,7 @@ def match_outputs(shape: Sequence[int], positions: Sequence[int]) -> DenseCatego
 def find_output_shape(
     model: nn.Module | ModelFactory,
     inputs: Any,
-    output: OutputSelector | None = None,
+    output: OutputSelector | None,
     arguments: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
     """Shape of the outputs of a network for one example.
@@ -88,11 +88,9 @@ def find_output_shape(
     def get_inputs() -> Any:
         return inputs
 
-    build: Callable[[], nn.Module] = make_adapted_builder(
-        make_model_builder(model, arguments or {}, get_inputs), get_inputs, output
-    )
-    network = build().eval()
-    device = next(network.parameters(), torch.empty(0)).device
+    build_model = make_model_builder(model, arguments or {}, get_inputs)
+    network = make_adapted_builder(build_model, get_inputs, output)().eval()
+    device = find_device(network)
     inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     errors = list[Exception]()
     for candidate in (inputs, cast_integers(inputs)):  # as `check_loader_inputs` converts them

@@ -145,7 +145,7 @@ class Pilot:
 
     def __post_init__(self) -> None:
         run, flatness = self._create_run(Candidate()), self.setups[0].factory.auto_flatness
-        self.num_steps, self.num_data = run.config.num_epochs * len(run.batches), run.batches.num_data
+        self.num_steps, self.num_data = run.total_steps, run.batches.num_data
         self.has_validation = run.validate is not None
         if flatness is not None:
             self.start = 1 - compute_pilot_fraction(flatness)
@@ -194,9 +194,7 @@ class Pilot:
             return outcome
         run = self._create_run(candidate)
         checkpoints = PilotCheckpoints(disk=self.manager, start=self.start, progress=run.status.progress)
-        shared = 0.0, 0.0
-        if branch is not None:
-            shared = checkpoints.start_from(self.outcomes[branch].checkpoints)
+        shared = (0.0, 0.0) if branch is None else checkpoints.start_from(self.outcomes[branch].checkpoints)
         checkpoints.resume(world.read_on_main(partial(self.manager.load_latest, run_index)))
         session = make_session(run.config, self.setups[0].fabric, checkpoints, run_index)
         limit = self.budget - self.num_gradients + shared[0] if self.outcomes else math.inf

@@ -197,9 +197,6 @@ def describe_radius(
     if best == 0:
         return f"{name} is 0: no other lowers the validation NLL by {MIN_GAIN:g} and its standard error ({joined})."
     place = f", from {start:.0%} of training on" if start else ""
-    reason = (
-        "it has the lowest validation NLL"
-        if scores[best] == lowest
-        else (f"no other has a validation NLL {MIN_GAIN:g} lower")
-    )
+    is_lowest = scores[best] == lowest
+    reason = "it has the lowest validation NLL" if is_lowest else f"no other has a validation NLL {MIN_GAIN:g} lower"
     return f"{name} is {best:g}{place}: {reason} ({joined})."

@@ -6,11 +6,11 @@ each copy into the network, and lets the posteriors record it.
 
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from flatbayes.core import State
 from flatbayes.core.buffers import set_training_mode
+from flatbayes.core.networks import load_tensors, named_tensors
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.compatibility import count_snapshots
@@ -51,7 +51,8 @@ class Recording:
 
     def add_snapshot(self, step: int, state: State) -> None:
         """Record the network after a step."""
-        self.snapshots.append((step, copy_tensors(state)))
+        tensors = named_tensors(state.model)
+        self.snapshots.append((step, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}))
 
     def finish(self, run: TrainingRun, seconds: float) -> None:
         """Record the end of a run, unless it has continued from a checkpoint, before which nothing was recorded."""
@@ -71,10 +72,7 @@ Recordings = dict[tuple[int, ...], Recording]
 
 
 def record_or_replay(
-    run: TrainingRun,
-    session: Session,
-    callback: Callback,
-    recording: Recording | None = None,
+    run: TrainingRun, session: Session, callback: Callback, recording: Recording | None
 ) -> list[State]:
     """Train a run and record it, or replay its recording.
 
@@ -93,7 +91,7 @@ def record_or_replay(
         set_training_mode(engine.module)
         run.status.best, run.status.best_epoch = recording.best, recording.best_epoch
         for step, tensors in recording.snapshots:
-            load_tensors(state, tensors)
+            load_tensors(state.model, tensors)
             run.collect(step)
         for name, statistic in recording.statistics.items():
             state.statistics[name].copy_(statistic)
@@ -104,17 +102,3 @@ def record_or_replay(
     status.previous_seconds, status.is_trained = recording.seconds, True
     callback.on_resume(status.records)
     return run.states
-
-
-def copy_tensors(state: State) -> Tensors:
-    """Copies of the parameters and buffers of a state's network."""
-    tensors = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def load_tensors(state: State, tensors: Tensors) -> None:
-    """Put parameters and buffers into a state's network, in place."""
-    targets = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
-    for name, tensor in tensors.items():
-        targets[name].copy_(tensor)

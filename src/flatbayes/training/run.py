@@ -180,6 +180,11 @@ class TrainingRun:
         return status.shortened or self.config
 
     @property
+    def total_steps(self) -> int:
+        """Number of steps of the training, as early stopping has shortened it."""
+        return self.current_config.num_epochs * len(self.batches)
+
+    @property
     def leader(self) -> Branch:
         """The branch whose posterior takes the steps."""
         return self.branches[0]

@@ -243,8 +243,7 @@ class RunFactory:
         precision, owner = get_option(self.posterior, path), path.rpartition(".")[0]
         if isinstance(precision, str):  # the scale of the initial weights
             return 0.0
-        temperature = getattr(get_option(self.posterior, owner) if owner else self.posterior, "temperature", 1.0)
-        temperature = resolve_temperature(temperature)
+        temperature = resolve_temperature(getattr(get_option(self.posterior, owner), "temperature", 1.0))
         largest = max(precision.values()) if isinstance(precision, Mapping) else precision
         return float(largest * temperature / num_data)
 
@@ -278,8 +277,7 @@ def is_prior_given(factory: RunFactory) -> bool:
     path = find_prior_precision(factory.posterior)
     if path is None:
         return factory.config.optimizer is not None
-    owner = path.rpartition(".")[0]
-    method = get_option(factory.posterior, owner) if owner else factory.posterior
+    method = get_option(factory.posterior, path.rpartition(".")[0])
     return bool(get_option(factory.posterior, path) != getattr(type(method), "prior_precision", None))
 
 

@@ -71,7 +71,7 @@ class Session:
         state.optimizer = engine.optimizer
         for branch in run.followers:
             branch.follow(state)
-        run.status.progress.total_steps = run.current_config.num_epochs * len(run.batches)
+        run.status.progress.total_steps = run.total_steps
         num_vectorized = run.num_networks if run.num_networks > 1 else 0
         is_alone = self.world.size == 1  # processes would have to agree on the step
         with (
@@ -148,7 +148,7 @@ class Session:
         status.num_gradients, status.previous_seconds = num_gradients, previous_seconds
         for branch, seconds in zip(run.branches, branch_seconds, strict=True):
             branch.seconds = seconds
-        status.progress.total_steps = run.current_config.num_epochs * len(run.batches)
+        status.progress.total_steps = run.total_steps
         status.progress.restart = status.progress.step, config.collection.start_fraction
         return True
 

@@ -175,10 +175,10 @@ def mixes_by_layout(network: nn.Module, inputs: ModelInputs) -> bool:
 
 def warn_of_low_precision(dtypes: Collection[torch.dtype], option: str = "precision.mode='bf16-mixed'") -> None:
     """Warn of trained weights in types in which small updates are lost; `option` is that for mixed precision."""
-    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     warnings.warn(
-        f"Weights that are trained are {names}, in which small updates are lost to rounding. Convert them to "
-        f"float32, model.float(), and use {option} where that is too slow. Frozen weights may stay as they are.",
+        f"Weights that are trained are {format_dtypes(dtypes)}, in which small updates are lost to rounding. Convert "
+        f"them to float32, model.float(), and use {option} where that is too slow. Frozen weights may stay as they "
+        "are.",
         NetworkWarning,
         stacklevel=3,
     )
@@ -241,7 +241,7 @@ def find_low_precisions(network: nn.Module) -> set[torch.dtype]:
 def describe_dtypes(network: nn.Module | None, inputs: ModelInputs, mode: str) -> str:
     """A sentence on weights to whose dtype inputs are not converted, or which mixed precision does not convert."""
     dtypes = set() if network is None else {param.dtype for param in network.parameters()}
-    weights = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    weights = format_dtypes(dtypes)
     if mode.endswith("mixed") and torch.float64 in dtypes:
         return (
             f". With precision.mode={mode!r} torch does not convert weights of {weights}: use a network of float32, "
@@ -249,11 +249,16 @@ def describe_dtypes(network: nn.Module | None, inputs: ModelInputs, mode: str) -
         )
     if len(dtypes) < 2:
         return ""
-    data = {str(tensor.dtype).removeprefix("torch.") for tensor in flatten_tree(inputs, "inputs").values()}
+    data = format_dtypes({tensor.dtype for tensor in flatten_tree(inputs, "inputs").values()})
     return (
-        f". The weights are {weights}, and the inputs stay {' and '.join(sorted(data))} for such a network: convert "
-        "them to the dtype of its first layer, in the data or in forward."
+        f". The weights are {weights}, and the inputs stay {data} for such a network: convert them to the dtype of "
+        "its first layer, in the data or in forward."
     )
+
+
+def format_dtypes(dtypes: Collection[torch.dtype]) -> str:
+    """Names of dtypes for a message: `bfloat16 and float32`."""
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 def is_deliberate(error: Exception) -> bool:

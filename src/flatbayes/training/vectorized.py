@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from flatbayes.core import LossFn, OptimizerFactory, State
 from flatbayes.core.network_calls import call_with_tensors
-from flatbayes.core.networks import copy_network
+from flatbayes.core.networks import copy_network, named_tensors
 from flatbayes.core.weights import trainable_parameters
 
 
@@ -54,8 +54,7 @@ class VectorizedNetworks(nn.Module):
         def run_network(tensors: dict[str, Tensor], inputs: Tensor) -> Tensor:
             return call_with_tensors(self.network, tensors, inputs)
 
-        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        stacked: Tensor = vmap(run_network, in_dims=(0, 1), out_dims=1)(tensors, x)
+        stacked: Tensor = vmap(run_network, in_dims=(0, 1), out_dims=1)(named_tensors(self.network), x)
         return stacked
 
     def unstack(self) -> tuple[nn.Module, ...]:
