@@ -215,9 +215,9 @@ def test_a_missing_name_and_validation_examples_of_another_kind_are_refused():
         fit_map(Rows(NAMES), val=Rows())
 
 
-def test_names_in_a_loader_ask_for_the_dataset():
-    with pytest.raises(ValueError, match="Pass `fit` the dataset in place of a loader, or number the classes"):
-        fit_map(DataLoader(Rows(NAMES), batch_size=8, collate_fn=collate_examples))
+def test_names_in_a_loader_are_classes():
+    fitted = fit_map(DataLoader(Rows(NAMES), batch_size=8, collate_fn=collate_examples))
+    assert fitted.info["class_names"] == sorted(set(NAMES))
 
 
 def test_names_of_classes_are_held_out_alike():

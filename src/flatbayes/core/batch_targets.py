@@ -98,7 +98,8 @@ def _to_target_tensor(targets: Any) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError(
             f"The targets of a batch are of the type {array.dtype}, such as {str(array.ravel()[:1].tolist())[:80]}. "
-            "Pass `fit` the dataset in place of a loader, or number the classes from 0, in training, validation and "
-            "test data alike: names = sorted(set(labels)) and names.index(label) as the target."
+            "`fit` takes names of classes in a loader that one process reads in whole, without num_data, and not of "
+            "validation data alone. Otherwise number the classes from 0, in training, validation and test data "
+            "alike: names = sorted(set(labels)) and names.index(label) as the target."
         )
     return torch.from_numpy(array if array.flags.writeable else array.copy())

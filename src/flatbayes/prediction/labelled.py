@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.batch_targets import split_batch, split_labels
+from flatbayes.core.batch_targets import split_batch
 from flatbayes.core.graph_batches import is_graph_list, join_graphs
-from flatbayes.core.input_trees import IGNORE_INDEX, holds_texts, slice_examples
+from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
@@ -33,6 +33,7 @@ from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.prediction.example_batches import batch_examples
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs, match_image_layout
+from flatbayes.prediction.named_batches import number_batch
 
 TASKS: dict[type[Likelihood], Task] = {
     Gaussian: "regression",
@@ -76,15 +77,9 @@ class LabelledBatches:
     def __iter__(self) -> Iterator[Any]:
         self._targets = []
         for batch in self.batches:
-            inputs, targets = split_batch(self._encode_texts(batch))
+            inputs, targets = split_batch(number_batch(batch, self._class_names) if self._class_names else batch)
             self._targets.append(targets.cpu())
             yield inputs if not isinstance(inputs, tuple) else (inputs,)
-
-    def _encode_texts(self, batch: Any) -> Any:
-        pair = split_labels(batch) if isinstance(batch, Mapping) else batch
-        if not self._class_names or not isinstance(pair, tuple | list) or len(pair) != 2 or not holds_texts(pair[1]):
-            return batch
-        return pair[0], encode_labels(pair[1], self._class_names)
 
     def pop_targets(self, count: int) -> Tensor:
         """Targets of the next batches, with `count` examples, which are not kept."""

@@ -30,7 +30,8 @@ def warn_of_missing_classes(data: LoaderData) -> None:
     is_share = isinstance(getattr(data.loader, "sampler", None), DistributedSampler)
     if not isinstance(likelihood, Categorical) or not trained or is_share or data.given_num_data is not None:
         return
-    missing = [str(label) for label in range(likelihood.num_classes) if label not in trained]
+    names = [*data.class_names, *map(str, range(len(data.class_names), likelihood.num_classes))]
+    missing = [names[label] for label in range(likelihood.num_classes) if label not in trained]
     if missing:
         verb = "has" if len(missing) == 1 else "have"
         warnings.warn(

@@ -128,7 +128,8 @@ def prepare_runs(
         head_outputs=head_outputs,
         has_positions=getattr(unwrap_custom(likelihood), "class_dim", -1) == 1,
     )
-    warm_start.check_class_names(splits.class_names if splits is not None else ())
+    named = training_data if isinstance(training_data, LoaderData) else splits
+    warm_start.check_class_names(named.class_names if named is not None else ())
     if config.epochs == 0 and warm_start.has_fresh_head:
         warnings.warn(UNTRAINED_HEAD, DataWarning, stacklevel=4)
     if isinstance(model, nn.Module):

@@ -2,7 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
+
+from torch.utils.data import DistributedSampler
 
 from flatbayes.core.input_trees import holds_texts
 from flatbayes.data import DataSplits, Standardize, load_training_splits
@@ -12,9 +15,18 @@ from flatbayes.data.named_labels import has_named_labels, number_labels, wrap_ro
 from flatbayes.data.pairs import is_tree_pair
 from flatbayes.data.split_checks import check_split_values, warn_of_untrained_classes
 from flatbayes.flatness import Flatness
+from flatbayes.prediction.labelled import infer_task
+from flatbayes.prediction.named_batches import (
+    NumberedBatches,
+    has_named_batches,
+    read_class_names,
+    sort_class_names,
+)
 from flatbayes.training.arguments import hold_out_examples, normalize_data, normalize_validation, unpack_splits
+from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
+from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.unknown_labels import drop_unlabelled
 
@@ -62,11 +74,13 @@ def read_training_data(
         num_held_out = 0 if is_given else len(examples.val)
     elif val is not None:
         val = normalize_validation(val, config.batch_size)
+    if not (class_names or isinstance(examples, DataSplits)) and infer_task(likelihood) is None:
+        examples, val, class_names = number_named_batches(examples, val, config, num_data)
     splits = examples if isinstance(examples, DataSplits) else given or named
     if splits is not None:
         check_split_values(splits, ("train", "val"))
         warn_of_untrained_classes(splits)
-    class_names = class_names if splits is None else splits.class_names
+    class_names = splits.class_names if splits is not None else class_names
     training_data = make_training_data(examples, transform, num_data, val, num_held_out, class_names)
     if config.epochs is None and given is None and not training_data.has_validation:
         warnings.warn(NO_VALIDATION, DataWarning, stacklevel=5)
@@ -88,6 +102,34 @@ def read_named_classes(data: Any, val: Any) -> DataSplits | None:
             f"names of the classes; got a {type(val).__name__}."
         )
     return load_training_splits(data, val)
+
+
+def number_named_batches(
+    loader: Iterable[Any], val: Iterable[Any] | None, config: TrainingConfig, num_data: int | None
+) -> tuple[Iterable[Any], Iterable[Any] | None, tuple[str, ...]]:
+    """Training and validation batches with numbers for the names of classes, which are in alphabetic order.
+
+    One pass over each finds the names. Batches whose labels are no names are unchanged, as are those that are not
+    read in whole before the training, which is then refused: with `num_data`, and in several processes, of which each
+    may read its own share.
+
+    Raises:
+        ValueError: A label is missing, or those of some batches are names and those of others are not.
+    """
+    has_share = isinstance(getattr(loader, "sampler", None), DistributedSampler)
+    if num_data is not None or has_share or prod(get_process_layout(config)) > 1:
+        return loader, val, ()
+    with preserve_loader(loader):
+        if not has_named_batches(loader):
+            return loader, val, ()
+    names = set[str]()
+    for batches, description in ((loader, "The training data"), (val, "The validation data")):
+        if batches is not None:
+            with preserve_loader(batches):
+                names |= read_class_names(batches, description)
+    class_names = sort_class_names(names)
+    numbered_val = None if val is None else NumberedBatches(val, class_names)
+    return NumberedBatches(loader, class_names), numbered_val, class_names
 
 
 def make_training_data(
