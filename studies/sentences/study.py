@@ -43,7 +43,7 @@ from studies.sentences.task import NUM_OOD, NUM_TEST, NUM_VAL, Task
 
 RADII, NUM_SEEDS, NUM_SELECTION_SEEDS, NUM_DRAWS, BATCH_SIZE = (0.02, 0.05, 0.1, 0.2), 5, 2, 6, 16
 NUM_SHARPNESS_EXAMPLES, NUM_LOSS_EXAMPLES = 50, 200
-MORE_SEEDS = {"default-200": 10}
+MORE_SEEDS = {"default-200": 14}
 """Number of seeds by setting, where it is not `NUM_SEEDS`."""
 EPOCHS = {100: 10, 200: 8}
 EQUAL_LENGTH_SIZE = 200

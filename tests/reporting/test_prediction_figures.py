@@ -13,6 +13,14 @@ from flatbayes.plotting.predictions import plot_label_probabilities, plot_uncert
 NAMES = ["golden retriever", "Labrador retriever", "cat", "aeroplane, aircraft", "x"]
 
 
+@pytest.fixture(autouse=True)
+def _close_figures():
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
 def make_probs(num_examples=30):
     probs = np.random.default_rng(0).dirichlet(np.full(len(NAMES), 0.7), num_examples)
     return probs, -(probs * np.log(probs)).sum(1)
