@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flatbayes.metrics.calibration import bin_confidences, find_top_class, top_predictions
 from flatbayes.metrics.checks import iter_log_probs, iter_probs
-from flatbayes.metrics.detection import auroc
+from flatbayes.metrics.detection import aupr, auroc
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,19 @@ def classification_metrics(
         {'accuracy': 0.75, 'nll': 0.4, 'brier': 0.25}
     """
     return score_examples(log_probs, labels).metrics()
+
+
+def binary_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
+    """The metrics of `BINARY_METRICS` for two classes, NaN where a class has no examples; none for other numbers.
+
+    Args:
+        log_probs: Log of the averaged probabilities, [examples, classes].
+        labels: Index of the true class, [examples].
+    """
+    if log_probs.shape[-1] != 2:
+        return {}
+    ranking = log_probs[:, 1], labels == 1
+    return {"auroc": auroc(*ranking), "aupr": aupr(*ranking)}
 
 
 def accuracy(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:

@@ -53,6 +53,14 @@ CLASSIFICATION_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
 )
 """Metrics of `classification_metrics`, in its order."""
 
+BINARY_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
+    {
+        "auroc": MetricDefinition("AUROC of the second of two classes by its probability", True),
+        "aupr": MetricDefinition("Average precision of the second of two classes", True),
+    }
+)
+"""Metrics that `evaluate` adds to those of a classification with two classes."""
+
 DENSE_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
     {
         **CLASSIFICATION_METRICS,
@@ -185,6 +193,7 @@ _ALL_METRICS = {
         DENSE_METRICS,
         MULTI_LABEL_METRICS,
         CLASSIFICATION_METRICS,
+        BINARY_METRICS,
         REGRESSION_METRICS,
         *METRIC_FAMILIES.values(),
     )

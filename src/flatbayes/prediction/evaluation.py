@@ -38,7 +38,7 @@ from flatbayes.metrics import (
     regression_metrics,
 )
 from flatbayes.metrics.calibration import bin_confidences
-from flatbayes.metrics.classification import score_examples
+from flatbayes.metrics.classification import binary_metrics, score_examples
 from flatbayes.metrics.definitions import select_definitions
 from flatbayes.metrics.multi_label import measure_labels
 from flatbayes.prediction.calibrated import replace_calibration
@@ -293,7 +293,8 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
     match predictive:
         case CategoricalPredictive():
             scores = score_examples(predictive.log_probs, targets)
-            return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
+            metrics = {**scores.metrics(), **binary_metrics(predictive.log_probs, targets)}
+            return Evaluation(metrics, bin_confidences(scores.confidence, scores.is_right), num_networks)
         case BernoulliPredictive():
             metrics, scores = measure_labels(predictive.log_probs, targets)
             examples = ((targets == 0) | (targets == 1)).cpu().nonzero()[:, 0]
