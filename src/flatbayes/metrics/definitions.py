@@ -30,6 +30,7 @@ class MetricFamily(StrEnum):
         ['ood_aupr', 'ood_auroc']
     """
 
+    RANKING = "Ranking of two classes"
     LIKELIHOOD = "Calibrated likelihood"
     REFERENCE = "Distance to the exact posterior"
     CALIBRATION = "Calibration"
@@ -109,6 +110,7 @@ REGRESSION_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
 
 METRIC_FAMILIES: Mapping[MetricFamily, Mapping[str, MetricDefinition]] = MappingProxyType(
     {
+        MetricFamily.RANKING: BINARY_METRICS,
         MetricFamily.LIKELIHOOD: MappingProxyType(
             {
                 "nll_calibrated": MetricDefinition(
@@ -193,7 +195,6 @@ _ALL_METRICS = {
         DENSE_METRICS,
         MULTI_LABEL_METRICS,
         CLASSIFICATION_METRICS,
-        BINARY_METRICS,
         REGRESSION_METRICS,
         *METRIC_FAMILIES.values(),
     )
