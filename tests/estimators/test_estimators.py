@@ -20,6 +20,7 @@ from torch import nn
 
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
 from flatbayes.flatness import ASAM, SAM, Plain
+from flatbayes.likelihoods import Categorical, Custom
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
@@ -120,6 +121,39 @@ def test_several_targets(diabetes):
     assert two.score(X, np.stack([y, -2 * y], 1)) > 0.4
     column = FlatBayesRegressor(**SMALL).fit(X, y[:, None])
     assert column.predict(X[:7]).shape == column.predict_std(X[:7]).shape == (7, 1)
+
+
+def test_counts_have_a_likelihood():
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(300, 3))
+    counts = random.poisson(np.exp(1 + inputs[:, 0]))
+    regressor = FlatBayesRegressor(SWAG(rank=2), Plain(), likelihood="poisson", epochs=30, random_state=0)
+    regressor = clone(regressor).fit(inputs, counts)
+    assert regressor.get_params()["likelihood"] == "poisson"
+    mean, std = regressor.predict(inputs, return_std=True)
+    assert np.corrcoef(np.log(mean), inputs[:, 0])[0, 1] > 0.95
+    np.testing.assert_allclose(std**2, mean + regressor.predict_std(inputs, epistemic=True) ** 2)
+    assert float(regressor.predict_distribution(inputs).interval(0.9)[1].frac().abs().sum()) == 0
+    grid = {"likelihood": ["negative_binomial", None, "StudentT"]}
+    search = GridSearchCV(FlatBayesRegressor(MAP(), Plain(), epochs=3, random_state=0), grid, cv=2)
+    assert search.fit(inputs, np.stack([counts, counts + 1], 1)).predict(inputs[:2]).shape == (2, 2)
+    with pytest.raises(ValueError, match="targets are outside of the support of Poisson"):
+        regressor.fit(inputs, counts - 1)
+    with pytest.raises(ValueError, match="the targets are classes"):
+        FlatBayesClassifier(MAP(), likelihood="poisson", epochs=1).fit(inputs, counts > 2)
+
+
+def test_a_classifier_takes_a_loss(iris):
+    weights = torch.tensor([1.0, 1.0, 20.0])
+    loss = Custom(nn.CrossEntropyLoss(weights), Categorical(3))
+    shares = [
+        FlatBayesClassifier(MAP(), Plain(), likelihood=likelihood, epochs=3, random_state=0)
+        .fit(*iris)
+        .predict_proba(iris[0])[:, 2]
+        .mean()
+        for likelihood in (None, loss)
+    ]
+    assert shares[1] > shares[0] + 0.1
 
 
 def test_random_state_determines_the_fit(iris):

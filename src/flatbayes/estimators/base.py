@@ -28,7 +28,7 @@ from flatbayes.data.frame_features import list_other_columns, to_column_numbers
 from flatbayes.data.hold_out import hold_out_validation
 from flatbayes.data.pairs import check_row_labels
 from flatbayes.flatness import SAM, Flatness
-from flatbayes.likelihoods import Predictive
+from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG, Posterior
@@ -69,6 +69,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         flatness: Flatness | None = None,
         model: ModelFactory | None = None,
         *,
+        likelihood: Likelihood | str | None = None,
         hidden: tuple[int, ...] = (64, 64),
         epochs: int | None = None,
         batch_size: int = 32,
@@ -82,6 +83,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         self.posterior = posterior
         self.flatness = flatness
         self.model = model
+        self.likelihood = likelihood
         self.hidden = hidden
         self.epochs = epochs
         self.batch_size = batch_size
@@ -145,7 +147,14 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         hidden = self.hidden.tolist() if isinstance(self.hidden, np.ndarray) else self.hidden
         model = partial(MLP, hidden=hidden) if self.model is None else self.model
         self.posterior_ = fit(
-            model, data, posterior, flatness, config, seed=self.seed_, show_progress=bool(self.verbose)
+            model,
+            data,
+            posterior,
+            flatness,
+            config,
+            likelihood=self.likelihood,
+            seed=self.seed_,
+            show_progress=bool(self.verbose),
         )
         training = self.posterior_.info["training"]
         self.n_iter_ = max(training.get("last_epochs", [training["epochs"]]))

@@ -30,6 +30,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
             epochs is automatic and a stronger one has a lower validation NLL.
         flatness: The flatness; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
+        likelihood: None is a `Categorical`; or a `Custom` of one, for a loss such as one with class weights.
         hidden: Units of each hidden layer, for the `MLP` only.
         epochs: Passes over the training data; None: at least 60, and as many as give 3,000 steps.
         batch_size: Examples per step.

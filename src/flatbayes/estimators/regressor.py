@@ -17,21 +17,23 @@ from flatbayes.estimators.base import (
     make_data_splits,
     refuse_fit_params,
 )
-from flatbayes.likelihoods import GaussianPredictive
+from flatbayes.likelihoods import NumberPredictive
 from flatbayes.likelihoods.labels import to_tensor
 
 
 class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[misc]
     """A sharpness-aware posterior over the weights of a network, as a regressor of scikit-learn.
 
-    Inputs and targets are standardised per column; predictions have the unit of the targets. There may be several
-    targets. Fields of posterior, flatness and config are parameters as well: `flatness__rho`.
+    Inputs and targets, but no counts, are standardised per column; predictions have the unit of the targets. There
+    may be several targets. Fields of posterior, flatness and config are parameters as well: `flatness__rho`.
 
     Args:
         posterior: The posterior; None is `SWAG(prior_precision=2.0)`, whose prior is stronger where the number of
             epochs is automatic and a stronger one has a lower validation NLL.
         flatness: The flatness; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
+        likelihood: Distribution of the targets: the name of a family of `DistributionLikelihood`, such as `"Poisson"`
+            for counts, or an instance; None is a `Gaussian` in the unit of the targets.
         hidden: Units of each hidden layer, for the `MLP` only.
         epochs: Passes over the training data; None: at least 60, and as many as give 3,000 steps.
         batch_size: Examples per step.
@@ -101,7 +103,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
             X: Examples, shape (examples, features), or of any shape that the model takes.
             return_std: Return standard deviations as well, as `predict_std` does.
         """
-        predictive = self._predict_gaussian(X)
+        predictive = self._predict_numbers(X)
         mean = self._match_target_shape(predictive.mean)
         return (mean, self._match_target_shape(predictive.std)) if return_std else mean
 
@@ -112,13 +114,13 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
             X: Examples, shape (examples, features), or of any shape that the model takes.
             epistemic: Only the spread of the means over the networks, without the noise of the targets.
         """
-        predictive = self._predict_gaussian(X)
+        predictive = self._predict_numbers(X)
         return self._match_target_shape(predictive.epistemic.sqrt() if epistemic else predictive.std)
 
-    def _predict_gaussian(self, X: ArrayLike) -> GaussianPredictive:
+    def _predict_numbers(self, X: ArrayLike) -> NumberPredictive:
         predictive = self.predict_distribution(X)
-        if not isinstance(predictive, GaussianPredictive):
-            raise TypeError(f"A regression needs a GaussianPredictive, got a {type(predictive).__name__}.")
+        if not isinstance(predictive, NumberPredictive):
+            raise TypeError(f"A regression predicts numbers, and the likelihood gives a {type(predictive).__name__}.")
         return predictive
 
     def _match_target_shape(self, values: Tensor) -> NDArray[np.float64]:
