@@ -73,6 +73,21 @@ def test_dropout_may_differ_where_draws_do_not_use_it(tmp_path):
             "2: approximate none in the fit and approximate tanh here",
         ),
         (
+            make_network(activation=nn.ReLU(inplace=True)),
+            make_network(activation=nn.Tanh()),
+            "2: activation ReLU in the fit and activation Tanh here",
+        ),
+        (
+            nn.Sequential(nn.RNN(4, 3)),
+            nn.Sequential(nn.RNN(4, 3, nonlinearity="relu")),
+            "0: mode RNN_TANH, nonlinearity tanh in the fit and mode RNN_RELU, nonlinearity relu here",
+        ),
+        (
+            nn.TransformerEncoderLayer(4, 2, 8),
+            nn.TransformerEncoderLayer(4, 2, 8, activation="gelu", norm_first=True),
+            "the model: norm_first False, activation relu in the fit and norm_first True, activation gelu here",
+        ),
+        (
             nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.AvgPool2d(2), nn.Flatten()),
             nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=0), nn.Flatten()),
             r"1: padding \[1, 1\] in the fit and padding \[0, 0\] here",
@@ -83,6 +98,27 @@ def test_other_options_of_layers_are_refused(before, after, text, tmp_path):
     folder = make_fitted(MAP(), before).save(tmp_path)
     with pytest.raises(ValueError, match=f"settings that its weights do not show.* {text}. Build the network with"):
         FittedPosterior.load(folder, after)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"hidden_act": "relu"}, "the model: hidden_act gelu in the fit and hidden_act relu here"),
+        ({"num_attention_heads": 4}, "num_attention_heads 2 in the fit and num_attention_heads 4 here"),
+    ],
+)
+def test_another_configuration_of_transformers_is_refused(change, text, tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def make_bert(**options):
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        config = transformers.BertConfig(**{"vocab_size": 20, "num_labels": 3} | sizes | options)
+        return transformers.BertForSequenceClassification(config)
+
+    folder = make_fitted(MAP(), make_bert()).save(tmp_path)
+    FittedPosterior.load(folder, make_bert(hidden_dropout_prob=0.3))
+    with pytest.raises(ValueError, match=text):
+        FittedPosterior.load(folder, make_bert(**change))
 
 
 @pytest.mark.parametrize("change", [{"lora_alpha": 64}, {"is_disabled": True}])

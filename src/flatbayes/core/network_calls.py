@@ -24,7 +24,7 @@ def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs:
             "contains or was made from."
         )
     outputs: Tensor
-    with replace_tensors(find_places(network, tensors)):
+    with preserve_recurrence(network), replace_tensors(find_places(network, tensors)):
         outputs = network(inputs)
     return outputs
 
@@ -68,6 +68,21 @@ def replace_tensors(places: Sequence[Place]) -> Iterator[None]:
     finally:
         for (mapping, name, _), tensor in zip(places, own_tensors, strict=True):
             mapping[name] = tensor
+
+
+@contextmanager
+def preserve_recurrence(network: nn.Module) -> Iterator[None]:
+    """Inside, recurrent layers are called with other tensors; afterwards they refer to none of these.
+
+    A call leaves a list of its weights in a recurrent layer. Tensors of a function transform cannot be copied.
+    """
+    layers = [vars(module) for module in network.modules() if isinstance(module, nn.RNNBase)]
+    own = [(layer["_flat_weights"], layer["_flat_weight_refs"]) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, (weights, references) in zip(layers, own, strict=True):
+            layer["_flat_weights"], layer["_flat_weight_refs"] = weights, references
 
 
 @contextmanager

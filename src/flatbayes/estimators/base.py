@@ -240,7 +240,8 @@ def refuse_fit_params(estimator: BaseEstimator, params: Mapping[str, Any]) -> No
     if params:
         advice = (
             " All rows have the same weight: give a row several times, np.repeat(X, counts, axis=0), or draw rows "
-            "with probabilities that are their weights; score takes sample_weight."
+            "with probabilities that are their weights, and set epochs, since copies of a row may otherwise be held "
+            "out for validation too; score takes sample_weight."
         )
         raise TypeError(
             f"{type(estimator).__name__}.fit takes X and y, got {', '.join(params)}."

@@ -35,7 +35,7 @@ from flatbayes.posteriors.curvature_structures import make_curvature
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
 from flatbayes.posteriors.last_layer import find_last_linear
-from flatbayes.posteriors.linearised import LinearisedNetwork
+from flatbayes.posteriors.linearised import LinearisedNetwork, explain_derivative_error
 from flatbayes.posteriors.optimization import (
     check_temperature,
     init_state,
@@ -173,8 +173,8 @@ class Laplace(Posterior):
                 except (RuntimeError, NotImplementedError) as error:
                     raise ValueError(
                         f"Laplace(structure={self.structure!r}, predictive={self.predictive!r}) cannot differentiate "
-                        f"{type(state.model).__name__}: {str(error).strip().splitlines()[0]} Use another structure "
-                        "with predictive='sampled', or SWAG."
+                        f"{type(state.model).__name__}: {explain_derivative_error(error)} Use predictive='sampled', "
+                        "another structure, or SWAG."
                     ) from error
 
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:

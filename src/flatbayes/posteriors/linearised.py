@@ -47,6 +47,14 @@ class LinearisedNetwork(nn.Module):
         return expansion
 
 
+def explain_derivative_error(error: Exception) -> str:
+    """What torch cannot differentiate: the first line of its message, which for packed sequences names none."""
+    text = str(error).strip().splitlines()[0]
+    if "data pointer of Tensor that doesn't have storage" in text:
+        return "packed sequences (pack_padded_sequence) have no forward-mode derivative in torch."
+    return text
+
+
 @cache
 def _register_forward_mode_rules() -> None:
     # On first use torch registers forward-mode rules through functions that torch itself has deprecated.

@@ -17,7 +17,13 @@ from torch.func import vmap
 
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.network_calls import Place, find_places, plain_attention, replace_tensors
+from flatbayes.core.network_calls import (
+    Place,
+    find_places,
+    plain_attention,
+    preserve_recurrence,
+    replace_tensors,
+)
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.tensor_lists import copy_values, count_writes, to_local
 from flatbayes.core.traversal import list_modules, named_parameters
@@ -32,6 +38,10 @@ slower: with one thread a PreResNet-20 was slower at 16 examples and faster at 4
 at any number."""
 ALIGNMENT = 64
 """Bytes. Memory of torch on a CPU starts at a multiple, on which the rounding of matrix products may depend."""
+
+
+MISSING_RULE = ("vmap", "Batching rule")
+"""Words of the errors of operations that cannot be vectorized."""
 
 
 class VectorizationError(ValueError):
@@ -173,7 +183,7 @@ class DrawnNetworks:
         try:
             outputs = list(batches.map(self._compute_outputs))
         except RuntimeError as error:
-            if "vmap" not in str(error):
+            if not any(words in str(error) for words in MISSING_RULE):
                 raise
             raise VectorizationError(
                 f"One call cannot predict with all draws of {type(self._network).__name__}: "
@@ -205,7 +215,8 @@ class DrawnNetworks:
             return outputs
 
         stacked = [tensor for _, _, tensor in places]
-        with eval_mode(network), plain_attention(), autocast(stacked[0].device, self.autocast_dtype):
+        device, dtype = stacked[0].device, self.autocast_dtype
+        with eval_mode(network), plain_attention(), preserve_recurrence(network), autocast(device, dtype):
             all_outputs: Tensor = vmap(call_network)(*stacked)
         return all_outputs
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, NotRequired, TypedDict
 
 from torch import nn
@@ -23,6 +24,47 @@ OPTION_NAMES = (
     "variance_epsilon",
 )
 """Attributes of layers that change the outputs and no shape of a weight."""
+
+TORCH_OPTION_NAMES = (
+    "align_corners",
+    "alpha",
+    "batch_first",
+    "beta",
+    "ceil_mode",
+    "count_include_pad",
+    "dim",
+    "max_val",
+    "min_val",
+    "mode",
+    "nonlinearity",
+    "norm_first",
+    "threshold",
+)
+"""Those of layers of torch, whose names may have another meaning elsewhere."""
+
+CONFIG_NAMES = (
+    "activation",
+    "activation_function",
+    "attn_logit_softcapping",
+    "classifier_activation",
+    "classifier_pooling",
+    "dense_act_fn",
+    "feat_extract_activation",
+    "final_logit_softcapping",
+    "hidden_act",
+    "hidden_activation",
+    "local_attention",
+    "num_attention_heads",
+    "pooler_act",
+    "position_embedding_type",
+    "query_pre_attn_scalar",
+    "scale_attn_by_inverse_layer_idx",
+    "scale_attn_weights",
+    "sliding_window",
+)
+"""Settings in the configuration of a network of transformers that change the outputs and no weight or buffer."""
+
+ACTIVATIONS_MODULE = "torch.nn.modules.activation"
 
 MAX_LISTED_LAYERS = 5
 
@@ -53,7 +95,12 @@ def is_layer_settings(value: object) -> bool:
 
 def describe_layers(posterior: Posterior, model: nn.Module) -> LayerSettings:
     """The settings of a network, for the metadata of an artefact."""
-    options = {name: _describe_options(module) for name, module in model.named_modules()}
+    options, seen = dict[str, dict[str, Any]](), set[int]()
+    for name, module in model.named_modules():
+        config = vars(module).get("config")  # that of transformers is shared by the modules of a network
+        own = {} if id(config) in seen else _describe_config(config)
+        options[name] = {**_describe_options(module), **own}
+        seen.add(id(config))
     random = {name: dict(settings) for name, settings in posterior.describe_random_layers(model).items()}
     return {"random": random, "options": {name: settings for name, settings in options.items() if settings}}
 
@@ -90,11 +137,24 @@ def check_layers(expected: LayerSettings, posterior: Posterior, model: nn.Module
 
 
 def _describe_options(module: nn.Module) -> dict[str, Any]:
-    attributes, options = vars(module), dict[str, Any]()
-    if module._parameters or type(module).__module__.startswith("torch.nn."):
-        options = {name: _to_plain(attributes[name]) for name in OPTION_NAMES if name in attributes}
+    attributes, place = vars(module), type(module).__module__
+    is_torch = place.startswith("torch.nn.")
+    names = (*OPTION_NAMES, *TORCH_OPTION_NAMES) if is_torch else OPTION_NAMES if module._parameters else ()
+    options = {name: _to_plain(attributes[name]) for name in names if name in attributes}
+    if place == ACTIVATIONS_MODULE and not module._parameters:
+        options["activation"] = type(module).__name__
+    elif is_torch and isinstance(attributes.get("activation"), FunctionType | BuiltinFunctionType):
+        options["activation"] = attributes["activation"].__name__
     options["scaling of adapters"] = describe_scaling(module)
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _describe_config(config: Any) -> dict[str, Any]:
+    """Settings of a configuration of transformers; none of anything else."""
+    if not isinstance(getattr(config, "model_type", None), str):
+        return {}
+    settings = {name: _to_plain(getattr(config, name, None)) for name in CONFIG_NAMES}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _to_plain(value: Any) -> Any:
