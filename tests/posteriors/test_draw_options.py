@@ -1,5 +1,6 @@
 """Options that only draws depend on: what they do, and their choice on validation examples after training."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -234,6 +235,7 @@ def test_the_default_is_kept_unless_another_value_is_better_by_a_standard_error(
     option = DrawOption(0.0, (0.0, 0.25, 0.5), has_means=False, keeps_default=True)
     record = compare_values(option, ExampleLosses(lambda value: compute_example_losses(*predict(value))))
     assert record["value"] == value
+    json.dumps(record, allow_nan=False)
     if not math.isnan(gain):
         assert dict(record["standard_errors"]) == pytest.approx({0.25: spread / 10, 0.5: 0.0}, abs=1e-9)
         assert dict(record["val_nll"]) == pytest.approx({0.0: 10.0, 0.25: 10 - gain, 0.5: 11.0})

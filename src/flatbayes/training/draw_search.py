@@ -107,7 +107,8 @@ def compare_values(option: DrawOption, measure: Measure, *, with_all: bool = Tru
     pairs = sorted(losses.items(), key=lambda pair: -1.0 if pair[0] is None else pair[0])
     record = {"value": best, "val_nll": [[value, loss if math.isfinite(loss) else None] for value, loss in pairs]}
     if errors:
-        record["standard_errors"] = [[value, errors[value]] for value, _ in pairs if value in errors]
+        finite = {value: error for value, error in errors.items() if math.isfinite(error)}
+        record["standard_errors"] = [[value, finite[value]] for value, _ in pairs if value in finite]
     return record | ({"margin": option.margin} if option.margin else {})
 
 
