@@ -62,6 +62,8 @@ def test_a_missing_target_lists_the_columns_and_suggests_a_similar_one(csv):
         Table(path=csv("a,y\n1,0\n"), target="z").read()
     with pytest.raises(ValueError, match=r"lacks the columns \['price'\].* Did you mean 'Price'\?"):
         Table(path=csv("a,Price\n1,x\n2,z\n"), target="price").read()
+    with pytest.raises(ValueError, match=r"lacks the columns \['y, z'\].* Several columns are a list: \[y, z\]"):
+        Table(path=csv("a,y,z\n1,0,1\n2,1,0\n"), target="y, z").read()
 
 
 @pytest.mark.parametrize(

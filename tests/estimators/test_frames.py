@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from flatbayes import evaluate
 from flatbayes.data import DataWarning
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
 from flatbayes.posteriors import MAP
@@ -59,3 +60,15 @@ def test_hidden_may_be_a_list_or_an_array():
     estimators = [FlatBayesClassifier(MAP(), hidden=h, epochs=1, random_state=0) for h in ((4,), [4], np.array([4]))]
     first, *others = (estimator.fit(FRAME, NAMES).predict_proba(FRAME) for estimator in estimators)
     assert all(np.array_equal(first, other) for other in others)
+
+
+def test_columns_of_targets_are_their_names():
+    targets = pd.DataFrame(np.random.default_rng(1).normal(size=(40, 2)), columns=["u", "v"])
+    estimator = FlatBayesRegressor(MAP(), hidden=(4,), epochs=1, random_state=0).fit(FRAME, targets)
+    fitted = estimator.posterior_
+    assert fitted.info["target_names"] == ["u", "v"]
+    expected = evaluate(fitted, (FRAME, targets.to_numpy())).metrics
+    assert evaluate(fitted, (FRAME, targets[["v", "u"]])).metrics == expected
+    assert np.array_equal(estimator.fit(FRAME, targets.to_numpy()).predict(FRAME), fitted.predict(FRAME).mean.numpy())
+    with pytest.raises(ValueError, match=r"data frame y has several columns of the same name: \['u'\]"):
+        estimator.fit(FRAME, targets.set_axis(["u", "u"], axis=1))

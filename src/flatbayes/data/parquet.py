@@ -175,6 +175,9 @@ def require_columns(path: Path, required: Sequence[str], available: Sequence[str
     if missing:
         similar = difflib.get_close_matches(missing[0].strip(), available, n=1)
         suggestion = f" Did you mean {similar[0]!r}?" if similar else ""
+        parts = [part.strip() for part in missing[0].split(",")]
+        if len(parts) > 1 and {*parts} <= {*available}:
+            suggestion = f" Several columns are a list: [{', '.join(parts)}]."
         raise ValueError(
             f"{path} lacks the columns {format_names(missing)}. It has {format_names(available)}. Name one of these, "
             f"or add them.{suggestion}"

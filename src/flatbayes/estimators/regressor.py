@@ -10,6 +10,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from flatbayes.data.data_frames import list_columns
 from flatbayes.estimators.base import (
     FLOAT_TYPES,
     PosteriorEstimator,
@@ -70,24 +71,26 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
-            y: Targets, numbers of shape (examples,) or (examples, targets).
+            y: Targets, numbers of shape (examples,) or (examples, targets). The columns of a data frame are the
+                names of the targets of `posterior_`.
             **fit_params: None; others, such as `sample_weight`, are refused with advice.
 
         Raises:
             TypeError: There are further arguments.
-            ValueError: Examples and targets differ in number, or a target is constant.
+            ValueError: Examples and targets differ in number, a target is constant, or columns of `y` have one name.
         """
         refuse_fit_params(self, fit_params)
         check_examples(X, y)
+        columns = list_columns(y, "data frame y")
         X, y = validate_data(
             self, X, y, dtype=FLOAT_TYPES, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
         targets = torch.from_numpy(np.array(y, dtype=np.float64))
         self._has_target_column = targets.ndim == 2 and targets.shape[1] == 1
         targets = targets.squeeze(1) if self._has_target_column else targets
-        target_names = ("y",) if targets.ndim == 1 else tuple(f"y{k}" for k in range(targets.shape[1]))
+        numbered = ("y",) if targets.ndim == 1 else tuple(f"y{k}" for k in range(targets.shape[1]))
         features = getattr(self, "feature_names_in_", None)
-        self._fit_posterior(make_data_splits(to_tensor(X), targets, features, target_names=target_names))
+        self._fit_posterior(make_data_splits(to_tensor(X), targets, features, target_names=columns or numbered))
         return self
 
     @overload
