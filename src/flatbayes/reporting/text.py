@@ -26,6 +26,8 @@ COVERAGE_TEXT = (
     "(overconfident), above it too wide."
 )
 FAMILY_TEXTS = {
+    "Ranking of two classes": "How well the probability of the second class ranks its examples above the others, at "
+    "every threshold. Where that class is rare, the average precision tells more than the AUROC.",
     "Calibrated likelihood": "NLL of each half of the examples at the temperature that is best for the other half, "
     "averaged over random halves, so that methods are compared at their optimal temperatures (Ashukha et al., 2020); "
     "and the number of networks of a plain deep ensemble of the same seed that reach the same.",
