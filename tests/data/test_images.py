@@ -109,9 +109,3 @@ def test_only_the_taken_rows_are_decoded_and_keep_their_order(png, pixels):
     assert torch.equal(taken.inputs, torch.from_numpy(images[[4, 0, 2]].transpose(0, 3, 1, 2)))
     assert len(split) == 6
     assert split.take(torch.arange(0)).inputs.shape == (0, 3, 4, 4)
-
-
-def encode(array, kind, **options):
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, kind, **options)
-    return stream.getvalue()

@@ -20,7 +20,7 @@ from flatbayes.core.names import format_count, format_suggestion
 from flatbayes.likelihoods.distribution_functions import get_support, set_validation, unwrap_independent
 from flatbayes.likelihoods.distribution_predictive import DistributionPredictive
 from flatbayes.likelihoods.families import FAMILIES, SUPPORTS, Family, find_family, standardize_targets
-from flatbayes.likelihoods.gaussian import location_scale_tensors
+from flatbayes.likelihoods.gaussian import location_scale_tensors, resolve_unit
 from flatbayes.likelihoods.likelihood import Likelihood, format_wrong_outputs
 
 MapOutputs = Callable[[Tensor], Distribution]
@@ -93,16 +93,8 @@ class DistributionLikelihood(Likelihood):
                 f"got num_outputs={self.num_outputs}: leave it out."
             )
         object.__setattr__(self, "num_outputs", num_outputs)
-        for field, default in (("location", 0.0), ("scale", 1.0)):
-            values = tuple(float(value) for value in getattr(self, field)) or (default,) * self.num_targets
-            if len(values) != self.num_targets or not all(map(math.isfinite, values)):
-                raise ValueError(
-                    f"{field} must be {format_count(self.num_targets, 'finite number')}, one for each target, got "
-                    f"{values}. DistributionLikelihood.fit computes them from training targets."
-                )
+        for field, values in resolve_unit(self.location, self.scale, self.num_targets, type(self).__name__).items():
             object.__setattr__(self, field, values)
-        if min(self.scale) <= 0:
-            raise ValueError(f"scale must be positive, got {self.scale}.")
 
     def _init_function(self) -> None:
         if self.num_outputs < 1:

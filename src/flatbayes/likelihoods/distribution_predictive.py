@@ -23,7 +23,7 @@ from flatbayes.likelihoods.distribution_mixture import (
     mixture_quantiles,
     sample_crps,
 )
-from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL, NumberPredictive
+from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL, NumberPredictive, check_interval_level
 
 MAX_BLOCK_VALUES = 2**22
 """Largest number of values of all samples and networks that are in memory at a time."""
@@ -130,8 +130,7 @@ class DistributionPredictive(NumberPredictive):
         Raises:
             ValueError: The level is not strictly between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"The level of an interval lies strictly between 0 and 1, got {level}.")
+        check_interval_level(level)
         lower, upper = self._compute_quantiles((1 - level) / 2, (1 + level) / 2)
         return lower, upper
 

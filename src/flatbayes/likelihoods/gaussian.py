@@ -6,7 +6,7 @@ without moment matching.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -66,16 +66,8 @@ class Gaussian(Likelihood):
     def __post_init__(self) -> None:
         if self.num_targets < 1:
             raise ValueError(f"Regression needs at least 1 target, got num_targets={self.num_targets}.")
-        for name, default in (("location", 0.0), ("scale", 1.0)):
-            values = tuple(float(value) for value in getattr(self, name)) or (default,) * self.num_targets
-            if len(values) != self.num_targets or not all(map(math.isfinite, values)):
-                raise ValueError(
-                    f"{name} must be {format_count(self.num_targets, 'finite number')}, one for each target, got "
-                    f"{values}. Gaussian.fit computes them from training targets."
-                )
+        for name, values in resolve_unit(self.location, self.scale, self.num_targets, "Gaussian").items():
             object.__setattr__(self, name, values)
-        if min(self.scale) <= 0:
-            raise ValueError(f"scale must be positive, got {self.scale}: a constant target cannot be standardised.")
         if not 0 < self.floor < math.inf:
             raise ValueError(f"floor must be positive and finite, got {self.floor}.")
         object.__setattr__(self, "initial_std", tuple(float(std) for std in self.initial_std))
@@ -236,6 +228,27 @@ class Gaussian(Likelihood):
     @property
     def _target_shape(self) -> tuple[int, ...]:
         return () if self.num_targets == 1 else (self.num_targets,)
+
+
+def resolve_unit(
+    location: Sequence[float], scale: Sequence[float], num_targets: int, likelihood: str
+) -> dict[str, tuple[float, ...]]:
+    """Location and scale with one number for each target, by name: by default 0 and 1.
+
+    Raises:
+        ValueError: They are not finite numbers for each target, or a scale is not positive.
+    """
+    unit = {}
+    for name, given, default in (("location", location, 0.0), ("scale", scale, 1.0)):
+        values = unit[name] = tuple(map(float, given)) or (default,) * num_targets
+        if len(values) != num_targets or not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"{name} must be {format_count(num_targets, 'finite number')}, one for each target, got {values}. "
+                f"{likelihood}.fit computes them from training targets."
+            )
+    if min(unit["scale"]) <= 0:
+        raise ValueError(f"scale must be positive, got {unit['scale']}: a constant target cannot be standardised.")
+    return unit
 
 
 @lru_cache(maxsize=16)

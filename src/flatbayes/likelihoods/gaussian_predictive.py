@@ -13,7 +13,7 @@ from torch import Tensor
 from flatbayes.core.names import format_count
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.labels import to_tensor
-from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL, NumberPredictive
+from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL, NumberPredictive, check_interval_level
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
@@ -70,8 +70,7 @@ class GaussianPredictive(NumberPredictive):
         Raises:
             ValueError: The level is not strictly between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"The level of an interval lies strictly between 0 and 1, got {level}.")
+        check_interval_level(level)
         low, high = (
             mixture.mixture_quantile(probability, self.member_means, self.member_stds)
             for probability in ((1 - level) / 2, (1 + level) / 2)

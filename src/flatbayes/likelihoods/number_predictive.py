@@ -147,3 +147,13 @@ class NumberPredictive(Predictive):
                 "target for each prediction, in the same order."
             )
         return targets.to(self.member_means)
+
+
+def check_interval_level(level: float) -> None:
+    """Check the probability of an interval.
+
+    Raises:
+        ValueError: It is not strictly between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"The level of an interval lies strictly between 0 and 1, got {level}.")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
-from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL
+from flatbayes.likelihoods.number_predictive import DEFAULT_INTERVAL_LEVEL, check_interval_level
 
 GRID_HALF_WIDTH = 8.0
 """Normal scores of the recalibrated distribution between which integrals are computed."""
@@ -120,8 +120,7 @@ class RecalibratedPredictive(GaussianPredictive):
         Raises:
             ValueError: The level is not strictly between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"The level of an interval lies strictly between 0 and 1, got {level}.")
+        check_interval_level(level)
         score = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))
         low, high = (self._map_columns(self._invert(end), self.member_means[0]) for end in (-score, score))
         return low, high
