@@ -161,7 +161,7 @@ def _find_quantile(mixture: DistributionMixture, probability: float, ordered: Te
 
 
 def _widen(mixture: DistributionMixture, probability: float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Values at whose distribution functions are below, and at least, a probability."""
+    """Widen an interval until it holds the quantile: P(Y <= low) < probability <= P(Y <= high)."""
     step = (high - low).clamp_min(1.0 if mixture.is_discrete else 0.0)
     step = torch.where(step > 0, step, low.abs() * 1e-3 + 1e-12)
     low = low - step
@@ -175,7 +175,7 @@ def _widen(mixture: DistributionMixture, probability: float, low: Tensor, high: 
 
 
 def _bisect_counts(mixture: DistributionMixture, probability: float, low: Tensor, high: Tensor) -> Tensor:
-    """The smallest whole number above `low`, and at most `high`, whose distribution function is the probability."""
+    """The smallest whole number in (low, high] with P(Y <= y) >= probability."""
     num_steps = math.ceil(math.log2(max(2.0, float((high - low).max())))) + 1
     for _ in range(num_steps):
         middle = ((low + high) / 2).floor()

@@ -4,7 +4,9 @@ from torch import Tensor, distributions
 
 
 class Weibull(distributions.Weibull):
-    """That of torch, with log p(y) = log k - log s + (k - 1) z - exp(k z) and z = log y - log s.
+    """The Weibull distribution of torch, with a log density that is computed from logarithms.
+
+    log p(y) = log k - log s + (k - 1) z - exp(k z), with z = log y - log s, shape k and scale s.
 
     Examples:
         >>> import torch
