@@ -85,7 +85,6 @@ REASONS = {
     "likelihoods/distribution_functions.py:is_discrete": NUMBER,
     "likelihoods/distribution_functions.py:set_validation": NUMBER,
     "likelihoods/distribution_likelihood.py:*.fit": BEFORE,
-    "likelihoods/distribution_likelihood.py:*._init_family": NUMBER,
     "likelihoods/distribution_likelihood.py:*._init_function": BEFORE,
     "likelihoods/distribution_likelihood.py:*._find_invalid": CPU_ONLY,
     "likelihoods/distribution_likelihood.py:*.prepare_targets": MESSAGE,
