@@ -8,7 +8,7 @@ from flatbayes import MAP, MLP, Categorical, Custom, Plain, TrainingConfig, eval
 from flatbayes.calibration import CalibrationWarning, fit_calibration
 from flatbayes.data import load_training_splits
 from flatbayes.data.hold_out import choose_held_out
-from flatbayes.data.stratified_split import compute_class_quotas, cover_rare_classes
+from flatbayes.data.stratified_split import compute_class_quotas, cover_rare_classes, stratified_split
 from flatbayes.training import Callback
 
 CONFIG = TrainingConfig(epochs=1, batch_size=16)
@@ -61,16 +61,27 @@ def test_a_rare_class_is_trained_and_held_out(num_positive):
     assert int(labels[train].sum()) >= 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("num_rare", [3, 5])
+def test_splits_of_a_source_have_every_class_to_train_and_validate(num_rare, seed):
+    labels = (torch.arange(2000) < num_rare).long() + 2 * (torch.arange(2000) == 1999)
+    train, val, test = stratified_split(labels, train_size=100, val_size=0.1, test_size=0, split_seed=0, seed=seed)
+    assert (len(train), len(val), len(test)) == (100, 200, 0)
+    assert labels[train].bincount(minlength=3)[1:].tolist() == [1, 1]
+    assert labels[val].bincount(minlength=3)[1:].tolist() == [1, 0]
+    assert not set(train.tolist()) & set(val.tolist())
+
+
 def test_quotas_cover_classes_at_the_cost_of_the_largest_and_keep_their_sum():
     counts = torch.tensor([90, 60, 4, 2, 1])
     quotas = compute_class_quotas(counts, 12)
-    covered = cover_rare_classes(counts, quotas)
+    covered = cover_rare_classes(counts, quotas, 2)
     assert covered.tolist() == [5, 5, 1, 1, 0]
     assert int(covered.sum()) == int(quotas.sum()) == 12
     many = torch.full((30,), 3)
-    assert torch.equal(cover_rare_classes(many, compute_class_quotas(many, 12)), compute_class_quotas(many, 12))
+    assert torch.equal(cover_rare_classes(many, compute_class_quotas(many, 12), 2), compute_class_quotas(many, 12))
     balanced = torch.full((10,), 20)
-    assert torch.equal(cover_rare_classes(balanced, torch.full((10,), 3)), torch.full((10,), 3))
+    assert torch.equal(cover_rare_classes(balanced, torch.full((10,), 3), 1), torch.full((10,), 3))
 
 
 def test_a_trained_last_layer_with_other_numbers_of_the_classes_is_refused():

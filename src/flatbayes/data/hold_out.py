@@ -42,7 +42,7 @@ def choose_held_out(
     is_free[list(first.values())] = False
     free = is_free.nonzero().flatten()
     size, entropy = min(num_val, len(free)), [seed, VAL_STREAM]
-    val = free[draw_stratified(classes[free], size, entropy, covers_rare=True)[0]]
+    val = free[draw_stratified(classes[free], size, entropy, covered_count=2)[0]]
     is_train = torch.ones(len(targets), dtype=torch.bool)
     is_train[val] = False
     return is_train.nonzero().flatten(), val.sort().values

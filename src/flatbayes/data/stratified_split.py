@@ -21,6 +21,9 @@ def stratified_split(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split examples in proportion to their classes.
 
+    A class with three or more examples outside the test split has one in the validation split, and each class that is
+    left has one in the training split, also where less than half of one is its share.
+
     Args:
         targets: Class of each example, [n].
         train_size: Number of training examples; None for all that remain.
@@ -41,14 +44,15 @@ def stratified_split(
     # Sorted, so that the next draws do not depend on the order in which the first one left the rows.
     remaining = remaining.sort().values
     num_val = resolve_size(val_size, len(remaining), "val_size")
-    val, available = draw_stratified(targets[remaining], num_val, [split_seed, VAL_STREAM, seed])
+    val, available = draw_stratified(targets[remaining], num_val, [split_seed, VAL_STREAM, seed], covered_count=3)
     num_train = len(available) if train_size is None else train_size
     if num_train > len(available):
         raise ValueError(
             f"train_size={train_size} examples were asked for, and {len(available)} are left for training of {total} "
             f"({num_test} went to the test and {num_val} to the validation split). Lower train_size."
         )
-    train, _ = draw_stratified(targets[remaining[available]], num_train, [split_seed, TRAIN_STREAM, seed])
+    entropy = [split_seed, TRAIN_STREAM, seed]
+    train, _ = draw_stratified(targets[remaining[available]], num_train, entropy, covered_count=1)
     return remaining[available[train]], remaining[val], test
 
 
@@ -77,7 +81,7 @@ def check_size(size: float, name: str) -> None:
 
 
 def draw_stratified(
-    targets: Tensor, size: int, entropy: Sequence[int], *, covers_rare: bool = False
+    targets: Tensor, size: int, entropy: Sequence[int], *, covered_count: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw `size` rows in proportion to the classes.
 
@@ -85,7 +89,8 @@ def draw_stratified(
         targets: Class of each example, [n].
         size: At most n.
         entropy: Seed, a sequence of non-negative integers.
-        covers_rare: Draw an example of every class that has 2 or more, also where less than half of one is its share.
+        covered_count: Draw an example of every class that has so many or more, also where less than half of one is
+            its share; None to draw by the shares only.
 
     Returns:
         The drawn rows and the remaining rows, both in random order.
@@ -100,7 +105,8 @@ def draw_stratified(
     rank = torch.empty_like(order)
     rank[by_class] = torch.arange(len(order)) - starts
     quotas = compute_class_quotas(counts, size)
-    quotas = cover_rare_classes(counts, quotas) if covers_rare else quotas
+    if covered_count is not None:
+        quotas = cover_rare_classes(counts, quotas, covered_count)
     is_drawn = (rank < quotas[labels])[order]
     return order[is_drawn], order[~is_drawn]
 
@@ -126,20 +132,21 @@ def compute_class_quotas(counts: Tensor, size: int) -> Tensor:
     return quotas
 
 
-def cover_rare_classes(counts: Tensor, quotas: Tensor) -> Tensor:
-    """Quotas with 1 in place of 0 for every class of 2 or more examples, at the cost of the largest ones.
+def cover_rare_classes(counts: Tensor, quotas: Tensor, covered_count: int) -> Tensor:
+    """Quotas with 1 in place of 0 for every class of `covered_count` or more examples, taken from the largest ones.
 
     They are unchanged where there are too few examples for this.
 
     Args:
         counts: Number of examples of each class, [classes].
         quotas: From `compute_class_quotas`.
+        covered_count: Number of examples, 1 or more.
 
     Examples:
-        >>> cover_rare_classes(torch.tensor([195, 3, 1]), torch.tensor([30, 0, 0]))
+        >>> cover_rare_classes(torch.tensor([195, 3, 1]), torch.tensor([30, 0, 0]), covered_count=2)
         tensor([29,  1,  0])
     """
-    missing = ((quotas == 0) & (counts >= 2)).nonzero().flatten().tolist()
+    missing = ((quotas == 0) & (counts >= covered_count)).nonzero().flatten().tolist()
     if len(missing) > int((quotas - 1).clamp_min(0).sum()):
         return quotas
     quotas = quotas.clone()
