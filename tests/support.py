@@ -35,6 +35,7 @@ from flatbayes.posteriors import (
     Laplace,
     MCDropout,
 )
+from flatbayes.posteriors.ggn import iter_ggn_vectors
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
@@ -379,3 +380,8 @@ def make_multi_label_splits(num_examples=(150, 120, 60), num_labels=4, missing=0
     return DataSplits(
         train=train, val=val, test=test, class_names=(), target_names=names, feature_names=(), augment=None
     )
+
+
+def compute_ggn(vjps, inputs, targets, loss_fn):
+    """The exact GGN of the summed loss of a batch, by the vectors Jᵀ s."""
+    return sum(vectors.T @ vectors for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn))

@@ -17,8 +17,9 @@ from flatbayes.posteriors import Laplace
 from flatbayes.posteriors.curvature import maximize_evidence
 from flatbayes.posteriors.curvature_structures import LastLayerCurvature
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
-from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
+from support import compute_ggn
 
 NUM_EXAMPLES = 7
 LAST_LAYER = "5."
@@ -86,7 +87,7 @@ def test_ggn_equals_curvlinops(curvlinops, network, examples, task):
     expected = to_matrix(operator)
 
     vjps = ExampleVjps(network, params)
-    torch.testing.assert_close(ggn_matrix(vjps, inputs, targets, loss_fn), expected)
+    torch.testing.assert_close(compute_ggn(vjps, inputs, targets, loss_fn), expected)
     torch.testing.assert_close(ggn_diagonal(vjps, inputs, targets, loss_fn), expected.diagonal())
 
 

@@ -12,7 +12,6 @@ from flatbayes.posteriors.ggn import (
     decompose_psd,
     factorize_loss_hessian,
     ggn_diagonal,
-    ggn_matrix,
 )
 from flatbayes.posteriors.kfac import (
     KroneckerFactors,
@@ -22,6 +21,7 @@ from flatbayes.posteriors.kfac import (
     split_columns,
 )
 from flatbayes.posteriors.layer_calls import record_layer_calls, unfold_inputs, unfold_outputs
+from support import compute_ggn
 
 SIZE = 5
 
@@ -143,7 +143,7 @@ def test_diagonal_and_matrix_are_those_of_the_dense_ggn(make):
     params = dict(net.named_parameters())
     dense = dense_ggn(net, params, x, softmax_hessians(net(x).detach()))
     diagonal = ggn_diagonal(ExampleVjps(net, params), x, y, F.cross_entropy)
-    matrix = ggn_matrix(ExampleVjps(net, params), x, y, F.cross_entropy)
+    matrix = compute_ggn(ExampleVjps(net, params), x, y, F.cross_entropy)
     torch.testing.assert_close(diagonal, dense.diagonal(), rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(matrix, dense, rtol=1e-11, atol=1e-13)
     assert not matrix.requires_grad
@@ -212,7 +212,7 @@ def test_some_parameters_only():
     net, x, y = made(batch_norm_net)
     params = {"5.weight": net[5].weight, "5.bias": net[5].bias}
     dense = dense_ggn(net, params, x, softmax_hessians(net(x).detach()))
-    matrix = ggn_matrix(ExampleVjps(net, params), x, y, F.cross_entropy)
+    matrix = compute_ggn(ExampleVjps(net, params), x, y, F.cross_entropy)
     torch.testing.assert_close(matrix, dense)
     assert not matrix.requires_grad
 

@@ -11,10 +11,11 @@ from flatbayes.core.tensor_lists import flatten
 from flatbayes.posteriors import Laplace
 from flatbayes.posteriors.curvature import maximize_evidence
 from flatbayes.posteriors.curvature_structures import make_curvature
-from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
 from flatbayes.posteriors.last_layer import factorize_covariance
 from flatbayes.posteriors.linearised import LinearisedNetwork
+from support import compute_ggn
 
 NOISE, PRIOR, NUM_DATA, FEATURES = 0.3, 1.7, 40, 3
 
@@ -203,7 +204,7 @@ def test_evidence_counts_the_weights_that_have_a_distribution_and_the_temperatur
     state = finished(Laplace("last_layer", tune="evidence", temperature=0.1))
     last, model = state.model[6], network().eval()
     params = {name: param for name, param in model.named_parameters() if name[0] == "6"}
-    values = torch.linalg.eigvalsh(ggn_matrix(ExampleVjps(model, params), *examples(), F.cross_entropy)).clamp(min=0)
+    values = torch.linalg.eigvalsh(compute_ggn(ExampleVjps(model, params), *examples(), F.cross_entropy)).clamp(min=0)
     squared_norm = (last.weight.square().sum() + last.bias.square().sum()).item()
     assert state.statistics["prior_precision"].item() == pytest.approx(
         maximize_evidence(values / 0.1, squared_norm), rel=1e-12
@@ -219,7 +220,7 @@ def test_covariances_are_inverses_of_dense_precisions():
     everything, last = dict(model.named_parameters()), {n: p for n, p in model.named_parameters() if n[0] == "6"}
     full = {
         "diag": ggn_diagonal(ExampleVjps(model, everything), x, y, F.cross_entropy).diag(),
-        "last_layer": ggn_matrix(ExampleVjps(model, last), x, y, F.cross_entropy),
+        "last_layer": compute_ggn(ExampleVjps(model, last), x, y, F.cross_entropy),
     }
     for structure, curvature in full.items():
         posterior = Laplace(structure, prior_precision=PRIOR, temperature=0.5)

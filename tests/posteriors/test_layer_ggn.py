@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes.posteriors import diagonal_ggn, last_layer
-from flatbayes.posteriors.curvature_structures import LastLayerCurvature, make_curvature
+from flatbayes.posteriors import diagonal_ggn, kfac, last_layer
+from flatbayes.posteriors.curvature_structures import KroneckerCurvature, LastLayerCurvature, make_curvature
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
-from flatbayes.posteriors.ggn import ExampleVjps, factorize_loss_hessian, factorize_psd, ggn_diagonal, ggn_matrix
-from flatbayes.posteriors.last_layer import factorize_covariance, invert_triangle
+from flatbayes.posteriors.ggn import ExampleVjps, factorize_loss_hessian, factorize_psd, ggn_diagonal
+from flatbayes.posteriors.last_layer import factorize_covariance, factorize_low_rank_covariance, invert_triangle
+from support import compute_ggn
 
 SIZE = 5
 
@@ -182,8 +183,75 @@ def test_blocks_of_classes_are_the_matrix_of_the_vectors(name, bound, frozen, mo
     monkeypatch.setattr(ExampleVjps, "compute", lambda *args, f=ExampleVjps.compute: used.append(1) or f(*args))
     computed = curvature.compute_curvature([(x[:2], y[:2]), (x[2:], y[2:])], nested_loss)["matrix"]
     assert bool(used) == (name != "plain")
-    expected = ggn_matrix(ExampleVjps(net, curvature.params), x, y, nested_loss)
+    expected = compute_ggn(ExampleVjps(net, curvature.params), x, y, nested_loss)
     torch.testing.assert_close(computed, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "weight", "bias"])
+@pytest.mark.parametrize("weights_per_vector", [1, 2])
+@pytest.mark.parametrize("name", ["plain", "nested"])
+def test_few_examples_are_kept_as_vectors(name, weights_per_vector, frozen, monkeypatch):
+    """All of the examples, or those of the first batch."""
+    monkeypatch.setattr(last_layer, "MIN_LOW_RANK_SIZE", 1)
+    monkeypatch.setattr(last_layer, "MIN_WEIGHTS_PER_VECTOR", weights_per_vector)
+    net = Called(LAST_LAYERS.get(name, LAST_LAYERS["plain"]), inner=nn.Linear(4, 4), head=nn.Linear(4, 3)).eval()
+    if frozen != "nothing":
+        net.head.get_parameter(frozen).requires_grad_(False)
+    x, y = torch.randn(SIZE, 4), torch.arange(SIZE) % 3
+    curvature = LastLayerCurvature(net, net.head)
+    computed = curvature.compute_curvature([(x[:2], y[:2]), (x[2:], y[2:])], F.cross_entropy)
+    expected = compute_ggn(ExampleVjps(net, curvature.params), x, y, F.cross_entropy)
+    is_small = weights_per_vector == 1 and frozen != "weight"
+    assert list(computed) == ["vectors" if is_small else "matrix"]
+    total = computed["vectors"] @ computed["vectors"].T if is_small else computed["matrix"]
+    torch.testing.assert_close(total, expected, rtol=1e-10, atol=1e-13)
+    precision = torch.tensor(0.3)
+    scale = curvature.make_statistics(computed, 2.0, 0.1, precision)["scale"]
+    torch.testing.assert_close(scale @ scale.T, (20 * expected + 0.3 * torch.eye(len(scale))).inverse())
+    values = curvature.compute_eigenvalues(computed)
+    torch.testing.assert_close(values, torch.linalg.eigvalsh(expected)[-len(values) :], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("largest", [1e-6, 1.0, 1e4])
+def test_square_root_from_few_vectors_of_any_length(largest):
+    vectors = torch.randn(9, 4) * torch.tensor([1.0, 0.0, 1e-9, 1e-3]) * largest
+    scale = factorize_low_rank_covariance(vectors, torch.tensor(0.7))
+    precisions = vectors @ vectors.T + 0.7 * torch.eye(9)
+    torch.testing.assert_close(scale, scale.T)
+    torch.testing.assert_close(scale @ precisions @ scale, torch.eye(9), rtol=0, atol=1e-6)
+    with pytest.raises(RuntimeError, match="curvature of the loss is not finite"):
+        factorize_low_rank_covariance(vectors * torch.inf, torch.tensor(0.7))
+
+
+@pytest.mark.parametrize(
+    "end", [nn.Identity, nn.Tanh, lambda: nn.ReLU(inplace=True), lambda: nn.Unflatten(1, (3, 2))]
+)
+def test_factors_of_a_last_layer_with_many_outputs_need_no_factorization(end, monkeypatch):
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 6), end()).eval()
+    x, y = torch.randn(SIZE, 4), torch.arange(SIZE) % 3
+    curvature, bounds = make_curvature("last_layer_kron", net), (64, 1)
+    computed, used = [], []
+    count = lambda *args, f=kfac.sum_loss_hessians: used.append(1) or f(*args)  # noqa: E731
+    monkeypatch.setattr(kfac, "sum_loss_hessians", count)
+    for bound in bounds:
+        monkeypatch.setattr(kfac, "MAX_FACTORIZED_OUTPUTS", bound)
+        computed.append(curvature.compute_curvature([(x[:2], y[:2]), (x[2:], y[2:])], nested_loss)["eigenvalues"])
+    torch.testing.assert_close(computed[0], computed[1], rtol=1e-9, atol=1e-12)
+    assert len(used) == (2 if end is nn.Identity else 0)
+
+
+def test_the_structure_that_is_chosen_depends_on_the_size_of_the_last_layer():
+    small, large = nn.Linear(119, 100), nn.Linear(120, 100)
+    assert isinstance(make_curvature(None, small), LastLayerCurvature)
+    assert isinstance(make_curvature(None, large), KroneckerCurvature)
+    assert isinstance(make_curvature("last_layer", large), LastLayerCurvature)
+
+
+def test_a_last_layer_that_is_too_large_for_its_matrix_names_another_structure():
+    curvature = make_curvature("last_layer", nn.Linear(2048, 2000, device="meta"))
+    vars(curvature)["params"] = {"weight": torch.empty(1).expand(4_000_000)}
+    with pytest.raises(ValueError, match="4,000,000 x 4,000,000 numbers.*Use structure='last_layer_kron'"):
+        curvature.allocate_statistics()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 20])

@@ -84,6 +84,24 @@ def test_a_backward_pass_that_fails_is_reported():
         fit(make, loader(), MAP(), SAM(), CONFIG, likelihood=Categorical(3))
 
 
+class AuxiliaryHead(nn.Linear):
+    """Returns the outputs of a second head in training, as networks of torchvision do."""
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return (outputs, outputs) if self.training else outputs
+
+
+@pytest.mark.parametrize("posterior", [MAP(), Laplace(prior_precision=1.0), SWAG()], ids=repr)
+def test_outputs_of_training_that_are_no_tensor_are_refused(posterior):
+    x, y = torch.randn(16, 4), torch.arange(16) % 3
+    with pytest.raises(ValueError, match="returns a tensor in eval mode and a tuple in training.*aux_logits=False"):
+        fit(AuxiliaryHead(4, 3), (x, y), posterior, SAM(), CONFIG)
+    select = lambda outputs: outputs if isinstance(outputs, torch.Tensor) else outputs[0]  # noqa: E731
+    fitted = fit(AuxiliaryHead(4, 3), (x, y), posterior, SAM(), CONFIG, output=select)
+    assert fitted.predict(x, 2).mean.shape == (16, 3)
+
+
 class OwnError(Exception):
     pass
 

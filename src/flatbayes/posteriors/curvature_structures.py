@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
+from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.linear_head import extract_features
 from flatbayes.core.tensor_lists import unflatten
@@ -28,7 +29,6 @@ from flatbayes.posteriors.ggn import (
     count_weights,
     decompose_psd,
     factorize_loss_hessian,
-    ggn_matrix,
     iter_ggn_vectors,
 )
 from flatbayes.posteriors.kfac import (
@@ -39,22 +39,24 @@ from flatbayes.posteriors.kfac import (
     split_columns,
 )
 from flatbayes.posteriors.last_layer import (
-    add_class_blocks,
+    LastLayerGgn,
     compute_eigenvalues,
     factorize_covariance,
+    factorize_low_rank_covariance,
     find_last_linear,
-    symmetrize_blocks,
 )
-from flatbayes.posteriors.layer_calls import MatrixLayer, get_layer_parameters, name_layer_parameters, unfold_inputs
+from flatbayes.posteriors.layer_calls import MatrixLayer, name_layer_parameters, unfold_inputs
 
 MAX_EXAMPLES_PER_GRAPH = 128
 """Largest number of examples in one autograd graph, whatever the batch size."""
 MAX_EXAMPLES_PER_CALL = 256
 """Largest number of examples in one call of the network without a graph."""
+MAX_EXACT_WEIGHTS = 12_000
+"""Most weights of a last layer that has its exact GGN where no structure is given: 600 MB in single precision."""
 
 
-def make_curvature(structure: CurvatureStructure, model: nn.Module) -> CurvatureApproximation:
-    """Return the approximation of a structure for a model.
+def make_curvature(structure: CurvatureStructure | None, model: nn.Module) -> CurvatureApproximation:
+    """Return the approximation of a structure for a model; for None see `Laplace`.
 
     Raises:
         ValueError: The model has no layer of the structure, or an unsupported one.
@@ -63,10 +65,11 @@ def make_curvature(structure: CurvatureStructure, model: nn.Module) -> Curvature
         return DiagonalCurvature(model)
     if structure == "kron":
         return KroneckerCurvature(model, find_kfac_layers(model))
-    if structure == "last_layer_kron":
-        layer = find_last_linear(model)
-        return KroneckerCurvature(model, {name: layer for name, module in model.named_modules() if module is layer})
-    return LastLayerCurvature(model, find_last_linear(model))
+    layer = find_last_linear(model)
+    exact = LastLayerCurvature(model, layer)
+    if structure == "last_layer" or (structure is None and count_weights(exact.params) <= MAX_EXACT_WEIGHTS):
+        return exact
+    return KroneckerCurvature(model, {name: layer for name, module in model.named_modules() if module is layer})
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +130,22 @@ class LastLayerCurvature(CurvatureApproximation):
 
     def allocate_statistics(self) -> dict[str, Tensor]:
         """Return a zero `scale`, with the weights as rows."""
+        return {"scale": self.allocate_matrix()}
+
+    def allocate_matrix(self) -> Float[Tensor, "params params"]:
+        """Return zeros.
+
+        Raises:
+            ValueError: There is not enough memory for them.
+        """
         size = count_weights(self.params)
-        return {"scale": allocate_zeros(self.params, size, size)}
+        try:
+            return allocate_zeros(self.params, size, size)
+        except RuntimeError as error:  # of torch, without a class of its own on a CPU
+            raise ValueError(
+                f"structure='last_layer' keeps a matrix of {size:,} x {size:,} numbers, one row for each weight of "
+                "the last layer, and there is not enough memory for it. Use structure='last_layer_kron'."
+            ) from error
 
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute features and the derivatives of the loss, or else vectors of the GGN."""
@@ -140,30 +157,32 @@ class LastLayerCurvature(CurvatureApproximation):
 
     @torch.no_grad()
     def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Return the GGN."""
-        matrix, vjps = self.allocate_statistics()["scale"], ExampleVjps(self.model, self.params)
-        blocks: Tensor | None = None
+        """Return the GGN as a `matrix`, or as columns `vectors` with the sum of v vᵀ where there are few of them."""
+        vjps, total = ExampleVjps(self.model, self.params), LastLayerGgn(self.layer, self.allocate_matrix)
         for inputs, targets in split_batches(examples, MAX_EXAMPLES_PER_CALL):
             computed = self._compute_features(inputs)
             if computed is None:
-                matrix += ggn_matrix(vjps, inputs, targets, loss_fn)
+                for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
+                    total.add_vectors(vectors.T)
             else:
                 outputs, features = computed
-                blocks = torch.zeros_like(matrix) if blocks is None else blocks
-                factor = factorize_loss_hessian(outputs, targets, loss_fn).to(matrix)
-                add_class_blocks(blocks, features.to(matrix), factor @ factor.mT)
-        if blocks is not None:
-            matrix += symmetrize_blocks(blocks, self.layer.out_features, "bias" in get_layer_parameters(self.layer))
-        return {"matrix": matrix}
+                total.add_features(features, factorize_loss_hessian(outputs, targets, loss_fn))
+        return total.compute()
 
     def compute_eigenvalues(self, curvature: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
-        """Return the eigenvalues of the GGN."""
+        """Return the eigenvalues of the GGN; of vectors as many as there are vectors, since the others are zero."""
+        if "vectors" in curvature:
+            vectors = to_double(curvature["vectors"])
+            return compute_eigenvalues(vectors.T @ vectors).to(curvature["vectors"])
         return compute_eigenvalues(curvature["matrix"])
 
     def make_statistics(
         self, curvature: Mapping[str, Tensor], factor: float, temperature: float, prior_precision: Tensor
     ) -> dict[str, Tensor]:
         """Return the square root of the covariance."""
+        if "vectors" in curvature:
+            vectors = curvature["vectors"] * (factor / temperature) ** 0.5
+            return {"scale": factorize_low_rank_covariance(vectors, prior_precision)}
         return {"scale": factorize_covariance(curvature["matrix"] * (factor / temperature), prior_precision)}
 
     def convert_statistics(self, statistics: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:

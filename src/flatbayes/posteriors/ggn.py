@@ -34,18 +34,34 @@ def factorize_loss_hessian(
     no variance for a direction of negative curvature. Columns that are zero are left out, such as one for a softmax.
     Trailing dimensions of outputs are flattened; no example's loss may depend on another example's outputs.
     """
+    rows = list(_iter_hessian_rows(outputs, targets, loss_fn))
+    if not rows:
+        return outputs.new_zeros(len(outputs), outputs[0].numel(), 1)
+    return factorize_psd(torch.stack(rows, 1))
+
+
+def sum_loss_hessians(
+    outputs: Float[Tensor, "batch outputs"], targets: Tensor, loss_fn: LossFn
+) -> Float[Tensor, "outputs outputs"]:
+    """Return the sum over examples of the Hessians of `factorize_loss_hessian`, for a convex loss.
+
+    It takes no factorization of each, which for hundreds of outputs takes most of the time.
+    """
+    rows = [row.sum(0) for row in _iter_hessian_rows(outputs, targets, loss_fn)]
+    return torch.stack(rows) if rows else outputs.new_zeros(outputs.shape[1], outputs.shape[1])
+
+
+def _iter_hessian_rows(
+    outputs: Float[Tensor, "batch ..."], targets: Tensor, loss_fn: LossFn
+) -> Iterator[Float[Tensor, "batch outputs"]]:
+    """Yield the rows of the Hessians of all examples, first all first ones; none if the loss is linear."""
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
         total = loss_fn(leaf, targets) * len(leaf)
         shape = (len(leaf), -1)
         slopes = torch.autograd.grad(total, leaf, create_graph=True)[0].reshape(shape)
-        if not slopes.requires_grad:  # the loss is linear in the outputs
-            return slopes.new_zeros(*slopes.shape, 1)
-        rows = [
-            torch.autograd.grad(slope.sum(), leaf, retain_graph=True, materialize_grads=True)[0].reshape(shape)
-            for slope in slopes.unbind(1)
-        ]
-    return factorize_psd(torch.stack(rows, 1).detach())
+        for slope in slopes.unbind(1) if slopes.requires_grad else ():
+            yield torch.autograd.grad(slope.sum(), leaf, retain_graph=True, materialize_grads=True)[0].reshape(shape)
 
 
 def factorize_psd(matrices: Float[Tensor, "batch size size"]) -> Float[Tensor, "batch size columns"]:
@@ -248,18 +264,6 @@ def ggn_diagonal(
     total = allocate_zeros(vjps.params, count_weights(vjps.params))
     for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
         total += vectors.square().sum(0)
-    return total
-
-
-def ggn_matrix(
-    vjps: ExampleVjps, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
-) -> Float[Tensor, "params params"]:
-    """Return the exact GGN of the summed loss of a batch; arguments as for `ggn_diagonal`."""
-    size = count_weights(vjps.params)
-    total = allocate_zeros(vjps.params, size, size)
-    for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
-        vectors = vectors.to(total.dtype)
-        total.addmm_(vectors.T, vectors)
     return total
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import LossFn
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.posteriors.ggn import factorize_loss_hessian, iter_vjps
+from flatbayes.posteriors.ggn import factorize_loss_hessian, iter_vjps, sum_loss_hessians
 from flatbayes.posteriors.layer_calls import (
     MatrixLayer,
     get_layer_parameters,
@@ -27,6 +27,9 @@ from flatbayes.posteriors.layer_calls import (
     unfold_inputs,
     unfold_outputs,
 )
+
+MAX_FACTORIZED_OUTPUTS = 64
+"""Most outputs of a last layer for which the loss of each example is made convex; with more it is a convex one."""
 
 
 @dataclass
@@ -130,9 +133,20 @@ def add_factors(
     for name, call in layer_calls:
         factors[name].add_inputs(unfold_inputs(layers[name], call.inputs))
     layer_outputs = [call.outputs for _, call in layer_calls]
+    if len(layer_outputs) == 1 and outputs.shape[-1] > MAX_FACTORIZED_OUTPUTS and _is_copy(outputs, layer_outputs[0]):
+        (factor,) = factors.values()
+        factor.output_factor.add_(sum_loss_hessians(outputs, targets, loss_fn))
+        return
     for gradients in iter_vjps(outputs, layer_outputs, factorize_loss_hessian(outputs, targets, loss_fn)):
         for (name, _), gradient in zip(layer_calls, gradients, strict=True):
             factors[name].add_gradients(unfold_outputs(layers[name], gradient))
+
+
+def _is_copy(outputs: Tensor, layer_outputs: Tensor) -> bool:
+    """Return whether outputs [batch, outputs] are the copy of those of a layer that `record_layer_calls` makes."""
+    node = outputs.grad_fn
+    is_clone = node is not None and node.name() == layer_outputs.clone().grad_fn.name()  # type: ignore[union-attr]
+    return is_clone and outputs.ndim == 2 and node.next_functions[0][0] is layer_outputs.grad_fn  # type: ignore[union-attr]
 
 
 def _is_supported(layer: nn.Module) -> TypeGuard[MatrixLayer]:

@@ -48,7 +48,7 @@ from flatbayes.posteriors.requirements import Trajectory
 PredictiveMode = Literal["linearised", "sampled"]
 """Network of a draw: the linearised network, or the network itself at sampled weights."""
 
-LAST_LAYER_STRUCTURES: tuple[CurvatureStructure, ...] = ("last_layer", "last_layer_kron")
+LAST_LAYER_STRUCTURES: tuple[CurvatureStructure | None, ...] = (None, "last_layer", "last_layer_kron")
 """Structures with all randomness in the last linear layer."""
 
 MAX_DENSE_OUTPUTS = 2048
@@ -68,7 +68,8 @@ class Laplace(Posterior):
     Attributes:
         structure: Approximation of the curvature. `last_layer`: the full GGN of the last torch.nn.Linear in
             registration order, with all other weights fixed; its size is the square of that layer's.
-            `last_layer_kron`: Kronecker factors of that layer, for one with more than 2,000 weights. `kron`:
+            `last_layer_kron`: Kronecker factors of that layer. None: the former, or the latter if the layer has more
+            than 12,000 weights. `kron`:
             Kronecker factors of every linear and convolutional layer (KFAC), with other parameters fixed. `diag`: the
             diagonal for all trainable weights of any network, with one backward pass per output of each example, and
             many at a time unless an operation has no rule for `torch.vmap` (RReLU) or a wrong one (PReLU).
@@ -93,7 +94,7 @@ class Laplace(Posterior):
         torch.Size([100])
     """
 
-    structure: CurvatureStructure = "last_layer"
+    structure: CurvatureStructure | None = None
     predictive: PredictiveMode = "linearised"
     prior_precision: float | None = None
     tune: PriorTuning = "none"
@@ -102,7 +103,7 @@ class Laplace(Posterior):
 
     def __post_init__(self) -> None:
         for name, kind in (("structure", CurvatureStructure), ("predictive", PredictiveMode), ("tune", PriorTuning)):
-            if getattr(self, name) not in get_args(kind):
+            if getattr(self, name) not in get_args(kind) and not (name == "structure" and self.structure is None):
                 raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}.")
         if self.prior_precision is not None and not 0 < self.prior_precision < math.inf:
             raise ValueError(f"prior_precision must be positive and finite, got {self.prior_precision}.")

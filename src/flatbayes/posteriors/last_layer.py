@@ -1,9 +1,13 @@
-"""GGN of a linear last layer by blocks of classes, and the square root of the covariance from its Cholesky factor.
+"""GGN of a linear last layer, and the square root of the covariance that belongs to it.
 
 The outputs are W φ(x) with features φ. The GGN block of the weights of classes c and d is the sum over examples of
 H_cd φ φᵀ, with H the Hessian of the example's loss in the outputs (Daxberger et al., NeurIPS 2021). It needs neither
-gradients nor the vectors Jᵀ s, which have as many entries as the matrix [W, bias].
+gradients nor the vectors Jᵀ s, which have as many entries as the matrix [W, bias]. The square root is then that of
+the Cholesky factor. Few examples have few vectors, the columns of V. The GGN V Vᵀ has as many eigenvalues other
+than zero, which are those of the small matrix Vᵀ V, and its square root needs no factorization of a large one.
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +19,8 @@ from flatbayes.posteriors.layer_calls import get_layer_parameters
 
 MAX_TRIANGLE_SIZE = 256
 """Largest triangular matrix that is inverted by substitution."""
+MIN_LOW_RANK_SIZE, MIN_WEIGHTS_PER_VECTOR = 1024, 4
+"""Fewest weights, in all and for each vector, with which the vectors are kept in place of the matrix."""
 
 
 def find_last_linear(model: nn.Module) -> nn.Linear:
@@ -30,6 +36,70 @@ def find_last_linear(model: nn.Module) -> nn.Linear:
             "needs. Use structure='kron' or 'diag'."
         )
     return layers[-1]
+
+
+class LastLayerGgn:
+    """Adds up the GGN of batches, as vectors while they are few for the number of weights, then as a matrix.
+
+    Args:
+        layer: The layer.
+        allocate: Returns a matrix of zeros in the size and dtype of the sum.
+    """
+
+    def __init__(self, layer: nn.Linear, allocate: Callable[[], Tensor]) -> None:
+        params = get_layer_parameters(layer)
+        self.num_outputs, self.has_bias = layer.out_features, "bias" in params
+        size = sum(param.numel() for param in params.values())
+        self._num_free = size // MIN_WEIGHTS_PER_VECTOR if size >= MIN_LOW_RANK_SIZE else 0
+        self._allocate, self._vectors = allocate, list[Tensor]()
+        self._matrix: Tensor | None = None
+        self._blocks: Tensor | None = None
+
+    def add_vectors(self, vectors: Float[Tensor, "params vectors"]) -> None:
+        """Add vectors Jᵀ s, one per column."""
+        if self._reserve(vectors.shape[1]):
+            self._vectors.append(vectors)
+            return
+        self._matrix = self._allocate() if self._matrix is None else self._matrix
+        vectors = vectors.to(self._matrix)
+        self._matrix.addmm_(vectors, vectors.T)
+
+    def add_features(
+        self, features: Float[Tensor, "batch features"], factor: Float[Tensor, "batch outputs columns"]
+    ) -> None:
+        """Add examples by their features, with an appended 1 if there is a bias, and roots S of the loss Hessians."""
+        if self._reserve(len(features) * factor.shape[2]):
+            self._vectors.append(make_vectors(features, factor.to(features), self.has_bias))
+            return
+        self._blocks = self._allocate() if self._blocks is None else self._blocks
+        factor = factor.to(self._blocks)
+        add_class_blocks(self._blocks, features.to(self._blocks), factor @ factor.mT)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The GGN V Vᵀ by its `vectors` V, or as a `matrix`."""
+        if self._blocks is None and self._matrix is None and self._vectors:
+            return {"vectors": torch.cat(self._vectors, 1)}
+        matrix = self._allocate() if self._matrix is None else self._matrix
+        for vectors in self._vectors:
+            matrix.addmm_(vectors.to(matrix), vectors.to(matrix).T)
+        if self._blocks is not None:
+            matrix += symmetrize_blocks(self._blocks, self.num_outputs, self.has_bias)
+        return {"matrix": matrix}
+
+    def _reserve(self, num_vectors: int) -> bool:
+        """Whether so many more vectors are kept; after the first that are not, no others are."""
+        self._num_free -= num_vectors
+        return self._num_free >= 0
+
+
+def make_vectors(
+    features: Float[Tensor, "batch features"], factor: Float[Tensor, "batch outputs columns"], has_bias: bool
+) -> Float[Tensor, "params vectors"]:
+    """Return the vectors Jᵀ s of all examples and columns s, with the parameters in the order of W, then bias."""
+    products = torch.einsum("bf,boc->ofbc", features, factor).flatten(2)
+    if not has_bias:
+        return products.flatten(0, 1)
+    return torch.cat([products[:, :-1].flatten(0, 1), products[:, -1]])
 
 
 def add_class_blocks(
@@ -82,6 +152,27 @@ def factorize_covariance(
     values, vectors = decompose_psd(to_double(curvature))
     root: Tensor = (vectors * (values + to_double(precision).to(values)).rsqrt()).to(curvature)
     return root
+
+
+def factorize_low_rank_covariance(
+    vectors: Float[Tensor, "params vectors"], precision: Tensor
+) -> Float[Tensor, "params params"]:
+    """Return the symmetric A with A Aᵀ = (V Vᵀ + precision I)⁻¹, for few columns of V, computed in double precision.
+
+    With the eigenvalues λ and the eigenvectors Q of Vᵀ V, and δ for the precision, A is I / √δ + (V Q) D (V Q)ᵀ. The
+    diagonal D of ((λ + δ)^-1/2 - δ^-1/2) / λ is computed as -1 / (√δ √(λ + δ) (√δ + √(λ + δ))), without cancellation.
+
+    Raises:
+        RuntimeError: The vectors are not finite.
+    """
+    exact = to_double(vectors)
+    values, rotation = decompose_psd(exact.T @ exact)
+    basis, prior = exact @ rotation, to_double(precision).to(exact).sqrt()
+    precisions = (values + prior.square()).sqrt()
+    root = (basis / (prior * precisions * (prior + precisions))) @ -basis.T
+    root.diagonal().add_(1 / prior)
+    result: Tensor = root.to(vectors)
+    return result
 
 
 def compute_eigenvalues(curvature: Float[Tensor, "params params"]) -> Float[Tensor, " params"]:

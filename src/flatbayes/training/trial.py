@@ -78,6 +78,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
                 engine.zero_grad()
                 x, y = subset_batch(inputs, targets)
                 outputs = engine.network(x)
+                check_training_outputs(outputs, type(network).__name__)
                 if isinstance(factory.likelihood, Bernoulli | Categorical):
                     logits.append(outputs)
                 elif isinstance(factory.likelihood, DenseCategorical):
@@ -139,6 +140,20 @@ def warn_of_findings(logits: Sequence[object], low_precisions: Collection[torch.
         warnings.warn(MIXED_EXAMPLES, NetworkWarning, stacklevel=4)
     if low_precisions:
         warn_of_low_precision(low_precisions)
+
+
+def check_training_outputs(outputs: object, name: str) -> None:
+    """Check that a network, called `name`, returns one tensor in training, as it does in eval mode.
+
+    Raises:
+        ValueError: It returns something else, such as the outputs of auxiliary heads.
+    """
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"{name} returns a tensor in eval mode and a {type(outputs).__name__} in training. Build it without what "
+            "only training uses (for auxiliary heads of torchvision, aux_logits=False), or select the tensor in both "
+            "modes by a function, output=lambda outputs: ..."
+        )
 
 
 @torch.no_grad()
