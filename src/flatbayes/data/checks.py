@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
-from flatbayes.data.feature_names import fill_missing
+from flatbayes.data.column_names import fill_missing
 
 MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""

@@ -12,9 +12,9 @@ from flatbayes.core.arrays import MISSING_WORDS
 from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning, TaskType, check_fractions, make_class_names, to_int64
+from flatbayes.data.column_names import find_optional_features, split_feature
 from flatbayes.data.csv_files import explain_words
-from flatbayes.data.csv_numbers import parse_numbers
-from flatbayes.data.feature_names import find_optional_features, split_feature
+from flatbayes.data.csv_text import parse_numbers
 from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table, to_integers
 from flatbayes.data.table_file import TableFile
 from flatbayes.data.unseen_categories import warn_of_unseen_categories

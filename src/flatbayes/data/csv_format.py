@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from flatbayes.data.csv_encoding import detect_encoding
+from flatbayes.data.csv_text import detect_encoding
 
 SEPARATOR_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
 SEPARATORS = (",", ";", "\t", "|")

@@ -15,7 +15,7 @@ from flatbayes.core.graph_batches import is_graph, is_graph_list, join_graphs
 from flatbayes.core.input_trees import ONE_GRAPH_ADVICE, is_input_entry, is_input_tree, join_numbers
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.data_frames import is_data_frame
+from flatbayes.data.column_names import is_data_frame
 
 MIN_LISTED_ROWS = 3
 """Smallest number of tensors in a list that are rows: two are rather the two inputs of a network, or two batches."""

@@ -16,14 +16,14 @@ from flatbayes.core.names import format_names
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import EncodedImage
-from flatbayes.data.parquet_size import (
+from flatbayes.data.size_limit import (
     BYTES_PER_NUMBER,
+    check_memory,
     count_text_bytes,
     estimate_bytes,
     is_text_type,
     limit_batch_size,
 )
-from flatbayes.data.size_limit import check_memory
 from flatbayes.data.splits import SPLIT_NAMES
 
 ROWS_PER_BATCH = 256  # bounds the memory of a pass over a file

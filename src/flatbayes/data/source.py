@@ -13,8 +13,8 @@ from flatbayes.core.input_trees import count_examples
 from flatbayes.core.names import format_count
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import Task, check_label_rows, check_labels, check_position_labels, check_targets
+from flatbayes.data.column_names import fill_missing, find_optional_features
 from flatbayes.data.csv_format import CsvFormat
-from flatbayes.data.feature_names import fill_missing, find_optional_features
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.split_checks import check_finite_inputs, check_same_structure
 from flatbayes.data.splits import DataSplits, EncodedSplit, Split, infer_common_layout

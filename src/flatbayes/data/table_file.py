@@ -9,6 +9,7 @@ from pathlib import Path
 from flatbayes.core.console import show_status
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
+from flatbayes.data.column_names import split_feature
 from flatbayes.data.csv_files import (
     CSV_SUFFIXES,
     get_table_suffix,
@@ -18,7 +19,6 @@ from flatbayes.data.csv_files import (
     read_csv_layout,
 )
 from flatbayes.data.csv_format import CsvFormat, CsvLayout
-from flatbayes.data.feature_names import split_feature
 from flatbayes.data.parquet import (
     ArrowTable,
     iter_record_batches,

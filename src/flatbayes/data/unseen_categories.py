@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.csv_numbers import MISSING_NUMBERS
+from flatbayes.data.csv_text import MISSING_NUMBERS
 
 MAX_LISTED_CATEGORIES = 3
 """Largest number of unseen categories in a warning."""

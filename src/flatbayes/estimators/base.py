@@ -23,10 +23,10 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
-from flatbayes.data.data_frames import is_data_frame, list_columns
+from flatbayes.data.column_names import is_data_frame, list_columns
 from flatbayes.data.frame_features import list_other_columns, to_column_numbers
-from flatbayes.data.hold_out import hold_out_validation
 from flatbayes.data.pairs import check_row_labels
+from flatbayes.data.stratified_split import hold_out_validation
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.labels import to_tensor

@@ -14,7 +14,7 @@ from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
 from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.data import LazyImages
-from flatbayes.data.data_frames import convert_target_frame
+from flatbayes.data.column_names import convert_target_frame
 from flatbayes.likelihoods import (
     Bernoulli,
     BernoulliPredictive,

@@ -19,7 +19,7 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.frame_features import convert_inputs
-from flatbayes.data.image_values import check_image_values
+from flatbayes.data.split_checks import check_image_values
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
 from flatbayes.prediction.artefact import load_posterior, save_posterior

@@ -28,7 +28,7 @@ from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import GRAPHS, InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
-from flatbayes.data.feature_names import fill_missing
+from flatbayes.data.column_names import fill_missing
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.standardize import SEQUENCE_AXES, Standardize
 from flatbayes.likelihoods import DistributionPredictive, Predictive

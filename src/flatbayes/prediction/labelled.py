@@ -13,7 +13,7 @@ from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
-from flatbayes.data.data_frames import convert_target_frame
+from flatbayes.data.column_names import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.named_labels import has_named_labels, wrap_rows
 from flatbayes.data.pairs import check_pair, has_tree_items, is_tree_pair, join_rows

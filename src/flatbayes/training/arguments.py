@@ -13,10 +13,10 @@ from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSource, DataSplits, Standardize, is_array_pair, load_training_splits
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, choose_held_out
 from flatbayes.data.named_labels import wrap_rows
 from flatbayes.data.pairs import has_tree_items, is_tree_pair
 from flatbayes.data.readers import set_task
+from flatbayes.data.stratified_split import HELD_OUT_FRACTION, choose_held_out
 from flatbayes.likelihoods import Likelihood
 from flatbayes.likelihoods.families import FAMILIES, find_family
 from flatbayes.prediction.example_batches import batch_examples, read_targets, take_examples

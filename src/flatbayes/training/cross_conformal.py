@@ -32,7 +32,7 @@ from flatbayes.core.display import format_entries
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, load_training_splits
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
+from flatbayes.data.stratified_split import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import DistributionLikelihood
 from flatbayes.likelihoods.families import find_family

@@ -18,7 +18,7 @@ from flatbayes.core.input_trees import cast_integers, count_examples, move_batch
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.data.image_values import check_image_values, describe_image_values
+from flatbayes.data.split_checks import check_image_values, describe_image_values
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Likelihood
 from flatbayes.likelihoods.custom import count_right, unwrap_custom
 from flatbayes.prediction.labelled import select_labelled

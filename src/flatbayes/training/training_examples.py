@@ -10,10 +10,10 @@ from torch.utils.data import DistributedSampler
 from flatbayes.core.input_trees import holds_texts
 from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.data.named_labels import has_named_labels, number_labels, wrap_rows
 from flatbayes.data.pairs import is_tree_pair
 from flatbayes.data.split_checks import check_split_values, warn_of_untrained_classes
+from flatbayes.data.stratified_split import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.flatness import Flatness
 from flatbayes.prediction.labelled import infer_task
 from flatbayes.prediction.named_batches import (
