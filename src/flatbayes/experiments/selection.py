@@ -12,12 +12,11 @@ from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.experiments.comparison import Comparison
 from flatbayes.experiments.evaluations import EvaluationConfig
-from flatbayes.experiments.json_reader import ObjectReader
+from flatbayes.experiments.json_reader import ObjectReader, upgrade_selection
 from flatbayes.experiments.method import Method
 from flatbayes.experiments.parallel import execute_runs
 from flatbayes.experiments.results import RESULTS_SCHEMA
 from flatbayes.experiments.tuning import is_higher_better
-from flatbayes.experiments.upgrade import upgrade_selection
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.metrics import HIGHER_IS_BETTER
 

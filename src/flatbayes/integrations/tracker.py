@@ -23,8 +23,7 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.integrations.posterior_steps import PosteriorSteps
-from flatbayes.integrations.tracker_config import TrackerConfig
-from flatbayes.integrations.tracker_file import TrackerState
+from flatbayes.integrations.tracker_config import TrackerConfig, TrackerState
 from flatbayes.posteriors.parameter_guard import refuse_changes
 from flatbayes.training.compatibility import check_snapshot_count
 from flatbayes.training.identity import describe_name

@@ -29,8 +29,7 @@ from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.model_inputs import Logits, MainInput
 from flatbayes.integrations.posterior_steps import freeze_norm_statistics, is_optimizer_step, synchronize_gradients
 from flatbayes.integrations.tracker import TrainingTracker, copy_batch, is_single_pass
-from flatbayes.integrations.tracker_config import make_tracker_config
-from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state
+from flatbayes.integrations.tracker_config import TRACKER_FILE_NAME, load_tracker_state, make_tracker_config
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior

@@ -30,10 +30,9 @@ from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.dense_categorical_predictive import pad_positions
 from flatbayes.likelihoods.families import find_family
 from flatbayes.likelihoods.labels import encode_labels
-from flatbayes.prediction.example_batches import batch_examples
+from flatbayes.prediction.example_batches import batch_examples, number_batch
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs, match_image_layout
-from flatbayes.prediction.named_batches import number_batch
 
 TASKS: dict[type[Likelihood], Task] = {
     Gaussian: "regression",

@@ -17,7 +17,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.arguments import resolve_checkpoints, resolve_config, resolve_data, resolve_model
-from flatbayes.training.callbacks.callback import Callback, CallbackList, Record
+from flatbayes.training.callbacks.callback import Callback, CallbackList, Record, summarize_history
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointFolder, CheckpointManager, Checkpoints
 from flatbayes.training.choices import resolve_choices
@@ -25,7 +25,6 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.cost import CostMeter
 from flatbayes.training.draw_choice import explain_validation
 from flatbayes.training.group import GroupResult
-from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory

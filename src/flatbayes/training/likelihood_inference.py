@@ -36,14 +36,14 @@ from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
 from flatbayes.training.initial_noise import start_at_residuals
-from flatbayes.training.input_layout import match_input_layout
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import format_empty_loader
 from flatbayes.training.model_builder import ModelFactory, takes_num_outputs
-from flatbayes.training.network_outputs import (
+from flatbayes.training.network_layout import (
     ADVICE,
     find_output_shape,
     infer_dense_likelihood,
+    match_input_layout,
     match_outputs,
     resize_classes,
 )
