@@ -68,9 +68,6 @@ def count_rare(labels: Tensor) -> int | None:
 
     Rare is fewer than 10 and fewer than a fifth of all: what is fitted to the probability of the other classes then
     depends on these few, however many examples there are.
-
-    Args:
-        labels: Class indices.
     """
     num_other = len(labels) - int(torch.bincount(labels).max()) if len(labels) else 0
     return num_other if num_other < MIN_EXAMPLES and 5 * num_other < len(labels) else None

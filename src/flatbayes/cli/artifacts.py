@@ -160,11 +160,6 @@ def load_run(options: Namespace) -> tuple[RunFolder, FittedPosterior, Split]:
 def load_run_data(source: DataSource, configs: Mapping[Path, Mapping[str, Any]], options: Namespace) -> DataSplits:
     """The splits of runs, after a comparison with those that they were trained on, unless `--allow_changed_data`.
 
-    Args:
-        source: Data source of the runs.
-        configs: Configurations of the runs by folder, of one seed.
-        options: Options of the verb.
-
     Raises:
         ValueError: The content differs from that of a configuration or an artefact.
     """

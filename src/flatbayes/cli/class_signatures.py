@@ -41,9 +41,7 @@ class ClassSignature:
     def of(cls, path: str, skip: frozenset[str] = frozenset()) -> "ClassSignature":
         """The signature of what a dotted path leads to; an open one if that cannot be imported.
 
-        Args:
-            path: Dotted path.
-            skip: Arguments that are no options.
+        `skip` has arguments that are no options.
         """
         try:
             target = import_object(path)

@@ -206,8 +206,7 @@ def record_interrupts(signals: list[int]) -> dict[int, Any]:
 
     They are recorded since the interrupted code may turn KeyboardInterrupt into another error.
 
-    Args:
-        signals: List to which every signal number is appended.
+    Every signal number is appended to `signals`.
 
     Returns:
         The previous handlers by signal, to be restored; none where another handler was installed already.

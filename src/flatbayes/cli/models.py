@@ -142,9 +142,7 @@ def bind_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
 def bind_artifact_model(folder: Path, data_arguments: Collection[str]) -> "partial[nn.Module]":
     """Factory of the architecture of a fitted posterior, for other data.
 
-    Args:
-        folder: Folder of the artefact.
-        data_arguments: Arguments that are set from the data instead.
+    `data_arguments` are set from the data instead.
 
     Raises:
         ValueError: The model is not part of flatbayes.

@@ -151,9 +151,6 @@ def format_patterns(names: Sequence[str]) -> str:
     >>> format_patterns([f"body.{k}.{name}" for k in range(9) for name in ("weight", "bias")] + ["head.weight"])
     "['body.0.*', 'body.1.*', 'body.2.*', 'body.3.*', 'body.4.*', 'body.5.*', 'body.6.*', 'body.7.*', 'body.8.*', \
 'head.weight']"
-
-    Args:
-        names: The names.
     """
     parts = [name.split(".") for name in names]
     levels = [

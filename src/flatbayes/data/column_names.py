@@ -55,11 +55,7 @@ def select_columns(frame: Any, names: Sequence[str], description: str = "data fr
 def order_columns(values: Any, names: object, description: str = "data frame", *, is_numbered: bool = False) -> Any:
     """A data frame with the columns of the training, in their order; other values are unchanged.
 
-    Args:
-        values: A data frame, or anything else.
-        names: Names of the columns in training, if they are known.
-        description: What the frame is, for the message.
-        is_numbered: Whether the names may be those that arrays get, which any data frame of as many columns fits.
+    With `is_numbered` the names may be those that arrays get, which any data frame of as many columns fits.
 
     Raises:
         ValueError: Columns of the training are missing.

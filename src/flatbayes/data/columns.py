@@ -42,12 +42,8 @@ def extract_features(
 
     Missing numbers are NaN where `names` has an indicator of them.
 
-    Args:
-        table: A table with the columns of these features.
-        names: The features, in order.
-        file: The file, for messages.
-        first_row: Row number of the first row, for a file that is read in batches.
-        noted_columns: Columns of which a warning has said that they have unseen categories; others are added.
+    `first_row` is the number of the first row, for a file that is read in batches. Columns of which a warning is
+    given are added to `noted_columns`.
 
     Raises:
         ValueError: A column of numbers is neither numeric nor boolean, or values are missing, infinite or too large

@@ -123,12 +123,7 @@ def iter_csv_batches(
     Columns of numbers are read as float64, or as booleans if the first block holds booleans. The types that pyarrow
     infers from the first block alone could turn out wrong later in the file (whole numbers, then fractions).
 
-    Args:
-        path: The file.
-        layout: Its layout.
-        names: Columns of numbers.
-        text_columns: Columns to read unchanged as text, also if they are in `names`.
-        size: Maximal number of rows in a batch.
+    `text_columns` are read unchanged as text, also those in `names`.
 
     Raises:
         ValueError: The file is damaged, lacks a column, or a feature is not numeric.

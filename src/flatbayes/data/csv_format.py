@@ -102,12 +102,7 @@ def detect_layout(
 ) -> CsvLayout:
     """Detect the layout of a CSV file from its first bytes.
 
-    Args:
-        sample: The first bytes.
-        is_complete: Whether these are all bytes.
-        name: The file, for messages.
-        given: What the user says, which is not detected.
-        expected: What holds where the text is not certain: the format of the training data.
+    What is `given` is not detected; `expected`, the format of the training data, holds where the text is not certain.
 
     Raises:
         ValueError: The file is empty or no text, or the text is not certain; the message says what to do.

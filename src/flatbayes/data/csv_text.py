@@ -39,12 +39,7 @@ def detect_encoding(
 ) -> str:
     """Find the encoding of text: by a byte order mark, by zero bytes (UTF-16), else UTF-8 if it is valid.
 
-    Args:
-        sample: The first bytes of a file.
-        is_complete: Whether these are all bytes.
-        name: The file, for messages.
-        given: The encoding that the user gives; it is only checked.
-        expected: The encoding of text that is not UTF-8.
+    A `given` encoding is only checked; `expected` is that of text that is not UTF-8.
 
     Raises:
         ValueError: The bytes are no text in this encoding, or no certain one; the message shows the first bytes.
@@ -101,10 +96,6 @@ def parse_number(text: str, decimal: str = ".") -> float | None:
 
     >>> parse_number(" 1.5 "), parse_number("NA"), parse_number("True"), parse_number("?")
     (1.5, nan, 1.0, None)
-
-    Args:
-        text: The text, with or without spaces around it.
-        decimal: Decimal mark.
     """
     text = text.strip()
     if text in MISSING_NUMBERS:

@@ -73,10 +73,7 @@ def check_image_size(size: int | None, crop: bool) -> None:
 def infer_layout(images: Iterable[EncodedImage], size: int | None, crop: bool = False) -> ImageLayout:
     """Infer the common layout of images: color if any image has color; the size of the first image, or `size`.
 
-    Args:
-        images: All images. Only headers are read, and no more of them than needed.
-        size: Height and width to resize to; None keeps the size of the images.
-        crop: Keep the aspect ratio and crop the center.
+    Only headers are read, and no more of them than needed.
 
     Raises:
         ValueError: There are no images, the size is not positive, or `crop` is set without a size.

@@ -152,10 +152,7 @@ class FixedSplits(DataSource):
 def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarray | InputTree, np.ndarray]:
     """Inputs and targets as arrays of the same length; a column of targets, [n, 1], becomes [n].
 
-    Args:
-        inputs: Array, tensor, data frame or nested list; or a dictionary or tuple of tensors.
-        targets: Array, tensor, series, data frame or list.
-        description: What they are, for messages.
+    Inputs may also be a dictionary or tuple of tensors.
 
     Raises:
         ValueError: Their numbers of examples differ, or a data frame has columns that are no numbers.

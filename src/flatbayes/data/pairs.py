@@ -98,9 +98,7 @@ def join_rows(inputs: Any, targets: Any) -> Any:
 def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
     """Whether inputs are a dictionary or tuple of tensors or graphs, and not a list of the rows of one array.
 
-    Args:
-        inputs: Inputs of all examples.
-        num_examples: Number of targets; as many tensors are rows.
+    As many tensors as targets are rows.
 
     Examples:
         >>> from torch import zeros
@@ -215,12 +213,8 @@ def check_dense(values: object, description: str) -> None:
 def check_row_labels(first: Any, second: Any, first_name: str, second_name: str, owner: str = "") -> None:
     """Compare the row labels (the index) of two data frames or series, whose rows are matched by position.
 
-    Args:
-        first: Data frame or series; anything else has no row labels.
-        second: The same for what belongs to it.
-        first_name: What the first is, for messages.
-        second_name: What the second is.
-        owner: What has both, with a space before it.
+    Anything else has no row labels. The names are for messages, and `owner`, with a space before it, is what has
+    both.
 
     Raises:
         ValueError: They have the same row labels in another order, so that position and label say different things.

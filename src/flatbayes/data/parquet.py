@@ -219,10 +219,7 @@ def is_image_type(column_type: ArrowType) -> bool:
 def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | None = None) -> Iterator[EncodedImage]:
     """Read the encoded images of a column in order.
 
-    Args:
-        files: Parquet files; rows are counted through all of them.
-        column: A binary column, or a struct with the field `bytes`.
-        rows: Row numbers of the images to read, ascending; None for all.
+    Rows are counted through all files. The column is binary, or a struct with the field `bytes`.
 
     Raises:
         ValueError: A file lacks the column, or a row has no image.

@@ -29,10 +29,7 @@ are read in smaller batches."""
 def check_memory(num_bytes: float, description: str, remedy: str = "") -> None:
     """Refuse data that would take more memory than the bound.
 
-    Args:
-        num_bytes: Size of the data once they are read.
-        description: What they are, for the message.
-        remedy: What the user can do, other than to raise the bound.
+    `remedy` is what the user can do, other than to raise the bound.
 
     Raises:
         ValueError: They are larger than the bound.

@@ -129,9 +129,6 @@ def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
 def describe_image_values(inputs: Any) -> str | None:
     """`stored` for images of uint8, `scaled` for floating ones of small values; None for other inputs.
 
-    Args:
-        inputs: Images, [n, channels, height, width].
-
     Examples:
         >>> images = torch.rand(2, 3, 8, 8)
         >>> describe_image_values(images), describe_image_values((255 * images).to(torch.uint8))
@@ -149,10 +146,7 @@ def describe_image_values(inputs: Any) -> str | None:
 def check_image_values(inputs: Any, expected: object, description: str) -> None:
     """Refuse images whose values have another range than those of the training.
 
-    Args:
-        inputs: Images; other inputs are not looked at.
-        expected: What `describe_image_values` says of the training images; anything else if it is unknown.
-        description: What the inputs are, for the message.
+    `expected` is what `describe_image_values` says of the training images; anything else if it is unknown.
 
     Raises:
         ValueError: They are stored images and the others scaled, or the other way round.

@@ -121,9 +121,7 @@ def draw_stratified(
 def compute_class_quotas(counts: Tensor, size: int) -> Tensor:
     """Distribute `size` examples over classes in proportion to `counts`, by the largest remainder method.
 
-    Args:
-        counts: Number of examples of each class, [classes].
-        size: At most the sum of `counts`.
+    `size` is at most their sum.
 
     Returns:
         Integers that sum to `size`, each within 1 of `size * counts / counts.sum()`, none above its count.
@@ -143,11 +141,6 @@ def cover_rare_classes(counts: Tensor, quotas: Tensor, covered_count: int) -> Te
     """Quotas with 1 in place of 0 for every class of `covered_count` or more examples, taken from the largest ones.
 
     They are unchanged where there are too few examples for this.
-
-    Args:
-        counts: Number of examples of each class, [classes].
-        quotas: From `compute_class_quotas`.
-        covered_count: Number of examples, 1 or more.
 
     Examples:
         >>> cover_rare_classes(torch.tensor([195, 3, 1]), torch.tensor([30, 0, 0]), covered_count=2)

@@ -53,10 +53,7 @@ class TableFile:
     def open(path: Path, given: CsvFormat = CsvFormat(), expected: CsvFormat | None = None) -> "TableFile":
         """Read the names of the columns.
 
-        Args:
-            path: The file.
-            given: Format of a CSV file, where it is not to be detected.
-            expected: Format of a CSV file whose text is not certain.
+        What is `given` of the format of a CSV file is not detected; `expected` holds where its text is not certain.
 
         Raises:
             ValueError: It has another suffix, or is damaged.

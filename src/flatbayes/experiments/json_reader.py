@@ -28,9 +28,7 @@ _RENAMED_TRIAL_KEYS = {"twin": "variant", "chosen": "is_best"}
 class ObjectReader:
     """Reads the fields of a JSON object; fields that are null count as missing.
 
-    Args:
-        data: The parsed JSON.
-        place: What error messages call the object, such as `runs[3]`.
+    Error messages call the object by its `place`, such as `runs[3]`.
 
     Raises:
         ValueError: The data are not an object.

@@ -95,9 +95,6 @@ class ReferenceFile:
     def open(path: Path | str) -> "ReferenceFile":
         """Name a file with its checksum.
 
-        Args:
-            path: Path of the file.
-
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It is no reference.

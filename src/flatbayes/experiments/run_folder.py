@@ -58,9 +58,7 @@ COMPARISON_CHECKPOINTS_GLOB = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINT_FOLDER}"
 def describe_environment(config: object = None) -> dict[str, JsonValue]:
     """Versions and hardware, as plain data.
 
-    Args:
-        config: Configuration of a run as plain data, whose accelerator is the `device`; otherwise it is the device
-            that evaluations use.
+    The device is the accelerator of the configuration of a run, or else that which evaluations use.
     """
     cudnn_version: int | None = torch.backends.cudnn.version()
     return {

@@ -242,9 +242,7 @@ def select_methods(
 def extend_flatnesses(flatnesses: Sequence[Flatness], best: int) -> Flatness | None:
     """A flatness with a radius beyond the smallest or largest one; None if the best one is neither of them.
 
-    Args:
-        flatnesses: Flatnesses of which two or more differ in the radius only.
-        best: Index of the best one.
+    Two or more flatnesses differ in the radius only; `best` is the index of the best one.
 
     Examples:
         >>> from flatbayes.flatness import SAM

@@ -56,10 +56,6 @@ def check_hidden(hidden: Any) -> None:
 def check_sizes(name: str, sizes: Sequence[int]) -> None:
     """Check that there are sizes, and that all are positive.
 
-    Args:
-        name: Name of the constructor argument.
-        sizes: Its values.
-
     Raises:
         ValueError: There are none, or one is below 1.
     """
@@ -104,9 +100,7 @@ def init_kaiming_(model: nn.Module) -> None:
 def init_truncated_normal_(model: nn.Module, std: float = 0.02) -> None:
     """Initialise all linear layers and convolutions from a truncated normal distribution, and their biases with 0.
 
-    Args:
-        model: The network.
-        std: Standard deviation; values are truncated at -2 and 2, as is usual for transformers.
+    Values are truncated at -2 and 2, as is usual for transformers.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -97,10 +97,7 @@ class DenseNet(nn.Module):
 class DenseLayer(nn.Module):
     """Concatenation of x and F(x), where F is a 1x1 and a 3x3 convolution, each after BatchNorm and ReLU.
 
-    Args:
-        in_channels: Channels of the input.
-        growth: Channels of F(x).
-        dropout: Dropout rate of F(x).
+    F(x) has `growth` channels.
     """
 
     def __init__(self, in_channels: int, growth: int, dropout: float) -> None:

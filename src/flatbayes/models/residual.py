@@ -112,11 +112,7 @@ class PreActivationBlock(nn.Module):
     If the number of channels or the size changes, x is replaced by a 1x1 convolution of the first activation. Dropout
     comes before the last convolution, as in a wide ResNet.
 
-    Args:
-        channels: Input channels of the block, then output channels of each convolution.
-        kernel_sizes: Kernel size of each convolution; the first one of size 3 has the stride.
-        stride: Stride of the block in pixels.
-        dropout: Dropout rate.
+    The first convolution of size 3 has the stride. The first of the channels are those of the input.
     """
 
     def __init__(self, channels: tuple[int, ...], kernel_sizes: tuple[int, ...], stride: int, dropout: float) -> None:

@@ -85,14 +85,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """relu(x + F(x)), F being two 3x3 convolutions.
-
-    Args:
-        in_channels: Channels of the input.
-        inner_channels: Channels between the convolutions.
-        stride: Stride of the first convolution.
-        dropout: Dropout rate.
-    """
+    """relu(x + F(x)), F being two 3x3 convolutions."""
 
     expansion = 1
 
@@ -113,14 +106,7 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, the second with the stride.
-
-    Args:
-        in_channels: Channels of the input.
-        inner_channels: Channels between the convolutions.
-        stride: Stride of the 3x3 convolution.
-        dropout: Dropout rate.
-    """
+    """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, the second with the stride."""
 
     expansion = 4
 

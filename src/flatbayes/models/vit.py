@@ -95,14 +95,7 @@ class ViT(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
-
-    Args:
-        dim: Features of each token.
-        heads: Number of attention heads.
-        hidden: Hidden units of the MLP.
-        dropout: Dropout rate of both outputs.
-    """
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -121,9 +114,7 @@ class TransformerBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., NeurIPS 2017): softmax(q kᵀ / sqrt(size of a head)) v.
 
-    Args:
-        dim: Features of each token.
-        heads: Number of attention heads, a divisor of dim.
+    The number of heads is a divisor of `dim`.
     """
 
     def __init__(self, dim: int, heads: int) -> None:

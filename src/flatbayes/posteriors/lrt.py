@@ -222,11 +222,7 @@ def accumulate_kl_gradients(
 
     Means without a gradient of the loss get this gradient alone, which moves them to the prior.
 
-    Args:
-        means: Means of q.
-        scales: Standard deviations of q, those of the passes that computed the gradients.
-        prior_precision: Precision of the prior, which has mean zero: one number, or one tensor per mean.
-        kl_weight: Weight of the KL divergence relative to a loss that is a mean over examples.
+    `kl_weight` is relative to a loss that is a mean over examples. The prior has mean zero.
     """
     raws, stds = [scale.raw for scale in scales], [scale.std for scale in scales]
     for mean, raw in zip(means, raws, strict=True):

@@ -104,11 +104,8 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
 def step_optimizer(state: State, closure: Closure, prior_precision: float | None, temperature: float = 1.0) -> Tensor:
     """Call the closure, add the gradient of the prior, and step the optimizer.
 
-    Args:
-        state: The state, whose weights are updated.
-        closure: See `Closure`.
-        prior_precision: Precision of the Gaussian prior; None where the optimizer's weight decay is the prior.
-        temperature: Factor on the gradient of the prior, since the closure's is that of the untempered likelihood.
+    Where `prior_precision` is None, the optimizer's weight decay is the prior. The temperature is a factor on the
+    gradient of the prior, since the closure's is that of the untempered likelihood.
 
     Returns:
         The loss of the closure.

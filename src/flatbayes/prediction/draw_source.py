@@ -20,9 +20,6 @@ TensorMark = tuple[int, int]
 class DrawSource:
     """Everything that networks are drawn from, with the number of in-place writes to each tensor.
 
-    Args:
-        sampler: Draws the networks.
-
     Attributes:
         common_ids: Identities of the frozen parameters that all members share, which no draw changes.
         num_elements: Number of the other weights, and of buffers, of a network.

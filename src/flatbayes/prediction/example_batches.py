@@ -108,9 +108,7 @@ def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
 class NumberedBatches:
     """A loader of batches in which names of classes are numbers; its other attributes are those of the loader.
 
-    Args:
-        loader: Iterable of batches, pairs `(inputs, labels)` or dictionaries with labels.
-        class_names: Names of the classes, in the order of their numbers.
+    The names are in the order of the numbers.
     """
 
     def __init__(self, loader: Iterable[Any], class_names: tuple[str, ...]) -> None:

@@ -61,10 +61,6 @@ def join_targets(batches: Sequence[Tensor]) -> Tensor:
 class LabelledBatches:
     """Inputs of `(inputs, targets)` batches; the targets of the batches that have been read are kept.
 
-    Args:
-        batches: The batches.
-        class_names: Names of the classes of the training, which targets may be.
-
     Attributes:
         batches: The batches.
     """

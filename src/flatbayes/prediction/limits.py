@@ -26,9 +26,6 @@ SIZE_ARGUMENT_INDEX: dict[Any, int] = dict.fromkeys(
 class AllocationLimit(TorchFunctionMode):
     """Context in which torch allocates at most a multiple of the elements and tensors of a file.
 
-    Args:
-        tensors: The tensors of the file.
-
     Raises:
         ValueError: More is requested; the allocation is not made.
     """

@@ -156,11 +156,6 @@ def draw_difference(axes: "Axes", y: float, posterior: str, *, results: Comparis
 def plot_differences(results: ComparisonResult, metric: str, axes: "Axes | None" = None) -> "Axes":
     """Draw the differences of one metric for every posterior into axes of a program or notebook.
 
-    Args:
-        results: The results.
-        metric: Name of the metric.
-        axes: Where to draw; by default new axes.
-
     Raises:
         ValueError: The comparison has no such metric.
         ImportError: matplotlib is not installed.

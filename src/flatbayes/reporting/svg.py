@@ -56,9 +56,7 @@ class Panel:
 def new_figure(width: float, height: float) -> Iterator["Figure"]:
     """A figure in the style of this package, outside the global state of pyplot.
 
-    Args:
-        width: Width in CSS pixels.
-        height: Height in CSS pixels.
+    Sizes are in CSS pixels.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -53,12 +53,6 @@ def find_increasing_root(
 ) -> float:
     """Bisection to the last bit: where an increasing function exceeds `target`.
 
-    Args:
-        function: Increasing on the interval.
-        low: Lower end of the interval.
-        high: Upper end.
-        target: Value to be reached.
-
     Returns:
         The upper end of the last interval, so that an upper bound stays one after rounding.
     """

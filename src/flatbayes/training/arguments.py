@@ -136,13 +136,9 @@ def normalize_data(
     Pairs of arrays and map-style datasets are read into memory; where inputs are dictionaries or tuples of tensors,
     batches are made of them as they are. A loader of an iterable-style dataset needs no length.
 
-    Args:
-        data: What the user gave.
-        val: Validation data that the user gave beside it.
-        batch_size: Batch size for an iterable-style dataset, and for inputs that are dictionaries or tuples.
-        likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
-        seed: Seed of the order of batches that are made here.
-        are_classes: Whether whole numbers of a floating-point type are classes, where the likelihood does not tell.
+    The batch size is for an iterable-style dataset and for inputs that are dictionaries or tuples, the seed for the
+    order of batches that are made here. A Gaussian makes whole numbers regression targets; `are_classes` says whether
+    those of a floating-point type are classes, where the likelihood does not tell.
 
     Raises:
         TypeError: They are none of these, or data and validation data are of different kinds.

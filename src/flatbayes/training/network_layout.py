@@ -32,13 +32,7 @@ ADVICE = (
 def match_input_layout(
     data: InMemoryData, model: nn.Module | ModelFactory, arguments: Mapping[str, Any]
 ) -> InMemoryData:
-    """The data with inputs as token ids or sequences, if the network takes nothing else. No random state changes.
-
-    Args:
-        data: Data whose inputs are standardized by default.
-        model: A network, or what builds one.
-        arguments: Arguments of what builds it, by name.
-    """
+    """The data with inputs as token ids or sequences, if the network takes nothing else. No random state changes."""
     inputs = data.splits.train.inputs
     if not isinstance(inputs, Tensor) or data.transform_override is not None:
         return data
@@ -92,10 +86,7 @@ def has_sequence_layers(network: nn.Module) -> bool:
 def takes_channels_first(network: nn.Module, first: int, second: int) -> bool:
     """Whether a network takes sequences of the shape [n, channels, length], as convolutions do.
 
-    Args:
-        network: A network that takes sequences.
-        first: Size of the first axis of a sequence.
-        second: Size of the second axis.
+    `first` and `second` are the sizes of the axes of a sequence.
     """
     for module in network.modules():
         if isinstance(module, nn.RNNBase | nn.Linear):

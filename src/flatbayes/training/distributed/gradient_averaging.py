@@ -85,10 +85,7 @@ def all_reduce_gradients(loss: Tensor, params: Sequence[Tensor], num_examples: i
     A parameter that has a gradient in some processes only counts as zero in the others and has a gradient in all of
     them afterwards.
 
-    Args:
-        loss: Loss of this process, a mean over examples.
-        params: Tensors that may have a gradient; the same in all processes.
-        num_examples: Number of examples of this process.
+    The loss is a mean over the examples of this process; `params` are the same in all processes.
 
     Returns:
         The mean loss over the examples of all processes.
