@@ -104,11 +104,7 @@ def to_names(groups: Any) -> list[str]:
 
 
 def check_length(names: Sequence[str], predictive: Predictive) -> None:
-    """Check that there is one group for each prediction.
-
-    Raises:
-        ValueError: The numbers differ.
-    """
+    """Check that there is one group for each prediction."""
     if len(names) != len(predictive.mean):
         raise ValueError(
             f"There are {format_count(len(predictive.mean), 'prediction')} and {format_count(len(names), 'group')}. "

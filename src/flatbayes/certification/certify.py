@@ -173,11 +173,7 @@ def measure_losses(
 class _PriorTrial:
     """A posterior fitted with one of the priors.
 
-    Attributes:
-        posterior: The family.
-        state: The fitted state.
-        prior_scale: Scale of the prior and the complexity term.
-        bound: Estimate of the bound, by which the prior is selected.
+    The bound is an estimate, by which the prior is selected.
     """
 
     posterior: Posterior

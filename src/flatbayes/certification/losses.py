@@ -31,9 +31,7 @@ def truncated_cross_entropy(
 class DrawLosses:
     """Mean losses of networks on a data split.
 
-    Attributes:
-        errors: Error rate of each network.
-        cross_entropies: Mean truncated cross entropy of each network.
+    Each has one value for each network.
     """
 
     errors: Float[Tensor, " draws"]

@@ -10,11 +10,7 @@ from torch import Tensor
 
 from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.core.buffers import norm_layers
-from flatbayes.likelihoods import (
-    BernoulliPredictive,
-    NumberPredictive,
-    Predictive,
-)
+from flatbayes.likelihoods import BernoulliPredictive, NumberPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import ClassProbabilities
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior

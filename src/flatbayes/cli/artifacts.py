@@ -50,11 +50,7 @@ def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) 
 
 
 def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
-    """Refuse a file that exists, before the work of which it is the result.
-
-    Raises:
-        ValueError: It exists, or is a folder.
-    """
+    """Refuse a file that exists, before the work of which it is the result."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: choose the name of a file for {option}.")
     if path.exists() and not overwrite:

@@ -21,9 +21,7 @@ OPTIMIZER_NAMES = (OPTIMIZER_OPTION, "lr", "learning_rate", "momentum", "weight_
 class Token:
     """An option and the values after it.
 
-    Attributes:
-        flag: The option as it was written, empty for values before the first option.
-        values: Values up to the next option.
+    `flag` is the option as it was written, empty for values before the first option.
     """
 
     flag: str

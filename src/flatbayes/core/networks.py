@@ -68,11 +68,7 @@ def find_device(network: nn.Module) -> torch.device:
 
 
 def check_one_device(network: nn.Module) -> None:
-    """Refuse a network whose parameters are on several devices.
-
-    Raises:
-        ValueError: They are.
-    """
+    """Refuse a network whose parameters are on several devices."""
     devices = {param.device for param in network.parameters()}
     if len(devices) > 1:
         names = " and ".join(sorted(map(str, devices)))
@@ -84,22 +80,14 @@ def check_one_device(network: nn.Module) -> None:
 
 
 def check_materialized(network: nn.Module) -> None:
-    """Refuse a network whose lazy modules have no weights yet.
-
-    Raises:
-        ValueError: A parameter or buffer has no shape.
-    """
+    """Refuse a network whose lazy modules have no weights yet."""
     name = find_lazy_tensor(network)
     if name is not None:
         raise ValueError(f"{name} has no shape yet. Run the model on a batch first to create it.")
 
 
 def check_real(params: Iterable[tuple[str, Tensor]], method: str) -> None:
-    """Refuse complex weights, which have no Gaussian here.
-
-    Raises:
-        ValueError: A parameter is trainable and complex.
-    """
+    """Refuse complex weights, which have no Gaussian here."""
     for name, param in params:
         if param.is_complex() and param.requires_grad:
             raise ValueError(

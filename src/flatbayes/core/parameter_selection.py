@@ -28,11 +28,7 @@ NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_selection(selection: object, option: str) -> None:
-    """Check that a selection is a group or a list of patterns.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Check that a selection is a group or a list of patterns."""
     if selection not in get_args(ParameterGroup) and (isinstance(selection, str) or not selection):
         raise ValueError(
             f"{option} must be {' or '.join(get_args(ParameterGroup))}, or a list of name patterns such as "

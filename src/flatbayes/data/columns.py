@@ -119,11 +119,7 @@ def to_words(column: ArrowColumn) -> ArrowColumn:
 
 
 def require_numeric_type(column: ArrowColumn, name: str, file: TableFile) -> None:
-    """Check that a feature column is numeric or boolean.
-
-    Raises:
-        ValueError: It is not; the message says what the column holds.
-    """
+    """Check that a feature column is numeric or boolean."""
     with require_package("data"):
         from pyarrow import types
     kind = column.type
@@ -271,11 +267,7 @@ def encode_class_labels(
 
 
 def require_no_missing_words(labels: Sequence[object], name: str, file: TableFile | None) -> None:
-    """Check that no class is an empty word, or a word that stands for a missing value, such as NA.
-
-    Raises:
-        ValueError: Some are; the message locates the first.
-    """
+    """Check that no class is an empty word, or a word that stands for a missing value, such as NA."""
     classes = set(labels)
     missing = {label for label in classes if isinstance(label, str) and label.strip().lower() in MISSING_WORDS}
     if missing:
@@ -302,11 +294,7 @@ def describe_label(row: int, name: str, file: TableFile | None, text: str = "") 
 
 
 def require_one_type(columns: Sequence[ArrowColumn], name: str) -> None:
-    """Check that a column has the same type in all files.
-
-    Raises:
-        ValueError: It has several types; the message lists them.
-    """
+    """Check that a column has the same type in all files."""
     types = sorted({str(column.type) for column in columns})
     if len(types) > 1:
         raise ValueError(f"Column {name!r} has several types in these files: {types}. Convert them to one.")

@@ -9,14 +9,7 @@ from typing import Any
 
 from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
-from flatbayes.data.csv_format import (
-    OPEN_QUOTE,
-    CsvFormat,
-    CsvLayout,
-    detect_layout,
-    explain_word,
-    has_open_quote,
-)
+from flatbayes.data.csv_format import OPEN_QUOTE, CsvFormat, CsvLayout, detect_layout, explain_word, has_open_quote
 from flatbayes.data.csv_text import explain_decoding_error, find_decoding_error, is_mark_of_missing, is_number
 from flatbayes.data.parquet import ArrowTable, rebatch_rows, require_columns, require_file, wrap_read_errors
 from flatbayes.data.size_limit import check_memory, get_memory_limit

@@ -75,13 +75,7 @@ class CsvFormat:
 class CsvLayout:
     """Everything that is needed to read one CSV file.
 
-    Attributes:
-        encoding: Encoding of the text.
-        separator: Character between values.
-        decimal: Decimal mark of numbers.
-        column_names: Names of the columns, from the header line.
-        num_header_lines: Lines before the first row: comments, and the header.
-        has_multiline_values: Whether quoted values contain line breaks.
+    `num_header_lines` counts the lines before the first row: comments, and the header.
     """
 
     encoding: str

@@ -166,11 +166,7 @@ def rebatch_rows(batches: Iterable[ArrowTable], size: int, max_bytes: float = ma
 
 
 def require_columns(path: Path, required: Sequence[str], available: Sequence[str]) -> None:
-    """Check that a file has columns.
-
-    Raises:
-        ValueError: Some are missing; the message lists them and the available columns.
-    """
+    """Check that a file has columns."""
     missing = [name for name in required if name not in available]
     if missing:
         similar = difflib.get_close_matches(missing[0].strip(), available, n=1)

@@ -30,9 +30,6 @@ def check_memory(num_bytes: float, description: str, remedy: str = "") -> None:
     """Refuse data that would take more memory than the bound.
 
     `remedy` is what the user can do, other than to raise the bound.
-
-    Raises:
-        ValueError: They are larger than the bound.
     """
     if num_bytes <= UNMEASURED_BYTES and not os.environ.get(VARIABLE):
         return

@@ -22,12 +22,7 @@ from flatbayes.data.stratified_split import check_size, stratified_split
 
 
 class TrainTestRows(NamedTuple):
-    """Row numbers of one standard split.
-
-    Attributes:
-        train: Rows for training and validation.
-        test: Rows of the test split.
-    """
+    """Row numbers of one standard split."""
 
     train: Tensor
     test: Tensor
@@ -234,9 +229,6 @@ def check_raw_splits(
     """Check that examples have finite inputs of one shape and valid targets.
 
     Classes may be rare, or without an example, where this is allowed.
-
-    Raises:
-        ValueError: They do not; the message locates the first error.
     """
     named_splits = {"given": raw.unsplit, "validation": raw.val, "test": raw.test}
     splits = {name: split for name, split in named_splits.items() if split is not None}

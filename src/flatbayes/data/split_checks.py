@@ -52,11 +52,7 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
 
 
 def check_finite_inputs(split: Split, description: str, feature_names: Sequence[str] = ()) -> None:
-    """Check that inputs in memory hold no NaN and no infinity.
-
-    Raises:
-        ValueError: They do; the message locates the first.
-    """
+    """Check that inputs in memory hold no NaN and no infinity."""
     for place, tensor in list_tensors(split.inputs).items():
         described = f"{place} of the {description}" if split.has_input_tree else description
         check_finite(tensor, described, feature_names if tensor.ndim == 2 and not split.has_input_tree else ())

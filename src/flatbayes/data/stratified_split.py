@@ -76,11 +76,7 @@ def resolve_size(size: float, total: int, name: str) -> int:
 
 
 def check_size(size: float, name: str) -> None:
-    """Check that a size is a fraction or a number of examples.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Check that a size is a fraction or a number of examples."""
     if not (0 <= size < 1 or (math.isfinite(size) and size >= 1 and size == int(size))):
         raise ValueError(
             f"{name} is a fraction of the examples (from 0, below 1) or a whole number of them, got {size}."

@@ -115,11 +115,7 @@ def is_float(text: str) -> bool:
 
 
 def require_unique_columns(path: Path, names: Sequence[str]) -> None:
-    """Check that no two columns have the same name.
-
-    Raises:
-        ValueError: Some do; the message lists them.
-    """
+    """Check that no two columns have the same name."""
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1 and name)
     if duplicates:
         raise ValueError(f"{path} has several columns of the same name: {duplicates}. Rename or remove them.")

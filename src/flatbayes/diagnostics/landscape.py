@@ -326,11 +326,7 @@ def compute_axes(
 
 
 def check_steps(num_steps: int) -> None:
-    """Check that a grid has at least two points on each side.
-
-    Raises:
-        ValueError: `num_steps` is below 2.
-    """
+    """Check that a grid has at least two points on each side."""
     if num_steps < 2:
         raise ValueError(f"A landscape needs at least 2 points on each side, got {num_steps}.")
 

@@ -74,11 +74,7 @@ def lock_folder(folder: Path) -> None:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse a folder that another process is writing to.
-
-    Raises:
-        ValueError: Another process holds the folder.
-    """
+    """Refuse a folder that another process is writing to."""
     if (folder / LOCK_FILE).exists() and (os.getpid(), folder.resolve()) not in _LOCKS:
         lock_folder(folder)
         unlock_folders(folder)

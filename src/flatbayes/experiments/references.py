@@ -83,9 +83,7 @@ def explain_density_mismatch(reference: Reference, posterior: Posterior, config:
 class ReferenceFile:
     """The file of a reference.
 
-    Attributes:
-        path: Its path.
-        checksum: Checksum of its content, so that results with another content are not reused.
+    By the checksum of its content, results with another content are not reused.
     """
 
     path: str

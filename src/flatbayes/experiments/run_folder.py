@@ -11,12 +11,7 @@ from typing import Any
 
 import torch
 
-from flatbayes.core.accelerators import (
-    count_accelerators,
-    describe_device,
-    get_float32_precision,
-    select_device,
-)
+from flatbayes.core.accelerators import count_accelerators, describe_device, get_float32_precision, select_device
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.core.optional import get_version
 from flatbayes.data.fingerprint import FINGERPRINT_KEY, explain_change
@@ -191,11 +186,7 @@ def check_fingerprint(folder: Path, config: Mapping[str, JsonValue], current: Js
 
 
 def _check_entry(path: Path, key: str, value: JsonValue) -> None:
-    """Check that an entry of a configuration has the type that `fit` writes.
-
-    Raises:
-        ValueError: It has another one.
-    """
+    """Check that an entry of a configuration has the type that `fit` writes."""
     if key == "seed":
         is_valid, expected = type(value) is int and value >= 0, "a whole number of at least 0"
     elif key == "config":

@@ -26,10 +26,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import DiagonalGaussian, WeightDistribution, get_distribution
 from flatbayes.flatness.asam import scaled_perturbation
-from flatbayes.flatness.ascent import (
-    Perturbation,
-    check_radius,
-)
+from flatbayes.flatness.ascent import Perturbation, check_radius
 from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 Geometry = Literal["std", "mean_over_std"]

@@ -53,11 +53,7 @@ def check_supported(trainer: "Trainer", module: "LightningModule") -> None:
 
 
 def check_steps(posterior: Posterior, accumulation_steps: int, has_loss_scaler: bool) -> None:
-    """Check that Lightning computes all gradients of a step within the step, if the posterior needs this.
-
-    Raises:
-        ValueError: It computes them before.
-    """
+    """Check that Lightning computes all gradients of a step within the step, if the posterior needs this."""
     if posterior.uses_gradient_only or (accumulation_steps == 1 and not has_loss_scaler):
         return
     option = "precision='16-mixed'" if has_loss_scaler else f"accumulate_grad_batches={accumulation_steps}"
@@ -93,10 +89,7 @@ def get_network(module: "LightningModule", name: str) -> nn.Module:
 class MicroBatch:
     """A call of `training_step`.
 
-    Attributes:
-        args: Copy of the positional arguments from before the call.
-        kwargs: Copy of the keyword arguments.
-        rng_state: The random state before the call.
+    The arguments are copies from before the call, as is the random state.
     """
 
     args: tuple[Any, ...]
@@ -108,9 +101,7 @@ class MicroBatch:
 class MicroBatchRecord:
     """Micro-batches of an optimizer step, recorded as Lightning runs them.
 
-    Attributes:
-        micro_batches: The calls of `training_step`.
-        losses: Detached loss of each, divided by their number; None where `training_step` returned None.
+    `losses` has the detached loss of each, divided by their number; None where `training_step` returned None.
     """
 
     micro_batches: list[MicroBatch] = field(default_factory=list)
@@ -126,13 +117,8 @@ class MicroBatchRecord:
 class StepClosure:
     """The closure of a step, as a flatness takes it.
 
-    Attributes:
-        trainer: The trainer.
-        module: The module that is trained.
-        training_step: The module's own method, to be repeated.
-        zero_grad: Clears all gradients.
-        lightning_closure: Lightning's own closure, for the last micro-batch.
-        record: Micro-batches of the step; complete when `lightning_closure` returns.
+    `training_step` is the module's own method, to be repeated, and `lightning_closure` the closure for the last
+    micro-batch. The record is complete when that returns.
     """
 
     trainer: "Trainer"

@@ -17,10 +17,7 @@ from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.core.context import offer_distribution
 from flatbayes.core.names import format_count
-from flatbayes.core.parameter_selection import (
-    only_requires_grad,
-    select_parameters,
-)
+from flatbayes.core.parameter_selection import only_requires_grad, select_parameters
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.integrations.posterior_steps import PosteriorSteps
 from flatbayes.integrations.tracker_config import TrackerConfig, TrackerState

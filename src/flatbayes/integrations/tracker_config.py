@@ -12,10 +12,7 @@ from torch import Tensor
 
 from flatbayes.core.components import resolve_component
 from flatbayes.core.files import atomic_write
-from flatbayes.core.parameter_selection import (
-    ParameterSelection,
-    check_selection,
-)
+from flatbayes.core.parameter_selection import ParameterSelection, check_selection
 from flatbayes.core.process_group import get_process_group_info
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import MAP, Posterior
@@ -71,11 +68,7 @@ class TrackerConfig:
             )
 
     def check_flatness(self, flatness: Flatness, *, has_loss_scaler: bool = False) -> None:
-        """Make the check of `fit` whether posterior, flatness and precision go together.
-
-        Raises:
-            ValueError: They do not.
-        """
+        """Make the check of `fit` whether posterior, flatness and precision go together."""
         if flatness.radius == "auto":
             usual = flatness.with_radius(flatness.reference_radius)
             raise ValueError(

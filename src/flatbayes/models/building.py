@@ -54,22 +54,14 @@ def check_hidden(hidden: Any) -> None:
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:
-    """Check that there are sizes, and that all are positive.
-
-    Raises:
-        ValueError: There are none, or one is below 1.
-    """
+    """Check that there are sizes, and that all are positive."""
     if not sizes or min(sizes) < 1:
         got = sizes[0] if len(sizes) == 1 else tuple(sizes)
         raise ValueError(f"{name} must be whole numbers from 1, got {got}.")
 
 
 def check_depth(model_name: str, depth: int, valid_depths: Sequence[int]) -> None:
-    """Check that the architecture exists with this depth.
-
-    Raises:
-        ValueError: The depth is not valid; the message names the nearest valid ones.
-    """
+    """Check that the architecture exists with this depth."""
     if depth in valid_depths:
         return
     below = max((d for d in valid_depths if d < depth), default=-math.inf)

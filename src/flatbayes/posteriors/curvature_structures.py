@@ -31,13 +31,7 @@ from flatbayes.posteriors.ggn import (
     ggn_matrix,
     iter_ggn_vectors,
 )
-from flatbayes.posteriors.kfac import (
-    KroneckerFactors,
-    add_factors,
-    find_kfac_layers,
-    get_matrix_shape,
-    split_columns,
-)
+from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape, split_columns
 from flatbayes.posteriors.last_layer import (
     add_class_blocks,
     compute_eigenvalues,
@@ -71,11 +65,7 @@ def make_curvature(structure: CurvatureStructure, model: nn.Module) -> Curvature
 
 @dataclass(frozen=True, eq=False)
 class DiagonalCurvature(CurvatureApproximation):
-    """Exact diagonal of the GGN of any network; the basis is the standard basis.
-
-    Attributes:
-        model: The network.
-    """
+    """Exact diagonal of the GGN of any network; the basis is the standard basis."""
 
     model: nn.Module
 
@@ -110,12 +100,7 @@ class DiagonalCurvature(CurvatureApproximation):
 
 @dataclass(frozen=True, eq=False)
 class LastLayerCurvature(CurvatureApproximation):
-    """Exact GGN of the last linear layer, as the square root `scale` of the covariance.
-
-    Attributes:
-        model: The network.
-        layer: Its last linear layer.
-    """
+    """Exact GGN of the last linear layer, as the square root `scale` of the covariance."""
 
     model: nn.Module
     layer: nn.Linear
@@ -199,12 +184,7 @@ class LastLayerCurvature(CurvatureApproximation):
 
 @dataclass(frozen=True, eq=False)
 class KroneckerCurvature(CurvatureApproximation):
-    """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors.
-
-    Attributes:
-        model: The network.
-        layers: Its linear and convolutional layers, by name.
-    """
+    """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors."""
 
     model: nn.Module
     layers: Mapping[str, MatrixLayer]

@@ -36,12 +36,7 @@ from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_sc
 from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
 from flatbayes.posteriors.last_layer import find_last_linear
 from flatbayes.posteriors.linearised import LinearisedNetwork, explain_derivative_error
-from flatbayes.posteriors.optimization import (
-    check_temperature,
-    init_state,
-    step_optimizer,
-    temper_precision,
-)
+from flatbayes.posteriors.optimization import check_temperature, init_state, step_optimizer, temper_precision
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.requirements import Trajectory
 
@@ -297,11 +292,7 @@ def _check_finished(state: State) -> None:
 
 
 def _check_num_outputs(outputs: Tensor) -> None:
-    """Refuse examples with a class at so many positions that the Hessian of the loss in all outputs is too large.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Refuse examples with a class at so many positions that the Hessian of the loss in all outputs is too large."""
     shape = outputs.shape[1:]
     if len(shape) > 1 and shape.numel() > MAX_DENSE_OUTPUTS:
         raise ValueError(

@@ -34,18 +34,10 @@ from flatbayes.core.randomness import iter_normal_noise, iter_uniform_noise
 from flatbayes.core.tensor_lists import clone_tensors, widen
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.draw_options import AutoFloat, check_scale
-from flatbayes.posteriors.optimization import (
-    init_state,
-    step_optimizer,
-    temper_precision,
-)
+from flatbayes.posteriors.optimization import init_state, step_optimizer, temper_precision
 from flatbayes.posteriors.requirements import Trajectory
 from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
-from flatbayes.posteriors.snapshots import (
-    Storage,
-    allocate_snapshots,
-    list_cpu_statistics,
-)
+from flatbayes.posteriors.snapshots import Storage, allocate_snapshots, list_cpu_statistics
 
 Noise = Literal["gaussian", "lattice"]
 """Distribution of the step of a weight: normal, or one of two values."""

@@ -110,10 +110,6 @@ def get_storage_device(storage: Storage, model_device: torch.device) -> torch.de
 
 
 def check_storage_device(storage: Storage) -> None:
-    """Validate a storage.
-
-    Raises:
-        ValueError: `storage` is unknown.
-    """
+    """Validate a storage."""
     if storage not in get_args(Storage):
         raise ValueError(f"storage must be one of {', '.join(get_args(Storage))}; got {storage!r}.")

@@ -288,9 +288,7 @@ class SWAG(Posterior):
 class SnapshotGaussian(WeightDistribution):
     """The Gaussian of the snapshots so far, which is computed at the first use.
 
-    Attributes:
-        posterior: The posterior.
-        state: Its state, with at least two snapshots.
+    There are at least two of them.
     """
 
     posterior: SWAG

@@ -30,13 +30,7 @@ from flatbayes.likelihoods import (
 )
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
-from flatbayes.metrics import (
-    CoverageCurve,
-    ReliabilityBins,
-    coverage_curve,
-    metrics_per_target,
-    regression_metrics,
-)
+from flatbayes.metrics import CoverageCurve, ReliabilityBins, coverage_curve, metrics_per_target, regression_metrics
 from flatbayes.metrics.calibration import bin_confidences
 from flatbayes.metrics.classification import binary_metrics, score_examples
 from flatbayes.metrics.definitions import select_definitions

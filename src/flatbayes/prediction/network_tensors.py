@@ -87,11 +87,7 @@ def fill_in_frozen(
 
 
 def refuse_torchscript(model: nn.Module) -> None:
-    """Refuse a network of TorchScript, or with a part of it: the parameters of a copy are no parameters.
-
-    Raises:
-        ValueError: It is one.
-    """
+    """Refuse a network of TorchScript, or with a part of it: the parameters of a copy are no parameters."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} is or has a module of TorchScript, whose copies cannot be trained. Give the "

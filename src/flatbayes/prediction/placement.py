@@ -29,9 +29,6 @@ class PreprocessedBatches:
 
     A batch is preprocessed again for each network if a network changes its input in place, so that each sees the
     original; if preprocessing draws random numbers; and beyond `MAX_PREPROCESSED_BYTES`.
-
-    Attributes:
-        num_examples: Number of examples of all batches.
     """
 
     def __init__(

@@ -137,8 +137,7 @@ class FirstBatches:
 class PositionMetrics:
     """Scores of labelled positions, added example by example.
 
-    Attributes:
-        num_classes: Number of classes; 0 before the first.
+    `num_classes` is 0 before the first.
     """
 
     def __init__(self) -> None:

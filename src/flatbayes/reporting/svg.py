@@ -39,13 +39,7 @@ PANEL_WIDTH_PX = 340.0
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure of a page.
-
-    Attributes:
-        title: Title, as text for a caption.
-        note: Second line of the caption.
-        svg: An inline `<svg>` element.
-    """
+    """One small figure of a page."""
 
     title: str
     note: str

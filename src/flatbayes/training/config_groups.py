@@ -15,11 +15,7 @@ AscentScope = Literal["local", "synchronised"]
 
 
 def check_integer(name: str, value: int, minimum: int = 1) -> None:
-    """Refuse an integer option that is below `minimum` or above `MAX_CONFIG_INT`.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Refuse an integer option that is below `minimum` or above `MAX_CONFIG_INT`."""
     if not minimum <= value <= MAX_CONFIG_INT:
         raise ValueError(f"{name} must be at least {minimum} and at most {MAX_CONFIG_INT}, got {value}.")
 
@@ -33,11 +29,7 @@ def convert_numbers(config: Any) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of `choices`.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Refuse a word that is not one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}.")
 

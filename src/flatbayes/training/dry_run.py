@@ -109,8 +109,7 @@ def measure_step_seconds(
 class StepTimer(Callback):
     """Records the time at the end of every step.
 
-    Attributes:
-        times: Seconds, of a clock without a defined zero.
+    The times are seconds of a clock without a defined zero.
     """
 
     def __init__(self) -> None:

@@ -50,11 +50,7 @@ from flatbayes.training.network_layout import (
 
 
 def check_task(data: DataSplits, likelihood: Likelihood) -> None:
-    """Check that the targets of data splits are those of the likelihood, if this is one of several labels or classes.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """Check that the targets of data splits are those of the likelihood, if this is one of several labels or classes."""
     likelihood = unwrap_custom(likelihood)
     if isinstance(likelihood, DistributionLikelihood):
         _check_numbers(data, likelihood)
@@ -85,11 +81,7 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
 
 
 def _check_numbers(data: DataSplits, likelihood: DistributionLikelihood) -> None:
-    """Check that targets are numbers in the support of a distribution.
-
-    Raises:
-        ValueError: They are not; the message says of which split.
-    """
+    """Check that targets are numbers in the support of a distribution."""
     if data.class_names or data.is_multi_label:
         raise ValueError(
             f"The likelihood {likelihood!r} is for numbers, and the targets are classes or labels: set the option "
