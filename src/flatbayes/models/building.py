@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -68,16 +68,6 @@ def check_depth(model_name: str, depth: int, valid_depths: Sequence[int]) -> Non
     above = min((d for d in valid_depths if d > depth), default=math.inf)
     nearest = " or ".join(str(d) for d in (below, above) if math.isfinite(d))
     raise ValueError(f"{model_name} cannot have depth {depth}: the nearest possible depth is {nearest}.")
-
-
-def check_stem(stem: str) -> None:
-    """Check the name of a stem.
-
-    Raises:
-        ValueError: It is neither "small" nor "large".
-    """
-    if stem not in get_args(Stem):
-        raise ValueError(f"stem must be {' or '.join(get_args(Stem))}, got {stem!r}.")
 
 
 def init_kaiming_(model: nn.Module) -> None:

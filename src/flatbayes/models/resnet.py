@@ -3,13 +3,13 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flatbayes.core.names import check_choice
 from flatbayes.models.building import (
     Stem,
     check_arguments,
     check_depth,
     check_image_shape,
     check_sizes,
-    check_stem,
     init_kaiming_,
 )
 
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
         check_sizes("width", [width])
         channels = check_image_shape(input_shape, "ResNet")
         check_depth("ResNet", depth, [*BASIC_BLOCKS, *BOTTLENECK_BLOCKS])
-        check_stem(stem)
+        check_choice("stem", stem, Stem)
         kernel, step = (7, 2) if stem == "large" else (3, 1)
         self.conv1 = nn.Conv2d(channels, width, kernel, step, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -5,12 +5,13 @@ little time, and it supports no double backward (the Hessian), no forward-mode d
 no activation noise (LRT).
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flatbayes.core.names import check_choice
 from flatbayes.models.building import check_arguments, check_image_shape, check_sizes, init_truncated_normal_
 
 Pooling = Literal["class", "mean"]
@@ -68,8 +69,7 @@ class ViT(nn.Module):
             )
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}.")
-        if pool not in get_args(Pooling):
-            raise ValueError(f"pool must be {' or '.join(get_args(Pooling))}, got {pool!r}.")
+        check_choice("pool", pool, Pooling)
         num_tokens = (height // patch) * (width // patch) + (pool == "class")
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "class" else None

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs, move_batch, slice_examples
+from flatbayes.core.names import check_choice
 from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten, widen
@@ -97,8 +98,7 @@ class Laplace(Posterior):
 
     def __post_init__(self) -> None:
         for name, kind in (("structure", CurvatureStructure), ("predictive", PredictiveMode), ("tune", PriorTuning)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}.")
+            check_choice(name, getattr(self, name), kind)
         if self.prior_precision is not None and not 0 < self.prior_precision < math.inf:
             raise ValueError(f"prior_precision must be positive and finite, got {self.prior_precision}.")
         check_temperature(self.temperature)

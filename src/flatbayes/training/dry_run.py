@@ -10,12 +10,11 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from flatbayes.core.components import resolve_component
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.posteriors import SWAG, Posterior
-from flatbayes.training.arguments import DataOptions, resolve_config, resolve_data, resolve_model
+from flatbayes.training.arguments import DataOptions, resolve_arguments
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
@@ -56,11 +55,7 @@ def dry_run(
         ...     MLP, data, SWAG(rank=2), SAM(rho=0.05), config
         ... )  # a ValueError where `fit` would refuse
     """
-    config = resolve_config(config, model, options.get("init"))
-    posterior = resolve_component(posterior, Posterior, "posterior")
-    flatness = resolve_component(flatness, Flatness, "flatness")
-    data = resolve_data(data, options.get("seed", 0), options.get("likelihood"))
-    factory, _ = prepare_runs(resolve_model(model), data, posterior, flatness, config, **options)
+    factory, _ = prepare_runs(*resolve_arguments(model, data, posterior, flatness, config, options), **options)
     try_runs(factory)
 
 

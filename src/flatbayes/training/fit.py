@@ -9,14 +9,13 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from flatbayes.core.components import resolve_component
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.arguments import resolve_checkpoints, resolve_config, resolve_data, resolve_model
+from flatbayes.training.arguments import DataOptions, resolve_arguments, resolve_checkpoints
 from flatbayes.training.callbacks.callback import Callback, CallbackList, Record, summarize_history
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointFolder, CheckpointManager, Checkpoints
@@ -148,16 +147,7 @@ def fit(
         torch.Size([100, 2])
     """
     checkpoints = resolve_checkpoints(checkpoints)
-    config = resolve_config(config, model, init)
-    posterior = resolve_component(posterior, Posterior, "posterior")
-    flatness = resolve_component(flatness, Flatness, "flatness")
-    model, data = resolve_model(model), resolve_data(data, seed, likelihood)
-    factory, model_spec = prepare_runs(
-        model,
-        data,
-        posterior,
-        flatness,
-        config,
+    options = DataOptions(
         init=init,
         new_head=new_head,
         freeze=freeze,
@@ -168,6 +158,8 @@ def fit(
         val=val,
         seed=seed,
     )
+    arguments = resolve_arguments(model, data, posterior, flatness, config, options)
+    factory, model_spec = prepare_runs(*arguments, **options)
     setup = TrainingSetup.create(factory, model_spec, checkpoints)
     run_trial(factory, setup.fabric)
     return train_prepared(setup, checkpoints, callback, show_progress=show_progress)

@@ -74,7 +74,7 @@ def depends_on_progress(flatness: Flatness) -> bool:
 
 @dataclass
 class GraphedFlatness:
-    """A flatness whose closures launch the recorded step; batches of another shape than the first are not recorded."""
+    """A flatness whose closures launch the recorded step; batches of other shapes than the first are not recorded."""
 
     flatness: Callable[[BatchClosure, nn.Module, TrainingProgress], Closure]
     record: Record

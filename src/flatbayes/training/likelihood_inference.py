@@ -50,7 +50,7 @@ from flatbayes.training.network_layout import (
 
 
 def check_task(data: DataSplits, likelihood: Likelihood) -> None:
-    """Check that the targets of data splits are those of the likelihood, if this is one of several labels or classes."""
+    """Check that targets of data splits are those of the likelihood, if this is one of several labels or classes."""
     likelihood = unwrap_custom(likelihood)
     if isinstance(likelihood, DistributionLikelihood):
         _check_numbers(data, likelihood)
