@@ -130,11 +130,6 @@ def list_row_groups(path: Path) -> list[int]:
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-def count_rows(path: Path) -> int:
-    """Read the number of rows from the metadata of a file."""
-    return sum(list_row_groups(path))
-
-
 def iter_record_batches(
     path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH, row_groups: Sequence[int] | None = None
 ) -> Iterator[ArrowTable]:

@@ -286,10 +286,8 @@ def execute_together(
 
 
 def _try_evaluate(run: ExperimentRun, outcome: FitOutcome, data: DataSplits) -> RunResult | Exception:
-    if outcome.fitted is None:
-        return outcome.error or RuntimeError("The posterior was not fitted.")
     try:
-        return run.evaluate(outcome.fitted, data, outcome.records)
+        return run.evaluate(outcome.get_fitted(), data, outcome.records)
     except Exception as error:  # the other runs are evaluated all the same
         return error
 

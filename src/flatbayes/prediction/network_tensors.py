@@ -171,11 +171,6 @@ def prepare_network(model: nn.Module, tensors: Mapping[str, Tensor], buffer_name
             owner.register_buffer(attribute, saved.clone())
 
 
-def list_buffer_names(model: nn.Module) -> list[str]:
-    """Names of all buffers."""
-    return [name for name, _ in model.named_buffers(remove_duplicate=False)]
-
-
 def find_tied_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     """Names in a state dict whose tensor has occurred before, each with the first name of that tensor."""
     first_names: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}

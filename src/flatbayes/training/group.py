@@ -184,12 +184,10 @@ def check_finite_draws(factory: RunFactory, posterior: Posterior, states: Sequen
     if len(find_nonfinite_rows(predictive)):
         data_change = factory.suggest_data_change()
         first = "" if data_change is None else f"{data_change}, "
+        params = (param for state in states for param in state.model.parameters() if param.numel())
+        largest = max(float(param.abs().max()) for param in params)
         raise RuntimeError(
             "The predictions of networks drawn after training are not finite for training examples: the training has "
-            f"diverged, to weights of up to {_largest_weight(states):.3g}. Try {first}a lower learning rate, a "
+            f"diverged, to weights of up to {largest:.3g}. Try {first}a lower learning rate, a "
             "smaller rho, or clipping (--optimization.clip_norm 1)."
         )
-
-
-def _largest_weight(states: Sequence[State]) -> float:
-    return max(float(param.abs().max()) for state in states for param in state.model.parameters() if param.numel())

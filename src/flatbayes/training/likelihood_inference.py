@@ -113,9 +113,10 @@ def infer_likelihood(
     Raises:
         ValueError: It is not clear what the targets of a loader are; the message says what to pass.
     """
-    if isinstance(data, LoaderData) and splits is not None and _knows_task(splits, new_head=new_head):
-        return infer_split_likelihood(splits, data.loader)
     if isinstance(data, LoaderData):
+        # Splits tell the likelihood, or else the outputs of the network do.
+        if splits is not None and (not splits.class_names or (new_head and not splits.is_dense)):
+            return infer_split_likelihood(splits, data.loader)
         return infer_loader_likelihood(data.loader, model, output, new_head=new_head)
     if isinstance(data, InMemoryData) and data.splits.is_dense:
         return infer_dense_likelihood(data, model, output, new_head=new_head)
@@ -125,11 +126,6 @@ def infer_likelihood(
     if isinstance(likelihood, Categorical) and isinstance(data, InMemoryData) and not new_head:
         return replace(likelihood, single_logit=has_single_logit(data, model, output))
     return likelihood
-
-
-def _knows_task(splits: DataSplits, *, new_head: bool) -> bool:
-    """Whether splits tell the likelihood, and not the outputs of the network."""
-    return not splits.class_names or (new_head and not splits.is_dense)
 
 
 def fit_family(name: object, data: TrainingData, splits: DataSplits | None) -> DistributionLikelihood | None:
