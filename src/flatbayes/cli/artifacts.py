@@ -28,10 +28,8 @@ console = PlainConsole()
 def load_on_device(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:
     """The fitted posterior of a run, on the GPU if there is one that has the precision of its weights.
 
-    Args:
-        folder: Folder of the run.
-        model: Dotted path of the model that the user gives with `--model`; None for a model of flatbayes.
-        trusted: Modules and dotted paths that the user gives with `--trust`.
+    `model` is the dotted path of `--model`, None for a model of flatbayes; `trusted` has the modules and paths of
+    `--trust`.
     """
     fitted = load_on_cpu(folder, model, trusted)
     return fitted.to(select_device(dtypes={param.dtype for param in fitted.states[0].model.parameters()}))
@@ -60,10 +58,7 @@ def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> 
 def protect_results(path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Refuse to replace results that were made with other settings.
 
-    Args:
-        path: JSON file that the results will be written to; `settings` in it are those of earlier results.
-        settings: Settings of the new results.
-        overwrite: Replace them nevertheless.
+    The `settings` in the file are those of earlier results, which `overwrite` replaces nevertheless.
 
     Raises:
         ValueError: The file has results of other settings; the message names the differences.
@@ -128,10 +123,8 @@ def explain_entry(name: str) -> Iterator[None]:
 def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: Collection[str] = ()) -> DataSource:
     """The data source of a run.
 
-    Args:
-        config: Configuration of the run folder.
-        torch_dataset: Dotted path that the user gives with `--data`; the configuration may name no other.
-        trusted: Modules and dotted paths that the user gives with `--trust`.
+    `torch_dataset` is the dotted path of `--data`, and the configuration may name no other; `trusted` has the modules
+    and paths of `--trust`.
 
     Raises:
         ValueError: The source is outside flatbayes, and not named by the user; nothing is imported.

@@ -205,11 +205,7 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
 def check_finite(inputs: Tensor, description: str, feature_names: Sequence[str] = (), first_row: int = 0) -> None:
     """Check that inputs hold no NaN and no infinity, and no float64 that float32 cannot represent.
 
-    Args:
-        inputs: [n, ...].
-        description: What the examples are, for the message.
-        feature_names: One name per feature, if known.
-        first_row: Row number of the first example, for inputs that are checked in chunks.
+    `first_row` is the row number of the first example, for inputs that are checked in chunks.
 
     Raises:
         ValueError: Some values are not finite; the message locates the first. Features with an indicator of missing

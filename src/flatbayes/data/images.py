@@ -42,13 +42,8 @@ PillowImage = Any
 class ImageLayout:
     """Shape that each image of a dataset is decoded to.
 
-    Attributes:
-        channels: 1 for grayscale images, 3 for color.
-        height: In pixels.
-        width: In pixels.
-        resize: Resize images of another size, instead of refusing them.
-        crop: Keep the aspect ratio of resized images: scale the shorter side to 8/7 of the size (256 for 224 pixels),
-            and crop the center.
+    Images of another size are resized, or else refused. With `crop` their shorter side is scaled to 8/7 of the size
+    (256 for 224 pixels), and the center is cropped.
     """
 
     channels: int

@@ -217,12 +217,8 @@ class RunFolder:
     ) -> "RunFolder":
         """Reserve a folder for a new or resumed run; no other process may use it until this one ends.
 
-        Args:
-            path: The folder; it is created if necessary.
-            config: Configuration of the run, as plain data.
-            overwrite: Delete the run in the folder first; files that flatbayes does not write stay.
-            resume: Continue the run in the folder, if there is one.
-            allow_changed_data: Continue it although the content of the data has changed.
+        With `overwrite` the run in the folder is deleted first, and files that flatbayes does not write stay. With
+        `resume` it is continued, and with `allow_changed_data` also if the content of the data has changed.
 
         Raises:
             ValueError: The folder holds a run (with `resume`, one with another configuration), or the path is a file,

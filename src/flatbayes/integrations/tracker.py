@@ -70,16 +70,9 @@ class TrainingTracker:
     ) -> "TrainingTracker":
         """A tracker with empty statistics.
 
-        Args:
-            config: Which snapshots are collected, and when.
-            network: The network, on its training device.
-            optimizer: The optimizer of the loop.
-            progress: Number of steps so far and in all.
-            steps_per_epoch: Optimizer steps in an epoch; None if training has no epochs.
-            num_data: Number of training examples.
-            loader: The training data loader, for what is computed on training examples after training.
-            mixed_precision: Option of the loop for mixed precision, which a warning of trained weights in bfloat16 or
-                float16 names.
+        `steps_per_epoch` is None if training has no epochs. The loader is for what is computed on training examples
+        after training. `mixed_precision` is an option of the loop, which a warning of trained weights in bfloat16 or
+        float16 names.
 
         Raises:
             ValueError: The posterior does not go with the network or the optimizer, or snapshots are collected and

@@ -142,12 +142,7 @@ def bin_confidences(
 ) -> ReliabilityBins:
     """Bin predictions by confidence, from the values of `top_predictions`; arguments as in `reliability_bins`.
 
-    Args:
-        confidence: Confidence of each prediction.
-        is_right: 1 where it is right, else 0.
-        num_bins: As in `reliability_bins`.
-        closed: As in `reliability_bins`.
-        examples: Number of the example of each prediction, if an example has several; None if each has one.
+    `examples` has the number of the example of each prediction, if an example has several.
     """
     bins = torch.bucketize(confidence, _bin_edges(num_bins)[1:-1], right=closed == "left")
     counts = torch.bincount(bins, minlength=num_bins)

@@ -22,10 +22,6 @@ SUM_TOLERANCE = 1e-3
 def iter_probs(probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Check class probabilities and labels, and clamp the probabilities to [0, 1], block by block.
 
-    Args:
-        probs: Class probabilities of each example, [examples, classes].
-        labels: Index of the true class of each example, [examples].
-
     Yields:
         The rows of a block, its probabilities, and its labels: float64 and int64 on the CPU. The probabilities may be
         changed, and are overwritten by the next block.

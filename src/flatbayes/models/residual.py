@@ -156,14 +156,8 @@ def make_residual_network(
 ) -> nn.Sequential:
     """A stem of 16 channels, three stages (the second and third halve the image), and a linear classifier.
 
-    Args:
-        channels: Channels of the images.
-        num_classes: Size of the output.
-        widths: Output channels of each stage.
-        num_blocks: Number of blocks of each stage.
-        dropout: Dropout rate of each block.
-        is_bottleneck: Whether blocks are 1x1, 3x3 and 1x1 convolutions, the inner ones with a quarter of the
-            channels, instead of two 3x3 convolutions.
+    With `is_bottleneck` blocks are 1x1, 3x3 and 1x1 convolutions, the inner ones with a quarter of the channels,
+    instead of two 3x3 convolutions.
     """
 
     def make_block(in_channels: int, out_channels: int, stride: int) -> PreActivationBlock:

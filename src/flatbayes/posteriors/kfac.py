@@ -33,10 +33,7 @@ from flatbayes.posteriors.layer_calls import (
 class KroneckerFactors:
     """The two Kronecker factors of one layer, summed over all batches so far.
 
-    Attributes:
-        input_factor: Sum of a aᵀ.
-        output_factor: Sum of g gᵀ.
-        num_positions: Number of vectors a in the sum.
+    The factors are sums of a aᵀ and of g gᵀ.
     """
 
     input_factor: Float[Tensor, "inputs inputs"]

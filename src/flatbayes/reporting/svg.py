@@ -67,10 +67,8 @@ def new_figure(width: float, height: float) -> Iterator["Figure"]:
 def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
     """The figure as an `<svg>` element for a page.
 
-    Args:
-        figure: A figure of `new_figure`, inside its context.
-        name: Prefix of every id, unique in the page.
-        label: Description for screen readers.
+    The figure is one of `new_figure`, inside its context. `name` is the prefix of every id, unique in the page, and
+    `label` the description for screen readers.
     """
     root = clean_svg(figure, name, PAGE_COLOURS)
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, **ROOT_STYLE}
@@ -80,11 +78,7 @@ def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
 def to_svg_file(figure: "Figure", name: str, label: str, *, card: bool = False) -> str:
     """The figure as an SVG file on a background of its own: white, or dark where the reader prefers dark pages.
 
-    Args:
-        figure: A figure of `new_figure`, inside its context.
-        name: Prefix of every id.
-        label: Description for screen readers.
-        card: Whether the background has round corners and a hairline around it.
+    The arguments are those of `to_inline_svg`; the background of a `card` has round corners and a hairline around it.
     """
     root = clean_svg(figure, name, FILE_COLOURS)
     _, _, width, height = root.attrib["viewBox"].split()

@@ -41,10 +41,7 @@ NUM_SCHEDULE_STEPS = 100
 class FitOutcome:
     """Result of a fit: the fitted posterior, or an error.
 
-    Attributes:
-        fitted: The fitted posterior; None if the fit failed.
-        records: Records of the epochs of its first network.
-        error: Why the fit failed; None if it did not.
+    The records are those of the epochs of its first network.
     """
 
     fitted: FittedPosterior | None = None

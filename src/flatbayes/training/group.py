@@ -28,13 +28,8 @@ NUM_CHECKED_DRAWS = 3
 class GroupResult:
     """Result of a training run for one posterior.
 
-    Attributes:
-        states: Final state of each member.
-        records: Records of all epochs.
-        num_gradients: Forward and backward passes of a network.
-        seconds: Duration of the steps, and of the snapshots and the last pass over the data of this posterior.
-        num_branches: Number of posteriors that the run has served.
-        best_epoch: Epoch of the best evaluation, with early stopping.
+    `num_branches` is the number of posteriors that the run has served. The seconds are those of the steps, and of the
+    snapshots and the last pass over the data of this posterior.
     """
 
     states: Sequence[State]

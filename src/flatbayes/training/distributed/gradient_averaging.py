@@ -41,13 +41,8 @@ def make_synchronized_closure(
 
     Around the closure of a flatness, the ascent is that of the share; within it, the ascent is that of the batch.
 
-    Args:
-        closure: The closure of this process.
-        world: Rank and size of the process group.
-        module: The network.
-        params: Tensors that the optimizer updates and whose gradients are not averaged otherwise.
-        count_examples: Returns the number of examples over which the closure takes the mean.
-        batch_size: Number of examples in the batch of this process.
+    `params` are tensors that the optimizer updates and whose gradients are not averaged otherwise; `count_examples`
+    returns the number of examples over which the closure takes the mean.
     """
     gather_sizes = cache(lambda: tuple(world.all_gather(batch_size)))
 
