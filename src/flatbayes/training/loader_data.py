@@ -68,15 +68,9 @@ class LoaderData(TrainingData):
         with preserve_loader(self.loader):
             return read_pass(self.loader, self.infer_likelihood(), first_only=self.given_num_data is not None)
 
-    def with_integer_conversion(self) -> "LoaderData":
-        """The same data with integer inputs converted; the loader is not read again."""
-        converted = replace(self, converts_integers=True)
-        vars(converted)["loader_pass"] = self.loader_pass
-        return converted
-
-    def with_likelihood(self, likelihood: Likelihood) -> "LoaderData":
-        """The same data with another likelihood of the same targets; the loader is not read again."""
-        other = replace(self, likelihood=likelihood)
+    def with_changes(self, **changes: Any) -> "LoaderData":
+        """The same data with other fields, such as another likelihood of the same targets; the loader is not read."""
+        other = replace(self, **changes)
         vars(other)["loader_pass"] = self.loader_pass
         return other
 

@@ -183,7 +183,7 @@ def match_scales(factory: RunFactory, *, has_transform: bool, is_inferred: bool)
     if isinstance(data, InMemoryData) and not has_transform and not data.has_token_ids:
         data = match_input_scale(data, network, likelihood)
     elif isinstance(data, LoaderData) and likelihood is not factory.likelihood:
-        data = data.with_likelihood(likelihood)
+        data = data.with_changes(likelihood=likelihood)
     return replace(factory, training_data=data, likelihood=likelihood)
 
 
