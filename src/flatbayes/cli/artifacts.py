@@ -59,9 +59,6 @@ def protect_results(path: Path, settings: Mapping[str, Any], *, overwrite: bool)
     """Refuse to replace results that were made with other settings.
 
     The `settings` in the file are those of earlier results, which `overwrite` replaces nevertheless.
-
-    Raises:
-        ValueError: The file has results of other settings; the message names the differences.
     """
     if overwrite or not path.is_file():
         return

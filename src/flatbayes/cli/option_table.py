@@ -174,9 +174,6 @@ class OptionTable:
         """Refuse a class that is no class of an option, and unknown or mistyped arguments of it.
 
         `spec` is a dotted path, the spec of a class, or a list of these; `place` is the beginning of messages.
-
-        Raises:
-            ValueError: A class or argument is wrong.
         """
         if isinstance(spec, list):
             for item in spec:

@@ -92,11 +92,7 @@ def check_labels(
 
 
 def check_label_range(targets: Tensor, num_classes: int, name: str) -> None:
-    """Check that the labels of a split are 0 to `num_classes - 1`.
-
-    Raises:
-        ValueError: A label is out of range.
-    """
+    """Check that the labels of a split are 0 to `num_classes - 1`."""
     invalid_rows = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
     if len(invalid_rows):
         verb = "is" if len(invalid_rows) == 1 else "are"
@@ -149,11 +145,7 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
 
 
 def check_position_labels(splits: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
-    """Check that labels, [n, *positions], are classes or `IGNORE_INDEX`, and that there are at least 2 classes.
-
-    Raises:
-        ValueError: A label is out of range, or there are fewer classes.
-    """
+    """Check that labels, [n, *positions], are classes or `IGNORE_INDEX`, and that there are at least 2 classes."""
     if len(class_names) < 2:
         raise ValueError(
             f"A classification of positions needs at least 2 classes, got {len(class_names)} {list(class_names)}. "
@@ -267,11 +259,7 @@ def check_fractions(values: NDArray[np.floating[Any]], description: str, advice:
 
 
 def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Check that regression targets, [n] or [n, targets], are finite floating-point numbers, not all equal.
-
-    Raises:
-        ValueError: Targets have another type or shape, are not finite, or are constant.
-    """
+    """Check that regression targets, [n] or [n, targets], are finite floating-point numbers, not all equal."""
     for split_name, targets in splits.items():
         if not targets.is_floating_point() or targets.shape[1:].numel() != len(names):
             raise ValueError(
@@ -297,11 +285,7 @@ def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
 
 
 def check_label_rows(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Check that several labels of each example, [n, labels], are 0, 1, or `IGNORE_INDEX` where they are not known.
-
-    Raises:
-        ValueError: Labels have another shape or value.
-    """
+    """Check that several labels of each example, [n, labels], are 0, 1, or `IGNORE_INDEX` where not known."""
     for split_name, labels in splits.items():
         if labels.ndim != 2 or labels.shape[1] != len(names):
             raise ValueError(

@@ -157,11 +157,7 @@ def parse_records(text: str, separator: str) -> list[list[str]]:
 
 
 def check_value_length(line: str, separator: str, name: str) -> None:
-    """Refuse a line with a value that Python's `csv` does not read.
-
-    Raises:
-        ValueError: A value is too long.
-    """
+    """Refuse a line with a value that Python's `csv` does not read."""
     if len(line) > csv.field_size_limit() < max(map(len, line.split(separator))):
         raise ValueError(
             f"{name} has a value of more than {csv.field_size_limit():,} characters, which is no word and no number. "

@@ -32,11 +32,7 @@ MAX_SCALED_OF_STORED = 3.0
 
 
 def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> None:
-    """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs.
-
-    Raises:
-        ValueError: Some values are not; the message says how many, and where the first is.
-    """
+    """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs."""
     for name in names:
         split: Split = getattr(data, name)
         if not isinstance(split.inputs, LazyImages):

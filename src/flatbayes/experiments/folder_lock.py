@@ -22,11 +22,7 @@ _LOCKS: dict[tuple[int, Path], FileLock] = {}
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a path at which no folder can be made or written to; nothing is created.
-
-    Raises:
-        ValueError: The message says why.
-    """
+    """Refuse a path at which no folder can be made or written to; nothing is created."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder: choose another folder (--out).")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

@@ -163,11 +163,7 @@ def measure_distances_to(
 
 
 def check_references(files: Sequence[ReferenceFile], runs: "Sequence[ExperimentRun]") -> None:
-    """Check that every run has a reference, and warn where its density is another one.
-
-    Raises:
-        ValueError: A run has none; the message says why.
-    """
+    """Check that every run has a reference, and warn where its density is another one."""
     by_seed = {run.seed: run for run in runs}
     references = {
         seed: find_references(files, run.model, run.load_data(), run.split) for seed, run in by_seed.items()

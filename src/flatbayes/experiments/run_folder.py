@@ -143,11 +143,7 @@ def claim_folder(
 
 
 def check_free_folder(folder: Path) -> None:
-    """Refuse a folder that holds a run, or that another process is writing to.
-
-    Raises:
-        ValueError: The message names the files, or the process.
-    """
+    """Refuse a folder that holds a run, or that another process is writing to."""
     check_unlocked(folder)
     present = [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (folder / name).exists()]
     if present:

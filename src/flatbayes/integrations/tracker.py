@@ -123,9 +123,6 @@ class TrainingTracker:
         """Check before the first step that the steps ahead collect enough snapshots to draw from.
 
         A warning says if they are fewer than half of those that the posterior can use.
-
-        Raises:
-            ValueError: There are too few to draw from.
         """
         posterior, progress, collection = self.config.posterior, self.progress, self.config.collection
         useful = posterior.snapshot_requirements.max_used

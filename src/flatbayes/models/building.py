@@ -25,11 +25,7 @@ def check_arguments(input_shape: Sequence[int], num_classes: int, dropout: float
 
 
 def check_image_shape(input_shape: Sequence[int], model_name: str) -> int:
-    """Check that inputs are images, and return their number of channels.
-
-    Raises:
-        ValueError: The input shape is not (channels, height, width).
-    """
+    """Check that inputs are images, and return their number of channels."""
     if len(input_shape) != 3:
         raise ValueError(
             f"{model_name} needs images, an input shape of (channels, height, width), got {tuple(input_shape)}. "

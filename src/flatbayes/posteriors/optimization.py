@@ -175,10 +175,6 @@ def resolve_temperature(temperature: float | None) -> float:
 
 
 def check_temperature(temperature: float, hint: str = "") -> None:
-    """Validate a temperature; the method adds `hint` to the message.
-
-    Raises:
-        ValueError: The temperature is not positive or not finite.
-    """
+    """Validate a temperature; the method adds `hint` to the message."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}.{hint and ' '}{hint}")

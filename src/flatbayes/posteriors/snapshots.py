@@ -94,11 +94,7 @@ def count_stored_snapshots(state: State) -> int:
 
 
 def check_snapshot_options(max_snapshots: int, storage: Storage) -> None:
-    """Validate the options of a snapshot storage.
-
-    Raises:
-        ValueError: `max_snapshots` is below 1, or `storage` is unknown.
-    """
+    """Validate the options of a snapshot storage."""
     if max_snapshots < 1:
         raise ValueError(f"max_snapshots is the largest number of stored snapshots: at least 1, got {max_snapshots}.")
     check_storage_device(storage)

@@ -167,11 +167,7 @@ def _get_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def check_variational_options(prior_precision: object, temperature: float, initial_std: float) -> None:
-    """Validate the options that SGVB and LRT share.
-
-    Raises:
-        ValueError: An option is out of its range.
-    """
+    """Validate the options that SGVB and LRT share."""
     check_prior_precision_spec(prior_precision)
     check_temperature(temperature)
     if not MIN_STD <= initial_std < math.inf:

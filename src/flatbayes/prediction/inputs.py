@@ -169,9 +169,6 @@ def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_
     """Check that inputs hold no NaN and no infinity.
 
     Feature names that are none, as in a damaged artefact, are ignored.
-
-    Raises:
-        ValueError: Some values are not finite; the message says how many, and where the first is.
     """
     known_names = feature_names if isinstance(feature_names, list | tuple) else ()
     for batch in batches:
@@ -220,11 +217,7 @@ def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Ite
 
 
 def check_batch_axis(inputs: object, example_shape: object) -> None:
-    """Refuse one example without a batch axis.
-
-    Raises:
-        ValueError: The inputs have the shape of one example, or no axis at all.
-    """
+    """Refuse one example without a batch axis."""
     if isinstance(inputs, Tensor) and (inputs.ndim == 0 or list(inputs.shape) == example_shape != []):
         raise ValueError(
             f"Inputs need a batch axis, got the shape {tuple(inputs.shape)}, that of one example: pass inputs[None]."

@@ -119,11 +119,7 @@ def check_storable(model: nn.Module) -> None:
 
 
 def check_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse values that are not numbers.
-
-    Raises:
-        ValueError: A tensor holds NaN.
-    """
+    """Refuse values that are not numbers."""
     for name, tensor in tensors.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and bool(tensor.isnan().any()):
             raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")

@@ -37,11 +37,7 @@ Record = Callable[[Closure], Closure]
 def check_graph_capture(
     posterior: Posterior, flatness: Flatness, config: TrainingConfig, device: torch.device, num_processes: int
 ) -> None:
-    """Refuse what a CUDA graph of the step cannot repeat, if the configuration asks for one.
-
-    Raises:
-        ValueError: The step cannot be recorded; the message says why.
-    """
+    """Refuse what a CUDA graph of the step cannot repeat, if the configuration asks for one."""
     if not config.precision.cuda_graph:
         return
     reason = None

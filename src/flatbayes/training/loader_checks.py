@@ -77,11 +77,7 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
 
 
 def check_batch_size(factory: RunFactory, data: InMemoryData) -> None:
-    """Refuse a batch size at which a network with batch normalization gets one example at a time.
-
-    Raises:
-        ValueError: The network cannot be trained on so few examples.
-    """
+    """Refuse a batch size at which a network with batch normalization gets one example at a time."""
     config, train = factory.config, data.splits.train
     num_processes, steps = prod(get_process_layout(config)), config.optimization.accumulation_steps
     size = min(config.batch_size, len(train))

@@ -132,11 +132,7 @@ class LoaderData(TrainingData):
         return self.likelihood
 
     def check_batches(self) -> None:
-        """Read the loader and the validation batches once.
-
-        Raises:
-            ValueError: They cannot be trained on; the message says which batch is wrong.
-        """
+        """Read the loader and the validation batches once."""
         _ = self.loader_pass
         if self.val is None:
             return

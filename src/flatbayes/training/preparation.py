@@ -199,9 +199,6 @@ def check_method(
 
     Returns:
         The flatness with a number as its radius, and the flatness whose radius is to be chosen, or None.
-
-    Raises:
-        ValueError: The arguments do not go together.
     """
     check_initial_weights(model, posterior, has_init=has_init)
     usual = make_usual_flatness(flatness)

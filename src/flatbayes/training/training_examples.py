@@ -206,11 +206,7 @@ def match_position_labels(data: InMemoryData, likelihood: Likelihood) -> InMemor
 
 
 def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:
-    """Check that a likelihood of several labels knows how data splits mark a label that is not known.
-
-    Raises:
-        ValueError: It has another mark, so that the labels that are not known would be targets.
-    """
+    """Check that a likelihood of several labels knows how data splits mark a label that is not known."""
     likelihood = unwrap_custom(likelihood)
     if not isinstance(likelihood, Bernoulli) or likelihood.ignore_index == IGNORE_INDEX or not data.is_multi_label:
         return

@@ -143,11 +143,7 @@ def warn_of_findings(logits: Sequence[object], low_precisions: Collection[torch.
 
 @torch.no_grad()
 def check_one_example(network: nn.Module, inputs: ModelInputs) -> None:
-    """Check that one output for each example is a vector for a single example too.
-
-    Raises:
-        ValueError: The network removes the axis of the examples.
-    """
+    """Check that one output for each example is a vector for a single example too."""
     outputs = network(slice_examples(inputs, slice(1)))
     if isinstance(outputs, Tensor) and outputs.ndim == 0:
         raise ValueError(
