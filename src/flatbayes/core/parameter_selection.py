@@ -98,11 +98,7 @@ def only_optimized(model: nn.Module, optimizer: Optimizer) -> AbstractContextMan
 def split_parameters(
     model: nn.Module, selection: ParameterSelection
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that the option `params` selects, and the other trainable ones.
-
-    Raises:
-        ValueError: As for `select_parameters`.
-    """
+    """The parameters that the option `params` selects, and the other trainable ones."""
     trainable = list(trainable_by_name(model).values())
     if selection == "all":
         return trainable, []

@@ -116,11 +116,7 @@ def make_tracker_config(
     num_data: int | None,
     num_cycles: int,
 ) -> TrackerConfig:
-    """The configuration from the arguments of the callback and of the mixin, which explain them.
-
-    Raises:
-        ValueError: As for `TrackerConfig`.
-    """
+    """The configuration from the arguments of the callback and of the mixin, which explain them."""
     return TrackerConfig(
         MAP() if posterior is None else resolve_component(posterior, Posterior, "posterior"),
         CollectionConfig(start_fraction, snapshots_per_epoch),

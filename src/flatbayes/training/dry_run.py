@@ -60,11 +60,7 @@ def dry_run(
 
 
 def try_runs(factory: RunFactory) -> None:
-    """Check the number of snapshots, and run a trial on one device, also if several train.
-
-    Raises:
-        ValueError: As for `dry_run`.
-    """
+    """Check the number of snapshots, and run a trial on one device, also if several train."""
     config = factory.config
     check_collection(factory.posterior, config, factory.training_data.count_batches(config))
     run_trial(factory, make_fabric(config.with_options(**{"distribution.devices": 1})))
