@@ -30,7 +30,7 @@ from flatbayes import (
 )
 from flatbayes.checks import CHECKS, CheckReport, Finding, check, gaussians
 from flatbayes.checks.chains import find_chance_r_hat, summarize_chains
-from flatbayes.checks.norm_statistics import find_worst_layer
+from flatbayes.checks.inputs import find_worst_layer
 from flatbayes.checks.report import SIGNIFICANCE
 from flatbayes.checks.spread import make_centre
 from flatbayes.checks.suite import correct_p_values

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from flatbayes import MAP, SAM, SWAG, FittedPosterior, fit
-from flatbayes.core import memory_format
-from flatbayes.core.memory_format import choose_memory_format, is_channels_last_faster
+from flatbayes.core.networks import choose_memory_format, is_channels_last_faster
 from flatbayes.models import ConvNet
 from flatbayes.training import TrainingConfig
 
@@ -71,7 +70,7 @@ def images(num_images=40):
 
 @pytest.mark.parametrize("posterior", [MAP(), SWAG(rank=2)], ids=["MAP", "SWAG"])
 def test_trained_and_loaded_networks_have_it_and_predict_the_same(posterior, monkeypatch, tmp_path):
-    monkeypatch.setattr(memory_format, "LARGE_SIZE", 10)
+    monkeypatch.setattr("flatbayes.core.networks.LARGE_SIZE", 10)
     config = TrainingConfig(epochs=2, batch_size=20)
     fitted = fit(partial(ConvNet, width=4), images(), posterior, SAM(), config)
     plain = fit(

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flatbayes.data import InputReader, Table, make_source
-from flatbayes.data.csv_encoding import detect_encoding
 from flatbayes.data.csv_format import CsvFormat, detect_decimal, detect_layout, detect_separator
+from flatbayes.data.csv_text import detect_encoding
 
 NUM_ROWS = 60
 VALUES = np.round(np.random.default_rng(0).uniform(0, 9, NUM_ROWS), 3)

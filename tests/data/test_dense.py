@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, TensorDataset
 from flatbayes.data import Arrays, DataSplits, Npz, Split, Table, TorchDataset
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.class_split import ClassSplit
-from flatbayes.data.hold_out import hold_out_validation
+from flatbayes.data.stratified_split import hold_out_validation
 from flatbayes.prediction.labelled import join_targets
 
 IMAGES = torch.randn(80, 3, 4, 5)

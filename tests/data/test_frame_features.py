@@ -10,7 +10,7 @@ from pyarrow import csv as arrow_csv
 from scipy import sparse
 
 from flatbayes.data import DataWarning, read_inputs
-from flatbayes.data.csv_numbers import BOOLEANS, MISSING_NUMBERS, parse_number
+from flatbayes.data.csv_text import BOOLEANS, MISSING_NUMBERS, parse_number
 from flatbayes.data.frame_features import convert_inputs, frame_to_array, list_other_columns
 from flatbayes.data.unseen_categories import format_categories
 

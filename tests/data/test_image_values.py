@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes import MAP, FittedPosterior, TrainingConfig, evaluate, fit
-from flatbayes.data.image_values import check_image_values, describe_image_values
+from flatbayes.data.split_checks import check_image_values, describe_image_values
 
 SCALED = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 STORED = (255 * SCALED).to(torch.uint8)

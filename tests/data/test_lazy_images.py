@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flatbayes.data import ClassSplit, ImageFolder, ImageParquet, LazyImages, image_cache, lazy_images
+from flatbayes.data import ClassSplit, ImageFolder, ImageParquet, LazyImages, image_parquet, lazy_images
 from flatbayes.data.ood import match_input_format
 from flatbayes.data.standardize import Standardize
 
@@ -100,8 +100,8 @@ def test_class_splits_and_ood_references_may_be_streamed(folder):
 
 def test_parquet_files_are_copied_once_and_mapped(tmp_path, write_parquet, pixels, monkeypatch):
     monkeypatch.setenv("FLATBAYES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(image_cache, "IMAGES_PER_BATCH", 7)
-    image_cache.build_image_cache.cache_clear()
+    monkeypatch.setattr(image_parquet, "IMAGES_PER_BATCH", 7)
+    image_parquet.build_image_cache.cache_clear()
     images, labels = pixels(20), [0, 1] * 10
     write_parquet(tmp_path / "data" / "train-0.parquet", images[:12], labels[:12])
     write_parquet(tmp_path / "data" / "train-1.parquet", images[12:], labels[12:])
@@ -119,7 +119,7 @@ def test_a_changed_parquet_file_is_copied_again(tmp_path, write_parquet, pixels,
     monkeypatch.setenv("FLATBAYES_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "data" / "train.parquet"
     for seed in (0, 1):
-        image_cache.build_image_cache.cache_clear()
+        image_parquet.build_image_cache.cache_clear()
         write_parquet(path, pixels(12 + seed, seed=seed), [0, 1] * 6 + [0] * seed)
         in_memory, streamed = (ImageParquet(path=str(path), stream=stream).load(0).test for stream in (False, True))
         assert torch.equal(streamed.inputs[:], in_memory.inputs)

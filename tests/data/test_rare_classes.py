@@ -7,8 +7,12 @@ from torch.utils.data import TensorDataset
 from flatbayes import MAP, MLP, Categorical, Custom, Plain, TrainingConfig, evaluate, fit
 from flatbayes.calibration import CalibrationWarning, fit_calibration
 from flatbayes.data import load_training_splits
-from flatbayes.data.hold_out import choose_held_out
-from flatbayes.data.stratified_split import compute_class_quotas, cover_rare_classes, stratified_split
+from flatbayes.data.stratified_split import (
+    choose_held_out,
+    compute_class_quotas,
+    cover_rare_classes,
+    stratified_split,
+)
 from flatbayes.training import Callback
 
 CONFIG = TrainingConfig(epochs=1, batch_size=16)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flatbayes.data.hold_out import hold_out_validation
+from flatbayes.data.stratified_split import hold_out_validation
 from flatbayes.estimators import FlatBayesClassifier
 from flatbayes.estimators.base import (
     get_nested_params,

@@ -9,10 +9,9 @@ import torch
 from flatbayes import MAP, MLP, SAM, SGVB, SWAG, Arrays, BLoB, Digits, Ensemble, Laplace, TrainingConfig, compare
 from flatbayes.experiments import ComparisonResult, Method
 from flatbayes.experiments.calibrated_nll import NO_ENSEMBLE
-from flatbayes.experiments.references import ReferenceFile
+from flatbayes.experiments.references import ReferenceFile, ReferenceWarning, explain_density_mismatch, find_density
 from flatbayes.metrics import ensemble_equivalent
 from flatbayes.reference import ReferenceConfig, sample_reference
-from flatbayes.reference.density import ReferenceWarning, explain_density_mismatch, find_density
 
 NETWORK = partial(MLP, hidden=(4,))
 CONFIG = TrainingConfig(epochs=2, batch_size=32)

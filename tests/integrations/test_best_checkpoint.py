@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from flatbayes.integrations.lightning import FlatCallback  # noqa: E402
-from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state  # noqa: E402
+from flatbayes.integrations.tracker_config import TRACKER_FILE_NAME, load_tracker_state  # noqa: E402
 from flatbayes.integrations.transformers import FlatTrainer  # noqa: E402
 
 pytestmark = LIGHTNING_WARNINGS

@@ -36,7 +36,7 @@ lightning = pytest.importorskip("lightning.pytorch")
 torchmetrics = pytest.importorskip("torchmetrics")
 
 from flatbayes.integrations.lightning import FlatCallback  # noqa: E402
-from flatbayes.integrations.lightning_checks import check_supported  # noqa: E402
+from flatbayes.integrations.lightning_steps import check_supported  # noqa: E402
 
 BATCHES, SIZE = 6, 8
 

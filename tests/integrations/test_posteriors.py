@@ -43,7 +43,7 @@ lightning = pytest.importorskip("lightning.pytorch")
 transformers = pytest.importorskip("transformers")
 
 from flatbayes.integrations.lightning import FlatCallback  # noqa: E402
-from flatbayes.integrations.lightning_checks import check_steps  # noqa: E402
+from flatbayes.integrations.lightning_steps import check_steps  # noqa: E402
 from flatbayes.integrations.tracker_config import TrackerConfig  # noqa: E402
 from flatbayes.integrations.transformers import FlatTrainer  # noqa: E402
 

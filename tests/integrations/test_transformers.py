@@ -25,7 +25,7 @@ from support import alternating_params
 transformers = pytest.importorskip("transformers")
 
 from flatbayes.integrations.model_inputs import MainInput  # noqa: E402
-from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME  # noqa: E402
+from flatbayes.integrations.tracker_config import TRACKER_FILE_NAME  # noqa: E402
 from flatbayes.integrations.transformers import FlatTrainer, FlatTrainerMixin, Logits  # noqa: E402
 
 BATCHES, SIZE, LENGTH, PAD = 6, 4, 7, 0

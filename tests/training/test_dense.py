@@ -39,7 +39,7 @@ from flatbayes.training.candidates import measure_losses
 from flatbayes.training.data import InMemoryData
 from flatbayes.training.fabric import SingleDevice
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.unknown_labels import match_position_labels
+from flatbayes.training.training_examples import match_position_labels
 
 CONFIG = TrainingConfig(epochs=3, batch_size=8)
 

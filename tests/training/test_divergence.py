@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from flatbayes import Categorical, Gaussian, fit, posteriors
 from flatbayes.flatness import Plain
 from flatbayes.training import DivergenceWarning, TrainingConfig
-from flatbayes.training.target_unit import suggest_standardization
+from flatbayes.training.run_factory import suggest_standardization
 
 
 @pytest.mark.filterwarnings("ignore:Weights that are trained")

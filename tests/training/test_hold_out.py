@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from flatbayes import MAP, MLP, SAM, SWAG, Arrays, Categorical, Gaussian, Plain, evaluate, fit, fit_together
 from flatbayes.data import Split
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, MAX_HELD_OUT, hold_out_validation
+from flatbayes.data.stratified_split import HELD_OUT_FRACTION, MAX_HELD_OUT, hold_out_validation
 from flatbayes.prediction.example_batches import read_targets
 from flatbayes.training import Callback, TrainingConfig
 from flatbayes.training.arguments import hold_out_examples

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from flatbayes import MAP, SAM, SWAG, FittedPosterior, Plain, TrainingConfig, evaluate, fit
 from flatbayes.data.checks import DataWarning
-from flatbayes.prediction.named_batches import NumberedBatches
+from flatbayes.prediction.example_batches import NumberedBatches
 
 X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(30) % 3

@@ -23,13 +23,7 @@ from flatbayes.calibration.quantiles import (
     sample_coverage_interval,
 )
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
-from flatbayes.calibration.scores import (
-    ConformalScore,
-    NumberScore,
-    choose_score,
-    get_score_data,
-    make_score,
-)
+from flatbayes.calibration.scores import ConformalScore, NumberScore, choose_score, get_score_data, make_score
 from flatbayes.calibration.targets import CalibrationWarning, check_length, check_targets, to_names, warn_if_few
 from flatbayes.core.display import format_entries, format_fields
 from flatbayes.core.names import format_count, format_names

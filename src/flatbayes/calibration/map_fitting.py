@@ -154,6 +154,12 @@ def compute_example_losses(predictive: Predictive, targets: Tensor) -> Float[Ten
     return -to_double(predictive.log_prob(targets.to(predictive.member_means.device))).cpu()
 
 
+def compute_difference_error(losses: Tensor, reference: Tensor) -> float:
+    """Standard error of the difference of two mean losses, from the differences of single examples; 0 for one."""
+    differences = losses - reference
+    return float(differences.std() / len(differences) ** 0.5) if len(differences) > 1 else 0.0
+
+
 def sum_position_losses(
     predictive: DenseCategoricalPredictive, targets: Tensor
 ) -> tuple[Float[Tensor, " examples"], Int[Tensor, " examples"]]:

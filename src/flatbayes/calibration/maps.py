@@ -32,12 +32,7 @@ from torch.nn.functional import logsigmoid
 from flatbayes.calibration.isotonic import apply_isotonic, stack_curves
 from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
-from flatbayes.likelihoods import (
-    BernoulliPredictive,
-    GaussianPredictive,
-    Predictive,
-    RecalibratedPredictive,
-)
+from flatbayes.likelihoods import BernoulliPredictive, GaussianPredictive, Predictive, RecalibratedPredictive
 from flatbayes.likelihoods.categorical_predictive import ClassProbabilities, categorical_entropy
 
 CalibrationMethod = Literal["temperature", "vector", "dirichlet", "isotonic", "scale", "quantile"]

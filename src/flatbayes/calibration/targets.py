@@ -68,9 +68,6 @@ def count_rare(labels: Tensor) -> int | None:
 
     Rare is fewer than 10 and fewer than a fifth of all: what is fitted to the probability of the other classes then
     depends on these few, however many examples there are.
-
-    Args:
-        labels: Class indices.
     """
     num_other = len(labels) - int(torch.bincount(labels).max()) if len(labels) else 0
     return num_other if num_other < MIN_EXAMPLES and 5 * num_other < len(labels) else None
@@ -107,11 +104,7 @@ def to_names(groups: Any) -> list[str]:
 
 
 def check_length(names: Sequence[str], predictive: Predictive) -> None:
-    """Check that there is one group for each prediction.
-
-    Raises:
-        ValueError: The numbers differ.
-    """
+    """Check that there is one group for each prediction."""
     if len(names) != len(predictive.mean):
         raise ValueError(
             f"There are {format_count(len(predictive.mean), 'prediction')} and {format_count(len(names), 'group')}. "

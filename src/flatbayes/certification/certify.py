@@ -162,17 +162,7 @@ def measure_losses(
     *,
     show_progress: bool = False,
 ) -> DrawLosses:
-    """Mean losses, on a data split, of networks drawn from the posterior.
-
-    Args:
-        posterior: The posterior.
-        state: Its fitted state.
-        split: The examples.
-        certification_config: Truncation of the cross entropy, and batch size.
-        num_draws: Number of networks.
-        seed: Seed of the draws.
-        show_progress: Show a progress bar.
-    """
+    """Mean losses, on a data split, of networks drawn from the posterior."""
     batch_size = FORWARD_BATCH_FACTOR * certification_config.batch_size
     outputs = predict_draws(posterior, state, split.input_tensor, num_draws, seed=seed, batch_size=batch_size)
     tracked = _track_progress(outputs, "measuring networks", show_progress, num_draws)
@@ -183,11 +173,7 @@ def measure_losses(
 class _PriorTrial:
     """A posterior fitted with one of the priors.
 
-    Attributes:
-        posterior: The family.
-        state: The fitted state.
-        prior_scale: Scale of the prior and the complexity term.
-        bound: Estimate of the bound, by which the prior is selected.
+    The bound is an estimate, by which the prior is selected.
     """
 
     posterior: Posterior

@@ -26,12 +26,7 @@ from flatbayes.training import Cosine, DistributionConfig, PrecisionConfig, Trai
 
 
 def make_gaussian_posterior(prior_std: float, kl_weight: float) -> SGVB:
-    """Variational family whose initial value is the prior N(w0, prior_std² I).
-
-    Args:
-        prior_std: Standard deviation of the prior.
-        kl_weight: Weight of the KL divergence in the objective.
-    """
+    """Variational family whose initial value is the prior N(w0, prior_std² I)."""
     return SGVB(
         prior_precision=1 / prior_std**2,
         temperature=kl_weight,
@@ -52,14 +47,7 @@ def fit_gaussian(
 ) -> State:
     """Fit the posterior to the bound set.
 
-    Args:
-        posterior: Variational family, from `make_gaussian_posterior`.
-        prior_network: Network whose weights are the prior mean; it is copied.
-        split: The bound set.
-        likelihood: Its loss is minimised.
-        certification_config: Epochs, learning rate and batch size.
-        config: Training configuration of the prior network; device and precision are taken from it.
-        seed: Seed of the order of the examples and of the noise of the weights.
+    The prior network, whose weights are the prior mean, is copied; device and precision are those of `config`.
 
     Raises:
         RuntimeError: Something other than the weights with a distribution has changed.
@@ -99,9 +87,7 @@ def fit_gaussian(
 def check_frozen(prior_network: nn.Module, state: State) -> None:
     """Check that the posterior learnt nothing that the KL divergence does not account for.
 
-    Args:
-        prior_network: The prior network.
-        state: Fitted state, whose model was a copy of the prior network.
+    The model of the fitted state was a copy of the prior network.
 
     Raises:
         RuntimeError: A buffer or a frozen parameter has changed, or a trainable one has no distribution.
@@ -127,12 +113,7 @@ def check_frozen(prior_network: nn.Module, state: State) -> None:
 
 
 def compute_divergence(state: State, prior_stds: tuple[float, ...]) -> PriorScale:
-    """KL divergence from the nearest of the priors, and the complexity term with the cost of selection.
-
-    Args:
-        state: Fitted state.
-        prior_stds: Standard deviations of the priors, fixed beforehand.
-    """
+    """KL divergence from the nearest of the priors, and the complexity term with the cost of selection."""
     statistics = state.statistics
     std = raw_to_std(statistics["raw_scale"].detach())
     return select_prior_scale(statistics["mean"], std, statistics["prior_mean"], prior_stds)

@@ -20,10 +20,7 @@ def truncated_cross_entropy(
 
     Source: Pérez-Ortiz et al. (JMLR 2021), section 4.
 
-    Args:
-        logits: Outputs of one network.
-        targets: Index of the correct class y.
-        min_probability: Probability s at which the loss is truncated.
+    `min_probability` is s.
     """
     max_loss = math.log(1 / min_probability)
     log_probs = logits.double().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
@@ -34,9 +31,7 @@ def truncated_cross_entropy(
 class DrawLosses:
     """Mean losses of networks on a data split.
 
-    Attributes:
-        errors: Error rate of each network.
-        cross_entropies: Mean truncated cross entropy of each network.
+    Each has one value for each network.
     """
 
     errors: Float[Tensor, " draws"]
@@ -46,16 +41,7 @@ class DrawLosses:
 def predict_draws(
     posterior: Posterior, state: State, inputs: Tensor, num_draws: int, *, seed: int, batch_size: int
 ) -> Iterator[Float[Tensor, "examples classes"]]:
-    """Logits of independently drawn networks, on the CPU, one network at a time; buffers are those of the model.
-
-    Args:
-        posterior: The posterior.
-        state: Its fitted state.
-        inputs: Examples as the model takes them.
-        num_draws: Number of networks.
-        seed: Seed of the draws.
-        batch_size: Examples per forward pass.
-    """
+    """Logits of independently drawn networks, on the CPU, one network at a time; buffers are those of the model."""
     device = next(state.model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     for _ in range(num_draws):
@@ -65,13 +51,7 @@ def predict_draws(
 
 
 def compute_losses(outputs: Iterable[Tensor], split: Split, min_probability: float) -> DrawLosses:
-    """Both losses of each network.
-
-    Args:
-        outputs: Logits of each network on all examples of the split.
-        split: The examples.
-        min_probability: As in `truncated_cross_entropy`.
-    """
+    """Both losses of each network."""
     errors, cross_entropies = [], []
     for logits in outputs:
         errors.append((logits.argmax(-1) != split.targets).double().mean())

@@ -28,10 +28,7 @@ class FrozenNetwork(nn.Module):
     Running statistics stay constant while a posterior is fitted around the network, so that weights are the only
     thing that differs between draws.
 
-    Args:
-        network: The network.
-        transform: Applied to the inputs; None for the identity.
-        likelihood: Has the logits of the classes for the outputs of the network; None if these are the outputs.
+    The likelihood has the logits of the classes for the outputs of the network; None if these are the outputs.
     """
 
     def __init__(
@@ -56,11 +53,6 @@ class FrozenNetwork(nn.Module):
 
 def split_prior_and_bound(num_data: int, prior_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Random partition into rows for the prior and rows for the bound, independent of the examples.
-
-    Args:
-        num_data: Number of examples.
-        prior_fraction: Fraction of them for the prior.
-        seed: Seed of the permutation.
 
     Returns:
         Row indices of the prior set and of the bound set; disjoint, together all rows.
@@ -91,15 +83,7 @@ def train_prior_network(
 ) -> FrozenNetwork:
     """Train a network on some rows of the training split only; its inputs are standardized by these rows too.
 
-    Args:
-        model: Network, or a function that builds it.
-        data: The data; validation examples are used for curves, early stopping and what is chosen
-            automatically.
-        rows: Indices of the prior set in the training split.
-        flatness: Perturbation at which gradients are taken.
-        config: Training configuration.
-        seed: Seed of the training.
-        show_progress: Show a progress bar.
+    Validation examples are used for curves, early stopping and what is chosen automatically.
     """
     prior_data = replace(data, train=data.train.take(rows))
     fitted = fit(model, prior_data, MAP(), flatness, config, seed=seed, show_progress=show_progress)
@@ -110,12 +94,6 @@ def train_prior_network(
 
 @torch.no_grad()
 def compute_error_rate(network: nn.Module, split: Split, batch_size: int) -> float:
-    """Fraction of examples that the network classifies wrongly.
-
-    Args:
-        network: Inputs to logits.
-        split: The examples.
-        batch_size: Examples per forward pass.
-    """
+    """Fraction of examples that the network classifies wrongly."""
     logits = torch.cat([network(batch).cpu() for batch in split.input_tensor.split(batch_size)])
     return float((logits.argmax(-1) != split.targets).double().mean())

@@ -10,11 +10,7 @@ from torch import Tensor
 
 from flatbayes.calibration.map_fitting import compute_example_losses
 from flatbayes.core.buffers import norm_layers
-from flatbayes.likelihoods import (
-    BernoulliPredictive,
-    NumberPredictive,
-    Predictive,
-)
+from flatbayes.likelihoods import BernoulliPredictive, NumberPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import ClassProbabilities
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
@@ -100,11 +96,7 @@ def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | Non
 class TrainingCurve:
     """Losses of a training by epoch.
 
-    Attributes:
-        epochs: Numbers of epochs, ascending.
-        losses: Mean training loss of each.
-        lrs: Learning rate at the end of each.
-        val_nlls: Validation NLL of each, of the network and not of the average; None where there was no validation.
+    `val_nlls` are those of the network and not of the average; None where there was no validation.
     """
 
     epochs: tuple[float, ...]

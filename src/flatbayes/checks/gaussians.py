@@ -12,12 +12,7 @@ from flatbayes.checks.spread import measure_difference
 from flatbayes.core import State
 from flatbayes.core.display import format_number
 from flatbayes.core.tensor_lists import flatten
-from flatbayes.likelihoods import (
-    BernoulliPredictive,
-    CategoricalPredictive,
-    NumberPredictive,
-    Predictive,
-)
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, NumberPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.posteriors import BSAM, IVON, LRT, SGVB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.curvature_structures import make_curvature

@@ -16,12 +16,7 @@ from flatbayes.checks.evidence import Evidence, compute_example_nll, get_method
 from flatbayes.checks.report import Finding, format_percent
 from flatbayes.core.display import format_number
 from flatbayes.core.traversal import list_parameters
-from flatbayes.likelihoods import (
-    BernoulliPredictive,
-    CategoricalPredictive,
-    NumberPredictive,
-    Predictive,
-)
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, NumberPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import ClassProbabilities
 from flatbayes.posteriors import (
     BSAM,

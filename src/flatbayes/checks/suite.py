@@ -11,8 +11,7 @@ from torch import Tensor
 from flatbayes.checks.chains import check_mixing
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.gaussians import check_collapse, check_laplace_width
-from flatbayes.checks.inputs import check_duplicates, check_inputs_outside
-from flatbayes.checks.norm_statistics import check_norm_statistics
+from flatbayes.checks.inputs import check_duplicates, check_inputs_outside, check_norm_statistics
 from flatbayes.checks.reliability import check_confidence, check_coverage
 from flatbayes.checks.report import SIGNIFICANCE, CheckReport, Finding
 from flatbayes.checks.spread import check_one_network, check_wide_posterior

@@ -76,9 +76,7 @@ def _is_file_name(name: str) -> bool:
 def resolve_name(option: str, name: str) -> str:
     """Class path for a name in any letter case; a dotted path is returned as it is.
 
-    Args:
-        option: Key of `CLASS_OPTIONS`.
-        name: What the user wrote.
+    `option` is a key of `CLASS_OPTIONS`.
 
     Raises:
         ValueError: The name is unknown, or the class was renamed or removed; the message says what to write.
@@ -120,9 +118,7 @@ def _explain_missing_path(path: str) -> str:
 def resolve_value(value: Any, option: str = "") -> Any:
     """Plain data with every class name resolved, and every class of flatbayes with all its arguments.
 
-    Args:
-        value: Value of an option, or content of a configuration file.
-        option: Name of the option, without the groups before it; empty for a whole file.
+    `option` is the name of the option without the groups before it, empty for a whole file.
 
     Raises:
         ValueError: A name is unknown.

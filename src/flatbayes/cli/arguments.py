@@ -20,12 +20,11 @@ from flatbayes.cli.class_signatures import (
     resolve_default_optimizer,
     shorten_class_path,
 )
-from flatbayes.cli.class_text import list_columns, read_class_text, read_scalar
 from flatbayes.cli.config_files import read_config_file
 from flatbayes.cli.models import check_model_path
 from flatbayes.cli.option_table import OptionTable
 from flatbayes.cli.parsing import to_plain_spec
-from flatbayes.cli.tokens import Token, sort_tokens, split_tokens
+from flatbayes.cli.tokens import Token, list_columns, read_class_text, read_scalar, sort_tokens, split_tokens
 from flatbayes.cli.value_types import (
     FALSE_WORDS,
     TRUE_WORDS,

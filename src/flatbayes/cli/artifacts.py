@@ -28,10 +28,8 @@ console = PlainConsole()
 def load_on_device(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:
     """The fitted posterior of a run, on the GPU if there is one that has the precision of its weights.
 
-    Args:
-        folder: Folder of the run.
-        model: Dotted path of the model that the user gives with `--model`; None for a model of flatbayes.
-        trusted: Modules and dotted paths that the user gives with `--trust`.
+    `model` is the dotted path of `--model`, None for a model of flatbayes; `trusted` has the modules and paths of
+    `--trust`.
     """
     fitted = load_on_cpu(folder, model, trusted)
     return fitted.to(select_device(dtypes={param.dtype for param in fitted.states[0].model.parameters()}))
@@ -50,11 +48,7 @@ def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) 
 
 
 def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
-    """Refuse a file that exists, before the work of which it is the result.
-
-    Raises:
-        ValueError: It exists, or is a folder.
-    """
+    """Refuse a file that exists, before the work of which it is the result."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: choose the name of a file for {option}.")
     if path.exists() and not overwrite:
@@ -64,13 +58,7 @@ def check_output_file(path: Path, *, overwrite: bool, option: str = "--out") -> 
 def protect_results(path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Refuse to replace results that were made with other settings.
 
-    Args:
-        path: JSON file that the results will be written to; `settings` in it are those of earlier results.
-        settings: Settings of the new results.
-        overwrite: Replace them nevertheless.
-
-    Raises:
-        ValueError: The file has results of other settings; the message names the differences.
+    The `settings` in the file are those of earlier results, which `overwrite` replaces nevertheless.
     """
     if overwrite or not path.is_file():
         return
@@ -132,10 +120,8 @@ def explain_entry(name: str) -> Iterator[None]:
 def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: Collection[str] = ()) -> DataSource:
     """The data source of a run.
 
-    Args:
-        config: Configuration of the run folder.
-        torch_dataset: Dotted path that the user gives with `--data`; the configuration may name no other.
-        trusted: Modules and dotted paths that the user gives with `--trust`.
+    `torch_dataset` is the dotted path of `--data`, and the configuration may name no other; `trusted` has the modules
+    and paths of `--trust`.
 
     Raises:
         ValueError: The source is outside flatbayes, and not named by the user; nothing is imported.
@@ -159,11 +145,6 @@ def load_run(options: Namespace) -> tuple[RunFolder, FittedPosterior, Split]:
 
 def load_run_data(source: DataSource, configs: Mapping[Path, Mapping[str, Any]], options: Namespace) -> DataSplits:
     """The splits of runs, after a comparison with those that they were trained on, unless `--allow_changed_data`.
-
-    Args:
-        source: Data source of the runs.
-        configs: Configurations of the runs by folder, of one seed.
-        options: Options of the verb.
 
     Raises:
         ValueError: The content differs from that of a configuration or an artefact.

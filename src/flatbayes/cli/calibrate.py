@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from flatbayes.calibration import ConformalScore, fit_abstention, fit_conformal
+from flatbayes.calibration import fit_abstention, fit_conformal
 from flatbayes.calibration import scores as score_types
 from flatbayes.calibration.maps import CalibrationMethod
 from flatbayes.calibration.scores import CALIBRATE_LABELS, NO_LABEL_REGIONS
@@ -129,7 +129,7 @@ def run(options: Namespace) -> None:
         groups = [groups[row] for row in rows.tolist()]
         if is_labelled is not None:
             groups = [name for name, keep in zip(groups, is_labelled.tolist(), strict=True) if keep]
-    score = _make_score(options.score)
+    score = next((kind() for kind in score_types.SCORES if kind.__name__ == options.score), None)
     predictors = {
         f"{level:g}": fit_conformal(predictive, targets, score, level=level, groups=groups) for level in levels
     }
@@ -226,8 +226,3 @@ def _find_target(config: Any) -> str | list[str]:
     if not isinstance(target, str | list):
         raise ValueError("The data of the run have no column of targets: name that of --input with --target.")
     return target
-
-
-def _make_score(name: str | None) -> ConformalScore | None:
-    kinds = {kind.__name__: kind for kind in score_types.SCORES}
-    return None if name is None else kinds[name]()

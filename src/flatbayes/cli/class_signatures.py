@@ -41,9 +41,7 @@ class ClassSignature:
     def of(cls, path: str, skip: frozenset[str] = frozenset()) -> "ClassSignature":
         """The signature of what a dotted path leads to; an open one if that cannot be imported.
 
-        Args:
-            path: Dotted path.
-            skip: Arguments that are no options.
+        `skip` has arguments that are no options.
         """
         try:
             target = import_object(path)
@@ -77,11 +75,7 @@ def explain_unknown_argument(path: str, signature: ClassSignature, name: str, wr
 
 
 def check_class(option: str, path: str) -> None:
-    """Refuse a dotted path that does not lead to a class of an option.
-
-    Raises:
-        ValueError: It cannot be imported, or is no such class.
-    """
+    """Refuse a dotted path that does not lead to a class of an option."""
     if option not in CLASS_OPTIONS or option == "model":
         return
     module, base = CLASS_OPTIONS[option]

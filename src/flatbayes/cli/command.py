@@ -1,23 +1,29 @@
-"""Command runner: parse arguments, call a function, map errors to messages and exit codes.
+"""Command runner: parse arguments, call a function, map errors and signals to messages and exit codes.
 
 `flatbayes` itself and the commands of a checkout (`python -m studies.double_well`, `python -m reproduction`) share
 it.
 """
 
+import _thread
 import argparse
+import io
+import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.signals import make_streams_safe, record_interrupts
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.interrupts import TERMINATION_SIGNALS
 from flatbayes.experiments.folder_lock import unlock_folders
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
@@ -160,7 +166,7 @@ def _show_warning(
 ) -> None:
     """Print the warnings of flatbayes without the place in the code; others as Python does."""
     names = {"flatbayes.data.checks": "DataWarning", "flatbayes.training.loop": "DivergenceWarning"}
-    names["flatbayes.reference.density"] = "ReferenceWarning"
+    names["flatbayes.experiments.references"] = "ReferenceWarning"
     names["flatbayes.calibration.targets"] = "CalibrationWarning"
     is_named = issubclass(category, tuple(_get_loaded_class(module, name) for module, name in names.items()))
     if is_named or (category is UserWarning and Path(filename).is_relative_to(PACKAGE_FOLDER)):
@@ -182,3 +188,60 @@ def _print_error(parser: ArgumentParser, message: Any) -> None:
 def _get_loaded_class(module: str, name: str) -> type | tuple[()]:
     """A class for `isinstance`; an empty tuple while its module is not loaded, so that this does not import torch."""
     return getattr(sys.modules[module], name) if module in sys.modules else ()
+
+
+def make_streams_safe() -> None:
+    """Let printing never fail: closed streams discard text, and characters outside the encoding are replaced."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the parent process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # the stream cannot be reconfigured
+                stream.reconfigure(errors="replace")
+
+
+def record_interrupts(signals: list[int]) -> dict[int, Any]:
+    """Record every Ctrl-C, SIGTERM and SIGHUP from now on, and let them raise KeyboardInterrupt.
+
+    They are recorded since the interrupted code may turn KeyboardInterrupt into another error.
+
+    Every signal number is appended to `signals`.
+
+    Returns:
+        The previous handlers by signal, to be restored; none where another handler was installed already.
+    """
+
+    def handle_interrupt(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if _ignores_exceptions(frame):
+            timer = threading.Timer(0.01, _resend_signal, (number,))
+            timer.daemon = True
+            timer.start()
+        else:
+            signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    defaults = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(TERMINATION_SIGNALS, signal.SIG_DFL)}
+    return {
+        number: signal.signal(number, handle_interrupt)
+        for number, default in defaults.items()
+        if signal.getsignal(number) is default
+    }
+
+
+def _resend_signal(number: int) -> None:
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    else:  # a signal also interrupts blocking calls of the main thread
+        signal.pthread_kill(int(threading.main_thread().ident or 0), number)
+
+
+def _ignores_exceptions(frame: FrameType | None) -> bool:
+    """Whether Python would print and ignore an exception there: in `__del__` or a callback of a weak reference."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
+            return True
+        frame = frame.f_back
+    return False

@@ -79,17 +79,7 @@ def evaluate_run(
     Earlier results of other settings stay in the file. A folder that is read-only gives a warning.
     The files of the posterior are not written: BatchNorm statistics that are estimated here stay in memory.
 
-    Args:
-        fitted: The posterior.
-        folder: Folder of the run.
-        split: Examples to evaluate on.
-        split_name: "train", "val" or "test".
-        num_draws: Networks to average.
-        batch_size: Examples per forward pass.
-        seed: Seed of the draws.
-        precision: As in `FittedPosterior.predict`.
-        compiled: As in `FittedPosterior.predict`.
-        costs: Costs of decisions, [classes, decisions], whose mean is printed; None for none.
+    `costs` are those of decisions, [classes, decisions], whose mean is printed.
 
     Returns:
         The self-checks on these examples.
@@ -172,12 +162,7 @@ def evaluate_thresholds(
 ) -> tuple[str, dict[str, Any]]:
     """Coverage and size of prediction regions, and errors of accepted predictions, where the run has thresholds.
 
-    Args:
-        fitted: The posterior.
-        folder: Folder of the run, with the thresholds of `flatbayes calibrate` or without.
-        split: Labelled examples.
-        split_name: Their name; where thresholds were computed from it, they are not evaluated.
-        **options: Options of the prediction; the draws are those of the thresholds.
+    Thresholds are not evaluated on the split that they were computed from; the draws are those of the thresholds.
 
     Returns:
         A text to print, and plain data for `results.json`; both are empty without thresholds.

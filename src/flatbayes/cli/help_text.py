@@ -56,11 +56,8 @@ def describe_parameters(path: str) -> str:
 def print_class_help(parser: ArgumentParser, arguments: list[str], option: str, path: str) -> Namespace:
     """Parse a command line that asks for the options of a class, with a usage line of this program.
 
-    Args:
-        parser: Parser of the command.
-        arguments: The command line, the verb first, with an option that ends in `.help`.
-        option: The option whose class is described.
-        path: Name or dotted path of the class or function; empty for the names of all classes.
+    The command line has the verb first, and an option that ends in `.help`. `path` is empty for the names of all
+    classes.
 
     Raises:
         SystemExit: The help was printed.

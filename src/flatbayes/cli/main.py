@@ -124,8 +124,7 @@ def load_verb(verb: str) -> ModuleType:
 def build_parser(parsers: Mapping[str, ArgumentParser] | None = None) -> ArgumentParser:
     """The parser of `flatbayes`, with the verbs as subcommands.
 
-    Args:
-        parsers: Parsers of verbs by name; None for those of all verbs. Other verbs are listed, without options.
+    Without `parsers` it has those of all verbs; verbs that are not among them are listed, without options.
     """
     if parsers is None:
         parsers = {verb: load_verb(verb).make_parser() for verb in VERBS}

@@ -142,9 +142,7 @@ def bind_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
 def bind_artifact_model(folder: Path, data_arguments: Collection[str]) -> "partial[nn.Module]":
     """Factory of the architecture of a fitted posterior, for other data.
 
-    Args:
-        folder: Folder of the artefact.
-        data_arguments: Arguments that are set from the data instead.
+    `data_arguments` are set from the data instead.
 
     Raises:
         ValueError: The model is not part of flatbayes.
@@ -165,11 +163,7 @@ def bind_artifact_model(folder: Path, data_arguments: Collection[str]) -> "parti
 def format_run_command(verb: str, folder: Path, info: Mapping[str, Any], options: str = "") -> str:
     """A command on a run that a shell can take: `flatbayes evaluate 'runs/my run' --model nets.Net`.
 
-    Args:
-        verb: The verb.
-        folder: Folder of the run, whose torch dataset must be named.
-        info: Metadata of its posterior, with the model, which must be named if it is not part of flatbayes.
-        options: Further options.
+    A torch dataset is named, and the model in `info` if it is not part of flatbayes.
     """
     spec = info.get("model")
     path = str(spec.get("class_path")) if isinstance(spec, dict) else "flatbayes.models."
@@ -194,11 +188,8 @@ def read_data_spec(folder: Path) -> dict[str, Any]:
 def rebuild_model(spec: Any, path: str | None, trusted: Collection[str]) -> "partial[nn.Module] | None":
     """Factory of the network of a run, from the path that the user gives and the arguments in the artefact.
 
-    Args:
-        spec: Spec of the model in the artefact, untrusted data.
-        path: Dotted path that the user gives with `--model`.
-        trusted: Modules and dotted paths that the user gives with `--trust`. Nothing else is imported, except
-            `flatbayes.models`.
+    The spec is untrusted data, and `path` that of `--model`. Nothing is imported but `flatbayes.models` and what
+    `trusted` names, the modules and paths of `--trust`.
 
     Returns:
         None for a model of flatbayes, if the user gives no path.

@@ -121,9 +121,7 @@ class OptionTable:
     def find(self, written: str, *, abbreviated: bool = True) -> str:
         """The full name of an option.
 
-        Args:
-            written: What the user wrote, without dashes in front.
-            abbreviated: Whether the beginning of a name stands for it.
+        What is `written` has no dashes in front; with `abbreviated` the beginning of a name stands for it.
 
         Raises:
             ValueError: There is no such option, or there are several; the message names them.
@@ -175,13 +173,7 @@ class OptionTable:
     def check_spec(self, option: str, spec: Any, place: str = "") -> None:
         """Refuse a class that is no class of an option, and unknown or mistyped arguments of it.
 
-        Args:
-            option: Name of the option, such as `flatness` or `posterior.member`.
-            spec: Dotted path, spec of a class, or a list of these.
-            place: Beginning of messages, such as the name of a file.
-
-        Raises:
-            ValueError: A class or argument is wrong.
+        `spec` is a dotted path, the spec of a class, or a list of these; `place` is the beginning of messages.
         """
         if isinstance(spec, list):
             for item in spec:

@@ -190,12 +190,7 @@ def make_input_reader(
 ) -> InputReader:
     """Reader of the input file or folder, for the input shape and feature names in the artefact.
 
-    Args:
-        info: Metadata of the artefact.
-        source: Input file or folder.
-        options: Options of the verb.
-        predictive_bytes: Bytes of the prediction for an input.
-        labels: Array with a row of labels for each input.
+    `predictive_bytes` is the size of the prediction for an input; `labels` names an array with a row for each input.
 
     Raises:
         ValueError: The artefact has no input shape or feature names.

@@ -122,11 +122,7 @@ class Thresholds:
         return self.abstention[f"{risk:g}"]
 
     def check_draws(self, num_draws: int, seed: int, defaults: tuple[int, int]) -> None:
-        """Refuse options of the draws other than those that the thresholds hold for.
-
-        Raises:
-            ValueError: An option is given, and differs.
-        """
+        """Refuse options of the draws other than those that the thresholds hold for."""
         if (num_draws, seed) not in (defaults, (self.num_draws, self.seed)):
             raise ValueError(
                 f"The thresholds hold for --num_draws {self.num_draws} --seed {self.seed}, got {num_draws} and "

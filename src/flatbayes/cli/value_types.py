@@ -113,10 +113,6 @@ def join_values(hint: Any, values: Sequence[str]) -> list[str]:
     """The text of an option as the parser reads it, followed by values that are left over.
 
     Several values, or one with commas, become a list if the type is one; `yes`, `on` and `1` become `true`.
-
-    Args:
-        hint: Type of the option.
-        values: What the user wrote after the option.
     """
     if is_sequence(hint):
         kinds = split_union(hint)

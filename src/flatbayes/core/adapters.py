@@ -69,11 +69,7 @@ def find_merged_adapter(model: nn.Module) -> str | None:
 
 
 def check_unmerged(model: nn.Module, reason: str) -> None:
-    """Refuse a network with a merged adapter; the first sentence of the message ends with `reason`.
-
-    Raises:
-        ValueError: An adapter is merged.
-    """
+    """Refuse a network with a merged adapter; the first sentence of the message ends with `reason`."""
     name = find_merged_adapter(model)
     if name is not None:
         raise ValueError(

@@ -54,9 +54,6 @@ def check_missing_labels(labels: NDArray[Any], description: str, class_names: Co
     """Check that no label is missing, or a word that stands for a missing value.
 
     Words among `class_names` are not missing; the message begins with `description`.
-
-    Raises:
-        ValueError: Some are; the message locates the first.
     """
     flat = labels.ravel().tolist()
     rows = [row for row in np.flatnonzero(find_missing_labels(labels)).tolist() if str(flat[row]) not in class_names]

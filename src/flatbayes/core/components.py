@@ -1,4 +1,4 @@
-"""Posteriors, flatness methods and schedules that are given by name or by class instead of as instances."""
+"""Posteriors, flatness methods and schedules that are given by name or by class, or that wrap another one."""
 
 import importlib
 from collections.abc import Callable
@@ -41,6 +41,11 @@ def resolve_component(value: Any, base: Callable[..., BaseT], role: str, argumen
                 f"{value.__name__}(...). ({error})"
             ) from error
     raise TypeError(f"{argument} must be a {kind.__name__} such as {ROLES[role][2]}, got {_describe(value, role)}.")
+
+
+def forward_to(field: str, name: str) -> Any:
+    """A property of a wrapper, that of the object in one of its fields."""
+    return property(lambda wrapper: getattr(getattr(wrapper, field), name), doc=f"That of the {field}.")
 
 
 def _find_class(name: str, base: type[BaseT], role: str, argument: str) -> type[BaseT]:

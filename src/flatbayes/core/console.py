@@ -30,11 +30,7 @@ def replace_controls(text: str) -> str:
 
 
 class PlainConsole(Console):
-    """A console of rich that prints strings as they are.
-
-    Args:
-        stderr: Write to standard error.
-    """
+    """A console of rich that prints strings as they are."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)

@@ -144,11 +144,7 @@ def _count_changes(grad: Tensor | None, version: int) -> int:
 
 
 def check_trainable(params: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-    """Check that there are parameters to perturb, on one device, and that they are real numbers.
-
-    Raises:
-        ValueError: There are none, they are on several devices, or some are complex.
-    """
+    """Check that there are parameters to perturb, on one device, and that they are real numbers."""
     devices = [param.device for param in params.values()]
     if devices and devices.count(devices[0]) < len(devices):
         check_one_device(model)

@@ -18,9 +18,7 @@ class FeatureExtractor:
     the features do not depend on the weights of the layer, as those of tied weights do. Every call is checked.
     Use it through `extract_features`.
 
-    Args:
-        network: The network, with hooks on the layer and with gradients in its parameters only.
-        layer: The layer.
+    The network has hooks on the layer, and gradients in its parameters only.
     """
 
     def __init__(self, network: nn.Module, layer: nn.Linear) -> None:

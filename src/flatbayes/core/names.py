@@ -1,9 +1,9 @@
-"""Names and nouns in messages: equal and similar names, classes by their bare names, and numbers with their nouns."""
+"""Names and nouns in messages: similar names, classes by their bare names, choices, and numbers with their nouns."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 MIN_SIMILARITY = 0.64
 """Least similarity of a suggestion, from 0 to 1: twice the number of matching letters over the number of letters."""
@@ -58,6 +58,12 @@ def format_count(count: int | float, noun: str, plural: str = "", spec: str = ""
 def shorten(text: str) -> str:
     """The first characters of a text from a file, for a message."""
     return text if len(text) <= MAX_NAME_CHARS else f"{text[:MAX_NAME_CHARS]}..."
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse a value of an option that is none of those of a `Literal`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be {' or '.join(get_args(choices))}, got {value!r}.")
 
 
 def list_classes(module: ModuleType, base: type[BaseT]) -> dict[str, type[BaseT]]:

@@ -28,11 +28,7 @@ NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_selection(selection: object, option: str) -> None:
-    """Check that a selection is a group or a list of patterns.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Check that a selection is a group or a list of patterns."""
     if selection not in get_args(ParameterGroup) and (isinstance(selection, str) or not selection):
         raise ValueError(
             f"{option} must be {' or '.join(get_args(ParameterGroup))}, or a list of name patterns such as "
@@ -102,11 +98,7 @@ def only_optimized(model: nn.Module, optimizer: Optimizer) -> AbstractContextMan
 def split_parameters(
     model: nn.Module, selection: ParameterSelection
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that the option `params` selects, and the other trainable ones.
-
-    Raises:
-        ValueError: As for `select_parameters`.
-    """
+    """The parameters that the option `params` selects, and the other trainable ones."""
     trainable = list(trainable_by_name(model).values())
     if selection == "all":
         return trainable, []
@@ -151,9 +143,6 @@ def format_patterns(names: Sequence[str]) -> str:
     >>> format_patterns([f"body.{k}.{name}" for k in range(9) for name in ("weight", "bias")] + ["head.weight"])
     "['body.0.*', 'body.1.*', 'body.2.*', 'body.3.*', 'body.4.*', 'body.5.*', 'body.6.*', 'body.7.*', 'body.8.*', \
 'head.weight']"
-
-    Args:
-        names: The names.
     """
     parts = [name.split(".") for name in names]
     levels = [

@@ -24,10 +24,6 @@ class ProcessGroupInfo:
     """Rank and size of the process group. Every process must call each of the collective methods.
 
     Tensors in picklable values arrive in main memory: pickled on a device, they would open it in every process.
-
-    Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
     """
 
     rank: int = 0

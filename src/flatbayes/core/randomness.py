@@ -72,12 +72,7 @@ class Stream(StrEnum):
 
 @dataclass(frozen=True)
 class RandomState:
-    """A snapshot of the generators of the CPU and of some accelerators.
-
-    Attributes:
-        cpu: State of the CPU's generator.
-        accelerators: State of the generator of each accelerator.
-    """
+    """A snapshot of the generators of the CPU and of some accelerators."""
 
     cpu: Tensor
     accelerators: dict[torch.device, Tensor]

@@ -27,11 +27,8 @@ from flatbayes.data.splits import InputTree, Split
 class NamedArrays(NamedTuple):
     """Inputs and targets of a split, and what they are, for messages.
 
-    Attributes:
-        inputs: Of a shape that `to_inputs` takes; or a dictionary or tuple of tensors.
-        targets: [n], [n, targets] or [n, *positions].
-        inputs_description: What the inputs are.
-        targets_description: What the targets are.
+    Inputs have a shape that `to_inputs` takes, or are a dictionary or tuple of tensors; targets are [n], [n, targets]
+    or [n, *positions].
     """
 
     inputs: np.ndarray | InputTree

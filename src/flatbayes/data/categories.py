@@ -9,7 +9,7 @@ from flatbayes.core.arrays import MISSING_WORDS
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.columns import is_text_type, require_numeric_type, to_numbers, to_words
 from flatbayes.data.csv_format import explain_word
-from flatbayes.data.csv_numbers import is_number
+from flatbayes.data.csv_text import is_number
 from flatbayes.data.parquet import ArrowColumn, ArrowTable
 from flatbayes.data.table_file import TableFile, require_unique_columns
 

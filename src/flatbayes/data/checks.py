@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
-from flatbayes.data.feature_names import fill_missing
+from flatbayes.data.column_names import fill_missing
 
 MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
@@ -92,11 +92,7 @@ def check_labels(
 
 
 def check_label_range(targets: Tensor, num_classes: int, name: str) -> None:
-    """Check that the labels of a split are 0 to `num_classes - 1`.
-
-    Raises:
-        ValueError: A label is out of range.
-    """
+    """Check that the labels of a split are 0 to `num_classes - 1`."""
     invalid_rows = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
     if len(invalid_rows):
         verb = "is" if len(invalid_rows) == 1 else "are"
@@ -149,11 +145,7 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
 
 
 def check_position_labels(splits: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
-    """Check that labels, [n, *positions], are classes or `IGNORE_INDEX`, and that there are at least 2 classes.
-
-    Raises:
-        ValueError: A label is out of range, or there are fewer classes.
-    """
+    """Check that labels, [n, *positions], are classes or `IGNORE_INDEX`, and that there are at least 2 classes."""
     if len(class_names) < 2:
         raise ValueError(
             f"A classification of positions needs at least 2 classes, got {len(class_names)} {list(class_names)}. "
@@ -205,11 +197,7 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
 def check_finite(inputs: Tensor, description: str, feature_names: Sequence[str] = (), first_row: int = 0) -> None:
     """Check that inputs hold no NaN and no infinity, and no float64 that float32 cannot represent.
 
-    Args:
-        inputs: [n, ...].
-        description: What the examples are, for the message.
-        feature_names: One name per feature, if known.
-        first_row: Row number of the first example, for inputs that are checked in chunks.
+    `first_row` is the row number of the first example, for inputs that are checked in chunks.
 
     Raises:
         ValueError: Some values are not finite; the message locates the first. Features with an indicator of missing
@@ -271,11 +259,7 @@ def check_fractions(values: NDArray[np.floating[Any]], description: str, advice:
 
 
 def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Check that regression targets, [n] or [n, targets], are finite floating-point numbers, not all equal.
-
-    Raises:
-        ValueError: Targets have another type or shape, are not finite, or are constant.
-    """
+    """Check that regression targets, [n] or [n, targets], are finite floating-point numbers, not all equal."""
     for split_name, targets in splits.items():
         if not targets.is_floating_point() or targets.shape[1:].numel() != len(names):
             raise ValueError(
@@ -301,11 +285,7 @@ def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
 
 
 def check_label_rows(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Check that several labels of each example, [n, labels], are 0, 1, or `IGNORE_INDEX` where they are not known.
-
-    Raises:
-        ValueError: Labels have another shape or value.
-    """
+    """Check that several labels of each example, [n, labels], are 0, 1, or `IGNORE_INDEX` where not known."""
     for split_name, labels in splits.items():
         if labels.ndim != 2 or labels.shape[1] != len(names):
             raise ValueError(

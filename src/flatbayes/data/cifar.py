@@ -1,8 +1,9 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from parquet files in the layout of the Hugging Face hub."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from flatbayes.core.names import check_choice
 from flatbayes.data.hub import find_data_root
 from flatbayes.data.image_parquet import read_images
 from flatbayes.data.source import DataSource, RawSplits
@@ -83,7 +84,6 @@ class CIFAR100(DataSource):
 
     def read(self) -> RawSplits:
         """Read both splits; images stay encoded."""
-        if self.labels not in get_args(Labels):
-            raise ValueError(f"labels must be {' or '.join(get_args(Labels))}, got {self.labels!r}.")
+        check_choice("labels", self.labels, Labels)
         folder = find_data_root(self.root, "cifar100", "CIFAR-100", PARQUET_FILES, CIFAR100_HUB_NAME)
         return read_images(folder, "img", f"{self.labels}_label", None)

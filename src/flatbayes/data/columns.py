@@ -12,9 +12,9 @@ from flatbayes.core.arrays import MISSING_WORDS
 from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning, TaskType, check_fractions, make_class_names, to_int64
+from flatbayes.data.column_names import find_optional_features, split_feature
 from flatbayes.data.csv_files import explain_words
-from flatbayes.data.csv_numbers import parse_numbers
-from flatbayes.data.feature_names import find_optional_features, split_feature
+from flatbayes.data.csv_text import parse_numbers
 from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table, to_integers
 from flatbayes.data.table_file import TableFile
 from flatbayes.data.unseen_categories import warn_of_unseen_categories
@@ -42,12 +42,8 @@ def extract_features(
 
     Missing numbers are NaN where `names` has an indicator of them.
 
-    Args:
-        table: A table with the columns of these features.
-        names: The features, in order.
-        file: The file, for messages.
-        first_row: Row number of the first row, for a file that is read in batches.
-        noted_columns: Columns of which a warning has said that they have unseen categories; others are added.
+    `first_row` is the number of the first row, for a file that is read in batches. Columns of which a warning is
+    given are added to `noted_columns`.
 
     Raises:
         ValueError: A column of numbers is neither numeric nor boolean, or values are missing, infinite or too large
@@ -123,11 +119,7 @@ def to_words(column: ArrowColumn) -> ArrowColumn:
 
 
 def require_numeric_type(column: ArrowColumn, name: str, file: TableFile) -> None:
-    """Check that a feature column is numeric or boolean.
-
-    Raises:
-        ValueError: It is not; the message says what the column holds.
-    """
+    """Check that a feature column is numeric or boolean."""
     with require_package("data"):
         from pyarrow import types
     kind = column.type
@@ -275,11 +267,7 @@ def encode_class_labels(
 
 
 def require_no_missing_words(labels: Sequence[object], name: str, file: TableFile | None) -> None:
-    """Check that no class is an empty word, or a word that stands for a missing value, such as NA.
-
-    Raises:
-        ValueError: Some are; the message locates the first.
-    """
+    """Check that no class is an empty word, or a word that stands for a missing value, such as NA."""
     classes = set(labels)
     missing = {label for label in classes if isinstance(label, str) and label.strip().lower() in MISSING_WORDS}
     if missing:
@@ -306,11 +294,7 @@ def describe_label(row: int, name: str, file: TableFile | None, text: str = "") 
 
 
 def require_one_type(columns: Sequence[ArrowColumn], name: str) -> None:
-    """Check that a column has the same type in all files.
-
-    Raises:
-        ValueError: It has several types; the message lists them.
-    """
+    """Check that a column has the same type in all files."""
     types = sorted({str(column.type) for column in columns})
     if len(types) > 1:
         raise ValueError(f"Column {name!r} has several types in these files: {types}. Convert them to one.")

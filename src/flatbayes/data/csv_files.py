@@ -9,16 +9,8 @@ from typing import Any
 
 from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
-from flatbayes.data.csv_encoding import explain_decoding_error, find_decoding_error
-from flatbayes.data.csv_format import (
-    OPEN_QUOTE,
-    CsvFormat,
-    CsvLayout,
-    detect_layout,
-    explain_word,
-    has_open_quote,
-)
-from flatbayes.data.csv_numbers import is_mark_of_missing, is_number
+from flatbayes.data.csv_format import OPEN_QUOTE, CsvFormat, CsvLayout, detect_layout, explain_word, has_open_quote
+from flatbayes.data.csv_text import explain_decoding_error, find_decoding_error, is_mark_of_missing, is_number
 from flatbayes.data.parquet import ArrowTable, rebatch_rows, require_columns, require_file, wrap_read_errors
 from flatbayes.data.size_limit import check_memory, get_memory_limit
 
@@ -124,12 +116,7 @@ def iter_csv_batches(
     Columns of numbers are read as float64, or as booleans if the first block holds booleans. The types that pyarrow
     infers from the first block alone could turn out wrong later in the file (whole numbers, then fractions).
 
-    Args:
-        path: The file.
-        layout: Its layout.
-        names: Columns of numbers.
-        text_columns: Columns to read unchanged as text, also if they are in `names`.
-        size: Maximal number of rows in a batch.
+    `text_columns` are read unchanged as text, also those in `names`.
 
     Raises:
         ValueError: The file is damaged, lacks a column, or a feature is not numeric.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from flatbayes.data.csv_encoding import detect_encoding
+from flatbayes.data.csv_text import detect_encoding
 
 SEPARATOR_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
 SEPARATORS = (",", ";", "\t", "|")
@@ -75,13 +75,7 @@ class CsvFormat:
 class CsvLayout:
     """Everything that is needed to read one CSV file.
 
-    Attributes:
-        encoding: Encoding of the text.
-        separator: Character between values.
-        decimal: Decimal mark of numbers.
-        column_names: Names of the columns, from the header line.
-        num_header_lines: Lines before the first row: comments, and the header.
-        has_multiline_values: Whether quoted values contain line breaks.
+    `num_header_lines` counts the lines before the first row: comments, and the header.
     """
 
     encoding: str
@@ -102,12 +96,7 @@ def detect_layout(
 ) -> CsvLayout:
     """Detect the layout of a CSV file from its first bytes.
 
-    Args:
-        sample: The first bytes.
-        is_complete: Whether these are all bytes.
-        name: The file, for messages.
-        given: What the user says, which is not detected.
-        expected: What holds where the text is not certain: the format of the training data.
+    What is `given` is not detected; `expected`, the format of the training data, holds where the text is not certain.
 
     Raises:
         ValueError: The file is empty or no text, or the text is not certain; the message says what to do.
@@ -168,11 +157,7 @@ def parse_records(text: str, separator: str) -> list[list[str]]:
 
 
 def check_value_length(line: str, separator: str, name: str) -> None:
-    """Refuse a line with a value that Python's `csv` does not read.
-
-    Raises:
-        ValueError: A value is too long.
-    """
+    """Refuse a line with a value that Python's `csv` does not read."""
     if len(line) > csv.field_size_limit() < max(map(len, line.split(separator))):
         raise ValueError(
             f"{name} has a value of more than {csv.field_size_limit():,} characters, which is no word and no number. "

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from flatbayes.core.arrays import find_missing, holds_numbers, is_missing, to_floats, to_plain_array
 from flatbayes.core.names import shorten
-from flatbayes.data.csv_numbers import is_mark_of_missing, parse_number
-from flatbayes.data.data_frames import is_data_frame, order_columns, select_columns, to_texts
-from flatbayes.data.feature_names import split_feature
+from flatbayes.data.column_names import is_data_frame, order_columns, select_columns, split_feature, to_texts
+from flatbayes.data.csv_text import is_mark_of_missing, parse_number
 from flatbayes.data.pairs import check_dense
 from flatbayes.data.unseen_categories import warn_of_unseen_categories
 

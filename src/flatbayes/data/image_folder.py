@@ -106,11 +106,7 @@ def find_split_folders(top: Path) -> dict[str, Path]:
 
 
 def check_nesting(root: Path) -> None:
-    """Check that the folders below a root are classes, and not one folder that holds those of the classes.
-
-    Raises:
-        ValueError: There is one folder, which holds folders.
-    """
+    """Check that the folders below a root are classes, and not one folder that holds those of the classes."""
     folders = list_subfolders(root)
     if len(folders) == 1 and len(list_subfolders(folders[0])) > 1:
         raise ValueError(

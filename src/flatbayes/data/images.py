@@ -42,13 +42,8 @@ PillowImage = Any
 class ImageLayout:
     """Shape that each image of a dataset is decoded to.
 
-    Attributes:
-        channels: 1 for grayscale images, 3 for color.
-        height: In pixels.
-        width: In pixels.
-        resize: Resize images of another size, instead of refusing them.
-        crop: Keep the aspect ratio of resized images: scale the shorter side to 8/7 of the size (256 for 224 pixels),
-            and crop the center.
+    Images of another size are resized, or else refused. With `crop` their shorter side is scaled to 8/7 of the size
+    (256 for 224 pixels), and the center is cropped.
     """
 
     channels: int
@@ -73,10 +68,7 @@ def check_image_size(size: int | None, crop: bool) -> None:
 def infer_layout(images: Iterable[EncodedImage], size: int | None, crop: bool = False) -> ImageLayout:
     """Infer the common layout of images: color if any image has color; the size of the first image, or `size`.
 
-    Args:
-        images: All images. Only headers are read, and no more of them than needed.
-        size: Height and width to resize to; None keeps the size of the images.
-        crop: Keep the aspect ratio and crop the center.
+    Only headers are read, and no more of them than needed.
 
     Raises:
         ValueError: There are no images, the size is not positive, or `crop` is set without a size.

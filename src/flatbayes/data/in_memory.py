@@ -14,7 +14,7 @@ from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import count_examples, make_inputs
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import DataWarning, TaskType, make_class_names
-from flatbayes.data.data_frames import is_data_frame, list_columns, order_columns
+from flatbayes.data.column_names import is_data_frame, list_columns, order_columns
 from flatbayes.data.frame_features import frame_to_array, list_other_columns
 from flatbayes.data.pairs import check_pair, holds_several_inputs, join_rows
 from flatbayes.data.source import DataSource, RawSplits
@@ -152,10 +152,7 @@ class FixedSplits(DataSource):
 def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarray | InputTree, np.ndarray]:
     """Inputs and targets as arrays of the same length; a column of targets, [n, 1], becomes [n].
 
-    Args:
-        inputs: Array, tensor, data frame or nested list; or a dictionary or tuple of tensors.
-        targets: Array, tensor, series, data frame or list.
-        description: What they are, for messages.
+    Inputs may also be a dictionary or tuple of tensors.
 
     Raises:
         ValueError: Their numbers of examples differ, or a data frame has columns that are no numbers.

@@ -21,10 +21,10 @@ from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, ImageLayout, all
 from flatbayes.data.npz import iter_array_chunks, read_array_names, read_array_shape
 from flatbayes.data.parquet import (
     ArrowTable,
-    count_rows,
     infer_image_column,
     iter_encoded_images,
     iter_record_batches,
+    list_row_groups,
     read_schema,
     rebatch_rows,
     require_columns,
@@ -121,7 +121,7 @@ class InputReader:
             return len(list_image_files(self.path))
         if self.file_type == ".npz":
             return read_array_shape(self.path, self._find_input_array())[0]
-        return count_rows(self.path) if self.file_type == ".parquet" else None
+        return sum(list_row_groups(self.path)) if self.file_type == ".parquet" else None
 
     def iter_chunks(self) -> InputChunks:
         """Read inputs in the order of the file, with the columns to keep.

@@ -13,11 +13,7 @@ from flatbayes.data.in_memory import encode_texts
 
 
 class Rows(Dataset[Any]):
-    """A map-style dataset of a list of examples, or of a dataset of Hugging Face.
-
-    Args:
-        rows: The rows.
-    """
+    """A map-style dataset of a list of examples, or of a dataset of Hugging Face."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -32,10 +28,8 @@ class Rows(Dataset[Any]):
 class NumberedLabels(Dataset[Any]):
     """A map-style dataset with numbers in place of the names that are the labels of its items.
 
-    Args:
-        dataset: Items are dictionaries with an entry `labels`, or pairs of inputs and a label.
-        labels: Numbers of the classes, one for each item.
-        classes: Names of the classes.
+    Items are dictionaries with an entry `labels`, or pairs of inputs and a label; `labels` has a number for each
+    item.
     """
 
     def __init__(self, dataset: Dataset[Any], labels: np.ndarray, classes: tuple[str, ...]) -> None:

@@ -139,14 +139,7 @@ def iter_array_chunks(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
 
 
 class _ArrayStream(NamedTuple):
-    """An array in a .npz file, opened after its header.
-
-    Attributes:
-        stream: Content of the array.
-        shape: Shape according to the header.
-        is_fortran_order: Whether the first axis varies fastest.
-        dtype: Data type according to the header.
-    """
+    """An array in a .npz file, opened after its header."""
 
     stream: IO[bytes]
     shape: tuple[int, ...]

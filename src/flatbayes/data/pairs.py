@@ -15,7 +15,7 @@ from flatbayes.core.graph_batches import is_graph, is_graph_list, join_graphs
 from flatbayes.core.input_trees import ONE_GRAPH_ADVICE, is_input_entry, is_input_tree, join_numbers
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.data_frames import is_data_frame
+from flatbayes.data.column_names import is_data_frame
 
 MIN_LISTED_ROWS = 3
 """Smallest number of tensors in a list that are rows: two are rather the two inputs of a network, or two batches."""
@@ -98,9 +98,7 @@ def join_rows(inputs: Any, targets: Any) -> Any:
 def holds_several_inputs(inputs: Any, num_examples: int) -> bool:
     """Whether inputs are a dictionary or tuple of tensors or graphs, and not a list of the rows of one array.
 
-    Args:
-        inputs: Inputs of all examples.
-        num_examples: Number of targets; as many tensors are rows.
+    As many tensors as targets are rows.
 
     Examples:
         >>> from torch import zeros
@@ -215,12 +213,8 @@ def check_dense(values: object, description: str) -> None:
 def check_row_labels(first: Any, second: Any, first_name: str, second_name: str, owner: str = "") -> None:
     """Compare the row labels (the index) of two data frames or series, whose rows are matched by position.
 
-    Args:
-        first: Data frame or series; anything else has no row labels.
-        second: The same for what belongs to it.
-        first_name: What the first is, for messages.
-        second_name: What the second is.
-        owner: What has both, with a space before it.
+    Anything else has no row labels. The names are for messages, and `owner`, with a space before it, is what has
+    both.
 
     Raises:
         ValueError: They have the same row labels in another order, so that position and label say different things.

@@ -16,14 +16,14 @@ from flatbayes.core.names import format_names
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import EncodedImage
-from flatbayes.data.parquet_size import (
+from flatbayes.data.size_limit import (
     BYTES_PER_NUMBER,
+    check_memory,
     count_text_bytes,
     estimate_bytes,
     is_text_type,
     limit_batch_size,
 )
-from flatbayes.data.size_limit import check_memory
 from flatbayes.data.splits import SPLIT_NAMES
 
 ROWS_PER_BATCH = 256  # bounds the memory of a pass over a file
@@ -130,11 +130,6 @@ def list_row_groups(path: Path) -> list[int]:
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-def count_rows(path: Path) -> int:
-    """Read the number of rows from the metadata of a file."""
-    return sum(list_row_groups(path))
-
-
 def iter_record_batches(
     path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH, row_groups: Sequence[int] | None = None
 ) -> Iterator[ArrowTable]:
@@ -166,11 +161,7 @@ def rebatch_rows(batches: Iterable[ArrowTable], size: int, max_bytes: float = ma
 
 
 def require_columns(path: Path, required: Sequence[str], available: Sequence[str]) -> None:
-    """Check that a file has columns.
-
-    Raises:
-        ValueError: Some are missing; the message lists them and the available columns.
-    """
+    """Check that a file has columns."""
     missing = [name for name in required if name not in available]
     if missing:
         similar = difflib.get_close_matches(missing[0].strip(), available, n=1)
@@ -219,10 +210,7 @@ def is_image_type(column_type: ArrowType) -> bool:
 def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | None = None) -> Iterator[EncodedImage]:
     """Read the encoded images of a column in order.
 
-    Args:
-        files: Parquet files; rows are counted through all of them.
-        column: A binary column, or a struct with the field `bytes`.
-        rows: Row numbers of the images to read, ascending; None for all.
+    Rows are counted through all files. The column is binary, or a struct with the field `bytes`.
 
     Raises:
         ValueError: A file lacks the column, or a row has no image.

@@ -13,8 +13,8 @@ from flatbayes.core.input_trees import count_examples
 from flatbayes.core.names import format_count
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import Task, check_label_rows, check_labels, check_position_labels, check_targets
+from flatbayes.data.column_names import fill_missing, find_optional_features
 from flatbayes.data.csv_format import CsvFormat
-from flatbayes.data.feature_names import fill_missing, find_optional_features
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.split_checks import check_finite_inputs, check_same_structure
 from flatbayes.data.splits import DataSplits, EncodedSplit, Split, infer_common_layout
@@ -22,12 +22,7 @@ from flatbayes.data.stratified_split import check_size, stratified_split
 
 
 class TrainTestRows(NamedTuple):
-    """Row numbers of one standard split.
-
-    Attributes:
-        train: Rows for training and validation.
-        test: Rows of the test split.
-    """
+    """Row numbers of one standard split."""
 
     train: Tensor
     test: Tensor
@@ -234,9 +229,6 @@ def check_raw_splits(
     """Check that examples have finite inputs of one shape and valid targets.
 
     Classes may be rare, or without an example, where this is allowed.
-
-    Raises:
-        ValueError: They do not; the message locates the first error.
     """
     named_splits = {"given": raw.unsplit, "validation": raw.val, "test": raw.test}
     splits = {name: split for name, split in named_splits.items() if split is not None}

@@ -1,8 +1,14 @@
-"""Checks of data splits: finite inputs, labels in range, the same inputs in all splits, classes that are trained."""
+"""Checks of data splits: finite inputs, labels in range, the same inputs in all splits, classes that are trained.
+
+Values of images are from 0 to 255 as they are stored, or scaled to about 0 to 1. A network that was trained on the
+one predicts nonsense from the other, without an error.
+"""
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from flatbayes.core.input_trees import list_tensors
@@ -14,20 +20,19 @@ from flatbayes.data.checks import (
     check_label_rows,
     check_position_labels,
 )
-from flatbayes.data.image_values import check_image_values, describe_image_values
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.splits import DataSplits, Split
 
 MAX_LISTED_CLASSES = 3
 """Largest number of classes in a warning."""
+MAX_SCALED = 10.0
+"""Largest absolute value of scaled images: those that are standardized exceed 1, and no value of 255 is below it."""
+MAX_SCALED_OF_STORED = 3.0
+"""The same where images as they are stored are expected, of which dark ones may be given as floating numbers."""
 
 
 def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> None:
-    """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs.
-
-    Raises:
-        ValueError: Some values are not; the message says how many, and where the first is.
-    """
+    """Check that values of splits made by hand are finite, and labels in range; the sources of data check theirs."""
     for name in names:
         split: Split = getattr(data, name)
         if not isinstance(split.inputs, LazyImages):
@@ -43,11 +48,7 @@ def check_split_values(data: DataSplits, names: Sequence[str] = ("train", "val",
 
 
 def check_finite_inputs(split: Split, description: str, feature_names: Sequence[str] = ()) -> None:
-    """Check that inputs in memory hold no NaN and no infinity.
-
-    Raises:
-        ValueError: They do; the message locates the first.
-    """
+    """Check that inputs in memory hold no NaN and no infinity."""
     for place, tensor in list_tensors(split.inputs).items():
         described = f"{place} of the {description}" if split.has_input_tree else description
         check_finite(tensor, described, feature_names if tensor.ndim == 2 and not split.has_input_tree else ())
@@ -115,3 +116,44 @@ def warn_of_constant_labels(targets: Tensor, names: Sequence[str]) -> None:
             category=DataWarning,
             stacklevel=7,
         )
+
+
+def describe_image_values(inputs: Any) -> str | None:
+    """`stored` for images of uint8, `scaled` for floating ones of small values; None for other inputs.
+
+    Examples:
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> describe_image_values(images), describe_image_values((255 * images).to(torch.uint8))
+        ('scaled', 'stored')
+    """
+    if isinstance(inputs, LazyImages):
+        return "stored"
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or not inputs.numel():
+        return None
+    if inputs.dtype == torch.uint8:
+        return "stored"
+    return "scaled" if inputs.is_floating_point() and float(inputs.abs().max()) <= MAX_SCALED else None
+
+
+def check_image_values(inputs: Any, expected: object, description: str) -> None:
+    """Refuse images whose values have another range than those of the training.
+
+    `expected` is what `describe_image_values` says of the training images; anything else if it is unknown.
+
+    Raises:
+        ValueError: They are stored images and the others scaled, or the other way round.
+    """
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or not inputs.numel():
+        return
+    if expected == "scaled" and inputs.dtype == torch.uint8 and int(inputs.max()) > MAX_SCALED:
+        raise ValueError(
+            f"{description} are uint8 images with values up to {int(inputs.max())}, and those of the training are "
+            "floating-point ones with small values: convert and scale them alike, such as images.float() / 255."
+        )
+    if expected == "stored" and inputs.is_floating_point():
+        largest = float(inputs.abs().max())
+        if largest <= MAX_SCALED_OF_STORED and bool((inputs != inputs.round()).any()):
+            raise ValueError(
+                f"{description} are floating-point images with values up to {largest:.3g}, and those of the training "
+                "are uint8 images with values up to 255: give them as they are stored, or train on scaled ones."
+            )

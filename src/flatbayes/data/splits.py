@@ -11,13 +11,7 @@ from torch import Tensor
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.display import format_html_table
-from flatbayes.core.input_trees import (
-    holds_several_labels,
-    is_input_tree,
-    list_tensors,
-    make_inputs,
-    slice_examples,
-)
+from flatbayes.core.input_trees import holds_several_labels, is_input_tree, list_tensors, make_inputs, slice_examples
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment

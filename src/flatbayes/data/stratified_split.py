@@ -1,19 +1,26 @@
-"""Stratified train/validation/test split.
+"""Stratified train/validation/test split, and validation examples that are held out of the training examples.
 
 The test split depends on `split_seed` and on its own size only, so the seed of a run does not change it.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.data.splits import DataSplits
+
 TEST_STREAM, VAL_STREAM, TRAIN_STREAM = 0, 1, 2
 """Second entry of the entropy [split_seed, stream, ...], which keeps the three apart. They are not streams of
 `core.randomness`, so that the test split of version 0.1 is the same: else an older run would be evaluated on examples
 that it was trained on."""
+HELD_OUT_FRACTION = 0.15
+"""Fraction of the training examples that is held out where a training needs validation examples and has none."""
+MIN_HELD_OUT, MAX_HELD_OUT = 10, 2000
+"""Fewest and most examples that are held out; where the fraction is fewer, all train."""
 
 
 def stratified_split(
@@ -69,11 +76,7 @@ def resolve_size(size: float, total: int, name: str) -> int:
 
 
 def check_size(size: float, name: str) -> None:
-    """Check that a size is a fraction or a number of examples.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Check that a size is a fraction or a number of examples."""
     if not (0 <= size < 1 or (math.isfinite(size) and size >= 1 and size == int(size))):
         raise ValueError(
             f"{name} is a fraction of the examples (from 0, below 1) or a whole number of them, got {size}."
@@ -114,9 +117,7 @@ def draw_stratified(
 def compute_class_quotas(counts: Tensor, size: int) -> Tensor:
     """Distribute `size` examples over classes in proportion to `counts`, by the largest remainder method.
 
-    Args:
-        counts: Number of examples of each class, [classes].
-        size: At most the sum of `counts`.
+    `size` is at most their sum.
 
     Returns:
         Integers that sum to `size`, each within 1 of `size * counts / counts.sum()`, none above its count.
@@ -137,11 +138,6 @@ def cover_rare_classes(counts: Tensor, quotas: Tensor, covered_count: int) -> Te
 
     They are unchanged where there are too few examples for this.
 
-    Args:
-        counts: Number of examples of each class, [classes].
-        quotas: From `compute_class_quotas`.
-        covered_count: Number of examples, 1 or more.
-
     Examples:
         >>> cover_rare_classes(torch.tensor([195, 3, 1]), torch.tensor([30, 0, 0]), covered_count=2)
         tensor([29,  1,  0])
@@ -154,3 +150,37 @@ def cover_rare_classes(counts: Tensor, quotas: Tensor, covered_count: int) -> Te
         quotas[quotas.argmax()] -= 1
         quotas[label] = 1
     return quotas
+
+
+def hold_out_validation(data: DataSplits, fraction: float, seed: int) -> DataSplits:
+    """Data with at most 2,000 random training examples as validation split; unchanged where it would have too few.
+
+    At least one example of every class stays in the training split, and of a class with three or more one is held
+    out, so that a rare class takes part in what validation examples decide.
+    """
+    rows = choose_held_out(
+        data.train.targets, fraction, seed, has_classes=bool(data.class_names) and not data.is_dense
+    )
+    if rows is None:
+        return data
+    train, val = rows
+    return replace(data, train=data.train.take(train), val=data.train.take(val))
+
+
+def choose_held_out(
+    targets: Tensor, fraction: float, seed: int, *, has_classes: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Row numbers of the examples that train, and of those that are held out; None where these would be too few."""
+    num_val = min(round(fraction * len(targets)), MAX_HELD_OUT)
+    if num_val < MIN_HELD_OUT:
+        return None
+    classes = targets if has_classes else torch.zeros(len(targets), dtype=torch.int64)
+    first = {int(label): row for row, label in reversed(list(enumerate(classes.tolist())))}
+    is_free = torch.ones(len(targets), dtype=torch.bool)
+    is_free[list(first.values())] = False
+    free = is_free.nonzero().flatten()
+    size, entropy = min(num_val, len(free)), [seed, VAL_STREAM]
+    val = free[draw_stratified(classes[free], size, entropy, covered_count=2)[0]]
+    is_train = torch.ones(len(targets), dtype=torch.bool)
+    is_train[val] = False
+    return is_train.nonzero().flatten(), val.sort().values

@@ -9,6 +9,7 @@ from pathlib import Path
 from flatbayes.core.console import show_status
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
+from flatbayes.data.column_names import split_feature
 from flatbayes.data.csv_files import (
     CSV_SUFFIXES,
     get_table_suffix,
@@ -18,7 +19,6 @@ from flatbayes.data.csv_files import (
     read_csv_layout,
 )
 from flatbayes.data.csv_format import CsvFormat, CsvLayout
-from flatbayes.data.feature_names import split_feature
 from flatbayes.data.parquet import (
     ArrowTable,
     iter_record_batches,
@@ -53,10 +53,7 @@ class TableFile:
     def open(path: Path, given: CsvFormat = CsvFormat(), expected: CsvFormat | None = None) -> "TableFile":
         """Read the names of the columns.
 
-        Args:
-            path: The file.
-            given: Format of a CSV file, where it is not to be detected.
-            expected: Format of a CSV file whose text is not certain.
+        What is `given` of the format of a CSV file is not detected; `expected` holds where its text is not certain.
 
         Raises:
             ValueError: It has another suffix, or is damaged.
@@ -118,11 +115,7 @@ def is_float(text: str) -> bool:
 
 
 def require_unique_columns(path: Path, names: Sequence[str]) -> None:
-    """Check that no two columns have the same name.
-
-    Raises:
-        ValueError: Some do; the message lists them.
-    """
+    """Check that no two columns have the same name."""
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1 and name)
     if duplicates:
         raise ValueError(f"{path} has several columns of the same name: {duplicates}. Rename or remove them.")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.csv_numbers import MISSING_NUMBERS
+from flatbayes.data.csv_text import MISSING_NUMBERS
 
 MAX_LISTED_CATEGORIES = 3
 """Largest number of unseen categories in a warning."""
@@ -16,12 +16,7 @@ def warn_of_unseen_categories(
 ) -> bool:
     """Warn of words that are no category of the training data, and say whether there are some.
 
-    Args:
-        words: Words of new examples; a missing value is the empty word.
-        column: Name of their column.
-        categories: The categories of the training data.
-        place: The file, or what else the column is of, for the message.
-        stacklevel: As for `warnings.warn`.
+    A missing value is the empty word; `place` is what the column is of.
     """
     unseen = sorted(set(words) - set(categories))
     if unseen:
@@ -40,8 +35,7 @@ def format_categories(words: Sequence[str]) -> str:
     >>> format_categories(["", "Bonn"]), format_categories(["a", "b", "c", "d"])
     ("missing values and the category 'Bonn'", "the categories 'a', 'b', 'c' and 1 more")
 
-    Args:
-        words: Different words in alphabetic order; the empty one stands for missing values.
+    The words are in alphabetic order; the empty one stands for missing values.
     """
     names = [word for word in words if word]
     listed = ", ".join(repr(shorten(name)) for name in names[:MAX_LISTED_CATEGORIES])

@@ -103,10 +103,7 @@ class HessianVectorProduct:
 def central_difference(surface: LossSurface, direction: Sequence[Tensor], length: float) -> list[Tensor]:
     """(g(w + h v) - g(w - h v)) / (2 h): H v up to a truncation error in h² and a rounding error in 1 / h.
 
-    Args:
-        surface: Loss of the network.
-        direction: v, a tensor for each trainable parameter.
-        length: h ||v||, the distance from the weights; see `calibrate_step`.
+    `length` is h ||v||, the distance from the weights; see `calibrate_step`.
     """
     norm = float(global_norm(direction))
     if norm == 0:
@@ -125,9 +122,6 @@ def calibrate_step(surface: LossSurface) -> tuple[float, float]:
     of it, the product changes by the truncation error of the longer and the rounding error of the shorter one. The
     length with the smallest change is taken. The direction is a sharp one, where truncation is largest: the gradient
     after some power iterations.
-
-    Args:
-        surface: Loss of the network.
 
     Returns:
         The length, and the smallest change relative to the product, an estimate of its error.

@@ -121,10 +121,6 @@ def normalize_filters(noise: Sequence[Tensor], weights: Sequence[Tensor]) -> lis
 
     A filter is a slice along the first dimension: the weights of one output channel of a convolution, or of one unit
     of a linear layer. Tensors of one dimension (biases, scales of normalisation) get direction 0.
-
-    Args:
-        noise: The direction, one tensor for each tensor of weights.
-        weights: Weights of the network.
     """
     return [
         _rescale_filters(z, w.detach()) if w.ndim > 1 else torch.zeros_like(z)
@@ -321,10 +317,7 @@ def compute_axes(
 ) -> list[tuple[float, ...]]:
     """Evenly spaced xs and ys whose range contains all points, with a margin.
 
-    Args:
-        points: x, y and distance from the plane of each point.
-        num_steps: Number of xs and of ys.
-        margin: Margin on each side, relative to the larger extent.
+    `points` are x, y and distance from the plane; the margin is relative to the larger extent.
     """
     check_steps(num_steps)
     spans = [(min(point[axis] for point in points), max(point[axis] for point in points)) for axis in (0, 1)]
@@ -333,11 +326,7 @@ def compute_axes(
 
 
 def check_steps(num_steps: int) -> None:
-    """Check that a grid has at least two points on each side.
-
-    Raises:
-        ValueError: `num_steps` is below 2.
-    """
+    """Check that a grid has at least two points on each side."""
     if num_steps < 2:
         raise ValueError(f"A landscape needs at least 2 points on each side, got {num_steps}.")
 

@@ -154,11 +154,7 @@ def compute_solution_plane(
 
 
 def check_same_shapes(fitted_posteriors: Mapping[str, FittedPosterior]) -> None:
-    """Check that the networks of all posteriors have trainable weights of the same shapes.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
+    """Check that the networks of all posteriors have trainable weights of the same shapes."""
     shapes = {
         name: [p.shape for p in trainable_parameters(fitted.states[0].model)]
         for name, fitted in fitted_posteriors.items()

@@ -290,11 +290,7 @@ def prepare_batches(
 ) -> list[tuple[ModelInputs, Tensor]]:
     """Batches for the networks of a posterior: transformed inputs, in their precision and on their device.
 
-    Args:
-        fitted: The posterior.
-        inputs: Examples in the form of the training data. Without `targets`, a split or a pair `(inputs, targets)`.
-        targets: Targets of the examples, in a form that `evaluate` takes.
-        batch_size: Examples in a batch.
+    Without `targets`, inputs are a split or a pair `(inputs, targets)`.
 
     Raises:
         ValueError: There are no examples, not as many inputs as targets, or some are not finite.

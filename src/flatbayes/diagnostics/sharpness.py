@@ -254,24 +254,14 @@ def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
 def sample_sphere(surface: LossSurface, rho: float, seed: int, index: int) -> list[Tensor]:
     """A uniformly random point of the sphere ||e|| = rho, equal for networks of equal shapes on any device.
 
-    Args:
-        surface: Loss of the network.
-        rho: Radius of the sphere.
-        seed: Seed of the sequence of points.
-        index: Number of the point in the sequence.
+    `index` is the number of the point in the sequence of the seed.
     """
     noise = sample_normal_like(surface.params, seed, index)
     return Perturbation(noise, global_norm(noise), rho).to_tensors()
 
 
 def sample_normal_like(params: Sequence[Tensor], seed: int, index: int) -> list[Tensor]:
-    """Standard normal tensors of the shapes of parameters, a pure function of seed and index.
-
-    Args:
-        params: Tensors whose shapes, dtypes and devices are used.
-        seed: Seed of the sequence.
-        index: Number in the sequence.
-    """
+    """Standard normal tensors of the shapes of parameters, a pure function of seed and index."""
     generator = make_generator(Stream.SPHERE, seed, index)
     noise = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
     return [z.to(p) for z, p in zip(noise, params, strict=True)]
@@ -297,11 +287,8 @@ def run_ascent(
 
     The ascent stops early at a gradient that is zero or not finite.
 
-    Args:
-        surface: Loss of the network.
-        perturbation_rule: From a gradient to the next perturbation of the original weights.
-        start: First perturbation; None starts at the weights.
-        ascent_steps: Maximum number of steps.
+    `perturbation_rule` makes the next perturbation of the original weights from a gradient; `start` is the first one,
+    and None starts at the weights.
     """
     tensors, losses = start, []
     for _ in range(ascent_steps):

@@ -23,10 +23,10 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
-from flatbayes.data.data_frames import is_data_frame, list_columns
+from flatbayes.data.column_names import is_data_frame, list_columns
 from flatbayes.data.frame_features import list_other_columns, to_column_numbers
-from flatbayes.data.hold_out import hold_out_validation
 from flatbayes.data.pairs import check_row_labels
+from flatbayes.data.stratified_split import hold_out_validation
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.labels import to_tensor
@@ -190,10 +190,6 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
 def check_examples(X: Any, y: Any = None) -> None:
     """Check what scikit-learn does not: columns of a data frame, missing labels, and the labels of rows.
 
-    Args:
-        X: Examples.
-        y: Labels or targets; None for a prediction.
-
     Raises:
         ValueError: A column holds no numbers, labels are missing, or `X` and `y` have the same row labels in another
             order.
@@ -217,22 +213,13 @@ def check_examples(X: Any, y: Any = None) -> None:
 
 
 def _set_learning_rate(default: Any, rate: float) -> Any:
-    """The default optimizer of posterior and network with another learning rate.
-
-    Args:
-        default: That of the posterior.
-        rate: The learning rate.
-    """
+    """The default optimizer of posterior and network with another learning rate."""
     is_bound = isinstance(default, partial)
     return DefaultOptimizer(default, {"lr": rate}) if is_bound else partial(default, lr=rate)
 
 
 def refuse_fit_params(estimator: BaseEstimator, params: Mapping[str, Any]) -> None:
     """Refuse further arguments of `fit`, such as weights of examples.
-
-    Args:
-        estimator: The estimator.
-        params: The arguments by name.
 
     Raises:
         TypeError: There are some.
@@ -263,10 +250,7 @@ def get_nested_params(name: str, value: Any) -> dict[str, Any]:
 def replace_nested_params(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
     """A dataclass with some fields changed.
 
-    Args:
-        name: Name of the dataclass in error messages.
-        value: The dataclass.
-        changes: New values by name of a field, or of a field of a field.
+    Changes are by name of a field, or of a field of a field.
 
     Raises:
         ValueError: There is no such field.
@@ -302,12 +286,8 @@ def make_data_splits(
 ) -> DataSplits:
     """Training data with empty validation and test splits, which scikit-learn's own tools make.
 
-    Args:
-        inputs: Shape (examples, features), or of any shape that the model takes.
-        targets: Class indices, or numbers of shape (examples,) or (examples, targets).
-        feature_names: Names of the features; None makes `x0`, `x1`, ...
-        class_names: Names of the classes; empty for a regression.
-        target_names: Names of the targets of a regression.
+    Targets are class indices, or numbers, [examples] or [examples, targets]. Without names features are `x0`, `x1`,
+    ...
     """
     num_features = inputs.shape[1] if inputs.ndim == 2 else 0
     names = tuple(f"x{k}" for k in range(num_features)) if feature_names is None else tuple(map(str, feature_names))

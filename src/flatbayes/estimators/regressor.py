@@ -10,7 +10,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.data.data_frames import list_columns
+from flatbayes.data.column_names import list_columns
 from flatbayes.estimators.base import (
     FLOAT_TYPES,
     PosteriorEstimator,

@@ -26,12 +26,6 @@ def measure_likelihood(
 ) -> tuple[dict[str, float], tuple[float, ...]]:
     """Calibrated NLL of a classification; and of an ensemble of single networks, those of its first members.
 
-    Args:
-        fitted: The posterior.
-        split: Labelled examples.
-        num_draws: Networks averaged in a prediction.
-        seed: Seed of the draws.
-
     Returns:
         The metric by name, which is missing for numbers, several labels and positions; and the NLL of 1, 2, ...
         members.
@@ -54,10 +48,6 @@ def measure_likelihood(
 
 def add_ensemble_equivalents(runs: Sequence[RunResult], baseline: str) -> tuple[list[RunResult], tuple[str, ...]]:
     """Add the deep-ensemble equivalent to every run whose seed has a plain ensemble.
-
-    Args:
-        runs: Results of the runs.
-        baseline: Label of plain training.
 
     Returns:
         The runs, and why the metric is missing in a comparison of classifications.

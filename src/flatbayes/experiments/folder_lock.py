@@ -22,11 +22,7 @@ _LOCKS: dict[tuple[int, Path], FileLock] = {}
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a path at which no folder can be made or written to; nothing is created.
-
-    Raises:
-        ValueError: The message says why.
-    """
+    """Refuse a path at which no folder can be made or written to; nothing is created."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder: choose another folder (--out).")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -74,11 +70,7 @@ def lock_folder(folder: Path) -> None:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse a folder that another process is writing to.
-
-    Raises:
-        ValueError: Another process holds the folder.
-    """
+    """Refuse a folder that another process is writing to."""
     if (folder / LOCK_FILE).exists() and (os.getpid(), folder.resolve()) not in _LOCKS:
         lock_folder(folder)
         unlock_folders(folder)

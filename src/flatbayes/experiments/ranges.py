@@ -91,11 +91,7 @@ def find_edges(ranges: Ranges, trials: Sequence[Trial], *, higher_is_better: boo
 
 
 def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
-    """Check that the names are those of numeric hyperparameters, and the ranges positive.
-
-    Raises:
-        ValueError: A name is not that of a hyperparameter, or a range is empty.
-    """
+    """Check that the names are those of numeric hyperparameters, and the ranges positive."""
     if not ranges:
         raise ValueError("There is nothing to tune: give at least one range, such as flatness.rho.")
     for name, (low, high) in ranges.items():

@@ -1,5 +1,6 @@
-"""Distances of the runs of a comparison to exact posteriors, and which reference belongs to which run."""
+"""Distances of the runs of a comparison to exact posteriors: which belongs to a run, and whether densities agree."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from flatbayes.data import DataSplits
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Predictive
+from flatbayes.posteriors import BLoB, Ensemble, Laplace, Posterior
+from flatbayes.posteriors.optimization import find_weight_decay, resolve_temperature
 from flatbayes.prediction.metadata import compute_file_checksum
 from flatbayes.reference import Reference, describe_network
-from flatbayes.reference.density import ReferenceWarning, explain_density_mismatch
+from flatbayes.training import TrainingConfig
 
 if TYPE_CHECKING:
     from flatbayes.experiments.run import ExperimentRun
@@ -25,15 +28,62 @@ if TYPE_CHECKING:
 SUFFIXES = {False: "", True: "_flat"}
 """Ends of the names of metrics by whether the reference is sharpness-aware."""
 Model = nn.Module | Callable[..., nn.Module]
+TOLERANCE = 1e-6
+"""Relative difference of prior precisions and temperatures that counts as rounding."""
+
+
+class ReferenceWarning(UserWarning):
+    """A posterior is compared with a reference of another density."""
+
+
+def find_density(posterior: Posterior, config: TrainingConfig, num_data: int) -> tuple[float | None, float]:
+    """Prior precision and temperature of the density that a posterior approximates.
+
+    Of an ensemble its member counts; the weight decay of the training can be the prior.
+
+    Returns:
+        The precision, None where it is not one number for all weights, or is chosen after training; and the
+        temperature, 1 for a posterior that has none.
+    """
+    while isinstance(posterior, Ensemble):
+        posterior = posterior.member
+    temperature = resolve_temperature(getattr(posterior, "temperature", None))
+    if isinstance(posterior, BLoB):
+        return posterior.prior_std**-2, temperature
+    if isinstance(posterior, Laplace) and posterior.tune == "evidence":
+        return None, temperature
+    precision = getattr(posterior, "prior_precision", None)
+    if isinstance(precision, int | float):
+        return float(precision), temperature
+    if precision is not None:
+        return None, temperature
+    try:
+        weight_decay = find_weight_decay(config.optimizer or posterior.default_optimizer)
+    except Exception:  # of the user's function, which takes the parameters apart
+        return None, temperature
+    return weight_decay * num_data / temperature, temperature
+
+
+def explain_density_mismatch(reference: Reference, posterior: Posterior, config: TrainingConfig) -> str | None:
+    """What differs between the density of a posterior and that of a reference; None if they agree."""
+    precision, temperature = find_density(posterior, config, reference.num_data)
+    reasons, expected = [], reference.config.prior_precision
+    if precision is None:
+        reasons.append(f"their prior has other precisions than {expected:g} for all weights")
+    elif not math.isclose(precision, expected, rel_tol=TOLERANCE):
+        reasons.append(f"their prior precision is {precision:.4g}, and that of the reference {expected:.4g}")
+    if not math.isclose(temperature, reference.config.temperature, rel_tol=TOLERANCE):
+        reasons.append(
+            f"their temperature is {temperature:g}, and that of the reference {reference.config.temperature:g}"
+        )
+    return "; ".join(reasons) or None
 
 
 @dataclass(frozen=True)
 class ReferenceFile:
     """The file of a reference.
 
-    Attributes:
-        path: Its path.
-        checksum: Checksum of its content, so that results with another content are not reused.
+    By the checksum of its content, results with another content are not reused.
     """
 
     path: str
@@ -42,9 +92,6 @@ class ReferenceFile:
     @staticmethod
     def open(path: Path | str) -> "ReferenceFile":
         """Name a file with its checksum.
-
-        Args:
-            path: Path of the file.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -116,11 +163,7 @@ def measure_distances_to(
 
 
 def check_references(files: Sequence[ReferenceFile], runs: "Sequence[ExperimentRun]") -> None:
-    """Check that every run has a reference, and warn where its density is another one.
-
-    Raises:
-        ValueError: A run has none; the message says why.
-    """
+    """Check that every run has a reference, and warn where its density is another one."""
     by_seed = {run.seed: run for run in runs}
     references = {
         seed: find_references(files, run.model, run.load_data(), run.split) for seed, run in by_seed.items()

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from flatbayes.core.display import make_data_frame
 from flatbayes.core.files import JsonValue, read_json, replace_nonfinite, write_json
 from flatbayes.core.optional import get_version
-from flatbayes.experiments.json_reader import ObjectReader
+from flatbayes.experiments.json_reader import ObjectReader, upgrade_results
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.experiments.statistics import PairedComparison, Winner
-from flatbayes.experiments.upgrade import upgrade_results
 
 if TYPE_CHECKING:
     import pandas as pd  # an optional package

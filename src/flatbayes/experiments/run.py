@@ -217,12 +217,6 @@ def try_execute_together(
 ) -> list[tuple[ExperimentRun, str | None]]:
     """Execute runs with one training; a failure becomes a message, so that one run does not stop the others.
 
-    Args:
-        runs: Runs that can share a training.
-        folder: Folder for results and checkpoints.
-        recordings: Recordings of the trainings, as for `try_fit_together`.
-        key: Name of the checkpoints, as for `execute_together`.
-
     Returns:
         Every run, and its error message or None.
 
@@ -247,12 +241,8 @@ def execute_together(
 ) -> list[RunResult | Exception]:
     """Execute runs with one training of every network, on one thread.
 
-    Args:
-        runs: Runs that can share a training.
-        folder: Folder for the results and, while the runs last, their checkpoints; None for neither.
-        recordings: Recordings of the trainings, as for `try_fit_together`.
-        key: Name of the checkpoints, by default that of the first result. The `training_key` lets any of the runs
-            continue from them, and no other process may then execute one of these runs in the folder.
+    The checkpoints are named by `key`, by default that of the first result. The `training_key` lets any of the runs
+    continue from them, and no other process may then execute one of these runs in the folder.
 
     Returns:
         The result of every run, or its error.
@@ -296,10 +286,8 @@ def execute_together(
 
 
 def _try_evaluate(run: ExperimentRun, outcome: FitOutcome, data: DataSplits) -> RunResult | Exception:
-    if outcome.fitted is None:
-        return outcome.error or RuntimeError("The posterior was not fitted.")
     try:
-        return run.evaluate(outcome.fitted, data, outcome.records)
+        return run.evaluate(outcome.get_fitted(), data, outcome.records)
     except Exception as error:  # the other runs are evaluated all the same
         return error
 

@@ -11,12 +11,7 @@ from typing import Any
 
 import torch
 
-from flatbayes.core.accelerators import (
-    count_accelerators,
-    describe_device,
-    get_float32_precision,
-    select_device,
-)
+from flatbayes.core.accelerators import count_accelerators, describe_device, get_float32_precision, select_device
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.core.optional import get_version
 from flatbayes.data.fingerprint import FINGERPRINT_KEY, explain_change
@@ -58,9 +53,7 @@ COMPARISON_CHECKPOINTS_GLOB = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINT_FOLDER}"
 def describe_environment(config: object = None) -> dict[str, JsonValue]:
     """Versions and hardware, as plain data.
 
-    Args:
-        config: Configuration of a run as plain data, whose accelerator is the `device`; otherwise it is the device
-            that evaluations use.
+    The device is the accelerator of the configuration of a run, or else that which evaluations use.
     """
     cudnn_version: int | None = torch.backends.cudnn.version()
     return {
@@ -150,11 +143,7 @@ def claim_folder(
 
 
 def check_free_folder(folder: Path) -> None:
-    """Refuse a folder that holds a run, or that another process is writing to.
-
-    Raises:
-        ValueError: The message names the files, or the process.
-    """
+    """Refuse a folder that holds a run, or that another process is writing to."""
     check_unlocked(folder)
     present = [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (folder / name).exists()]
     if present:
@@ -193,11 +182,7 @@ def check_fingerprint(folder: Path, config: Mapping[str, JsonValue], current: Js
 
 
 def _check_entry(path: Path, key: str, value: JsonValue) -> None:
-    """Check that an entry of a configuration has the type that `fit` writes.
-
-    Raises:
-        ValueError: It has another one.
-    """
+    """Check that an entry of a configuration has the type that `fit` writes."""
     if key == "seed":
         is_valid, expected = type(value) is int and value >= 0, "a whole number of at least 0"
     elif key == "config":
@@ -228,12 +213,8 @@ class RunFolder:
     ) -> "RunFolder":
         """Reserve a folder for a new or resumed run; no other process may use it until this one ends.
 
-        Args:
-            path: The folder; it is created if necessary.
-            config: Configuration of the run, as plain data.
-            overwrite: Delete the run in the folder first; files that flatbayes does not write stay.
-            resume: Continue the run in the folder, if there is one.
-            allow_changed_data: Continue it although the content of the data has changed.
+        With `overwrite` the run in the folder is deleted first, and files that flatbayes does not write stay. With
+        `resume` it is continued, and with `allow_changed_data` also if the content of the data has changed.
 
         Raises:
             ValueError: The folder holds a run (with `resume`, one with another configuration), or the path is a file,

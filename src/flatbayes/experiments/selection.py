@@ -12,12 +12,11 @@ from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.experiments.comparison import Comparison
 from flatbayes.experiments.evaluations import EvaluationConfig
-from flatbayes.experiments.json_reader import ObjectReader
+from flatbayes.experiments.json_reader import ObjectReader, upgrade_selection
 from flatbayes.experiments.method import Method
 from flatbayes.experiments.parallel import execute_runs
 from flatbayes.experiments.results import RESULTS_SCHEMA
 from flatbayes.experiments.tuning import is_higher_better
-from flatbayes.experiments.upgrade import upgrade_selection
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.metrics import HIGHER_IS_BETTER
 
@@ -243,9 +242,7 @@ def select_methods(
 def extend_flatnesses(flatnesses: Sequence[Flatness], best: int) -> Flatness | None:
     """A flatness with a radius beyond the smallest or largest one; None if the best one is neither of them.
 
-    Args:
-        flatnesses: Flatnesses of which two or more differ in the radius only.
-        best: Index of the best one.
+    Two or more flatnesses differ in the radius only; `best` is the index of the best one.
 
     Examples:
         >>> from flatbayes.flatness import SAM

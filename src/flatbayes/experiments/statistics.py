@@ -139,10 +139,6 @@ def _run_paired_t_test(
 def bootstrap_interval(differences: Sequence[float], confidence_level: float = 0.95) -> tuple[float, float] | None:
     """Bias-corrected and accelerated bootstrap interval of the mean (Efron, 1987), with a fixed random seed.
 
-    Args:
-        differences: One value per seed.
-        confidence_level: Confidence level of the interval.
-
     Returns:
         Lower and upper end; None for fewer than ten values or where all are equal.
     """
@@ -169,8 +165,7 @@ def adjust_p_values(p_values: Sequence[float | None]) -> list[float | None]:
     >>> adjust_p_values([0.01, None, 0.04, 0.03])
     [0.03, None, 0.06, 0.06]
 
-    Args:
-        p_values: One for each comparison; None where there is none.
+    A p-value is None where there is none.
     """
     ranked = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)

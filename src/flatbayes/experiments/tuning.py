@@ -236,11 +236,7 @@ def tune(
 
 
 def check_counts(num_trials: int, num_seeds: int) -> None:
-    """Check the numbers of trials and of runs of each.
-
-    Raises:
-        ValueError: One of them is not positive.
-    """
+    """Check the numbers of trials and of runs of each."""
     if num_trials < 1 or num_seeds < 1:
         raise ValueError(f"num_trials and num_seeds must be at least 1, got {num_trials} and {num_seeds}.")
 

@@ -25,10 +25,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.parameter_selection import ParameterSelection
 from flatbayes.core.tensor_lists import full_tensors
-from flatbayes.flatness.ascent import (
-    Perturbation,
-    perturbation_in_groups,
-)
+from flatbayes.flatness.ascent import Perturbation, perturbation_in_groups
 from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 

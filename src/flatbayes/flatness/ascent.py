@@ -44,11 +44,7 @@ from flatbayes.core.gradients import (
 )
 from flatbayes.core.names import format_names
 from flatbayes.core.norms import combine_norms, tensor_norms
-from flatbayes.core.parameter_selection import (
-    ParameterSelection,
-    only_requires_grad,
-    select_parameters,
-)
+from flatbayes.core.parameter_selection import ParameterSelection, only_requires_grad, select_parameters
 from flatbayes.core.randomness import RandomState, rewind_rng
 from flatbayes.core.tensor_lists import full_tensors, group_tensors
 from flatbayes.core.traversal import named_parameters, trainable_by_name
@@ -266,42 +262,26 @@ def _make_unused_error(
 
 
 def check_radius(radius: float, meaning: str = "rho is the radius of a ball", *, alternative: str = "") -> None:
-    """Check that the size of a perturbation is finite and at least 0; `meaning` starts the message.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Check that the size of a perturbation is finite and at least 0; `meaning` starts the message."""
     is_huge = isinstance(radius, int) and radius > sys.float_info.max  # an integer that no float can hold
     if isinstance(radius, str) or is_huge or not 0 <= radius < math.inf:
         raise ValueError(f"{meaning}: it must be finite and at least 0{alternative}, got {radius!r}.")
 
 
 def check_radius_or_auto(radius: float | Literal["auto"], meaning: str = "rho is the radius of a ball") -> None:
-    """Check the field of a flatness that `radius_field` names: `auto`, or as `check_radius`.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Check the field of a flatness that `radius_field` names: `auto`, or as `check_radius`."""
     if radius != "auto":
         check_radius(radius, meaning, alternative=", or 'auto'")
 
 
 def check_ascent_steps(ascent_steps: int) -> None:
-    """Check that there is at least one ascent step.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Check that there is at least one ascent step."""
     if ascent_steps < 1:
         raise ValueError(f"ascent_steps must be at least 1, got {ascent_steps}; for no ascent use Plain().")
 
 
 def check_nuisance(nuisance: Sequence[str] | None, ascent_batch_fraction: float = 1.0) -> None:
-    """Check that nuisance parameters are given by name patterns, and that the first pass has the whole batch.
-
-    Raises:
-        ValueError: They are not, or it has not.
-    """
+    """Check that nuisance parameters are given by name patterns, and that the first pass has the whole batch."""
     if isinstance(nuisance, str) or nuisance == []:
         raise ValueError(f"nuisance must be a list of name patterns, such as ['*.raw_scale'], got {nuisance!r}.")
     if nuisance and ascent_batch_fraction < 1:
@@ -312,11 +292,7 @@ def check_nuisance(nuisance: Sequence[str] | None, ascent_batch_fraction: float 
 
 
 def check_ascent_batch_fraction(ascent_batch_fraction: float) -> None:
-    """Check that a fraction of the batch is above 0 and at most 1.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Check that a fraction of the batch is above 0 and at most 1."""
     if not 0 < ascent_batch_fraction <= 1:
         raise ValueError(
             "ascent_batch_fraction is a fraction of the batch: it must be above 0 and at most 1, got "

@@ -24,10 +24,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import num_vectorized
 from flatbayes.core.norms import broadcast_per_network, global_norm
-from flatbayes.flatness.ascent import (
-    Perturbation,
-    perturbation_in_groups,
-)
+from flatbayes.flatness.ascent import Perturbation, perturbation_in_groups
 from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 

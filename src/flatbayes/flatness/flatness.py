@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.components import forward_to
 from flatbayes.core.display import format_fields
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection
 from flatbayes.flatness.ascent import (
@@ -196,34 +197,15 @@ class FlatnessWrapper(Flatness):
 
     flatness: Flatness
 
-    @property
-    def radius(self) -> Radius | None:
-        """That of the inner flatness."""
-        return self.flatness.radius
-
-    @property
-    def reference_radius(self) -> float:
-        """That of the inner flatness."""
-        return self.flatness.reference_radius
+    radius = forward_to("flatness", "radius")
+    reference_radius = forward_to("flatness", "reference_radius")
+    stationary_after = forward_to("flatness", "stationary_after")
+    depends_on_loss_scale = forward_to("flatness", "depends_on_loss_scale")
+    needs_weight_distribution = forward_to("flatness", "needs_weight_distribution")
 
     def with_radius(self, radius: Radius) -> Flatness:
         """The wrapper of the inner flatness with another radius."""
         return replace(self, flatness=self.flatness.with_radius(radius))  # type: ignore[type-var]  # a dataclass
-
-    @property
-    def stationary_after(self) -> float:
-        """As for the inner flatness."""
-        return self.flatness.stationary_after
-
-    @property
-    def depends_on_loss_scale(self) -> bool:
-        """As for the inner flatness."""
-        return self.flatness.depends_on_loss_scale
-
-    @property
-    def needs_weight_distribution(self) -> bool:
-        """As for the inner flatness."""
-        return self.flatness.needs_weight_distribution
 
 
 def require_radius(flatness: Flatness) -> float:

@@ -21,12 +21,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import (
-    MIN_NORM,
-    Perturbation,
-    check_radius,
-    check_radius_or_auto,
-)
+from flatbayes.flatness.ascent import MIN_NORM, Perturbation, check_radius, check_radius_or_auto
 from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius, require_training_fraction
 
 

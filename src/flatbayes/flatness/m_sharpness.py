@@ -28,12 +28,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.components import resolve_component
 from flatbayes.core.context import SubBatch, sub_batch
-from flatbayes.core.gradients import (
-    check_trainable,
-    compute_some_gradients,
-    dense_gradient,
-    replace_gradient,
-)
+from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient, replace_gradient
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.flatness.flatness import Flatness, FlatnessWrapper
 from flatbayes.flatness.sam import SAM

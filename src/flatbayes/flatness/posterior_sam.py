@@ -18,18 +18,16 @@ products with Σ, and no inverse. In their code the authors of the sharpness-awa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import DiagonalGaussian, WeightDistribution, get_distribution
+from flatbayes.core.names import check_choice
 from flatbayes.flatness.asam import scaled_perturbation
-from flatbayes.flatness.ascent import (
-    Perturbation,
-    check_radius,
-)
+from flatbayes.flatness.ascent import Perturbation, check_radius
 from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 Geometry = Literal["std", "mean_over_std"]
@@ -85,8 +83,7 @@ class PosteriorSAM(AscentFlatness):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_radius(self.initial_rho, "initial_rho is a radius")
-        if self.geometry not in get_args(Geometry):
-            raise ValueError(f"geometry must be {' or '.join(get_args(Geometry))}, got {self.geometry!r}.")
+        check_choice("geometry", self.geometry, Geometry)
 
     needs_weight_distribution = True
 

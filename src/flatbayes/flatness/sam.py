@@ -22,9 +22,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.core.parameter_selection import ParameterSelection
-from flatbayes.flatness.ascent import (
-    Perturbation,
-)
+from flatbayes.flatness.ascent import Perturbation
 from flatbayes.flatness.flatness import AscentFlatness, Radius, require_radius
 
 DEFAULT_RADIUS = 0.05

@@ -18,13 +18,7 @@ from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.components import resolve_component
-from flatbayes.flatness.flatness import (
-    Flatness,
-    FlatnessWrapper,
-    Plain,
-    require_progress,
-    require_training_fraction,
-)
+from flatbayes.flatness.flatness import Flatness, FlatnessWrapper, Plain, require_progress, require_training_fraction
 from flatbayes.flatness.sam import SAM
 
 

@@ -6,13 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from flatbayes.core import State
 from flatbayes.core.adapters import share_frozen_parameters
@@ -48,17 +42,10 @@ def make_fitted_posterior(
     Parameters that are not trained are shared with the network; the others are copied. A Laplace approximation
     computes its curvature here.
 
-    Args:
-        tracker: The tracker.
-        likelihood: Turns outputs into predictions.
-        flatness: Of the training, for descriptions.
-        wrap: Makes a network that takes the inputs alone and returns outputs; None for a network that does so itself.
-        transform: Applied to inputs before the network.
-        statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws; if there are
-            none, they are read from the loader.
-        loader: Gives batches of (inputs, targets), or dictionaries with labels, that the network takes as they are;
-            None for those of training, in order.
-        info: Plain data saved with the artefact.
+    `wrap` makes a network that takes the inputs alone and returns outputs; None is for one that does so itself.
+    `statistics_inputs` are batches of training inputs, to re-estimate BatchNorm statistics of draws; without any they
+    are read from the loader. That gives batches of (inputs, targets), or dictionaries with labels, that the network
+    takes as they are; None is the loader of training, in order.
 
     Raises:
         RuntimeError: Too few snapshots have been collected, and training goes on or has done all of its steps.

@@ -40,12 +40,15 @@ with require_package("lightning"):
         except ImportError:
             from pytorch_lightning import Callback
 
-    from flatbayes.integrations.lightning_checks import check_steps, check_supported, get_class_names, get_network
-    from flatbayes.integrations.lightning_closure import (
+    from flatbayes.integrations.lightning_steps import (
         MicroBatch,
         MicroBatchRecord,
         StepClosure,
+        check_steps,
+        check_supported,
         extract_loss,
+        get_class_names,
+        get_network,
     )
 
 

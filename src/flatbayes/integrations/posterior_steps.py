@@ -143,11 +143,7 @@ class PosteriorSteps:
 
 
 def check_optimizer(posterior: Posterior, network: nn.Module, optimizer: Optimizer) -> None:
-    """Check that a sampler moves all the weights that the optimizer updates.
-
-    Raises:
-        ValueError: The optimizer updates parameters outside of the network.
-    """
+    """Check that a sampler moves all the weights that the optimizer updates."""
     own_ids = {id(param) for param in network.parameters()}
     others = sum(id(param) not in own_ids for group in optimizer.param_groups for param in group["params"])
     if others and posterior.requires_stationary_loss == "while_collecting":

@@ -17,14 +17,10 @@ from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.core.context import offer_distribution
 from flatbayes.core.names import format_count
-from flatbayes.core.parameter_selection import (
-    only_requires_grad,
-    select_parameters,
-)
+from flatbayes.core.parameter_selection import only_requires_grad, select_parameters
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.integrations.posterior_steps import PosteriorSteps
-from flatbayes.integrations.tracker_config import TrackerConfig
-from flatbayes.integrations.tracker_file import TrackerState
+from flatbayes.integrations.tracker_config import TrackerConfig, TrackerState
 from flatbayes.posteriors.parameter_guard import refuse_changes
 from flatbayes.training.compatibility import check_snapshot_count
 from flatbayes.training.identity import describe_name
@@ -74,16 +70,9 @@ class TrainingTracker:
     ) -> "TrainingTracker":
         """A tracker with empty statistics.
 
-        Args:
-            config: Which snapshots are collected, and when.
-            network: The network, on its training device.
-            optimizer: The optimizer of the loop.
-            progress: Number of steps so far and in all.
-            steps_per_epoch: Optimizer steps in an epoch; None if training has no epochs.
-            num_data: Number of training examples.
-            loader: The training data loader, for what is computed on training examples after training.
-            mixed_precision: Option of the loop for mixed precision, which a warning of trained weights in bfloat16 or
-                float16 names.
+        `steps_per_epoch` is None if training has no epochs. The loader is for what is computed on training examples
+        after training. `mixed_precision` is an option of the loop, which a warning of trained weights in bfloat16 or
+        float16 names.
 
         Raises:
             ValueError: The posterior does not go with the network or the optimizer, or snapshots are collected and
@@ -134,9 +123,6 @@ class TrainingTracker:
         """Check before the first step that the steps ahead collect enough snapshots to draw from.
 
         A warning says if they are fewer than half of those that the posterior can use.
-
-        Raises:
-            ValueError: There are too few to draw from.
         """
         posterior, progress, collection = self.config.posterior, self.progress, self.config.collection
         useful = posterior.snapshot_requirements.max_used

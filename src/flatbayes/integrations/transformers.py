@@ -10,7 +10,7 @@ posterior, which samples weights for every gradient, takes its whole step at the
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,7 @@ from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.model_inputs import Logits, MainInput
 from flatbayes.integrations.posterior_steps import freeze_norm_statistics, is_optimizer_step, synchronize_gradients
 from flatbayes.integrations.tracker import TrainingTracker, copy_batch, is_single_pass
-from flatbayes.integrations.tracker_config import make_tracker_config
-from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state
+from flatbayes.integrations.tracker_config import TRACKER_FILE_NAME, load_tracker_state, make_tracker_config
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
@@ -186,7 +185,7 @@ class FlatTrainerMixin(_TrainerBase):
         tracker = self._tracker
         if tracker is not None:
             tracker.check_parameters()
-        with self._freeze_norm_statistics(model):
+        with nullcontext() if self.optimizer is None else freeze_norm_statistics(model, self.optimizer):
             if tracker is None or tracker.config.posterior.uses_gradient_only:
                 loss = self._compute_gradients(model, closure)
             else:
@@ -194,9 +193,6 @@ class FlatTrainerMixin(_TrainerBase):
                 loss = tracker.steps.step(lambda: self._compute_clipped_gradients(model, closure), step)
         self._micro_batches.clear()
         return loss
-
-    def _freeze_norm_statistics(self, model: nn.Module) -> AbstractContextManager[None]:
-        return nullcontext() if self.optimizer is None else freeze_norm_statistics(model, self.optimizer)
 
     def _compute_gradients(self, model: nn.Module, closure: Closure) -> Tensor:
         tracker = self._tracker

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from flatbayes.core import TrainingProgress
 from flatbayes.integrations.posterior_steps import override_methods
 from flatbayes.integrations.tracker import TrainingTracker, count_optimizer_steps
-from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state, save_tracker_state
+from flatbayes.integrations.tracker_config import TRACKER_FILE_NAME, load_tracker_state, save_tracker_state
 
 if TYPE_CHECKING:
     from flatbayes.integrations.transformers import FlatTrainerMixin

@@ -142,12 +142,7 @@ def bin_confidences(
 ) -> ReliabilityBins:
     """Bin predictions by confidence, from the values of `top_predictions`; arguments as in `reliability_bins`.
 
-    Args:
-        confidence: Confidence of each prediction.
-        is_right: 1 where it is right, else 0.
-        num_bins: As in `reliability_bins`.
-        closed: As in `reliability_bins`.
-        examples: Number of the example of each prediction, if an example has several; None if each has one.
+    `examples` has the number of the example of each prediction, if an example has several.
     """
     bins = torch.bucketize(confidence, _bin_edges(num_bins)[1:-1], right=closed == "left")
     counts = torch.bincount(bins, minlength=num_bins)
@@ -298,10 +293,6 @@ def top_predictions(
 ) -> tuple[Float[Tensor, " examples"], Float[Tensor, " examples"]]:
     """Check predictions, and return the confidence of each, and 1 if it is right, else 0, as float64 on the CPU.
 
-    Args:
-        probs: Class probabilities.
-        labels: Index of the true class.
-
     Raises:
         ValueError: The probabilities or labels are invalid.
     """
@@ -312,12 +303,7 @@ def top_predictions(
 
 
 def find_top_class(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability of the most probable class, the first of tied ones, and whether it is the label.
-
-    Args:
-        probs: Checked probabilities on the CPU, [examples, classes].
-        labels: Index of the true class.
-    """
+    """Probability of the most probable class, the first of tied ones, and whether it is the label."""
     top = torch.from_numpy(np.argmax(probs.numpy(), axis=1))  # several times as fast as torch.argmax
     return probs.gather(1, top[:, None]).squeeze(1), top == labels
 

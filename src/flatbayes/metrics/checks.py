@@ -22,10 +22,6 @@ SUM_TOLERANCE = 1e-3
 def iter_probs(probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Check class probabilities and labels, and clamp the probabilities to [0, 1], block by block.
 
-    Args:
-        probs: Class probabilities of each example, [examples, classes].
-        labels: Index of the true class of each example, [examples].
-
     Yields:
         The rows of a block, its probabilities, and its labels: float64 and int64 on the CPU. The probabilities may be
         changed, and are overwritten by the next block.
@@ -48,9 +44,7 @@ def iter_probs(probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, T
 def iter_log_probs(log_probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Check log probabilities and labels, and clamp the log probabilities to at most 0, block by block.
 
-    Args:
-        log_probs: Log probabilities of the classes of each example, [examples, classes]; -inf is allowed.
-        labels: Index of the true class of each example, [examples].
+    A log probability may be -inf.
 
     Yields:
         The rows of a block, its log probabilities, its probabilities, and its labels: float64 and int64 on the CPU.
@@ -75,10 +69,6 @@ def iter_log_probs(log_probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, T
 
 def check_same_probs(probs: Tensor, other_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Check the class probabilities of two predictions of the same examples; returns them in float64 on the CPU.
-
-    Args:
-        probs: Class probabilities, [examples, classes].
-        other_probs: Other ones of the same shape.
 
     Raises:
         ValueError: They are invalid, or their shapes differ.

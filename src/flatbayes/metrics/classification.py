@@ -43,10 +43,6 @@ class ExampleScores:
 def score_examples(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> ExampleScores:
     """Check predictions and compute the scores of each example, in one pass.
 
-    Args:
-        log_probs: Log of the averaged probabilities.
-        labels: Index of the true class.
-
     Raises:
         ValueError: The log probabilities or labels are invalid.
     """
@@ -84,12 +80,7 @@ def classification_metrics(
 
 
 def binary_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
-    """The metrics of `BINARY_METRICS` for two classes, NaN where a class has no examples; none for other numbers.
-
-    Args:
-        log_probs: Log of the averaged probabilities, [examples, classes].
-        labels: Index of the true class, [examples].
-    """
+    """The metrics of `BINARY_METRICS` for two classes, NaN where a class has no examples; none for other numbers."""
     if log_probs.shape[-1] != 2:
         return {}
     ranking = log_probs[:, 1], labels == 1
@@ -157,12 +148,7 @@ def brier_score(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " 
 
 
 def squared_errors(probs: Tensor, labels: Tensor) -> Tensor:
-    """sum_c (p_c - [y = c])^2 of each example; the probabilities are overwritten.
-
-    Args:
-        probs: Class probabilities, [examples, classes].
-        labels: Index of the true class, [examples].
-    """
+    """sum_c (p_c - [y = c])^2 of each example; the probabilities are overwritten."""
     probs[torch.arange(len(labels)), labels] -= 1
     return probs.square_().sum(-1)
 

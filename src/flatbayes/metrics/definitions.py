@@ -223,9 +223,6 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
 def select_definitions(metrics: Collection[str]) -> Mapping[str, str]:
     """One line on each metric; those of several labels or positions, which share names with others, where they are.
 
-    Args:
-        metrics: Names of the metrics of an evaluation.
-
     Examples:
         >>> select_definitions(MULTI_LABEL_METRICS)["accuracy"]
         'Accuracy: fraction of labels that are predicted right, 1 - Hamming loss'

@@ -44,9 +44,7 @@ def estimate_design_effect(values: Float[Tensor, " predictions"], examples: Int[
     m examples, values x and their mean 0 it is m / (m - 1) sum S^2 / sum x^2, at least 1. A single example counts as
     one value.
 
-    Args:
-        values: Values of all examples, such as those of the positions of an image.
-        examples: Number of the example of each value, from 0.
+    `examples` has the number of the example of each value, from 0.
 
     Examples:
         >>> values = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(50)

@@ -124,13 +124,7 @@ def apply_temperature(
 
 
 def nll_slope(log_probs: Tensor, labels: Tensor, inverse_temperature: float) -> float:
-    """Derivative of the NLL with respect to 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y)).
-
-    Args:
-        log_probs: Checked log probabilities on the CPU, [examples, classes].
-        labels: Index of the true class.
-        inverse_temperature: 1 / T.
-    """
+    """Derivative of the NLL with respect to 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y))."""
     slopes = torch.empty(len(labels), dtype=torch.float64)
     for rows in iter_row_blocks(log_probs):
         block = log_probs[rows].double()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -25,11 +25,7 @@ def check_arguments(input_shape: Sequence[int], num_classes: int, dropout: float
 
 
 def check_image_shape(input_shape: Sequence[int], model_name: str) -> int:
-    """Check that inputs are images, and return their number of channels.
-
-    Raises:
-        ValueError: The input shape is not (channels, height, width).
-    """
+    """Check that inputs are images, and return their number of channels."""
     if len(input_shape) != 3:
         raise ValueError(
             f"{model_name} needs images, an input shape of (channels, height, width), got {tuple(input_shape)}. "
@@ -54,42 +50,20 @@ def check_hidden(hidden: Any) -> None:
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:
-    """Check that there are sizes, and that all are positive.
-
-    Args:
-        name: Name of the constructor argument.
-        sizes: Its values.
-
-    Raises:
-        ValueError: There are none, or one is below 1.
-    """
+    """Check that there are sizes, and that all are positive."""
     if not sizes or min(sizes) < 1:
         got = sizes[0] if len(sizes) == 1 else tuple(sizes)
         raise ValueError(f"{name} must be whole numbers from 1, got {got}.")
 
 
 def check_depth(model_name: str, depth: int, valid_depths: Sequence[int]) -> None:
-    """Check that the architecture exists with this depth.
-
-    Raises:
-        ValueError: The depth is not valid; the message names the nearest valid ones.
-    """
+    """Check that the architecture exists with this depth."""
     if depth in valid_depths:
         return
     below = max((d for d in valid_depths if d < depth), default=-math.inf)
     above = min((d for d in valid_depths if d > depth), default=math.inf)
     nearest = " or ".join(str(d) for d in (below, above) if math.isfinite(d))
     raise ValueError(f"{model_name} cannot have depth {depth}: the nearest possible depth is {nearest}.")
-
-
-def check_stem(stem: str) -> None:
-    """Check the name of a stem.
-
-    Raises:
-        ValueError: It is neither "small" nor "large".
-    """
-    if stem not in get_args(Stem):
-        raise ValueError(f"stem must be {' or '.join(get_args(Stem))}, got {stem!r}.")
 
 
 def init_kaiming_(model: nn.Module) -> None:
@@ -104,9 +78,7 @@ def init_kaiming_(model: nn.Module) -> None:
 def init_truncated_normal_(model: nn.Module, std: float = 0.02) -> None:
     """Initialise all linear layers and convolutions from a truncated normal distribution, and their biases with 0.
 
-    Args:
-        model: The network.
-        std: Standard deviation; values are truncated at -2 and 2, as is usual for transformers.
+    Values are truncated at -2 and 2, as is usual for transformers.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

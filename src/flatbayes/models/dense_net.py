@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flatbayes.core.names import check_choice
 from flatbayes.models.building import (
     Stem,
     check_arguments,
     check_depth,
     check_image_shape,
     check_sizes,
-    check_stem,
     init_kaiming_,
 )
 
@@ -63,7 +63,7 @@ class DenseNet(nn.Module):
         check_arguments(input_shape, num_classes, dropout)
         channels = check_image_shape(input_shape, "DenseNet")
         check_depth("DenseNet", depth, list(LAYERS_PER_BLOCK))
-        check_stem(stem)
+        check_choice("stem", stem, Stem)
         growth = GROWTH_BY_DEPTH.get(depth, DEFAULT_GROWTH) if growth is None else growth
         check_sizes("growth", [growth])
         width = 2 * growth
@@ -97,10 +97,7 @@ class DenseNet(nn.Module):
 class DenseLayer(nn.Module):
     """Concatenation of x and F(x), where F is a 1x1 and a 3x3 convolution, each after BatchNorm and ReLU.
 
-    Args:
-        in_channels: Channels of the input.
-        growth: Channels of F(x).
-        dropout: Dropout rate of F(x).
+    F(x) has `growth` channels.
     """
 
     def __init__(self, in_channels: int, growth: int, dropout: float) -> None:

@@ -112,11 +112,7 @@ class PreActivationBlock(nn.Module):
     If the number of channels or the size changes, x is replaced by a 1x1 convolution of the first activation. Dropout
     comes before the last convolution, as in a wide ResNet.
 
-    Args:
-        channels: Input channels of the block, then output channels of each convolution.
-        kernel_sizes: Kernel size of each convolution; the first one of size 3 has the stride.
-        stride: Stride of the block in pixels.
-        dropout: Dropout rate.
+    The first convolution of size 3 has the stride. The first of the channels are those of the input.
     """
 
     def __init__(self, channels: tuple[int, ...], kernel_sizes: tuple[int, ...], stride: int, dropout: float) -> None:
@@ -160,14 +156,8 @@ def make_residual_network(
 ) -> nn.Sequential:
     """A stem of 16 channels, three stages (the second and third halve the image), and a linear classifier.
 
-    Args:
-        channels: Channels of the images.
-        num_classes: Size of the output.
-        widths: Output channels of each stage.
-        num_blocks: Number of blocks of each stage.
-        dropout: Dropout rate of each block.
-        is_bottleneck: Whether blocks are 1x1, 3x3 and 1x1 convolutions, the inner ones with a quarter of the
-            channels, instead of two 3x3 convolutions.
+    With `is_bottleneck` blocks are 1x1, 3x3 and 1x1 convolutions, the inner ones with a quarter of the channels,
+    instead of two 3x3 convolutions.
     """
 
     def make_block(in_channels: int, out_channels: int, stride: int) -> PreActivationBlock:

@@ -3,13 +3,13 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flatbayes.core.names import check_choice
 from flatbayes.models.building import (
     Stem,
     check_arguments,
     check_depth,
     check_image_shape,
     check_sizes,
-    check_stem,
     init_kaiming_,
 )
 
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
         check_sizes("width", [width])
         channels = check_image_shape(input_shape, "ResNet")
         check_depth("ResNet", depth, [*BASIC_BLOCKS, *BOTTLENECK_BLOCKS])
-        check_stem(stem)
+        check_choice("stem", stem, Stem)
         kernel, step = (7, 2) if stem == "large" else (3, 1)
         self.conv1 = nn.Conv2d(channels, width, kernel, step, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -85,14 +85,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """relu(x + F(x)), F being two 3x3 convolutions.
-
-    Args:
-        in_channels: Channels of the input.
-        inner_channels: Channels between the convolutions.
-        stride: Stride of the first convolution.
-        dropout: Dropout rate.
-    """
+    """relu(x + F(x)), F being two 3x3 convolutions."""
 
     expansion = 1
 
@@ -113,14 +106,7 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, the second with the stride.
-
-    Args:
-        in_channels: Channels of the input.
-        inner_channels: Channels between the convolutions.
-        stride: Stride of the 3x3 convolution.
-        dropout: Dropout rate.
-    """
+    """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, the second with the stride."""
 
     expansion = 4
 

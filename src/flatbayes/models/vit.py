@@ -5,12 +5,13 @@ little time, and it supports no double backward (the Hessian), no forward-mode d
 no activation noise (LRT).
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flatbayes.core.names import check_choice
 from flatbayes.models.building import check_arguments, check_image_shape, check_sizes, init_truncated_normal_
 
 Pooling = Literal["class", "mean"]
@@ -68,8 +69,7 @@ class ViT(nn.Module):
             )
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}.")
-        if pool not in get_args(Pooling):
-            raise ValueError(f"pool must be {' or '.join(get_args(Pooling))}, got {pool!r}.")
+        check_choice("pool", pool, Pooling)
         num_tokens = (height // patch) * (width // patch) + (pool == "class")
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "class" else None
@@ -95,14 +95,7 @@ class ViT(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
-
-    Args:
-        dim: Features of each token.
-        heads: Number of attention heads.
-        hidden: Hidden units of the MLP.
-        dropout: Dropout rate of both outputs.
-    """
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -121,9 +114,7 @@ class TransformerBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., NeurIPS 2017): softmax(q kᵀ / sqrt(size of a head)) v.
 
-    Args:
-        dim: Features of each token.
-        heads: Number of attention heads, a divisor of dim.
+    The number of heads is a divisor of `dim`.
     """
 
     def __init__(self, dim: int, heads: int) -> None:

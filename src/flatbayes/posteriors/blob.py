@@ -17,13 +17,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.adapters import find_factor_pairs
+from flatbayes.core.names import check_choice
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.tensor_lists import widen, zero_tensors
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
@@ -95,8 +96,7 @@ class BLoB(Posterior):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
         if self.kl_cycle is not None and self.kl_cycle < 1:
             raise ValueError(f"kl_cycle is a number of steps: at least 1, got {self.kl_cycle}.")
-        if self.signs not in get_args(SignSharing):
-            raise ValueError(f"signs must be {' or '.join(get_args(SignSharing))}, got {self.signs!r}.")
+        check_choice("signs", self.signs, SignSharing)
 
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound

@@ -31,13 +31,7 @@ from flatbayes.posteriors.ggn import (
     factorize_loss_hessian,
     iter_ggn_vectors,
 )
-from flatbayes.posteriors.kfac import (
-    KroneckerFactors,
-    add_factors,
-    find_kfac_layers,
-    get_matrix_shape,
-    split_columns,
-)
+from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape, split_columns
 from flatbayes.posteriors.last_layer import (
     LastLayerGgn,
     compute_eigenvalues,
@@ -74,11 +68,7 @@ def make_curvature(structure: CurvatureStructure | None, model: nn.Module) -> Cu
 
 @dataclass(frozen=True, eq=False)
 class DiagonalCurvature(CurvatureApproximation):
-    """Exact diagonal of the GGN of any network; the basis is the standard basis.
-
-    Attributes:
-        model: The network.
-    """
+    """Exact diagonal of the GGN of any network; the basis is the standard basis."""
 
     model: nn.Module
 
@@ -113,12 +103,7 @@ class DiagonalCurvature(CurvatureApproximation):
 
 @dataclass(frozen=True, eq=False)
 class LastLayerCurvature(CurvatureApproximation):
-    """Exact GGN of the last linear layer, as the square root `scale` of the covariance.
-
-    Attributes:
-        model: The network.
-        layer: Its last linear layer.
-    """
+    """Exact GGN of the last linear layer, as the square root `scale` of the covariance."""
 
     model: nn.Module
     layer: nn.Linear
@@ -218,12 +203,7 @@ class LastLayerCurvature(CurvatureApproximation):
 
 @dataclass(frozen=True, eq=False)
 class KroneckerCurvature(CurvatureApproximation):
-    """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors.
-
-    Attributes:
-        model: The network.
-        layers: Its linear and convolutional layers, by name.
-    """
+    """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors."""
 
     model: nn.Module
     layers: Mapping[str, MatrixLayer]

@@ -121,12 +121,7 @@ class DiagonalGgn:
 
 
 class SquareSum:
-    """Sums the squares of the gradients of each example in the parameters of one layer.
-
-    Args:
-        layer: The layer.
-        calls: Its calls for one batch.
-    """
+    """Sums the squares of the gradients of each example in the parameters of one layer."""
 
     def __init__(self, layer: nn.Module, calls: Sequence[LayerCall]) -> None:
         self.layer = layer

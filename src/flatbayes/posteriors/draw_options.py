@@ -96,25 +96,8 @@ def check_scale(scale: AutoFloat | None) -> None:
         )
 
 
-def check_burn_in(burn_in: AutoFloat | None) -> None:
-    """Validate a fraction of the snapshots that is left out.
-
-    Raises:
-        ValueError: It is no number from 0 to 0.5, nor `auto` nor None.
-    """
-    _check_fraction("burn_in", burn_in, 0.0, 0.5)
-
-
-def check_end_fraction(end_fraction: AutoFloat | None) -> None:
-    """Validate a fraction of the snapshots after which the others are left out.
-
-    Raises:
-        ValueError: It is no number from 0.25 to 1, nor `auto` nor None.
-    """
-    _check_fraction("end_fraction", end_fraction, 0.25, 1.0)
-
-
-def _check_fraction(name: str, value: AutoFloat | None, lowest: float, highest: float) -> None:
+def check_fraction(name: str, value: AutoFloat | None, lowest: float, highest: float) -> None:
+    """Refuse a fraction of the snapshots that is outside this range, and neither `auto` nor None."""
     if value not in (AUTO, None) and (isinstance(value, str) or not lowest <= value <= highest):
         raise ValueError(
             f"{name} is a fraction of the snapshots, from {lowest:g} to {highest:g}, or 'auto' or None; got "

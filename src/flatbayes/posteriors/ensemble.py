@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
-from flatbayes.core.components import resolve_component
+from flatbayes.core.components import forward_to, resolve_component
 from flatbayes.core.context import WeightDistribution
 from flatbayes.posteriors.draw_options import DrawOption
 from flatbayes.posteriors.map import MAP
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.requirements import LossRequirement, SnapshotRequirements, Trajectory
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,19 @@ class Ensemble(Posterior):
         if self.size < 1:
             raise ValueError(f"An ensemble has at least 1 member, got size {self.size}.")
 
-    @property
-    def depends_on_model(self) -> bool:
-        """That of the member."""
-        return self.member.depends_on_model
+    depends_on_model = forward_to("member", "depends_on_model")
+    stochastic = forward_to("member", "stochastic")
+    needs_norm_reestimation = forward_to("member", "needs_norm_reestimation")
+    shardable = forward_to("member", "shardable")
+    requires_stationary_loss = forward_to("member", "requires_stationary_loss")
+    has_weight_distribution = forward_to("member", "has_weight_distribution")
+    gradients_per_step = forward_to("member", "gradients_per_step")
+    perturbs_weights = forward_to("member", "perturbs_weights")
+    tolerates_skipped_steps = forward_to("member", "tolerates_skipped_steps")
+    uses_gradient_only = forward_to("member", "uses_gradient_only")
+    snapshot_requirements = forward_to("member", "snapshot_requirements")
+    default_optimizer = forward_to("member", "default_optimizer")
+    trajectory = forward_to("member", "trajectory")
 
     def adapt_to(self, model: nn.Module) -> Posterior:
         """Return an ensemble of the adapted member."""
@@ -70,74 +78,14 @@ class Ensemble(Posterior):
         """`size` times the number of runs of the member, which can be an ensemble itself."""
         return self.size * self.member.num_members
 
-    @property
-    def stochastic(self) -> bool:
-        """The member's value."""
-        return self.member.stochastic
-
-    @property
-    def needs_norm_reestimation(self) -> bool:
-        """The member's value."""
-        return self.member.needs_norm_reestimation
-
-    @property
-    def shardable(self) -> bool:
-        """The member's value."""
-        return self.member.shardable
-
-    @property
-    def requires_stationary_loss(self) -> LossRequirement:
-        """The member's value."""
-        return self.member.requires_stationary_loss
-
-    @property
-    def has_weight_distribution(self) -> bool:
-        """As for the member."""
-        return self.member.has_weight_distribution
-
     def make_weight_distribution(self, state: State) -> WeightDistribution | None:
         """Return that of the member."""
         return self.member.make_weight_distribution(state)
 
     @property
-    def gradients_per_step(self) -> float:
-        """The member's value, for each run."""
-        return self.member.gradients_per_step
-
-    @property
-    def perturbs_weights(self) -> bool:
-        """The member's value."""
-        return self.member.perturbs_weights
-
-    @property
-    def tolerates_skipped_steps(self) -> bool:
-        """The member's value."""
-        return self.member.tolerates_skipped_steps
-
-    @property
-    def uses_gradient_only(self) -> bool:
-        """The member's value."""
-        return self.member.uses_gradient_only
-
-    @property
-    def snapshot_requirements(self) -> SnapshotRequirements:
-        """The member's value."""
-        return self.member.snapshot_requirements
-
-    @property
     def draw_options(self) -> Mapping[str, DrawOption]:
         """Those of the member."""
         return {f"member.{name}": option for name, option in self.member.draw_options.items()}
-
-    @property
-    def default_optimizer(self) -> OptimizerFactory:
-        """The member's value."""
-        return self.member.default_optimizer
-
-    @property
-    def trajectory(self) -> Trajectory | None:
-        """That of the member: the first one is trained as the member is alone."""
-        return self.member.trajectory
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return the state of one run of the member."""

@@ -32,11 +32,7 @@ from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import AutoFloat, DrawOption
-from flatbayes.posteriors.optimization import (
-    init_state,
-    step_optimizer,
-    temper_precision,
-)
+from flatbayes.posteriors.optimization import init_state, step_optimizer, temper_precision
 from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd, iter_sampled, noise_std
 from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
 from flatbayes.posteriors.snapshots import (

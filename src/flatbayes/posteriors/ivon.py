@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.names import check_choice
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
@@ -130,9 +131,7 @@ class IVON(TemperedPosterior):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
-        if self.hessian_estimator not in get_args(HessianEstimator):
-            names = " or ".join(get_args(HessianEstimator))
-            raise ValueError(f"hessian_estimator must be {names}, got {self.hessian_estimator!r}.")
+        check_choice("hessian_estimator", self.hessian_estimator, HessianEstimator)
 
     fine_tuning_temperature = 0.1  # the noise of a higher one destroys trained weights
     draw_options = SCALE_OPTIONS

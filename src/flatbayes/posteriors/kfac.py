@@ -36,10 +36,7 @@ MAX_FACTORIZED_OUTPUTS = 64
 class KroneckerFactors:
     """The two Kronecker factors of one layer, summed over all batches so far.
 
-    Attributes:
-        input_factor: Sum of a aᵀ.
-        output_factor: Sum of g gᵀ.
-        num_positions: Number of vectors a in the sum.
+    The factors are sums of a aᵀ and of g gᵀ.
     """
 
     input_factor: Float[Tensor, "inputs inputs"]

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs, move_batch, slice_examples
+from flatbayes.core.names import check_choice
 from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten, widen
@@ -36,12 +37,7 @@ from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_sc
 from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
 from flatbayes.posteriors.last_layer import find_last_linear
 from flatbayes.posteriors.linearised import LinearisedNetwork, explain_derivative_error
-from flatbayes.posteriors.optimization import (
-    check_temperature,
-    init_state,
-    step_optimizer,
-    temper_precision,
-)
+from flatbayes.posteriors.optimization import check_temperature, init_state, step_optimizer, temper_precision
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.requirements import Trajectory
 
@@ -102,9 +98,10 @@ class Laplace(Posterior):
     scale: AutoFloat | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("structure", CurvatureStructure), ("predictive", PredictiveMode), ("tune", PriorTuning)):
-            if getattr(self, name) not in get_args(kind) and not (name == "structure" and self.structure is None):
-                raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}.")
+        if self.structure is not None:
+            check_choice("structure", self.structure, CurvatureStructure)
+        check_choice("predictive", self.predictive, PredictiveMode)
+        check_choice("tune", self.tune, PriorTuning)
         if self.prior_precision is not None and not 0 < self.prior_precision < math.inf:
             raise ValueError(f"prior_precision must be positive and finite, got {self.prior_precision}.")
         check_temperature(self.temperature)
@@ -298,11 +295,7 @@ def _check_finished(state: State) -> None:
 
 
 def _check_num_outputs(outputs: Tensor) -> None:
-    """Refuse examples with a class at so many positions that the Hessian of the loss in all outputs is too large.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Refuse examples with a class at so many positions that the Hessian of the loss in all outputs is too large."""
     shape = outputs.shape[1:]
     if len(shape) > 1 and shape.numel() > MAX_DENSE_OUTPUTS:
         raise ValueError(

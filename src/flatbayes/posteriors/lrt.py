@@ -14,7 +14,6 @@ expectation, where `SGVB` takes the expectation of a maximum.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.gaussians import invert_softplus, weight_distribution
+from flatbayes.core.names import check_choice
 from flatbayes.core.tensor_lists import widen, zero_tensors
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
@@ -85,8 +85,7 @@ class LRT(Posterior):
     def __post_init__(self) -> None:
         check_variational_options(self.prior_precision, self.temperature, self.initial_std)
         check_scale(self.scale)
-        if self.estimator not in get_args(NoiseEstimator):
-            raise ValueError(f"estimator must be {' or '.join(get_args(NoiseEstimator))}, got {self.estimator!r}.")
+        check_choice("estimator", self.estimator, NoiseEstimator)
 
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound
@@ -222,11 +221,7 @@ def accumulate_kl_gradients(
 
     Means without a gradient of the loss get this gradient alone, which moves them to the prior.
 
-    Args:
-        means: Means of q.
-        scales: Standard deviations of q, those of the passes that computed the gradients.
-        prior_precision: Precision of the prior, which has mean zero: one number, or one tensor per mean.
-        kl_weight: Weight of the KL divergence relative to a loss that is a mean over examples.
+    `kl_weight` is relative to a loss that is a mean over examples. The prior has mean zero.
     """
     raws, stds = [scale.raw for scale in scales], [scale.std for scale in scales]
     for mean, raw in zip(means, raws, strict=True):

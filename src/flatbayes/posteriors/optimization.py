@@ -104,11 +104,8 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
 def step_optimizer(state: State, closure: Closure, prior_precision: float | None, temperature: float = 1.0) -> Tensor:
     """Call the closure, add the gradient of the prior, and step the optimizer.
 
-    Args:
-        state: The state, whose weights are updated.
-        closure: See `Closure`.
-        prior_precision: Precision of the Gaussian prior; None where the optimizer's weight decay is the prior.
-        temperature: Factor on the gradient of the prior, since the closure's is that of the untempered likelihood.
+    Where `prior_precision` is None, the optimizer's weight decay is the prior. The temperature is a factor on the
+    gradient of the prior, since the closure's is that of the untempered likelihood.
 
     Returns:
         The loss of the closure.
@@ -178,10 +175,6 @@ def resolve_temperature(temperature: float | None) -> float:
 
 
 def check_temperature(temperature: float, hint: str = "") -> None:
-    """Validate a temperature; the method adds `hint` to the message.
-
-    Raises:
-        ValueError: The temperature is not positive or not finite.
-    """
+    """Validate a temperature; the method adds `hint` to the message."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}.{hint and ' '}{hint}")

@@ -20,11 +20,7 @@ MIN_INITIAL_STD = 1e-8
 
 
 def check_prior_precision(prior_precision: float | None) -> None:
-    """Validate a prior precision that is added to the gradient as a weight decay; 0 is an improper prior.
-
-    Raises:
-        ValueError: The precision is negative or not finite.
-    """
+    """Validate a prior precision that is added to the gradient as a weight decay; 0 is an improper prior."""
     if prior_precision is not None and not 0 <= prior_precision < math.inf:
         raise ValueError(f"prior_precision must be finite and at least 0, got {prior_precision}.")
 

@@ -33,20 +33,11 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.draw_options import AutoFloat, check_scale
-from flatbayes.posteriors.optimization import (
-    default_sgd,
-    init_state,
-    step_optimizer,
-    temper_precision,
-)
+from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer, temper_precision
 from flatbayes.posteriors.requirements import Trajectory
 from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd
 from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
-from flatbayes.posteriors.snapshots import (
-    Storage,
-    allocate_snapshots,
-    list_cpu_statistics,
-)
+from flatbayes.posteriors.snapshots import Storage, allocate_snapshots, list_cpu_statistics
 
 
 @dataclass(frozen=True)

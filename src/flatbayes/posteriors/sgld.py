@@ -23,29 +23,22 @@ does not widen the chain, as long as |q| <= 1. Where |q| > 1 part of the drift i
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
+from flatbayes.core.names import check_choice
 from flatbayes.core.randomness import iter_normal_noise, iter_uniform_noise
 from flatbayes.core.tensor_lists import clone_tensors, widen
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.draw_options import AutoFloat, check_scale
-from flatbayes.posteriors.optimization import (
-    init_state,
-    step_optimizer,
-    temper_precision,
-)
+from flatbayes.posteriors.optimization import init_state, step_optimizer, temper_precision
 from flatbayes.posteriors.requirements import Trajectory
 from flatbayes.posteriors.snapshot_sampler import SnapshotSampler
-from flatbayes.posteriors.snapshots import (
-    Storage,
-    allocate_snapshots,
-    list_cpu_statistics,
-)
+from flatbayes.posteriors.snapshots import Storage, allocate_snapshots, list_cpu_statistics
 
 Noise = Literal["gaussian", "lattice"]
 """Distribution of the step of a weight: normal, or one of two values."""
@@ -96,8 +89,7 @@ class SGLD(SnapshotSampler):
     burn_in: AutoFloat | None = None
 
     def __post_init__(self) -> None:
-        if self.noise not in get_args(Noise):
-            raise ValueError(f"noise must be {' or '.join(get_args(Noise))}, got {self.noise!r}.")
+        check_choice("noise", self.noise, Noise)
         super().__post_init__()
         check_scale(self.scale)
 

@@ -15,7 +15,7 @@ et al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_da
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.gaussians import invert_softplus
+from flatbayes.core.names import check_choice
 from flatbayes.core.networks import check_real
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
@@ -100,8 +101,7 @@ class SGVB(Posterior):
         check_selection(self.params, "params")
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
-        if self.prior_mean not in get_args(PriorMean):
-            raise ValueError(f"prior_mean must be {' or '.join(get_args(PriorMean))}, got {self.prior_mean!r}.")
+        check_choice("prior_mean", self.prior_mean, PriorMean)
 
     draw_options = SCALE_OPTIONS
     requires_stationary_loss = "at_end"  # the method minimises a bound

@@ -18,7 +18,7 @@ from flatbayes.posteriors.draw_options import (
     SCALE_OPTIONS,
     AutoFloat,
     DrawOption,
-    check_burn_in,
+    check_fraction,
     get_fraction,
 )
 from flatbayes.posteriors.optimization import check_temperature, default_sgd
@@ -60,7 +60,7 @@ class SnapshotSampler(TemperedPosterior):
         check_prior_precision(self.prior_precision)
         check_temperature(self._temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
-        check_burn_in(self.burn_in)
+        check_fraction("burn_in", self.burn_in, 0.0, 0.5)
 
     def with_automatic_options(self, *, is_trained: bool = False) -> Posterior:
         """Return this posterior at the temperature of such a training, and with a burn-in that is chosen."""

@@ -94,11 +94,7 @@ def count_stored_snapshots(state: State) -> int:
 
 
 def check_snapshot_options(max_snapshots: int, storage: Storage) -> None:
-    """Validate the options of a snapshot storage.
-
-    Raises:
-        ValueError: `max_snapshots` is below 1, or `storage` is unknown.
-    """
+    """Validate the options of a snapshot storage."""
     if max_snapshots < 1:
         raise ValueError(f"max_snapshots is the largest number of stored snapshots: at least 1, got {max_snapshots}.")
     check_storage_device(storage)
@@ -110,10 +106,6 @@ def get_storage_device(storage: Storage, model_device: torch.device) -> torch.de
 
 
 def check_storage_device(storage: Storage) -> None:
-    """Validate a storage.
-
-    Raises:
-        ValueError: `storage` is unknown.
-    """
+    """Validate a storage."""
     if storage not in get_args(Storage):
         raise ValueError(f"storage must be one of {', '.join(get_args(Storage))}; got {storage!r}.")

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.gradients import dense_gradient
+from flatbayes.core.names import check_choice
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.randomness import RandomState, preserve_rng, rewind_rng
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
@@ -88,8 +89,7 @@ class SVGD(Posterior):
             raise ValueError(f"bandwidth must be positive and finite, got {self.bandwidth}.")
         if not 0 <= self.rho < math.inf:
             raise ValueError(f"rho is a radius: it must be finite and at least 0, got {self.rho}.")
-        if self.norm not in get_args(TransportNorm):
-            raise ValueError(f"norm must be {' or '.join(get_args(TransportNorm))}, got {self.norm!r}.")
+        check_choice("norm", self.norm, TransportNorm)
         if self.initial_std is not None and not 0 <= self.initial_std < math.inf:
             raise ValueError(f"initial_std must be finite and at least 0, got {self.initial_std}.")
 

@@ -41,8 +41,7 @@ from flatbayes.posteriors.draw_options import (
     END_FRACTION,
     AutoFloat,
     DrawOption,
-    check_burn_in,
-    check_end_fraction,
+    check_fraction,
     check_scale,
     get_fraction,
 )
@@ -125,8 +124,8 @@ class SWAG(Posterior):
             )
         if self.scale != 0:
             check_scale(self.scale)
-        check_burn_in(self.burn_in)
-        check_end_fraction(self.end_fraction)
+        check_fraction("burn_in", self.burn_in, 0.0, 0.5)
+        check_fraction("end_fraction", self.end_fraction, 0.25, 1.0)
 
     has_weight_distribution = True  # from the second snapshot on
     shardable = True  # moments and deviations are elementwise
@@ -288,9 +287,7 @@ class SWAG(Posterior):
 class SnapshotGaussian(WeightDistribution):
     """The Gaussian of the snapshots so far, which is computed at the first use.
 
-    Attributes:
-        posterior: The posterior.
-        state: Its state, with at least two snapshots.
+    There are at least two of them.
     """
 
     posterior: SWAG

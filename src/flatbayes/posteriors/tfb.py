@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.adapters import find_factor_pairs
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.names import check_choice
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.traversal import trainable_by_name
@@ -78,8 +78,7 @@ class TFB(Posterior):
         check_prior_precision(self.prior_precision)
         if self.std != AUTO and (isinstance(self.std, str) or not 0 <= self.std < math.inf):
             raise ValueError(f"std must be at least 0 and finite, or 'auto'; got {self.std!r}.")
-        if self.criterion not in get_args(Criterion):
-            raise ValueError(f"criterion must be {' or '.join(get_args(Criterion))}, got {self.criterion!r}.")
+        check_choice("criterion", self.criterion, Criterion)
         if self.max_change is not None and not 0 < self.max_change < math.inf:
             raise ValueError(f"max_change must be positive and finite, got {self.max_change}.")
 

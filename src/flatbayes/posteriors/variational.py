@@ -134,14 +134,7 @@ def average_sample_gradients(
     The noise is drawn here, once for each call, so that a closure that accumulates the gradient over micro-batches
     has one sample of the weights for all of them. A parameter without a gradient counts as zero.
 
-    Args:
-        closure: See `Closure`.
-        params: Parameters with a distribution.
-        others: The other trainable parameters.
-        mean: All means in one vector.
-        std: All standard deviations in one vector.
-        num_samples: Number of samples.
-        squared: Whether the second result is g² instead of g times the noise.
+    With `squared` the second result is g² instead of g times the noise.
 
     Returns:
         The loss; and the gradient g in the sampled weights, g times the noise, and the gradients of `others`.
@@ -174,11 +167,7 @@ def _get_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def check_variational_options(prior_precision: object, temperature: float, initial_std: float) -> None:
-    """Validate the options that SGVB and LRT share.
-
-    Raises:
-        ValueError: An option is out of its range.
-    """
+    """Validate the options that SGVB and LRT share."""
     check_prior_precision_spec(prior_precision)
     check_temperature(temperature)
     if not MIN_STD <= initial_std < math.inf:

@@ -95,10 +95,7 @@ def _accumulate_raw_gradient(raw: Tensor, derivative: Sequence[Tensor | float], 
 class LayerNoise:
     """Noise of one layer in training.
 
-    Attributes:
-        estimator: How activations are sampled.
-        weight: Standard deviations of the weight; None for a deterministic weight.
-        bias: Standard deviations of the bias; None for a deterministic bias, or no bias.
+    Standard deviations are None for a deterministic weight or bias.
     """
 
     estimator: NoiseEstimator

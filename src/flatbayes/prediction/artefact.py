@@ -43,7 +43,6 @@ from flatbayes.prediction.network_tensors import (
     check_numbers,
     collect_network_tensors,
     frozen_parameters,
-    list_buffer_names,
     list_stored_tensors,
     select_required_numbers,
 )
@@ -86,7 +85,7 @@ def save_posterior(
         "num_data": [state.num_data for state in sampler.states],
         "num_statistics_batches": len(statistics_inputs),
         "frozen": list(frozen_parameters(sampler.states[0].model)),
-        "buffers": list_buffer_names(sampler.states[0].model),
+        "buffers": [name for name, _ in sampler.states[0].model.named_buffers(remove_duplicate=False)],
         "updated_buffers": [
             None if state.updated_buffers is None else sorted(state.updated_buffers) for state in sampler.states
         ],

@@ -1,13 +1,16 @@
-"""What networks are drawn from: its tensors and their writes, by which kept draws are known to be current."""
+"""What kept draws and predictions depend on: tensors and their writes, by which they are known to be current."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import is_
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from flatbayes.core.tensor_lists import count_writes, to_local
 from flatbayes.core.traversal import list_modules, list_parameters
+from flatbayes.likelihoods import Predictive
+from flatbayes.prediction.inputs import Inputs
 from flatbayes.prediction.sampling import NetworkSampler
 
 MAX_KEPT_ELEMENTS = 2**24
@@ -19,9 +22,6 @@ TensorMark = tuple[int, int]
 
 class DrawSource:
     """Everything that networks are drawn from, with the number of in-place writes to each tensor.
-
-    Args:
-        sampler: Draws the networks.
 
     Attributes:
         common_ids: Identities of the frozen parameters that all members share, which no draw changes.
@@ -80,3 +80,25 @@ def mark_tensors(tensors: Iterable[Tensor]) -> list[TensorMark]:
         )
         for tensor in tensors
     ]
+
+
+class PredictionCache:
+    """Predictions by the object that holds the inputs, and by their options; kept as long as this object is."""
+
+    def __init__(self) -> None:
+        self._predictions = WeakIdKeyDictionary()
+
+    def get(self, inputs: Inputs, options: Hashable, compute: Callable[[], Predictive]) -> Predictive:
+        """The prediction for these inputs, computed if there is none, or the inputs have been written to.
+
+        Not shared are those of iterables, which are read once, and of tensors of inference mode, to which writes are
+        not counted. `options` is everything else that the prediction depends on.
+        """
+        if not hasattr(inputs, "shape") or (isinstance(inputs, Tensor) and inputs.is_inference()):
+            return compute()
+        version = count_writes(inputs) if isinstance(inputs, Tensor) else 0
+        predictions = self._predictions.setdefault(inputs, {})
+        if (options, version) not in predictions:
+            predictions[options, version] = compute()
+        prediction: Predictive = predictions[options, version]
+        return prediction

@@ -17,13 +17,7 @@ from torch.func import vmap
 
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.network_calls import (
-    Place,
-    find_places,
-    plain_attention,
-    preserve_recurrence,
-    replace_tensors,
-)
+from flatbayes.core.network_calls import Place, find_places, plain_attention, preserve_recurrence, replace_tensors
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.tensor_lists import copy_values, count_writes, to_local
 from flatbayes.core.traversal import list_modules, named_parameters
@@ -67,10 +61,7 @@ class _Row:
 class _Member:
     """Tensors of a network.
 
-    Attributes:
-        params: Parameters that are its own.
-        buffers: Buffers.
-        common: Frozen parameters that all members share.
+    Those in `common` are frozen parameters that all members share.
     """
 
     params: dict[str, nn.Parameter]

@@ -14,7 +14,7 @@ from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.names import format_count
 from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.data import LazyImages
-from flatbayes.data.data_frames import convert_target_frame
+from flatbayes.data.column_names import convert_target_frame
 from flatbayes.likelihoods import (
     Bernoulli,
     BernoulliPredictive,
@@ -30,13 +30,7 @@ from flatbayes.likelihoods import (
 )
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.labels import encode_labels
-from flatbayes.metrics import (
-    CoverageCurve,
-    ReliabilityBins,
-    coverage_curve,
-    metrics_per_target,
-    regression_metrics,
-)
+from flatbayes.metrics import CoverageCurve, ReliabilityBins, coverage_curve, metrics_per_target, regression_metrics
 from flatbayes.metrics.calibration import bin_confidences
 from flatbayes.metrics.classification import binary_metrics, score_examples
 from flatbayes.metrics.definitions import select_definitions

@@ -1,9 +1,10 @@
-"""Batches of examples whose inputs are graphs, or dictionaries or tuples of tensors, such as those of a tokenizer."""
+"""Batches of graphs, dictionaries or tuples of tensors, and batches whose labels are names of classes."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -16,14 +17,17 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from flatbayes.core.arrays import check_missing_labels
 from flatbayes.core.batch_targets import split_batch, split_labels
 from flatbayes.core.graph_batches import is_graph, is_graph_list
-from flatbayes.core.input_trees import count_examples, slice_examples
+from flatbayes.core.input_trees import count_examples, holds_texts, slice_examples
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import DataWarning
+from flatbayes.data.in_memory import encode_texts
 from flatbayes.data.named_labels import NumberedLabels, wrap_rows
 from flatbayes.data.pairs import collate_examples, is_tree_pair
 from flatbayes.data.torch_dataset import read_examples
+from flatbayes.likelihoods.labels import encode_labels
 
 TARGETS_BATCH_SIZE = 256
 """Number of graphs that are joined at a time to read their targets."""
@@ -99,3 +103,81 @@ def convert_dataset(inputs: Any, batch_size: int, *, is_raw: bool) -> Any:
         examples = read_examples(inputs, type(inputs).__name__)
         return to_inputs(examples.inputs, examples.inputs_description)
     return batch_examples(inputs, batch_size)
+
+
+class NumberedBatches:
+    """A loader of batches in which names of classes are numbers; its other attributes are those of the loader.
+
+    The names are in the order of the numbers.
+    """
+
+    def __init__(self, loader: Iterable[Any], class_names: tuple[str, ...]) -> None:
+        self.loader, self.class_names = loader, class_names
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield number_batch(batch, self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet, in a copy
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+def number_batch(batch: Any, class_names: object) -> Any:
+    """A batch with the numbers of its labels if these are names; any other batch is unchanged.
+
+    Raises:
+        ValueError: A label is not the name of a class.
+
+    Examples:
+        >>> number_batch(([1.0, 2.0], ["b", "a"]), ["a", "b"])
+        ([1.0, 2.0], tensor([1, 0]))
+    """
+    pair = _split_names(batch)
+    return batch if pair is None else (pair[0], encode_labels(pair[1], class_names))
+
+
+def has_named_batches(loader: Iterable[Any]) -> bool:
+    """Whether the labels of the first batch are names; the batch is read."""
+    return _split_names(next(iter(loader), None)) is not None
+
+
+def read_class_names(loader: Iterable[Any], description: str) -> set[str]:
+    """The distinct labels of a loader, which is read once; errors begin with the description.
+
+    Raises:
+        ValueError: A label is missing, or those of a batch are no names.
+    """
+    names = set[str]()
+    for index, batch in enumerate(loader):
+        pair, place = _split_names(batch), f"{description}: Batch {index} of the loader (counted from 0)"
+        if pair is None:
+            raise ValueError(
+                f"{place} has labels that are not names, and the labels of the first training batch are names of "
+                "classes. Give names in all batches, or numbers in all."
+            )
+        labels = np.asarray(pair[1], dtype=object)
+        check_missing_labels(labels, f"{place}: its labels")
+        names.update(map(str, labels.tolist()))
+    return names
+
+
+def sort_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in the order of their numbers, which is that of arrays of names."""
+    return encode_texts({"The labels": np.array([*names], dtype=object)})[0]
+
+
+def _split_names(batch: Any) -> tuple[Any, Any] | None:
+    """Inputs and labels of a batch whose labels are names; None for any other batch."""
+    try:
+        pair = split_labels(batch) if isinstance(batch, Mapping) else batch
+    except ValueError:  # no labels, which `split_batch` explains
+        return None
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    if not is_pair or isinstance(pair[1], str) or not holds_texts(pair[1]):
+        return None
+    return pair[0], pair[1]

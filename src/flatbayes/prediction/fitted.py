@@ -19,12 +19,13 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.prediction_lock import lock_predictions
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data.frame_features import convert_inputs
-from flatbayes.data.image_values import check_image_values
+from flatbayes.data.split_checks import check_image_values
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.likelihoods.categorical_predictive import set_abstention
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
+from flatbayes.prediction.draw_source import PredictionCache
 from flatbayes.prediction.example_batches import convert_dataset, warn_of_random_order
 from flatbayes.prediction.inputs import (
     Inputs,
@@ -46,7 +47,6 @@ from flatbayes.prediction.placement import (
 )
 from flatbayes.prediction.representation import represent_inputs
 from flatbayes.prediction.sampling import NetworkSampler
-from flatbayes.prediction.shared import PredictionCache
 from flatbayes.prediction.training_inputs import InputDistance
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import GRAPHS, InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
-from flatbayes.data.feature_names import fill_missing
+from flatbayes.data.column_names import fill_missing
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.standardize import SEQUENCE_AXES, Standardize
 from flatbayes.likelihoods import DistributionPredictive, Predictive
@@ -169,9 +169,6 @@ def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_
     """Check that inputs hold no NaN and no infinity.
 
     Feature names that are none, as in a damaged artefact, are ignored.
-
-    Raises:
-        ValueError: Some values are not finite; the message says how many, and where the first is.
     """
     known_names = feature_names if isinstance(feature_names, list | tuple) else ()
     for batch in batches:
@@ -220,11 +217,7 @@ def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Ite
 
 
 def check_batch_axis(inputs: object, example_shape: object) -> None:
-    """Refuse one example without a batch axis.
-
-    Raises:
-        ValueError: The inputs have the shape of one example, or no axis at all.
-    """
+    """Refuse one example without a batch axis."""
     if isinstance(inputs, Tensor) and (inputs.ndim == 0 or list(inputs.shape) == example_shape != []):
         raise ValueError(
             f"Inputs need a batch axis, got the shape {tuple(inputs.shape)}, that of one example: pass inputs[None]."

@@ -13,7 +13,7 @@ from flatbayes.core.input_trees import IGNORE_INDEX, slice_examples
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import AmbiguousTargetsError, Task, TaskType
-from flatbayes.data.data_frames import convert_target_frame
+from flatbayes.data.column_names import convert_target_frame
 from flatbayes.data.frame_features import convert_inputs
 from flatbayes.data.named_labels import has_named_labels, wrap_rows
 from flatbayes.data.pairs import check_pair, has_tree_items, is_tree_pair, join_rows
@@ -30,10 +30,9 @@ from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.likelihoods.dense_categorical_predictive import pad_positions
 from flatbayes.likelihoods.families import find_family
 from flatbayes.likelihoods.labels import encode_labels
-from flatbayes.prediction.example_batches import batch_examples
+from flatbayes.prediction.example_batches import batch_examples, number_batch
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs, match_image_layout
-from flatbayes.prediction.named_batches import number_batch
 
 TASKS: dict[type[Likelihood], Task] = {
     Gaussian: "regression",
@@ -61,10 +60,6 @@ def join_targets(batches: Sequence[Tensor]) -> Tensor:
 
 class LabelledBatches:
     """Inputs of `(inputs, targets)` batches; the targets of the batches that have been read are kept.
-
-    Args:
-        batches: The batches.
-        class_names: Names of the classes of the training, which targets may be.
 
     Attributes:
         batches: The batches.

@@ -109,9 +109,6 @@ def check_layers(expected: LayerSettings, posterior: Posterior, model: nn.Module
     """Check that a network has the settings of the one that the posterior was fitted to.
 
     Entries that are missing, as in older artefacts, are not compared; `place` starts the message.
-
-    Raises:
-        ValueError: A setting differs.
     """
     found = describe_layers(posterior, model)
     first, second = expected.get("random", found["random"]), found["random"]

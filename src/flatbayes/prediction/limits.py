@@ -26,9 +26,6 @@ SIZE_ARGUMENT_INDEX: dict[Any, int] = dict.fromkeys(
 class AllocationLimit(TorchFunctionMode):
     """Context in which torch allocates at most a multiple of the elements and tensors of a file.
 
-    Args:
-        tensors: The tensors of the file.
-
     Raises:
         ValueError: More is requested; the allocation is not made.
     """
@@ -69,9 +66,6 @@ def check_max_integer(data: object, maximum: int) -> None:
     """Check that no integer in nested dictionaries and lists exceeds a maximum in absolute value.
 
     The label of unlabelled examples, `ignore_index`, is no size.
-
-    Raises:
-        ValueError: One does.
     """
     if isinstance(data, dict):
         data = [value for key, value in data.items() if key != "ignore_index"]

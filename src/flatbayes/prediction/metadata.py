@@ -166,22 +166,14 @@ INFO_ENTRIES: dict[str, Check] = {
 
 
 def check_entries(entries: Mapping[str, Any], checks: Mapping[str, Check], place: str) -> None:
-    """Check the entries that are there; `place` starts the message.
-
-    Raises:
-        ValueError: An entry has another type or value.
-    """
+    """Check the entries that are there; `place` starts the message."""
     for key, (is_valid, description) in checks.items():
         if key in entries and not is_valid(entries[key]):
             raise ValueError(f"{place} {key!r} must be {description}, got {str(entries[key])[:80]!r}.")
 
 
 def check_info(info: Mapping[str, Any]) -> None:
-    """Check the plain data of a posterior before they are saved.
-
-    Raises:
-        ValueError: An entry that flatbayes uses has another type.
-    """
+    """Check the plain data of a posterior before they are saved."""
     place = "The plain data `info` of this posterior cannot be saved: the entry"
     check_entries(replace_nonfinite(info), INFO_ENTRIES, place)
 

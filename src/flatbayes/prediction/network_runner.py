@@ -5,7 +5,7 @@ few examples in one vectorized call. All others run one after the other. Draws a
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,8 +132,10 @@ class NetworkRunner:
     ) -> Iterator[Tensor]:
         """Outputs of each network, which is kept for the next call if all fit the memory for that."""
         positions, keep = range(len(drawn.sample_ids)), sampler.posterior.stochastic and drawn.fits_budget()
-        # A progress bar that is not shown would still start a thread.
-        for k in _track_draws(positions) if show_progress else positions:
+        tracked: Iterable[int] = positions
+        if show_progress:  # a progress bar that is not shown would still start a thread
+            tracked = track(positions, "averaging networks", console=PlainConsole(stderr=True), transient=True)
+        for k in tracked:
             yield self._run_network(sampler, drawn, k, batches, compiled, keep)
         drawn.source = DrawSource(sampler)  # draws have written weights and restored them
 
@@ -160,7 +162,3 @@ class NetworkRunner:
         if member not in self._compiled_networks:
             self._compiled_networks[member] = torch.compile(network)
         return self._compiled_networks[member]
-
-
-def _track_draws(positions: Sequence[int]) -> Iterable[int]:
-    return track(positions, "averaging networks", console=PlainConsole(stderr=True), transient=True)

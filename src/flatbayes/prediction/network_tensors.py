@@ -87,11 +87,7 @@ def fill_in_frozen(
 
 
 def refuse_torchscript(model: nn.Module) -> None:
-    """Refuse a network of TorchScript, or with a part of it: the parameters of a copy are no parameters.
-
-    Raises:
-        ValueError: It is one.
-    """
+    """Refuse a network of TorchScript, or with a part of it: the parameters of a copy are no parameters."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} is or has a module of TorchScript, whose copies cannot be trained. Give the "
@@ -123,11 +119,7 @@ def check_storable(model: nn.Module) -> None:
 
 
 def check_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse values that are not numbers.
-
-    Raises:
-        ValueError: A tensor holds NaN.
-    """
+    """Refuse values that are not numbers."""
     for name, tensor in tensors.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and bool(tensor.isnan().any()):
             raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")
@@ -173,11 +165,6 @@ def prepare_network(model: nn.Module, tensors: Mapping[str, Tensor], buffer_name
                 buffer.copy_(saved)
         elif not hasattr(owner, attribute):
             owner.register_buffer(attribute, saved.clone())
-
-
-def list_buffer_names(model: nn.Module) -> list[str]:
-    """Names of all buffers."""
-    return [name for name, _ in model.named_buffers(remove_duplicate=False)]
 
 
 def find_tied_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, str]:

@@ -16,10 +16,6 @@ def measure_distribution(
 
     Both ends belong to an interval of counts. A distribution without a finite mean has no RMSE and no CRPS, NaN.
 
-    Args:
-        predictive: The predictions.
-        targets: Of the shape of the predictions.
-
     Returns:
         The metrics of `regression_metrics`; those of `metrics_per_target`, empty for one target; and values of the
         probability integral transform.

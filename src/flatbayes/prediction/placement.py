@@ -29,14 +29,6 @@ class PreprocessedBatches:
 
     A batch is preprocessed again for each network if a network changes its input in place, so that each sees the
     original; if preprocessing draws random numbers; and beyond `MAX_PREPROCESSED_BYTES`.
-
-    Args:
-        batches: Raw inputs. They are not changed.
-        preprocess: Prepares a batch for the networks.
-        num_networks: Number of networks.
-
-    Attributes:
-        num_examples: Number of examples of all batches.
     """
 
     def __init__(

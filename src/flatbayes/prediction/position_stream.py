@@ -119,12 +119,7 @@ def limit_examples(fitted: FittedPosterior, inputs: Any, targets: Any) -> tuple[
 
 
 class FirstBatches:
-    """The first batches, with at most `MAX_PREDICTED_VALUES` probabilities of classes of positions, at least one.
-
-    Args:
-        batches: Batches of inputs and targets.
-        num_classes: Number of probabilities of a position.
-    """
+    """The first batches, with at most `MAX_PREDICTED_VALUES` probabilities of classes of positions, at least one."""
 
     def __init__(self, batches: Iterable[Any], num_classes: int) -> None:
         self.batches, self.num_classes = batches, num_classes
@@ -142,8 +137,7 @@ class FirstBatches:
 class PositionMetrics:
     """Scores of labelled positions, added example by example.
 
-    Attributes:
-        num_classes: Number of classes; 0 before the first.
+    `num_classes` is 0 before the first.
     """
 
     def __init__(self) -> None:

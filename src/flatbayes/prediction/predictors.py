@@ -5,12 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flatbayes.likelihoods import (
-    CategoricalPredictive,
-    DenseCategoricalPredictive,
-    NumberPredictive,
-    Predictive,
-)
+from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredictive, NumberPredictive, Predictive
 from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor

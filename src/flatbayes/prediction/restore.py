@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from flatbayes.core import State
 from flatbayes.core.adapters import share_frozen_parameters
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
-from flatbayes.core.memory_format import choose_memory_format
 from flatbayes.core.names import format_count
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network
+from flatbayes.core.networks import choose_memory_format
 from flatbayes.core.spec import instantiate
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood

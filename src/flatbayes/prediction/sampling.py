@@ -21,9 +21,8 @@ from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap
 from flatbayes.core.devices import has_float64, is_accelerator, move_tensor
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import ModelInputs, cast_floating, map_tensors
-from flatbayes.core.memory_format import choose_memory_format
 from flatbayes.core.network_interface import InputStructure, get_interface
-from flatbayes.core.networks import shared_dtype
+from flatbayes.core.networks import choose_memory_format, shared_dtype
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed, spawn_unnamed_seed
 from flatbayes.core.traversal import list_parameters
 from flatbayes.data import Standardize

@@ -14,20 +14,8 @@ from torch import Tensor, cat, from_numpy, ones, zeros
 from flatbayes.core.display import format_fields
 from flatbayes.data import CIFAR10C, Split, corrupt_images, infer_white_value
 from flatbayes.data.corruptions.corrupt import MOVING_CORRUPTIONS
-from flatbayes.likelihoods import (
-    BernoulliPredictive,
-    CategoricalPredictive,
-    DenseCategoricalPredictive,
-    Predictive,
-)
-from flatbayes.metrics import (
-    aupr,
-    auroc,
-    classification_metrics,
-    entropy_divergence,
-    fpr_at_tpr,
-    multi_label_metrics,
-)
+from flatbayes.likelihoods import BernoulliPredictive, CategoricalPredictive, DenseCategoricalPredictive, Predictive
+from flatbayes.metrics import aupr, auroc, classification_metrics, entropy_divergence, fpr_at_tpr, multi_label_metrics
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import make_input_tensor
 from flatbayes.prediction.placement import PredictionPrecision

@@ -91,10 +91,7 @@ def find_varying_layers(sampler: NetworkSampler) -> list[nn.Linear] | None:
 class StackedLayerNetwork(nn.Module):
     """A network whose last layer has the outputs of all draws.
 
-    Args:
-        network: The network; its layer is replaced.
-        name: Name of the layer.
-        weights: Weights and biases of the draws.
+    The layer of the network is replaced.
     """
 
     def __init__(self, network: nn.Module, name: str, weights: LayerWeights) -> None:

@@ -22,13 +22,7 @@ from flatbayes.reference.mclmc import Potential, Vector
 
 @dataclass(frozen=True)
 class HMCPoint:
-    """Position of a chain, with the potential there.
-
-    Attributes:
-        position: x.
-        potential: U(x).
-        gradient: Gradient of U at x.
-    """
+    """Position of a chain, with the potential there."""
 
     position: Vector
     potential: float

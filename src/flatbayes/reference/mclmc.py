@@ -33,11 +33,7 @@ Potential = Callable[[Tensor], tuple[float, Tensor]]
 class PhasePoint:
     """Position and velocity of a chain, with the potential at the position.
 
-    Attributes:
-        position: x.
-        velocity: u, of length 1.
-        potential: U(x).
-        gradient: Gradient of U at x.
+    The velocity u has length 1.
     """
 
     position: Vector

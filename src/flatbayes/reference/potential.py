@@ -25,10 +25,7 @@ LossGradient = Callable[[Tensor], tuple[float, Tensor]]
 class BallMaximum(NamedTuple):
     """The largest loss that an ascent reaches in a ball.
 
-    Attributes:
-        loss: L(w + e).
-        gradient: Gradient of L at w + e.
-        residual: Sine of the angle between e and the gradient; 0 at a maximum on the sphere.
+    `residual` is the sine of the angle between e and the gradient at w + e; 0 at a maximum on the sphere.
     """
 
     loss: float
@@ -57,11 +54,7 @@ def maximize_loss(loss_gradient: LossGradient, position: Tensor, rho: float, num
 class NetworkPotential:
     """U of a network, as a function of the vector of its trainable weights.
 
-    Attributes:
-        num_data: n.
-        num_gradients: Gradients that were computed.
-        residual_sum: Sum of the residuals of the maxima, for their mean over calls.
-        num_calls: Number of calls.
+    `residual_sum` is the sum of the residuals of the maxima, for their mean over calls.
     """
 
     def __init__(

@@ -27,12 +27,7 @@ INTERVAL_OFFSET_PX = 1.6
 
 @dataclass(frozen=True)
 class PooledBins:
-    """Bins of a reliability diagram, pooled over runs.
-
-    Attributes:
-        bins: Edges, and for each bin the number of predictions, mean confidence and accuracy.
-        num_runs: Number of pooled runs.
-    """
+    """Bins of a reliability diagram, pooled over runs."""
 
     bins: ReliabilityBins
     num_runs: int = 1

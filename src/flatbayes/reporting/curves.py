@@ -24,13 +24,8 @@ MeanCurve = Sequence[tuple[float, float, float | None]]
 class CurveSpec:
     """Columns of a run that are drawn against each other.
 
-    Attributes:
-        name: Prefix of ids.
-        description: Description for screen readers.
-        x_name: Name of the column on the horizontal axis.
-        x_label: Label of the horizontal axis.
-        y_labels: Labels of the drawn columns, by name.
-        get_columns: Returns an object with the columns of a run as attributes; None where the run has none.
+    `get_columns` returns an object with the columns of a run as attributes; None where the run has none. `name` is
+    the prefix of ids.
     """
 
     name: str

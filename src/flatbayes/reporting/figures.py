@@ -64,13 +64,8 @@ def row_figure(
 ) -> str:
     """A figure with one row per posterior, its label above the row.
 
-    Args:
-        results: The results.
-        name: Prefix of ids, unique in the page.
-        label: Description for screen readers.
-        draw: Draws one row, given axes, the y coordinate of the row and the posterior.
-        x_label: What the horizontal axis shows, with its unit.
-        zero: Draw a vertical line at zero.
+    `draw` draws one row, given axes, the y coordinate of the row and the posterior. `name` is the prefix of ids,
+    unique in the page, and `label` the description for screen readers.
     """
     labels = queries.list_posteriors(results)
     height = ROW_HEIGHT_PX * len(labels) + 46
@@ -155,11 +150,6 @@ def draw_difference(axes: "Axes", y: float, posterior: str, *, results: Comparis
 
 def plot_differences(results: ComparisonResult, metric: str, axes: "Axes | None" = None) -> "Axes":
     """Draw the differences of one metric for every posterior into axes of a program or notebook.
-
-    Args:
-        results: The results.
-        metric: Name of the metric.
-        axes: Where to draw; by default new axes.
 
     Raises:
         ValueError: The comparison has no such metric.

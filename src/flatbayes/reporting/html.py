@@ -61,9 +61,7 @@ def write_report(folder: Path | str, glossary: Glossary | None = None) -> Path:
 def write_page(results: ComparisonResult, path: Path) -> Path:
     """Write the page of results in memory, and return its path.
 
-    Args:
-        results: The results.
-        path: Path of the page; a folder gets `report.html`.
+    A folder gets `report.html`.
 
     Raises:
         OSError: It cannot be written.

@@ -23,12 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Glossary:
-    """Directions and definitions of the metrics.
-
-    Attributes:
-        higher_is_better: Direction of each metric.
-        definitions: One line of text for each metric.
-    """
+    """Directions and definitions of the metrics."""
 
     higher_is_better: Mapping[str, bool]
     definitions: Mapping[str, str]

@@ -38,11 +38,6 @@ def write_shift_figure(rows: Sequence[CorruptionMetrics], title: str, path: Path
 
     A thin line with its name for each corruption, a bold one for their mean; severity 0 is the clean data.
 
-    Args:
-        rows: Metrics by corruption and severity.
-        title: Title of the figure.
-        path: The file.
-
     Raises:
         ImportError: matplotlib is not installed.
     """

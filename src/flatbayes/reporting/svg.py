@@ -39,13 +39,7 @@ PANEL_WIDTH_PX = 340.0
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure of a page.
-
-    Attributes:
-        title: Title, as text for a caption.
-        note: Second line of the caption.
-        svg: An inline `<svg>` element.
-    """
+    """One small figure of a page."""
 
     title: str
     note: str
@@ -56,9 +50,7 @@ class Panel:
 def new_figure(width: float, height: float) -> Iterator["Figure"]:
     """A figure in the style of this package, outside the global state of pyplot.
 
-    Args:
-        width: Width in CSS pixels.
-        height: Height in CSS pixels.
+    Sizes are in CSS pixels.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -75,10 +67,8 @@ def new_figure(width: float, height: float) -> Iterator["Figure"]:
 def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
     """The figure as an `<svg>` element for a page.
 
-    Args:
-        figure: A figure of `new_figure`, inside its context.
-        name: Prefix of every id, unique in the page.
-        label: Description for screen readers.
+    The figure is one of `new_figure`, inside its context. `name` is the prefix of every id, unique in the page, and
+    `label` the description for screen readers.
     """
     root = clean_svg(figure, name, PAGE_COLOURS)
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, **ROOT_STYLE}
@@ -88,11 +78,7 @@ def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
 def to_svg_file(figure: "Figure", name: str, label: str, *, card: bool = False) -> str:
     """The figure as an SVG file on a background of its own: white, or dark where the reader prefers dark pages.
 
-    Args:
-        figure: A figure of `new_figure`, inside its context.
-        name: Prefix of every id.
-        label: Description for screen readers.
-        card: Whether the background has round corners and a hairline around it.
+    The arguments are those of `to_inline_svg`; the background of a `card` has round corners and a hairline around it.
     """
     root = clean_svg(figure, name, FILE_COLOURS)
     _, _, width, height = root.attrib["viewBox"].split()

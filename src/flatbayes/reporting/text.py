@@ -55,12 +55,7 @@ def describe_selection(
 ) -> str:
     """How hyperparameters were selected.
 
-    Args:
-        metric: Metric on the validation split that decided.
-        num_seeds: Seeds that scores are averaged over.
-        num_plain_trials: Trials of plain training, of all methods.
-        num_flat_trials: Trials of flat training, of all methods.
-        unpaid: Methods for which plain training has the best score.
+    For the methods in `unpaid` plain training has the best score.
     """
     note = f" On validation data flatness does not pay for {', '.join(unpaid)}." if unpaid else ""
     return (

@@ -15,10 +15,7 @@ if TYPE_CHECKING:  # slow to import
 def plot_trials(result: TuningResult, name: str | None = None, axes: "Axes | None" = None) -> "Axes":
     """Draw the score of every trial against a hyperparameter, with the best in colour.
 
-    Args:
-        result: The result.
-        name: The hyperparameter, by default the first.
-        axes: Where to draw; by default new axes.
+    By default it is the first hyperparameter, on new axes.
 
     Raises:
         ValueError: There is no such hyperparameter.

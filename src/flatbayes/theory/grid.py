@@ -174,11 +174,7 @@ def sample_cells(posterior: GridPosterior, num_draws: int, generator: torch.Gene
 
 
 def check_same_shape(name: str, tensor: Tensor, expected_name: str, expected: Tensor) -> None:
-    """Refuse tensors of different shapes.
-
-    Raises:
-        ValueError: The shapes differ; the message has both names.
-    """
+    """Refuse tensors of different shapes."""
     if tensor.shape != expected.shape:
         raise ValueError(
             f"{name} and {expected_name} must be on the same grid, "

@@ -8,42 +8,26 @@ from collections.abc import Callable
 
 
 def check_radius(rho: float) -> None:
-    """Check the radius of a ball.
-
-    Raises:
-        ValueError: It is negative or not finite.
-    """
+    """Check the radius of a ball."""
     if not 0 <= rho < math.inf:
         raise ValueError(f"rho is the radius of a ball: it must be finite and at least 0, got {rho}.")
 
 
 def check_positive(**values: float) -> None:
-    """Check that named values are positive and finite.
-
-    Raises:
-        ValueError: One is not; the message names it.
-    """
+    """Check that named values are positive and finite."""
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
 def check_probability(name: str, value: float) -> None:
-    """Check that a value lies in [0, 1].
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Check that a value lies in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value}.")
 
 
 def check_delta(name: str, value: float) -> None:
-    """Check that the failure probability of a bound lies strictly between 0 and 1.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Check that the failure probability of a bound lies strictly between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name} is a probability of failure: it must lie strictly between 0 and 1, got {value}.")
 
@@ -52,12 +36,6 @@ def find_increasing_root(
     function: Callable[[float], float], low: float, high: float, *, target: float = 0.0
 ) -> float:
     """Bisection to the last bit: where an increasing function exceeds `target`.
-
-    Args:
-        function: Increasing on the interval.
-        low: Lower end of the interval.
-        high: Upper end.
-        target: Value to be reached.
 
     Returns:
         The upper end of the last interval, so that an upper bound stays one after rounding.

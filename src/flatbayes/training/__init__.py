@@ -6,12 +6,7 @@ from flatbayes.training.callbacks.console import ConsoleLogger
 from flatbayes.training.callbacks.loggers import MetricLogger, make_logger
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
-from flatbayes.training.config_groups import (
-    CollectionConfig,
-    DistributionConfig,
-    OptimizationConfig,
-    PrecisionConfig,
-)
+from flatbayes.training.config_groups import CollectionConfig, DistributionConfig, OptimizationConfig, PrecisionConfig
 from flatbayes.training.cross_conformal import CrossConformalPosterior, fit_cross_conformal
 from flatbayes.training.draw_choice import tune_draws
 from flatbayes.training.dry_run import dry_run

@@ -9,16 +9,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flatbayes import likelihoods, models
+from flatbayes.core.components import resolve_component
 from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSource, DataSplits, Standardize, is_array_pair, load_training_splits
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, choose_held_out
 from flatbayes.data.named_labels import wrap_rows
 from flatbayes.data.pairs import has_tree_items, is_tree_pair
 from flatbayes.data.readers import set_task
+from flatbayes.data.stratified_split import HELD_OUT_FRACTION, choose_held_out
+from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.likelihoods.families import FAMILIES, find_family
+from flatbayes.posteriors import Posterior
 from flatbayes.prediction.example_batches import batch_examples, read_targets, take_examples
 from flatbayes.prediction.labelled import count_classes, infer_task, read_as_task
 from flatbayes.training.checkpoint import Checkpoints
@@ -69,6 +72,23 @@ def resolve_config(config: Any, model: Any = None, init: Any = None) -> Training
         'config must be a TrainingConfig such as TrainingConfig(epochs=10), or a mapping such as {"epochs": 10}, got '
         f"{config!r}."
     )
+
+
+def resolve_arguments(
+    model: Any, data: Any, posterior: Any, flatness: Any, config: Any, options: Mapping[str, Any]
+) -> tuple[Any, Any, Posterior, Flatness, TrainingConfig]:
+    """The first arguments of `fit` with instances in place of names and classes, splits in place of a data source.
+
+    Of the options `init`, `likelihood` and `seed` are used.
+
+    Raises:
+        TypeError, ValueError: As for the functions below, and `resolve_component`.
+    """
+    config = resolve_config(config, model, options.get("init"))
+    posterior = resolve_component(posterior, Posterior, "posterior")
+    flatness = resolve_component(flatness, Flatness, "flatness")
+    data = resolve_data(data, options.get("seed", 0), options.get("likelihood"))
+    return resolve_model(model), data, posterior, flatness, config
 
 
 def resolve_checkpoints(checkpoints: Any) -> Checkpoints | None:
@@ -136,13 +156,9 @@ def normalize_data(
     Pairs of arrays and map-style datasets are read into memory; where inputs are dictionaries or tuples of tensors,
     batches are made of them as they are. A loader of an iterable-style dataset needs no length.
 
-    Args:
-        data: What the user gave.
-        val: Validation data that the user gave beside it.
-        batch_size: Batch size for an iterable-style dataset, and for inputs that are dictionaries or tuples.
-        likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
-        seed: Seed of the order of batches that are made here.
-        are_classes: Whether whole numbers of a floating-point type are classes, where the likelihood does not tell.
+    The batch size is for an iterable-style dataset and for inputs that are dictionaries or tuples, the seed for the
+    order of batches that are made here. A Gaussian makes whole numbers regression targets; `are_classes` says whether
+    those of a floating-point type are classes, where the likelihood does not tell.
 
     Raises:
         TypeError: They are none of these, or data and validation data are of different kinds.

@@ -165,8 +165,7 @@ def _make_selector(tensor: Tensor) -> Callable[[Tensor], Tensor]:
 class VectorizedBatches(StatelessBatches):
     """The batches of several networks in one tensor, `[batch, networks, ...]`.
 
-    Attributes:
-        member_batches: Batches of each network, of the same examples.
+    They are of the same examples.
     """
 
     member_batches: Sequence[ShuffledBatches]
@@ -202,12 +201,7 @@ class VectorizedBatches(StatelessBatches):
 
 @dataclass(frozen=True)
 class SpacedBatches:
-    """The first of every few batches.
-
-    Attributes:
-        batches: All batches.
-        spacing: Number of batches of which one is used.
-    """
+    """The first of every few batches."""
 
     batches: Iterable[Any]
     spacing: int

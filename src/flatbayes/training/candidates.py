@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from flatbayes.calibration.map_fitting import compute_difference_error
 from flatbayes.core.files import JsonValue
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Likelihood
@@ -122,8 +123,7 @@ def compute_standard_error(score: Score, reference: Score) -> float:
     """
     if score.losses is None or reference.losses is None or len(score.losses) != len(reference.losses):
         return 0.0
-    differences = score.losses - reference.losses
-    return float(differences.std() / len(differences) ** 0.5)
+    return compute_difference_error(score.losses, reference.losses)
 
 
 @dataclass(frozen=True)

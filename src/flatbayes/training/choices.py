@@ -166,12 +166,8 @@ def choose_radius(
 ) -> tuple[Candidate, RadiusChoice]:
     """Try radii, and take the best one.
 
-    Args:
-        pilot: The pilot, which has trained the plain candidate unless there is an obstacle.
-        flatness: The flatness whose radius is chosen.
-        plain: The training with radius 0.
-        obstacle: Why no radius can be chosen; None if one can.
-        reserve: Gradients that are not for radii above 0.
+    The pilot has trained the plain candidate, of radius 0, unless there is an obstacle. `reserve` is a number of
+    gradients that are not for radii above 0.
     """
     name, usual, outcome = find_radius_name(flatness), flatness.reference_radius, pilot.outcomes.get(plain)
     if outcome is not None and obstacle is None:

@@ -18,14 +18,7 @@ from flatbayes.training.run import TrainingRun
 
 @dataclass(frozen=True, eq=False)
 class BatchClosure:
-    """Computes the loss of a batch, or of the fraction that `batch_fraction` sets, and its gradient.
-
-    Attributes:
-        run: The training run, whose gradients are counted.
-        engine: Runs the network.
-        inputs: Inputs of the batch.
-        targets: Targets of the batch.
-    """
+    """Computes the loss of a batch, or of the fraction that `batch_fraction` sets, and its gradient."""
 
     run: TrainingRun
     engine: Engine

@@ -120,11 +120,7 @@ def check_snapshot_count(posterior: Posterior, num_snapshots: int, training: str
 
 
 def check_initial_weights(model: nn.Module | ModelFactory, posterior: Posterior, *, has_init: bool) -> None:
-    """Refuse an ensemble of copies of one network.
-
-    Raises:
-        ValueError: One network is given where several fresh ones are needed.
-    """
+    """Refuse an ensemble of copies of one network."""
     if isinstance(model, nn.Module) and posterior.num_members > 1 and not has_init:
         raise ValueError(
             f"{type(posterior).__name__} trains {posterior.num_members} networks from fresh initial weights, and was "

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
+
+from flatbayes.core.names import check_choice
 
 MAX_CONFIG_INT = 10**9
 """Largest integer option; products of two of them are still exact as floats of 64 bits."""
@@ -15,11 +17,7 @@ AscentScope = Literal["local", "synchronised"]
 
 
 def check_integer(name: str, value: int, minimum: int = 1) -> None:
-    """Refuse an integer option that is below `minimum` or above `MAX_CONFIG_INT`.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Refuse an integer option that is below `minimum` or above `MAX_CONFIG_INT`."""
     if not minimum <= value <= MAX_CONFIG_INT:
         raise ValueError(f"{name} must be at least {minimum} and at most {MAX_CONFIG_INT}, got {value}.")
 
@@ -30,16 +28,6 @@ def convert_numbers(config: Any) -> None:
         value = getattr(config, field.name)
         if isinstance(value, np.generic):
             object.__setattr__(config, field.name, value.item())
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of `choices`.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -184,6 +172,6 @@ class DistributionConfig:
         convert_numbers(self)
         if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
             raise ValueError(f"devices must be auto or a number of devices, at least 1, got {self.devices!r}.")
-        check_choice("strategy", self.strategy, get_args(DistributedStrategy))
-        check_choice("ascent_scope", self.ascent_scope, get_args(AscentScope))
-        check_choice("members", self.members, get_args(MemberTraining))
+        check_choice("strategy", self.strategy, DistributedStrategy)
+        check_choice("ascent_scope", self.ascent_scope, AscentScope)
+        check_choice("members", self.members, MemberTraining)

@@ -11,11 +11,7 @@ PROC_STATUS, PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear
 
 @dataclass
 class CostMeter:
-    """Measures peak memory from its creation on.
-
-    Attributes:
-        device: Device of training.
-    """
+    """Measures peak memory from its creation on."""
 
     device: torch.device
 

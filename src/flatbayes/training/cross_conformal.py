@@ -27,12 +27,11 @@ from flatbayes.calibration.scores import (
     make_score,
 )
 from flatbayes.calibration.targets import NO_POSITION_REGIONS, check_targets, warn_if_few
-from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_entries
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, load_training_splits
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
+from flatbayes.data.stratified_split import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import DistributionLikelihood
 from flatbayes.likelihoods.families import find_family
@@ -41,7 +40,7 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.inputs import Inputs
 from flatbayes.prediction.labelled import count_classes, names_likelihood, read_as_task
-from flatbayes.training.arguments import resolve_config, resolve_data
+from flatbayes.training.arguments import resolve_arguments
 from flatbayes.training.checkpoint import FOLD_PREFIX, Checkpoints
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.fit import fit
@@ -238,10 +237,8 @@ def fit_cross_conformal(
     """
     likelihood: Any = options.get("likelihood")
     checkpoints: Checkpoints | None = options.pop("checkpoints", None)
-    config = resolve_config(config, model, options.get("init"))
-    posterior = resolve_component(posterior, Posterior, "posterior")
-    flatness = resolve_component(flatness, Flatness, "flatness")
-    data = resolve_data(data, seed, likelihood)
+    named = {**options, "seed": seed}
+    model, data, posterior, flatness, config = resolve_arguments(model, data, posterior, flatness, config, named)
     holds_out = False
     if not isinstance(data, DataSplits):
         val = options.pop("val", None)

@@ -19,7 +19,7 @@ from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.data.image_values import describe_image_values
+from flatbayes.data.split_checks import describe_image_values
 from flatbayes.data.standardize import SEQUENCE_AXES
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
 from flatbayes.likelihoods.custom import count_right

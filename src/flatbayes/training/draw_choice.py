@@ -66,13 +66,7 @@ def choose_draw_options(
 
 
 class ChoicePlan(NamedTuple):
-    """What each value is tried with, and which values are.
-
-    Attributes:
-        num_draws: Number of networks.
-        max_examples: Number of validation examples.
-        with_all: Whether all candidates are tried.
-    """
+    """What each value is tried with, and which values are."""
 
     num_draws: int = NUM_DRAWS
     max_examples: int = MAX_EXAMPLES

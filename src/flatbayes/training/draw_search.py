@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatbayes.calibration.map_fitting import compute_example_losses
+from flatbayes.calibration.map_fitting import compute_difference_error, compute_example_losses
 from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredictive, Predictive
 from flatbayes.posteriors.draw_options import Criterion, DrawOption, Tolerance
 from flatbayes.prediction import FittedPosterior, evaluate
@@ -67,8 +67,7 @@ class ExampleLosses:
 
     def compute_error(self, value: float | None, reference: float | None) -> float:
         """Standard error of the difference of the means at two values, from the differences of single examples."""
-        differences = self.losses[value] - self.losses[reference]
-        return float(differences.std(correction=1) / len(differences) ** 0.5) if len(differences) > 1 else 0.0
+        return compute_difference_error(self.losses[value], self.losses[reference])
 
 
 def compare_values(option: DrawOption, measure: Measure, *, with_all: bool = True) -> dict[str, Any]:

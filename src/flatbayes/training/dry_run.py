@@ -10,12 +10,11 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from flatbayes.core.components import resolve_component
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.posteriors import SWAG, Posterior
-from flatbayes.training.arguments import DataOptions, resolve_config, resolve_data, resolve_model
+from flatbayes.training.arguments import DataOptions, resolve_arguments
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
@@ -56,20 +55,12 @@ def dry_run(
         ...     MLP, data, SWAG(rank=2), SAM(rho=0.05), config
         ... )  # a ValueError where `fit` would refuse
     """
-    config = resolve_config(config, model, options.get("init"))
-    posterior = resolve_component(posterior, Posterior, "posterior")
-    flatness = resolve_component(flatness, Flatness, "flatness")
-    data = resolve_data(data, options.get("seed", 0), options.get("likelihood"))
-    factory, _ = prepare_runs(resolve_model(model), data, posterior, flatness, config, **options)
+    factory, _ = prepare_runs(*resolve_arguments(model, data, posterior, flatness, config, options), **options)
     try_runs(factory)
 
 
 def try_runs(factory: RunFactory) -> None:
-    """Check the number of snapshots, and run a trial on one device, also if several train.
-
-    Raises:
-        ValueError: As for `dry_run`.
-    """
+    """Check the number of snapshots, and run a trial on one device, also if several train."""
     config = factory.config
     check_collection(factory.posterior, config, factory.training_data.count_batches(config))
     run_trial(factory, make_fabric(config.with_options(**{"distribution.devices": 1})))
@@ -109,8 +100,7 @@ def measure_step_seconds(
 class StepTimer(Callback):
     """Records the time at the end of every step.
 
-    Attributes:
-        times: Seconds, of a clock without a defined zero.
+    The times are seconds of a clock without a defined zero.
     """
 
     def __init__(self) -> None:

@@ -45,12 +45,7 @@ MiniLM on 200 sentences, of all weights and of adapters; each the better one of 
 class BestWeights:
     """The evaluation with the lowest validation NLL so far.
 
-    Attributes:
-        val_nll: Its NLL.
-        epoch: Its epoch, counted from 1.
-        tensors: Parameters and buffers of the network.
-        statistics: Statistics of the posterior that takes the steps.
-        checkpoint: State from which training continues; None once the first part has ended.
+    Epochs count from 1. `checkpoint` is the state from which training continues; None once the first part has ended.
     """
 
     val_nll: float = math.inf
@@ -83,10 +78,7 @@ class BestWeights:
 class Shortened(Schedule):
     """The end of a schedule, stretched over the steps after `start_step`.
 
-    Attributes:
-        schedule: The schedule.
-        start_step: First step of the end.
-        start_fraction: Fraction of the schedule at which the end starts.
+    `start_fraction` is the fraction of the schedule at which the end starts.
     """
 
     schedule: Schedule

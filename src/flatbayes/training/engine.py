@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.devices import has_float64
-from flatbayes.core.memory_format import choose_memory_format
-from flatbayes.core.networks import check_one_device
+from flatbayes.core.networks import check_one_device, choose_memory_format
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.weights import promoted_dtype
 from flatbayes.training.config import TrainingConfig

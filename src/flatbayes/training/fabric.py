@@ -20,11 +20,7 @@ FULL_PRECISIONS = ("32-true", "64-true")
 
 @dataclass(frozen=True)
 class SingleDevice:
-    """One process with one device in full precision; its attributes have the names of those of Lightning Fabric.
-
-    Attributes:
-        device: The device.
-    """
+    """One process with one device in full precision; its attributes have the names of those of Lightning Fabric."""
 
     device: torch.device
     global_rank = 0

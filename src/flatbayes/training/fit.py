@@ -9,15 +9,14 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from flatbayes.core.components import resolve_component
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.arguments import resolve_checkpoints, resolve_config, resolve_data, resolve_model
-from flatbayes.training.callbacks.callback import Callback, CallbackList, Record
+from flatbayes.training.arguments import DataOptions, resolve_arguments, resolve_checkpoints
+from flatbayes.training.callbacks.callback import Callback, CallbackList, Record, summarize_history
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointFolder, CheckpointManager, Checkpoints
 from flatbayes.training.choices import resolve_choices
@@ -25,7 +24,6 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.cost import CostMeter
 from flatbayes.training.draw_choice import explain_validation
 from flatbayes.training.group import GroupResult
-from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
@@ -43,10 +41,7 @@ NUM_SCHEDULE_STEPS = 100
 class FitOutcome:
     """Result of a fit: the fitted posterior, or an error.
 
-    Attributes:
-        fitted: The fitted posterior; None if the fit failed.
-        records: Records of the epochs of its first network.
-        error: Why the fit failed; None if it did not.
+    The records are those of the epochs of its first network.
     """
 
     fitted: FittedPosterior | None = None
@@ -149,16 +144,7 @@ def fit(
         torch.Size([100, 2])
     """
     checkpoints = resolve_checkpoints(checkpoints)
-    config = resolve_config(config, model, init)
-    posterior = resolve_component(posterior, Posterior, "posterior")
-    flatness = resolve_component(flatness, Flatness, "flatness")
-    model, data = resolve_model(model), resolve_data(data, seed, likelihood)
-    factory, model_spec = prepare_runs(
-        model,
-        data,
-        posterior,
-        flatness,
-        config,
+    options = DataOptions(
         init=init,
         new_head=new_head,
         freeze=freeze,
@@ -169,6 +155,8 @@ def fit(
         val=val,
         seed=seed,
     )
+    arguments = resolve_arguments(model, data, posterior, flatness, config, options)
+    factory, model_spec = prepare_runs(*arguments, **options)
     setup = TrainingSetup.create(factory, model_spec, checkpoints)
     run_trial(factory, setup.fabric)
     return train_prepared(setup, checkpoints, callback, show_progress=show_progress)

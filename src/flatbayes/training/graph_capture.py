@@ -37,11 +37,7 @@ Record = Callable[[Closure], Closure]
 def check_graph_capture(
     posterior: Posterior, flatness: Flatness, config: TrainingConfig, device: torch.device, num_processes: int
 ) -> None:
-    """Refuse what a CUDA graph of the step cannot repeat, if the configuration asks for one.
-
-    Raises:
-        ValueError: The step cannot be recorded; the message says why.
-    """
+    """Refuse what a CUDA graph of the step cannot repeat, if the configuration asks for one."""
     if not config.precision.cuda_graph:
         return
     reason = None
@@ -74,12 +70,7 @@ def depends_on_progress(flatness: Flatness) -> bool:
 
 @dataclass
 class GraphedFlatness:
-    """A flatness whose closures launch the recorded step; batches of another shape than the first are not recorded.
-
-    Attributes:
-        flatness: The flatness.
-        record: Records a step.
-    """
+    """A flatness whose closures launch the recorded step; batches of other shapes than the first are not recorded."""
 
     flatness: Callable[[BatchClosure, nn.Module, TrainingProgress], Closure]
     record: Record

@@ -28,13 +28,8 @@ NUM_CHECKED_DRAWS = 3
 class GroupResult:
     """Result of a training run for one posterior.
 
-    Attributes:
-        states: Final state of each member.
-        records: Records of all epochs.
-        num_gradients: Forward and backward passes of a network.
-        seconds: Duration of the steps, and of the snapshots and the last pass over the data of this posterior.
-        num_branches: Number of posteriors that the run has served.
-        best_epoch: Epoch of the best evaluation, with early stopping.
+    `num_branches` is the number of posteriors that the run has served. The seconds are those of the steps, and of the
+    snapshots and the last pass over the data of this posterior.
     """
 
     states: Sequence[State]
@@ -184,12 +179,10 @@ def check_finite_draws(factory: RunFactory, posterior: Posterior, states: Sequen
     if len(find_nonfinite_rows(predictive)):
         data_change = factory.suggest_data_change()
         first = "" if data_change is None else f"{data_change}, "
+        params = (param for state in states for param in state.model.parameters() if param.numel())
+        largest = max(float(param.abs().max()) for param in params)
         raise RuntimeError(
             "The predictions of networks drawn after training are not finite for training examples: the training has "
-            f"diverged, to weights of up to {_largest_weight(states):.3g}. Try {first}a lower learning rate, a "
+            f"diverged, to weights of up to {largest:.3g}. Try {first}a lower learning rate, a "
             "smaller rho, or clipping (--optimization.clip_norm 1)."
         )
-
-
-def _largest_weight(states: Sequence[State]) -> float:
-    return max(float(param.abs().max()) for state in states for param in state.model.parameters() if param.numel())

@@ -52,7 +52,7 @@ def match_label_shift(factory: RunFactory, *, is_inferred: bool) -> RunFactory:
     if not shifts or not isinstance(likelihood, DenseCategorical):
         return factory
     likelihood = replace(likelihood, shift_labels=True)
-    data = data.with_likelihood(likelihood) if isinstance(data, LoaderData) else data
+    data = data.with_changes(likelihood=likelihood) if isinstance(data, LoaderData) else data
     return replace(factory, likelihood=likelihood, training_data=data)
 
 

@@ -36,25 +36,21 @@ from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, TrainingData
 from flatbayes.training.initial_noise import start_at_residuals
-from flatbayes.training.input_layout import match_input_layout
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import format_empty_loader
 from flatbayes.training.model_builder import ModelFactory, takes_num_outputs
-from flatbayes.training.network_outputs import (
+from flatbayes.training.network_layout import (
     ADVICE,
     find_output_shape,
     infer_dense_likelihood,
+    match_input_layout,
     match_outputs,
     resize_classes,
 )
 
 
 def check_task(data: DataSplits, likelihood: Likelihood) -> None:
-    """Check that the targets of data splits are those of the likelihood, if this is one of several labels or classes.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """Check that targets of data splits are those of the likelihood, if this is one of several labels or classes."""
     likelihood = unwrap_custom(likelihood)
     if isinstance(likelihood, DistributionLikelihood):
         _check_numbers(data, likelihood)
@@ -85,11 +81,7 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
 
 
 def _check_numbers(data: DataSplits, likelihood: DistributionLikelihood) -> None:
-    """Check that targets are numbers in the support of a distribution.
-
-    Raises:
-        ValueError: They are not; the message says of which split.
-    """
+    """Check that targets are numbers in the support of a distribution."""
     if data.class_names or data.is_multi_label:
         raise ValueError(
             f"The likelihood {likelihood!r} is for numbers, and the targets are classes or labels: set the option "
@@ -121,9 +113,10 @@ def infer_likelihood(
     Raises:
         ValueError: It is not clear what the targets of a loader are; the message says what to pass.
     """
-    if isinstance(data, LoaderData) and splits is not None and _knows_task(splits, new_head=new_head):
-        return infer_split_likelihood(splits, data.loader)
     if isinstance(data, LoaderData):
+        # Splits tell the likelihood, or else the outputs of the network do.
+        if splits is not None and (not splits.class_names or (new_head and not splits.is_dense)):
+            return infer_split_likelihood(splits, data.loader)
         return infer_loader_likelihood(data.loader, model, output, new_head=new_head)
     if isinstance(data, InMemoryData) and data.splits.is_dense:
         return infer_dense_likelihood(data, model, output, new_head=new_head)
@@ -133,11 +126,6 @@ def infer_likelihood(
     if isinstance(likelihood, Categorical) and isinstance(data, InMemoryData) and not new_head:
         return replace(likelihood, single_logit=has_single_logit(data, model, output))
     return likelihood
-
-
-def _knows_task(splits: DataSplits, *, new_head: bool) -> bool:
-    """Whether splits tell the likelihood, and not the outputs of the network."""
-    return not splits.class_names or (new_head and not splits.is_dense)
 
 
 def fit_family(name: object, data: TrainingData, splits: DataSplits | None) -> DistributionLikelihood | None:

@@ -65,7 +65,7 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
     network = factory.init_network(0)
     converts = is_integer and _needs_conversion(network, inputs[:NUM_CHECK_EXAMPLES])
     if converts:
-        factory = replace(factory, training_data=data.with_integer_conversion())
+        factory = replace(factory, training_data=data.with_changes(converts_integers=True))
     if smallest_size == 1:
         sample = smallest[:1] if isinstance(smallest, Tensor) else slice_examples(inputs, slice(1))
         _check_batch_of_one(
@@ -77,11 +77,7 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
 
 
 def check_batch_size(factory: RunFactory, data: InMemoryData) -> None:
-    """Refuse a batch size at which a network with batch normalization gets one example at a time.
-
-    Raises:
-        ValueError: The network cannot be trained on so few examples.
-    """
+    """Refuse a batch size at which a network with batch normalization gets one example at a time."""
     config, train = factory.config, data.splits.train
     num_processes, steps = prod(get_process_layout(config)), config.optimization.accumulation_steps
     size = min(config.batch_size, len(train))

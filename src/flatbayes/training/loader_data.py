@@ -18,7 +18,7 @@ from flatbayes.core.input_trees import cast_integers, count_examples, move_batch
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.data.image_values import check_image_values, describe_image_values
+from flatbayes.data.split_checks import check_image_values, describe_image_values
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Likelihood
 from flatbayes.likelihoods.custom import count_right, unwrap_custom
 from flatbayes.prediction.labelled import select_labelled
@@ -68,15 +68,9 @@ class LoaderData(TrainingData):
         with preserve_loader(self.loader):
             return read_pass(self.loader, self.infer_likelihood(), first_only=self.given_num_data is not None)
 
-    def with_integer_conversion(self) -> "LoaderData":
-        """The same data with integer inputs converted; the loader is not read again."""
-        converted = replace(self, converts_integers=True)
-        vars(converted)["loader_pass"] = self.loader_pass
-        return converted
-
-    def with_likelihood(self, likelihood: Likelihood) -> "LoaderData":
-        """The same data with another likelihood of the same targets; the loader is not read again."""
-        other = replace(self, likelihood=likelihood)
+    def with_changes(self, **changes: Any) -> "LoaderData":
+        """The same data with other fields, such as another likelihood of the same targets; the loader is not read."""
+        other = replace(self, **changes)
         vars(other)["loader_pass"] = self.loader_pass
         return other
 
@@ -138,11 +132,7 @@ class LoaderData(TrainingData):
         return self.likelihood
 
     def check_batches(self) -> None:
-        """Read the loader and the validation batches once.
-
-        Raises:
-            ValueError: They cannot be trained on; the message says which batch is wrong.
-        """
+        """Read the loader and the validation batches once."""
         _ = self.loader_pass
         if self.val is None:
             return

@@ -20,12 +20,8 @@ from flatbayes.training.batches import LoaderBatches
 class LoaderPass:
     """What one pass over a loader gave.
 
-    Attributes:
-        num_data: Number of labelled examples.
-        num_batches: Number of batches.
-        example_batch: Labelled inputs and targets of the first batch that has some.
-        smallest_inputs: Inputs of the smallest batch.
-        classes: Classes of which there are examples; empty where targets are no classes.
+    The example batch is the first one with labelled examples. `classes` are those of which there are examples; empty
+    where targets are no classes.
     """
 
     num_data: int

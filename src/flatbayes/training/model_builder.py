@@ -8,12 +8,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.model_arguments import (
-    OUTPUT_ARGUMENTS,
-    bind_arguments,
-    find_missing_arguments,
-    select_arguments,
-)
+from flatbayes.core.model_arguments import OUTPUT_ARGUMENTS, bind_arguments, find_missing_arguments, select_arguments
 from flatbayes.core.network_interface import (
     NetworkInterface,
     OutputSelector,

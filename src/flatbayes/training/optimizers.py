@@ -21,12 +21,7 @@ MAX_TABLE_LEARNING_RATE = 0.03
 
 @dataclass(frozen=True)
 class DefaultOptimizer:
-    """The default optimizer of posterior and network, with some options of its own.
-
-    Attributes:
-        default: The default optimizer of the posterior; a `functools.partial` with its options.
-        options: Values of the options that are given.
-    """
+    """The default optimizer of posterior and network, with some options of its own."""
 
     default: "partial[torch.optim.Optimizer]"
     options: dict[str, Any]

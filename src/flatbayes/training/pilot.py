@@ -41,9 +41,7 @@ class BudgetError(RuntimeError):
 class BudgetGuard(Callback):
     """Ends a training of a pilot that takes more gradients than are left.
 
-    Args:
-        run: The run.
-        limit: Largest number of gradients from its first step on.
+    The limit counts from the first step of the run on.
     """
 
     def __init__(self, run: TrainingRun, limit: float) -> None:

@@ -22,7 +22,6 @@ from flatbayes.training.arguments import check_likelihood_name, resolve_likeliho
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData
-from flatbayes.training.input_layout import match_input_layout
 from flatbayes.training.input_scale import match_input_scale, match_target_scale
 from flatbayes.training.label_shift import match_label_shift
 from flatbayes.training.likelihood_inference import are_binary_labels, check_task, fit_family, infer_likelihood
@@ -37,11 +36,11 @@ from flatbayes.training.model_builder import (
     takes_num_outputs,
 )
 from flatbayes.training.network_defaults import choose_optimizer, has_trained_weights
+from flatbayes.training.network_layout import match_input_layout
 from flatbayes.training.optimizers import DefaultOptimizer
 from flatbayes.training.radius import check_pilot, find_obstructive_option, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory, is_prior_given
-from flatbayes.training.training_examples import read_training_data
-from flatbayes.training.unknown_labels import check_ignore_index, match_position_labels
+from flatbayes.training.training_examples import check_ignore_index, match_position_labels, read_training_data
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
 
 UNTRAINED_HEAD = (
@@ -184,7 +183,7 @@ def match_scales(factory: RunFactory, *, has_transform: bool, is_inferred: bool)
     if isinstance(data, InMemoryData) and not has_transform and not data.has_token_ids:
         data = match_input_scale(data, network, likelihood)
     elif isinstance(data, LoaderData) and likelihood is not factory.likelihood:
-        data = data.with_likelihood(likelihood)
+        data = data.with_changes(likelihood=likelihood)
     return replace(factory, training_data=data, likelihood=likelihood)
 
 
@@ -200,9 +199,6 @@ def check_method(
 
     Returns:
         The flatness with a number as its radius, and the flatness whose radius is to be chosen, or None.
-
-    Raises:
-        ValueError: The arguments do not go together.
     """
     check_initial_weights(model, posterior, has_init=has_init)
     usual = make_usual_flatness(flatness)

@@ -5,15 +5,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
+from flatbayes.core.display import format_number
 from flatbayes.core.networks import copy_network
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical, Gaussian, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
 from flatbayes.posteriors import Ensemble, Posterior
 from flatbayes.posteriors.draw_options import get_option, replace_option
 from flatbayes.posteriors.optimization import build_optimizer, find_weight_decay, resolve_temperature
@@ -34,12 +37,13 @@ from flatbayes.training.optimizers import (
     strengthen_prior,
 )
 from flatbayes.training.run import Branch, RunStatus, TrainingRun
-from flatbayes.training.target_unit import suggest_standardization
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
 
 NLL_LIKELIHOODS = (Bernoulli, Categorical, DenseCategorical, Gaussian)
 """Likelihoods whose loss is a negative log likelihood, in nats."""
+MAX_STANDARDIZED_TARGET = 20.0
+"""Largest median of the absolute standardized targets that are no cause of a divergence."""
 
 
 @dataclass(frozen=True)
@@ -302,3 +306,23 @@ def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_la
             f"label_smoothing is for classes, and the likelihood is {type(likelihood).__name__}: leave it out."
         )
     return likelihood.make_smoothed_loss(label_smoothing)
+
+
+def suggest_standardization(likelihood: Likelihood, targets: Tensor) -> str | None:
+    """A remedy where targets are far from those that a Gaussian likelihood expects; None where they are not."""
+    gaussian = unwrap_custom(likelihood)
+    if not isinstance(gaussian, Gaussian) or not targets.numel():
+        return None
+    rows = targets.detach().double().cpu().reshape(len(targets), -1)
+    location, scale = (torch.tensor(values, dtype=torch.float64) for values in (gaussian.location, gaussian.scale))
+    sizes = ((rows - location) / scale).abs().median(0).values
+    target = int(sizes.argmax())
+    if not sizes[target] > MAX_STANDARDIZED_TARGET:
+        return None
+    expected = [format_number(float(values[target])) for values in (location, scale)]
+    which = "one" if rows.shape[1] == 1 else f"one of target {target}, counted from 0,"
+    return (
+        f"likelihood=Gaussian.fit(targets), which standardizes the targets ({which} is "
+        f"{format_number(float(rows[0, target]))}, and {type(gaussian).__name__} expects values around {expected[0]} "
+        f"with a standard deviation of {expected[1]})"
+    )

@@ -45,11 +45,7 @@ FlatnessFn = Callable[[BatchClosure, nn.Module, TrainingProgress], Closure]
 class Session:
     """Training in one process, on one device.
 
-    Attributes:
-        fabric: Device and precision.
-        manager: Checkpoints.
-        run_index: Index of the run among those that share the checkpoint folder.
-        world: Rank and size of the process group.
+    `run_index` is the index of the run among those that share the checkpoint folder.
     """
 
     fabric: Fabric

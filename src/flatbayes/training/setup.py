@@ -30,13 +30,8 @@ from flatbayes.training.vectorization_trial import should_vectorize
 class TrainingSetup:
     """What a fit has before its first step.
 
-    Attributes:
-        factory: Makes the training runs.
-        fabric: Device, precision and process group.
-        world: Rank and size of the process group.
-        groups: Members of the ensemble that are trained in one run, in order.
-        identity: Plain data that tells this training from others.
-        info: Metadata of the fitted posterior.
+    `groups` are the members of the ensemble that are trained in one run, in order. `identity` is plain data that
+    tells this training from others, and `info` the metadata of the fitted posterior.
     """
 
     factory: RunFactory

@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -32,7 +32,6 @@ from flatbayes.training.checkpoint import SHARED_PREFIX, CheckpointFolder, Check
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.config_groups import CollectionConfig
-from flatbayes.training.data import TrainingData
 from flatbayes.training.fit import FitOutcome, train_setups
 from flatbayes.training.identity import describe_branch, describe_name, describe_object, describe_training
 from flatbayes.training.loader_data import LoaderData
@@ -272,19 +271,15 @@ def train_all(
     for training in trainings:
         setups = [*training.values()]
         manager = open_checkpoints(setups, checkpoints, replaces_others=replaces_others)
-        used = recordings if training is trainings[0] else None
+        used, data = recordings if training is trainings[0] else None, setups[0].factory.training_data
         # Other trainings read the same loader, and begin in the state in which `fit` would.
-        with nullcontext() if training is trainings[-1] else preserve_data(setups[0].factory.training_data):
+        loader = data.loader if isinstance(data, LoaderData) and training is not trainings[-1] else None
+        with nullcontext() if loader is None else preserve_loader_state(loader):
             results = train_setups(
                 setups, manager, callback, show_progress=show_progress, recordings=used, is_shared=True
             )
         outcomes |= dict(zip(training, results, strict=True))
     return outcomes
-
-
-def preserve_data(data: TrainingData) -> AbstractContextManager[None]:
-    """Context at whose end the random states of a loader are as before; the batches of splits depend on none."""
-    return preserve_loader_state(data.loader) if isinstance(data, LoaderData) else nullcontext()
 
 
 def open_checkpoints(

@@ -1,34 +1,39 @@
-"""Training data from what a user gave: read, divided where validation examples are needed, and checked."""
+"""Training data from what a user gave: read, divided where validation examples are needed, and checked.
+
+Examples none of whose labels is known are left out, and the likelihood knows how unknown labels are marked.
+"""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from torch.utils.data import DistributedSampler
 
-from flatbayes.core.input_trees import holds_texts
+from flatbayes.core.input_trees import IGNORE_INDEX, holds_texts
 from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.data.checks import DataWarning
-from flatbayes.data.hold_out import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.data.named_labels import has_named_labels, number_labels, wrap_rows
 from flatbayes.data.pairs import is_tree_pair
 from flatbayes.data.split_checks import check_split_values, warn_of_untrained_classes
+from flatbayes.data.stratified_split import HELD_OUT_FRACTION, hold_out_validation
 from flatbayes.flatness import Flatness
-from flatbayes.prediction.labelled import infer_task
-from flatbayes.prediction.named_batches import (
+from flatbayes.likelihoods import Bernoulli, DenseCategorical, Likelihood
+from flatbayes.likelihoods.custom import unwrap_custom
+from flatbayes.prediction.example_batches import (
     NumberedBatches,
     has_named_batches,
     read_class_names,
     sort_class_names,
 )
+from flatbayes.prediction.labelled import infer_task
 from flatbayes.training.arguments import hold_out_examples, normalize_data, normalize_validation, unpack_splits
 from flatbayes.training.batches import preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.unknown_labels import drop_unlabelled
 
 NO_VALIDATION = (
     "There are no validation examples: training takes its whole budget, and nothing says how wide the posterior is "
@@ -161,3 +166,52 @@ def make_training_data(
 def needs_validation(config: TrainingConfig, flatness: Flatness) -> bool:
     """Whether a training decides on validation examples: when it stops, or which radius it has."""
     return config.epochs is None or flatness.radius == "auto"
+
+
+def drop_unlabelled(data: DataSplits, ignore_index: int = IGNORE_INDEX) -> DataSplits:
+    """The splits without the examples none of whose labels is known, as `num_data` and mean losses need them.
+
+    Raises:
+        ValueError: No label of the training examples is known.
+    """
+    if not (data.is_multi_label or data.is_dense):
+        return data
+    known = {name: (getattr(data, name).targets != ignore_index).flatten(1).any(1) for name in ("train", "val")}
+    if not known["train"].any():
+        raise ValueError("No label of the training examples is known. Training needs labelled examples.")
+    dropped = {name: getattr(data, name).take(rows.nonzero()[:, 0]) for name, rows in known.items() if not rows.all()}
+    return replace(data, **dropped)
+
+
+def match_position_labels(data: InMemoryData, likelihood: Likelihood) -> InMemoryData:
+    """The data with names of the classes of the likelihood, and without examples that it has no label of.
+
+    They are returned as they are unless each position of an example has a class.
+
+    Raises:
+        ValueError: A label is no class of the likelihood, or none is known.
+    """
+    inner, splits = unwrap_custom(likelihood), data.splits
+    if not splits.is_dense or not isinstance(inner, DenseCategorical):
+        return data
+    for split in (splits.train, splits.val):
+        if len(split):
+            inner.prepare_targets(split.targets)
+    splits = drop_unlabelled(splits, inner.ignore_index)
+    names = splits.class_names[: inner.num_classes]
+    names += tuple(str(k) for k in range(len(names), inner.num_classes))
+    augment = splits.augment and replace(splits.augment, ignore_index=inner.ignore_index)
+    num_held_out = min(data.num_held_out, len(splits.val))
+    return replace(data, splits=replace(splits, class_names=names, augment=augment), num_held_out=num_held_out)
+
+
+def check_ignore_index(data: DataSplits, likelihood: Likelihood) -> None:
+    """Check that a likelihood of several labels knows how data splits mark a label that is not known."""
+    likelihood = unwrap_custom(likelihood)
+    if not isinstance(likelihood, Bernoulli) or likelihood.ignore_index == IGNORE_INDEX or not data.is_multi_label:
+        return
+    if any(bool((split.targets == IGNORE_INDEX).any()) for split in (data.train, data.val)):
+        raise ValueError(
+            f"Labels that are not known are {IGNORE_INDEX} in these data, also where they were NaN, and the "
+            f"likelihood has ignore_index={likelihood.ignore_index}: leave ignore_index out."
+        )

@@ -158,11 +158,7 @@ def check_training_outputs(outputs: object, name: str) -> None:
 
 @torch.no_grad()
 def check_one_example(network: nn.Module, inputs: ModelInputs) -> None:
-    """Check that one output for each example is a vector for a single example too.
-
-    Raises:
-        ValueError: The network removes the axis of the examples.
-    """
+    """Check that one output for each example is a vector for a single example too."""
     outputs = network(slice_examples(inputs, slice(1)))
     if isinstance(outputs, Tensor) and outputs.ndim == 0:
         raise ValueError(
@@ -173,12 +169,7 @@ def check_one_example(network: nn.Module, inputs: ModelInputs) -> None:
 
 @torch.no_grad()
 def mixes_by_layout(network: nn.Module, inputs: ModelInputs) -> bool:
-    """Whether layers whose first axis is that of time mix the examples of a batch.
-
-    Args:
-        network: The network in eval mode.
-        inputs: Inputs of some examples.
-    """
+    """Whether layers whose first axis is that of time mix the examples of a batch."""
     is_time_first = any(getattr(module, "batch_first", True) is False for module in network.modules())
     if not is_time_first or not isinstance(inputs, Tensor):
         return False

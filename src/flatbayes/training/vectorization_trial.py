@@ -107,11 +107,7 @@ def find_state_difference(state: State, reference: State, initial_tensors: dict[
 
 
 class RNGUsageDetector(Callback):
-    """Detects whether training draws random numbers from torch's global generator.
-
-    Attributes:
-        uses_rng: Whether it has drawn any.
-    """
+    """Detects whether training draws random numbers from torch's global generator."""
 
     def __init__(self) -> None:
         self.uses_rng = False
@@ -130,11 +126,7 @@ class RNGUsageDetector(Callback):
 
 @dataclass(frozen=True, eq=False)
 class TruncatedBatches(StatelessBatches):
-    """The first `NUM_TRIAL_STEPS` batches, from as many epochs as needed.
-
-    Attributes:
-        batches: All batches.
-    """
+    """The first `NUM_TRIAL_STEPS` batches, from as many epochs as needed."""
 
     batches: TrainingBatches
 

@@ -21,8 +21,7 @@ class VectorizedNetworks(nn.Module):
 
     Parameters have the names of those of a network, with the prefix `network.`.
 
-    Args:
-        networks: Networks of one architecture, on one device. They are not trained; `unstack` updates them.
+    They are not trained; `unstack` updates them.
 
     Raises:
         RuntimeError: Their tensors have different shapes.

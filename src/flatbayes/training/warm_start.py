@@ -215,11 +215,8 @@ def match_weights(
 ) -> dict[str, Tensor]:
     """The trained weights that are to be loaded, under the names of the network.
 
-    Args:
-        weights: Trained weights by name, perhaps with the prefix of a wrapper.
-        network: The network.
-        head: Names of the parameters of the last layer; by default of the last linear one.
-        new_head: Whether weights of the last layer may be missing or have another shape.
+    The head is by default the last linear layer; with `new_head` its weights may be missing or have another shape.
+    Names of trained weights may have the prefix of a wrapper.
 
     Raises:
         ValueError: Names or shapes differ, or a value is not finite.

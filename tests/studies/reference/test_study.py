@@ -11,9 +11,9 @@ from torch import nn
 import flatbayes.posteriors
 from flatbayes import Ensemble, Posterior
 from flatbayes.experiments import RunResult
+from flatbayes.experiments.references import find_density
 from flatbayes.posteriors import TFB, BLoB
 from flatbayes.posteriors.optimization import max_weight_decay
-from flatbayes.reference.density import find_density
 from studies.reference.page import describe_closeness, format_metric, render_task, select_closest
 from studies.reference.study import (
     LR_FACTORS,

@@ -13,16 +13,27 @@ from torch import Tensor
 
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data.checks import check_finite
-from flatbayes.data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from flatbayes.data.corruptions.digital import (
+from flatbayes.data.corruptions.families import (
+    brightness,
     contrast,
+    defocus_blur,
     elastic_transform,
+    fog,
+    frost,
+    gaussian_blur,
+    gaussian_noise,
+    glass_blur,
+    impulse_noise,
     jpeg_compression,
+    motion_blur,
     pixelate,
     saturate,
+    shot_noise,
+    snow,
+    spatter,
+    speckle_noise,
+    zoom_blur,
 )
-from flatbayes.data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from flatbayes.data.corruptions.weather import brightness, fog, frost, snow, spatter
 
 STANDARD_CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = MappingProxyType(
     {

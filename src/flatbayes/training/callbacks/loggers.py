@@ -22,11 +22,7 @@ WANDB_STEP = "train_step"
 
 
 class JSONLinesLogger(MemberCallback):
-    """Appends the record of every epoch, with its `member`, to a file: one JSON object per line.
-
-    Args:
-        path: The file.
-    """
+    """Appends the record of every epoch, with its `member`, to a file: one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -125,11 +121,7 @@ class MetricLogger(MemberCallback):
 
 
 class WandbLogger:
-    """A run of Weights & Biases, stored below a folder and, unless WANDB_MODE is `offline`, uploaded.
-
-    Args:
-        folder: Folder of the run.
-    """
+    """A run of Weights & Biases, stored below a folder and, unless WANDB_MODE is `offline`, uploaded."""
 
     def __init__(self, folder: Path) -> None:
         try:

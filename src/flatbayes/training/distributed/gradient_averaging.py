@@ -41,13 +41,8 @@ def make_synchronized_closure(
 
     Around the closure of a flatness, the ascent is that of the share; within it, the ascent is that of the batch.
 
-    Args:
-        closure: The closure of this process.
-        world: Rank and size of the process group.
-        module: The network.
-        params: Tensors that the optimizer updates and whose gradients are not averaged otherwise.
-        count_examples: Returns the number of examples over which the closure takes the mean.
-        batch_size: Number of examples in the batch of this process.
+    `params` are tensors that the optimizer updates and whose gradients are not averaged otherwise; `count_examples`
+    returns the number of examples over which the closure takes the mean.
     """
     gather_sizes = cache(lambda: tuple(world.all_gather(batch_size)))
 
@@ -85,10 +80,7 @@ def all_reduce_gradients(loss: Tensor, params: Sequence[Tensor], num_examples: i
     A parameter that has a gradient in some processes only counts as zero in the others and has a gradient in all of
     them afterwards.
 
-    Args:
-        loss: Loss of this process, a mean over examples.
-        params: Tensors that may have a gradient; the same in all processes.
-        num_examples: Number of examples of this process.
+    The loss is a mean over the examples of this process; `params` are the same in all processes.
 
     Returns:
         The mean loss over the examples of all processes.

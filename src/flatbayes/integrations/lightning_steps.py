@@ -1,11 +1,12 @@
-"""Closure of a step of Lightning's automatic optimization that can be called several times.
+"""Steps of Lightning's automatic optimization: whether a callback can control them, and a closure to call repeatedly.
 
-The first call runs Lightning's own closure, as without flatbayes. Earlier micro-batches of an accumulated gradient
-have had their forward and backward pass before, at the same weights. Every later call repeats all micro-batches, each
-with its own random state, without logging and without updates of metrics. A repetition gets a copy of the batch as it
-was before the first call, since a training step may take it apart.
+The first call of the closure runs Lightning's own closure, as without flatbayes. Earlier micro-batches of an
+accumulated gradient have had their forward and backward pass before, at the same weights. Every later call repeats
+all micro-batches, each with its own random state, without logging and without updates of metrics. A repetition gets a
+copy of the batch as it was before the first call, since a training step may take it apart.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,22 +17,79 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from flatbayes.core.context import get_batch_fraction
+from flatbayes.core.names import format_suggestion
 from flatbayes.core.randomness import RandomState
 from flatbayes.integrations.posterior_steps import override_methods
 from flatbayes.integrations.tracker import copy_batch
+from flatbayes.posteriors import Posterior
 
 if TYPE_CHECKING:  # modules and trainers may be those of pytorch_lightning as well
     from lightning.pytorch import LightningModule, Trainer
+
+SUPPORTED_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
+"""Strategies in which every process holds all weights. Both packages have classes of these names."""
+
+
+def check_supported(trainer: "Trainer", module: "LightningModule") -> None:
+    """Check that the callback can control the steps of a module.
+
+    Raises:
+        ValueError: The module uses manual optimization or an iterator of batches, or its weights are sharded.
+    """
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{name} uses manual optimization (automatic_optimization=False), which a callback cannot control. Use "
+            "the flatness in its training_step: loss = flatness(closure, self)()."
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ValueError(f"training_step of {name} takes an iterator, whose batches cannot be repeated.")
+    strategy_names = get_class_names(trainer.strategy)
+    if not strategy_names & SUPPORTED_STRATEGIES or "DeepSpeedStrategy" in strategy_names:
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} is not supported, since it may shard the weights; use one "
+            "device, or strategy='ddp'."
+        )
+
+
+def check_steps(posterior: Posterior, accumulation_steps: int, has_loss_scaler: bool) -> None:
+    """Check that Lightning computes all gradients of a step within the step, if the posterior needs this."""
+    if posterior.uses_gradient_only or (accumulation_steps == 1 and not has_loss_scaler):
+        return
+    option = "precision='16-mixed'" if has_loss_scaler else f"accumulate_grad_batches={accumulation_steps}"
+    instead = "precision='bf16-mixed'" if has_loss_scaler else "accumulate_grad_batches=1 and larger batches"
+    raise ValueError(
+        f"{type(posterior).__name__} changes the network for every gradient, by weight samples, noise or its dropout "
+        f"rate, and with {option} Lightning computes gradients before the step. Use {instead}."
+    )
+
+
+def get_class_names(instance: object) -> set[str]:
+    """Names of the class of an object and of its bases."""
+    return {cls.__name__ for cls in type(instance).__mro__}
+
+
+def get_network(module: "LightningModule", name: str) -> nn.Module:
+    """The submodule of a name; the module itself for an empty one.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        names = [child for child, _ in module.named_children()]
+        raise ValueError(
+            f"network={name!r} is no submodule of {type(module).__name__}. {format_suggestion(name, names)}It has "
+            f"{', '.join(names)}."
+        ) from error
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """A call of `training_step`.
 
-    Attributes:
-        args: Copy of the positional arguments from before the call.
-        kwargs: Copy of the keyword arguments.
-        rng_state: The random state before the call.
+    The arguments are copies from before the call, as is the random state.
     """
 
     args: tuple[Any, ...]
@@ -43,9 +101,7 @@ class MicroBatch:
 class MicroBatchRecord:
     """Micro-batches of an optimizer step, recorded as Lightning runs them.
 
-    Attributes:
-        micro_batches: The calls of `training_step`.
-        losses: Detached loss of each, divided by their number; None where `training_step` returned None.
+    `losses` has the detached loss of each, divided by their number; None where `training_step` returned None.
     """
 
     micro_batches: list[MicroBatch] = field(default_factory=list)
@@ -61,13 +117,8 @@ class MicroBatchRecord:
 class StepClosure:
     """The closure of a step, as a flatness takes it.
 
-    Attributes:
-        trainer: The trainer.
-        module: The module that is trained.
-        training_step: The module's own method, to be repeated.
-        zero_grad: Clears all gradients.
-        lightning_closure: Lightning's own closure, for the last micro-batch.
-        record: Micro-batches of the step; complete when `lightning_closure` returns.
+    `training_step` is the module's own method, to be repeated, and `lightning_closure` the closure for the last
+    micro-batch. The record is complete when that returns.
     """
 
     trainer: "Trainer"

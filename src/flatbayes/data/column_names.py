@@ -1,8 +1,17 @@
-"""Data frames: their columns are matched by name, in training, validation and prediction."""
+"""Columns of tables and data frames by name, and the features that are computed from them.
+
+Columns of data frames are matched by name, in training, validation and prediction. The feature `age` is the number in
+the column `age`, `city=Paris` is 1 where the column `city` holds Paris and else 0, and `age=` is 1 where the age is
+missing. A missing number becomes the mean of the training rows. It is refused in a column without such an indicator,
+in which the training data lack no number.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def is_data_frame(values: object) -> bool:
@@ -46,11 +55,7 @@ def select_columns(frame: Any, names: Sequence[str], description: str = "data fr
 def order_columns(values: Any, names: object, description: str = "data frame", *, is_numbered: bool = False) -> Any:
     """A data frame with the columns of the training, in their order; other values are unchanged.
 
-    Args:
-        values: A data frame, or anything else.
-        names: Names of the columns in training, if they are known.
-        description: What the frame is, for the message.
-        is_numbered: Whether the names may be those that arrays get, which any data frame of as many columns fits.
+    With `is_numbered` the names may be those that arrays get, which any data frame of as many columns fits.
 
     Raises:
         ValueError: Columns of the training are missing.
@@ -80,3 +85,28 @@ def convert_target_frame(targets: Any, target_names: object = ()) -> Any:
 def to_texts(names: object) -> list[str]:
     """Names from the metadata of a training; empty where they are not known."""
     return list(map(str, names)) if isinstance(names, list | tuple) else []
+
+
+def split_feature(feature: str, column_names: Collection[str]) -> tuple[str, str | None]:
+    """The column of a feature, and its category: None for a number, empty for a missing value."""
+    if feature in column_names or "=" not in feature:
+        return feature, None
+    matches = [name for name in column_names if feature.startswith(f"{name}=")]
+    column = max(matches, key=len, default=feature.partition("=")[0])
+    return column, feature[len(column) + 1 :]
+
+
+def find_optional_features(feature_names: Sequence[str]) -> list[int]:
+    """Positions of the features that may be missing: those with an indicator."""
+    names = set(feature_names)
+    return [index for index, name in enumerate(feature_names) if f"{name}=" in names]
+
+
+def fill_missing(inputs: Tensor, feature_names: Sequence[str], means: Tensor) -> Tensor:
+    """Replace missing numbers, NaN, of features, [n, features], by means, [features]."""
+    optional = find_optional_features(feature_names)
+    if not optional or not inputs.isnan().any():
+        return inputs
+    filled, means = inputs.clone(), means.to(inputs)
+    filled[:, optional] = torch.where(filled[:, optional].isnan(), means[optional], filled[:, optional])
+    return filled

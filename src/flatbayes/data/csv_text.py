@@ -1,6 +1,9 @@
-"""Encoding of the text of CSV files."""
+"""Text of CSV files: its encoding, and which texts are numbers, as pyarrow reads them."""
 
 import codecs
+from typing import Any
+
+from flatbayes.core.optional import require_package
 
 FILE_SIGNATURES = {
     b"PK\x03\x04": "an Excel workbook or a zip archive",
@@ -17,6 +20,18 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+MISSING_NUMBERS = frozenset(
+    (
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+        *("N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
+    )
+)
+"""Texts that pyarrow reads as a missing number."""
+BOOLEANS = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
+"""Texts that pyarrow reads as a boolean, beside 1 and 0."""
+
+MARKS_OF_MISSING = ("?", "-", "--", ".", "*", "none", "missing", "unknown")
+"""Words in small letters that often mark a missing number, and that may mean something else."""
 
 
 def detect_encoding(
@@ -24,12 +39,7 @@ def detect_encoding(
 ) -> str:
     """Find the encoding of text: by a byte order mark, by zero bytes (UTF-16), else UTF-8 if it is valid.
 
-    Args:
-        sample: The first bytes of a file.
-        is_complete: Whether these are all bytes.
-        name: The file, for messages.
-        given: The encoding that the user gives; it is only checked.
-        expected: The encoding of text that is not UTF-8.
+    A `given` encoding is only checked; `expected` is that of text that is not UTF-8.
 
     Raises:
         ValueError: The bytes are no text in this encoding, or no certain one; the message shows the first bytes.
@@ -79,3 +89,52 @@ def explain_decoding_error(content: bytes, encoding: str, name: str, first_line:
         "the encoding of Windows in Western Europe and America. Say its encoding, such as encoding=cp1252 (on the "
         "command line --data.encoding cp1252, for predict --encoding cp1252), or save it as UTF-8."
     )
+
+
+def parse_number(text: str, decimal: str = ".") -> float | None:
+    """The number that pyarrow reads from a text; NaN for a missing one, 1 or 0 for a boolean, None for no number.
+
+    >>> parse_number(" 1.5 "), parse_number("NA"), parse_number("True"), parse_number("?")
+    (1.5, nan, 1.0, None)
+    """
+    text = text.strip()
+    if text in MISSING_NUMBERS:
+        return float("nan")
+    if text in BOOLEANS:
+        return BOOLEANS[text]
+    if "_" in text or (decimal == "," and "." in text):
+        return None
+    try:
+        return float(text.replace(",", ".") if decimal == "," else text)
+    except ValueError:
+        return None
+
+
+def is_mark_of_missing(text: str) -> bool:
+    """Whether a text that is no number may mark a missing one."""
+    return text.strip().lower() in MARKS_OF_MISSING
+
+
+def is_number(text: str, decimal: str) -> bool:
+    """Whether pyarrow reads a text as a number, a boolean, or a missing number."""
+    return parse_number(text, decimal) is not None
+
+
+def parse_numbers(column: Any, decimal: str) -> Any | None:
+    """Float64 numbers of a column of texts, as pyarrow reads them from the file; None if others are among them."""
+    with require_package("data"):
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        from pyarrow import csv as arrow_csv
+    options = arrow_csv.ConvertOptions()
+    texts = pc.utf8_trim_whitespace(column)
+    for words, value in ((options.null_values, None), (options.true_values, "1"), (options.false_values, "0")):
+        texts = pc.if_else(pc.is_in(texts, pa.array(words)), pa.scalar(value, pa.string()), texts)
+    if decimal == ",":
+        if pc.any(pc.match_substring(texts, ".")).as_py():
+            return None
+        texts = pc.replace_substring(texts, ",", ".")
+    try:
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return None
