@@ -8,7 +8,7 @@ from torch.distributions import Categorical as Classes
 from flatbayes.distillation.students import (
     BernoulliStudent,
     CategoricalStudent,
-    GaussianStudent,
+    NumberStudent,
     bernoulli_kl,
     make_student,
 )
@@ -69,7 +69,7 @@ def test_bernoulli_student():
 
 def test_gaussian_student(gaussian_predictive):
     likelihood, predictive = gaussian_predictive
-    student = GaussianStudent(likelihood)
+    student = NumberStudent(likelihood)
     targets = student.make_targets(predictive)
     mean, variance, fraction = targets.chunk(3, 1)
     raw = (variance.sqrt() - likelihood.floor).expm1().log()  # the inverse of the softplus
@@ -103,6 +103,6 @@ def test_the_student_follows_the_likelihood():
     with pytest.raises(TypeError, match="can be distilled"):
         make_student(Custom(torch.nn.functional.cross_entropy, None))
     with pytest.raises(TypeError, match="cannot learn"):
-        GaussianStudent(Gaussian()).make_targets(Categorical(3).predictive([torch.zeros(1, 3)]))
+        NumberStudent(Gaussian()).make_targets(Categorical(3).predictive([torch.zeros(1, 3)]))
     with pytest.raises(TypeError, match="for several labels cannot learn"):
         BernoulliStudent(3).make_targets(Categorical(3).predictive([torch.zeros(1, 3)]))
