@@ -154,8 +154,8 @@ class BernoulliStudent(Student):
 class NumberStudent(Student):
     """Outputs are a location and a raw scale for each target, then the logit of each epistemic fraction.
 
-    With outputs o1 and o2, and m, s the location and scale of the likelihood, mean and standard deviation are those of
-    the likelihood for a `Gaussian`, and for the targets of a `DistributionLikelihood`
+    With outputs o1 and o2, and m, s the location and scale of the likelihood, mean and standard deviation are those
+    of the likelihood for a `Gaussian`, and for the targets of a `DistributionLikelihood`
 
         numbers                      m + s o1,      s (0.01 + softplus(o2))
         counts, positive numbers     s exp(o1),     s exp(o2)
@@ -174,6 +174,9 @@ class NumberStudent(Student):
         self.num_targets = likelihood.num_targets
         self.location, self.scale = likelihood.location, likelihood.scale
         self.kind = "numbers" if isinstance(likelihood, Gaussian) else likelihood.target_kind
+        if self.scale and self.kind != "numbers":  # of which the family takes no location, and fractions no scale
+            self.location = (0.0,) * self.num_targets
+            self.scale = (1.0,) * self.num_targets if self.kind == "fractions" else self.scale
         self.gaussian = likelihood if isinstance(likelihood, Gaussian) else Gaussian(self.num_targets)
 
     @property
@@ -211,8 +214,8 @@ class NumberStudent(Student):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """KL(N(mean, variance) || student) + KL(fraction || student's fraction), summed over targets, in nats.
 
-        Up to a constant the first term is the KL divergence from the mixture itself to a normal distribution, which is
-        minimal for that with the mean and variance of the mixture.
+        Up to a constant the first term is the KL divergence from the mixture itself to a normal distribution, which
+        is minimal for that with the mean and variance of the mixture.
         """
         mean, std, fraction_logit = self._split_outputs(outputs)
         target_mean, variance, fraction = targets.chunk(3, dim=-1)
@@ -242,13 +245,15 @@ class NumberStudent(Student):
 
 
 def _find_unit(kind: TargetKind, mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Location and scale of each target, by medians over predictions of the shape (examples, targets)."""
+    """Location and scale of each target, by medians over finite predictions of the shape (examples, targets)."""
+    is_finite = mean.isfinite() & variance.isfinite()
+    mean, variance = (torch.where(is_finite, values, torch.nan) for values in (mean, variance))
     location, scale = torch.zeros_like(mean[0]), torch.ones_like(mean[0])
     if kind == "numbers":
-        location = mean.median(0).values
-        scale = (variance + (mean - location).square()).median(0).values.sqrt()
+        location = mean.nanmedian(0).values
+        scale = (variance + (mean - location).square()).nanmedian(0).values.sqrt()
     elif kind != "fractions":
-        scale = mean.median(0).values
+        scale = mean.nanmedian(0).values
     scale = torch.where(scale > 0, scale, 1.0)
     return tuple(location.tolist()), tuple(scale.tolist())
 

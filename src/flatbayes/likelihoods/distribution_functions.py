@@ -1,7 +1,7 @@
-"""What distributions of torch lack: distribution functions of more families, values outside of the support, and
-moments of StudentT that can be traced.
+"""What distributions of torch lack: distribution functions, and moments and densities of all values.
 
 `torch.distributions` has no distribution function for counts, StudentT and Beta; here they are those of SciPy.
+Moments of StudentT are computed without a selection of rows, which could not be traced.
 """
 
 import threading

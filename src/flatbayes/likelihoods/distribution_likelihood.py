@@ -167,10 +167,10 @@ class DistributionLikelihood(Likelihood):
         """What the targets are; those of a function by the bounds of their support, whole numbers or not."""
         if self.family is not None:
             return self.family.targets
-        bounds = find_bounds(get_support(self._make_plain(torch.full((1, self.num_outputs), PROBE))))
-        if any(isinstance(bound, Tensor) for bound in bounds):  # they depend on the outputs
+        low, high = find_bounds(get_support(self._make_plain(torch.full((1, self.num_outputs), PROBE))))
+        if isinstance(low, Tensor) or isinstance(high, Tensor) or low != 0:  # tensors depend on the outputs
             return "numbers"
-        return {(0.0, math.inf): "positive numbers", (0.0, 1.0): "fractions"}.get(bounds, "numbers")
+        return "positive numbers" if high == math.inf else "fractions" if high == 1 else "numbers"
 
     @property
     def _target_shape(self) -> tuple[int, ...]:

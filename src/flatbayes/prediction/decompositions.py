@@ -1,7 +1,7 @@
 """Functions that ONNX or onnxruntime lacks, made of others: log gamma, and activations in double precision.
 
-A `DistributionLikelihood` computes moments in double precision, where onnxruntime has no softplus, ELU and leaky ReLU;
-ONNX has no log gamma function, which the mean of a Weibull distribution has.
+Moments of a `DistributionLikelihood` are computed in double precision, where onnxruntime has no softplus, ELU and
+leaky ReLU. ONNX has no log gamma function, of which the mean of a Weibull distribution is made.
 """
 
 import math
@@ -23,7 +23,7 @@ def decompose_missing(program: ExportedProgram) -> ExportedProgram:
 
 
 def log_gamma(values: Tensor) -> Tensor:
-    """log Gamma(x) of positive numbers, by Stirling's series at x + 10 and the recurrence Gamma(x + 1) = x Gamma(x).
+    """Logarithm of Gamma(x) for x > 0: Stirling's series at x + 10, with the recurrence Gamma(x + 1) = x Gamma(x).
 
     Args:
         values: Of any shape; in double precision the relative error of Gamma(x) is below 1e-11 up to x = 200.
@@ -40,19 +40,25 @@ def softplus(values: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     if values.dtype != torch.float64:
         return NotImplemented
     scaled = beta * values
-    return (scaled.clamp_min(0) + (-scaled.abs()).exp().log1p()) / beta
+    positive: Tensor = (scaled.clamp_min(0) + (-scaled.abs()).exp().log1p()) / beta
+    return positive
 
 
 def elu(values: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     """`torch.nn.functional.elu` and `selu` in double precision."""
     if values.dtype != torch.float64:
         return NotImplemented
-    return scale * (values.clamp_min(0) + alpha * (input_scale * values.clamp_max(0)).expm1())
+    activated: Tensor = scale * (values.clamp_min(0) + alpha * (input_scale * values.clamp_max(0)).expm1())
+    return activated
 
 
 def leaky_relu(values: Tensor, negative_slope: float = 0.01) -> Tensor:
     """`torch.nn.functional.leaky_relu` in double precision."""
-    return values.clamp_min(0) + negative_slope * values.clamp_max(0) if values.dtype == torch.float64 else NotImplemented
+    return (
+        values.clamp_min(0) + negative_slope * values.clamp_max(0)
+        if values.dtype == torch.float64
+        else NotImplemented
+    )
 
 
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {

@@ -162,8 +162,9 @@ def _translate(program: ExportedProgram) -> Any:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ValueError(
-            f"This network, or a function of the likelihood, cannot be written to an ONNX file: {_get_first_line(cause)} "
-            "Use export_torch, or distil the posterior into a network without this operation: flatbayes.distill."
+            "This network, or a function of the likelihood, cannot be written to an ONNX file: "
+            f"{_get_first_line(cause)} Use export_torch, or distil the posterior into a network without "
+            "this operation: flatbayes.distill."
         ) from error
     if onnx_program is None:
         raise RuntimeError("torch.onnx.export returned no program.")

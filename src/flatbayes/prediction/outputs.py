@@ -144,7 +144,7 @@ class GaussianSummary(PredictiveSummary):
 class DistributionSummary(PredictiveSummary):
     """Moments of an equal mixture of distributions of any family.
 
-    They are computed in double precision, since formulas of torch such as exp(s²) - 1 lose digits in single precision.
+    They are computed in double precision, since formulas of torch such as exp(s²) - 1 lose digits in single.
 
     Args:
         likelihood: The likelihood with which the networks were trained.
@@ -162,9 +162,9 @@ class DistributionSummary(PredictiveSummary):
             likelihood.compute_moments(torch.full((2, likelihood.num_outputs), PROBE))
         except NotImplementedError as error:
             raise ValueError(
-                "torch has no mean and variance of the distribution that the function of the likelihood returns, and a "
-                "compiled or exported posterior has these: return a subclass of it that defines the properties mean "
-                "and variance. Or distil the posterior, which takes those of samples: flatbayes.distill."
+                "torch has no mean or no variance of the distribution that the function of the likelihood returns, "
+                "and a compiled or exported posterior needs both: return a subclass of it that defines the properties "
+                "mean and variance. Or distil the posterior, which takes those of samples: flatbayes.distill."
             ) from error
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
