@@ -35,24 +35,22 @@ def log_gamma(values: Tensor) -> Tensor:
     return (x - 0.5) * x.log() - x + 0.5 * math.log(2 * math.pi) + series - product
 
 
-def softplus(values: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+def softplus(values: Tensor, beta: float = 1, threshold: float = 20) -> Any:
     """`torch.nn.functional.softplus` in double precision; `NotImplemented`, which keeps it, in others."""
     if values.dtype != torch.float64:
         return NotImplemented
     scaled = beta * values
-    positive: Tensor = (scaled.clamp_min(0) + (-scaled.abs()).exp().log1p()) / beta
-    return positive
+    return (scaled.clamp_min(0) + (-scaled.abs()).exp().log1p()) / beta
 
 
-def elu(values: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+def elu(values: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
     """`torch.nn.functional.elu` and `selu` in double precision."""
     if values.dtype != torch.float64:
         return NotImplemented
-    activated: Tensor = scale * (values.clamp_min(0) + alpha * (input_scale * values.clamp_max(0)).expm1())
-    return activated
+    return scale * (values.clamp_min(0) + alpha * (input_scale * values.clamp_max(0)).expm1())
 
 
-def leaky_relu(values: Tensor, negative_slope: float = 0.01) -> Tensor:
+def leaky_relu(values: Tensor, negative_slope: float = 0.01) -> Any:
     """`torch.nn.functional.leaky_relu` in double precision."""
     return (
         values.clamp_min(0) + negative_slope * values.clamp_max(0)

@@ -163,8 +163,9 @@ class DistributionSummary(PredictiveSummary):
         except NotImplementedError as error:
             raise ValueError(
                 "torch has no mean or no variance of the distribution that the function of the likelihood returns, "
-                "and a compiled or exported posterior needs both: return a subclass of it that defines the properties "
-                "mean and variance. Or distil the posterior, which takes those of samples: flatbayes.distill."
+                "and a compiled or exported posterior needs both: return a subclass of it that defines the "
+                "properties mean and variance. Or distil the posterior, which takes those of samples: "
+                "flatbayes.distill."
             ) from error
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
