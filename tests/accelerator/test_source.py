@@ -137,7 +137,7 @@ REASONS = {
     "prediction/inputs.py:match_image_layout": "inputs of the user, before they are moved",
     "prediction/inputs.py:find_nonfinite_rows": MESSAGE,
     "prediction/inputs.py:check_finite_predictions": MESSAGE,
-    "prediction/outputs.py:*Summary.__init__": "runs once: buffers that move with the module, and a trial of a function",
+    "prediction/outputs.py:*Summary.__init__": "runs once: buffers of the module, and a trial of a function",
     "prediction/sampling.py:NetworkSampler.snapshot_index": "an order of the host",
     "training/batches.py:LoaderBatches.*": "random state of NumPy, on the host",
     "training/batches.py:ShuffledBatches.shuffle_indices": "once per epoch: the order is that of the CPU everywhere",
