@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from flatbayes.cli import main
+from flatbayes.prediction import FittedPosterior
 
 SHORT = ["--model", "MLP", "--model.hidden", "[8]", "--epochs", "4", "--num_draws", "4"]
 DATA = ["--data", "visits.csv", "--data.target", "visits"]
@@ -38,6 +40,24 @@ def test_counts_from_fit_to_conformal_intervals(here, capsys):
         assert float(row["conformal_upper"]).is_integer()
         assert float(row["conformal_lower"]) >= 0
     assert main(["check", "run"]) in (0, 1)
+
+
+def test_a_run_of_counts_is_exported(here, capsys):
+    import onnxruntime
+
+    assert main(["fit", *DATA, "--likelihood", "negative_binomial", *SHORT, "--out", "run"]) == 0
+    capsys.readouterr()
+    assert main(["export", "run", "--format", "onnx", "--num_draws", "3", "--out", "m.onnx"]) == 0
+    assert "outputs  mean, std, epistemic_std" in capsys.readouterr().out
+    assert main(["export", "run", "--format", "torch", "--num_draws", "3", "--out", "m.pt2"]) == 0
+    x = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)
+    expected = FittedPosterior.load(here / "run").predict(x, 3)
+    mean, std = onnxruntime.InferenceSession("m.onnx").run(["mean", "std"], {"inputs": x})
+    tensors = torch.export.load("m.pt2").module()(torch.from_numpy(x))
+    for values in (mean, tensors["mean"].numpy()):
+        np.testing.assert_allclose(values, expected.mean, rtol=1e-5)
+    for values in (std, tensors["std"].numpy()):
+        np.testing.assert_allclose(values, expected.std, rtol=1e-5)
 
 
 def test_comparisons_take_it(here):

@@ -5,11 +5,12 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Laplace, Normal, TransformedDistribution, transforms
 
 from flatbayes.data import Digits
 from flatbayes.distillation import distill
 from flatbayes.flatness import Plain
-from flatbayes.likelihoods import Bernoulli, Categorical, Gaussian
+from flatbayes.likelihoods import Bernoulli, Categorical, DistributionLikelihood, Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior, export_onnx, onnx_difference
@@ -79,6 +80,45 @@ def test_regression():
     assert abs(float((student_output["std"] / expected.std).log().mean())) < 0.05
     assert rank_correlation(student_output["epistemic_std"], expected.epistemic) > 0.8
     assert (student_output["epistemic_std"] < student_output["std"]).all()
+
+
+POISSON = DistributionLikelihood("Poisson", scale=(20.0,))
+SIGMOID = DistributionLikelihood(
+    lambda o: TransformedDistribution(Normal(o[:, 0], o[:, 1].exp()), [transforms.SigmoidTransform()]), num_outputs=2
+)
+TONS = DistributionLikelihood(lambda o: Laplace(5e4 + 900 * o[:, 0], 700 * o[:, 1].exp()), num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        POISSON,
+        DistributionLikelihood("StudentT", location=(50.0,), scale=(4.0,)),
+        DistributionLikelihood("Gamma", scale=(1e5,)),
+        DistributionLikelihood("Beta"),
+        SIGMOID,  # its moments are those of samples
+        TONS,
+    ],
+    ids=["counts", "numbers", "positive numbers", "fractions", "function with samples", "function"],
+)
+def test_other_distributions(likelihood, tmp_path):
+    torch.manual_seed(0)
+    posterior = Ensemble(size=3)
+    states = [posterior.init(MLP((2,), likelihood.num_outputs, (8,)), None, 10) for _ in range(3)]
+    fitted = FittedPosterior(posterior, states, likelihood, info={"input_shape": [2]})
+    inputs, x = 3 * torch.randn(600, 2), 3 * torch.randn(200, 2)
+    config = TrainingConfig(
+        epochs=40, batch_size=32, optimizer=SHORT.optimizer, optimization=OptimizationConfig(clip_norm=1.0)
+    )
+    student = distill(fitted, MLP((2,), 3, (32,)), inputs, config, Plain())
+    tensors, expected = student(x), fitted.predict(x)
+    assert list(tensors) == ["mean", "std", "epistemic_std"]
+    assert float((tensors["mean"] - expected.mean).abs().median()) < 0.15 * float(expected.mean.std())
+    assert abs(float((tensors["std"] / expected.std).log().mean())) < 0.1
+    assert rank_correlation(tensors["std"], expected.std) > 0.8
+    assert rank_correlation(tensors["epistemic_std"], expected.epistemic) > 0.8
+    assert (tensors["epistemic_std"] < tensors["std"]).all()
+    assert onnx_difference(student, export_onnx(student, tmp_path / "s.onnx"), x) < 1e-5
 
 
 def test_several_labels():

@@ -62,7 +62,7 @@ def distill(
         A module with the outputs of `FittedPosterior.compile`, which is exported in the same way.
 
     Raises:
-        ValueError: The student has the wrong number of outputs.
+        ValueError: The student has the wrong number of outputs, or predictions of numbers have no finite variance.
         TypeError: The likelihood is user-defined.
 
     Examples:

@@ -15,19 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatbayes.core.names import format_count
 from flatbayes.likelihoods import (
     Bernoulli,
     BernoulliPredictive,
     Categorical,
     CategoricalPredictive,
     Custom,
+    DistributionLikelihood,
     Gaussian,
-    GaussianPredictive,
     Likelihood,
+    NumberPredictive,
     Predictive,
 )
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+from flatbayes.likelihoods.families import TargetKind
+from flatbayes.likelihoods.gaussian import location_scale_tensors
 from flatbayes.prediction.outputs import (
+    NUMBER_NAMES,
     PredictiveSummary,
     SummaryTensors,
     promote_to_float32,
@@ -146,42 +151,71 @@ class BernoulliStudent(Student):
         return summarize_labels(log_probs, categorical_entropy(log_probs) * fraction_logits.sigmoid())
 
 
-class GaussianStudent(Student):
-    """Outputs are those of the likelihood, then one for the epistemic fraction of each target's variance.
+class NumberStudent(Student):
+    """Outputs are a location and a raw scale for each target, then the logit of each epistemic fraction.
+
+    With outputs o1 and o2, and m, s the location and scale of the likelihood, mean and standard deviation are those
+    of the likelihood for a `Gaussian`, and for the targets of a `DistributionLikelihood`
+
+        numbers                      m + s o1,      s (0.01 + softplus(o2))
+        counts, positive numbers     s exp(o1),     s exp(o2)
+        fractions                    sigmoid(o1),   sqrt(mean (1 - mean)) sigmoid(o2)
+
+    m and s of a function of the user's are medians of the predictions that the student is given.
 
     Args:
-        likelihood: Likelihood of the posterior; it holds the location and scale of the targets.
+        likelihood: Likelihood of the posterior.
     """
 
-    output_names = ("mean", "std", "epistemic_std")
-    location: Tensor
-    scale: Tensor
+    output_names = NUMBER_NAMES
 
-    def __init__(self, likelihood: Gaussian) -> None:
+    def __init__(self, likelihood: Gaussian | DistributionLikelihood) -> None:
         super().__init__()
-        self.likelihood = likelihood
-        self.register_buffer("location", torch.tensor(likelihood.location))
-        self.register_buffer("scale", torch.tensor(likelihood.scale))
+        self.num_targets = likelihood.num_targets
+        self.location, self.scale = likelihood.location, likelihood.scale
+        self.kind = "numbers" if isinstance(likelihood, Gaussian) else likelihood.target_kind
+        if self.scale and self.kind != "numbers":  # of which the family takes no location, and fractions no scale
+            self.location = (0.0,) * self.num_targets
+            self.scale = (1.0,) * self.num_targets if self.kind == "fractions" else self.scale
+        self.gaussian = likelihood if isinstance(likelihood, Gaussian) else Gaussian(self.num_targets)
 
     @property
     def num_outputs(self) -> int:
-        """A mean, a raw scale and the logit of the epistemic fraction for each target."""
-        return 3 * self.likelihood.num_targets
+        """Three for each target."""
+        return 3 * self.num_targets
 
     def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
-        """Means, total variances and epistemic fractions of standardised targets."""
-        if not isinstance(predictive, GaussianPredictive):
+        """Means, total variances and epistemic fractions of standardised targets.
+
+        Raises:
+            TypeError: The predictions are none of numbers.
+            ValueError: Some have no finite mean and variance.
+        """
+        if not isinstance(predictive, NumberPredictive):
             raise TypeError(f"A student for regression cannot learn from a {type(predictive).__name__}.")
-        num_examples, scale = len(predictive.mean), self.scale.to(predictive.mean)
-        mean = (predictive.mean.reshape(num_examples, -1) - self.location.to(predictive.mean)) / scale
-        variance, epistemic = (v.reshape(num_examples, -1) for v in (predictive.variance, predictive.epistemic))
-        return torch.cat([mean, variance / scale.square(), epistemic / variance], dim=-1).float()
+        moments = (predictive.mean, predictive.variance, predictive.epistemic)
+        mean, variance, epistemic = (values.reshape(len(values), -1) for values in moments)
+        if not self.scale:
+            self.location, self.scale = _find_unit(self.kind, mean, variance)
+        location, scale = location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
+        smallest = torch.finfo(torch.float32).tiny
+        columns = [(mean - location) / scale, (variance / scale.square()).clamp_min(smallest)]
+        columns.append(epistemic / variance.clamp_min(smallest))
+        targets = torch.cat(columns, dim=-1).float()
+        wrong_rows = (~targets.isfinite()).any(-1).nonzero().flatten()
+        if len(wrong_rows):
+            raise ValueError(
+                f"The posterior predicts no finite mean and variance for {format_count(len(wrong_rows), 'example')}, "
+                f"the first in row {int(wrong_rows[0])} (counted from 0), and a student learns these. Leave such "
+                "inputs out, or choose a distribution with a finite variance."
+            )
+        return targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """KL(N(mean, variance) || student) + KL(fraction || student's fraction), summed over targets, in nats.
 
-        Up to a constant the first term is the KL divergence from the mixture itself, which is minimal for the normal
-        distribution with the mean and variance of the mixture.
+        Up to a constant the first term is the KL divergence from the mixture itself to a normal distribution, which
+        is minimal for that with the mean and variance of the mixture.
         """
         mean, std, fraction_logit = self._split_outputs(outputs)
         target_mean, variance, fraction = targets.chunk(3, dim=-1)
@@ -197,10 +231,31 @@ class GaussianStudent(Student):
         return rescale_moments(mean, variance, variance * fraction_logit.sigmoid(), self.location, self.scale)
 
     def _split_outputs(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, standard deviations and logits of the epistemic fraction."""
-        num_targets = self.likelihood.num_targets
-        moments, fraction_logit = promote_to_float32(outputs).split([2 * num_targets, num_targets], dim=-1)
-        return (*self.likelihood.split_outputs(moments), fraction_logit)
+        """Means and standard deviations of standardised targets, and logits of the epistemic fraction."""
+        moments, fraction_logit = promote_to_float32(outputs).split([2 * self.num_targets, self.num_targets], dim=-1)
+        match self.kind:
+            case "numbers":
+                return (*self.gaussian.split_outputs(moments), fraction_logit)
+            case "fractions":
+                location, raw_scale = moments.chunk(2, dim=-1)
+                largest_std = (0.5 * (F.logsigmoid(location) + F.logsigmoid(-location))).exp()
+                return location.sigmoid(), largest_std * raw_scale.sigmoid(), fraction_logit
+            case _:
+                return (*moments.exp().chunk(2, dim=-1), fraction_logit)
+
+
+def _find_unit(kind: TargetKind, mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Location and scale of each target, by medians over finite predictions of the shape (examples, targets)."""
+    is_finite = mean.isfinite() & variance.isfinite()
+    mean, variance = (torch.where(is_finite, values, torch.nan) for values in (mean, variance))
+    location, scale = torch.zeros_like(mean[0]), torch.ones_like(mean[0])
+    if kind == "numbers":
+        location = mean.nanmedian(0).values
+        scale = (variance + (mean - location).square()).nanmedian(0).values.sqrt()
+    elif kind != "fractions":
+        scale = mean.nanmedian(0).values
+    scale = torch.where(scale > 0, scale, 1.0)
+    return tuple(location.tolist()), tuple(scale.tolist())
 
 
 def bernoulli_kl(probability: Tensor, logit: Tensor) -> Tensor:
@@ -222,10 +277,10 @@ def make_student(likelihood: Likelihood) -> Student:
             return CategoricalStudent(likelihood.num_classes)
         case Bernoulli():
             return BernoulliStudent(likelihood.num_labels)
-        case Gaussian():
-            return GaussianStudent(likelihood)
+        case Gaussian() | DistributionLikelihood():
+            return NumberStudent(likelihood)
         case _:
             raise TypeError(
                 f"There is no student for a {type(likelihood).__name__}: only posteriors with a Categorical, "
-                "Bernoulli or Gaussian likelihood can be distilled."
+                "Bernoulli, Gaussian or DistributionLikelihood can be distilled."
             )

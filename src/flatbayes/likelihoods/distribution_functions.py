@@ -1,6 +1,7 @@
-"""What distributions of torch lack: distribution functions of more families, and values outside of the support.
+"""What distributions of torch lack: distribution functions, and moments and densities of all values.
 
 `torch.distributions` has no distribution function for counts, StudentT and Beta; here they are those of SciPy.
+Moments of StudentT are computed without a selection of rows, which could not be traced.
 """
 
 import threading
@@ -72,6 +73,25 @@ def find_bounds(support: constraints.Constraint) -> tuple[Tensor | float, Tensor
     if inner is constraints.boolean:
         return 0.0, 1.0
     return (low if isinstance(low, Tensor) else float(low)), (high if isinstance(high, Tensor) else float(high))
+
+
+def compute_moments(distribution: Distribution) -> tuple[Tensor, Tensor]:
+    """Mean and variance, each of the batch and event shape; infinite or NaN where there is none.
+
+    Raises:
+        NotImplementedError: torch has none of this distribution.
+
+    Examples:
+        >>> compute_moments(distributions.StudentT(torch.tensor([3.0, 2.0, 1.0])))
+        (tensor([0., 0., nan]), tensor([3., inf, nan]))
+    """
+    match distribution:
+        case distributions.StudentT():  # that of torch selects rows by their values
+            df, undefined = distribution.df, distribution.loc.new_full((), torch.nan)
+            variance = torch.where(df > 2, distribution.scale.square() * df / (df - 2), torch.inf)
+            return torch.where(df > 1, distribution.loc, undefined), torch.where(df > 1, variance, undefined)
+        case _:
+            return distribution.mean, distribution.variance
 
 
 def compute_log_prob(distribution: Distribution, values: Tensor) -> Tensor:

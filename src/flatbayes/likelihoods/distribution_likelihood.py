@@ -17,9 +17,15 @@ from flatbayes.core.devices import is_accelerator, to_double
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import FLATTEN_ADVICE
 from flatbayes.core.names import format_count, format_suggestion
-from flatbayes.likelihoods.distribution_functions import get_support, set_validation, unwrap_independent
+from flatbayes.likelihoods.distribution_functions import (
+    compute_moments,
+    find_bounds,
+    get_support,
+    set_validation,
+    unwrap_independent,
+)
 from flatbayes.likelihoods.distribution_predictive import DistributionPredictive
-from flatbayes.likelihoods.families import FAMILIES, SUPPORTS, Family, find_family, standardize_targets
+from flatbayes.likelihoods.families import FAMILIES, SUPPORTS, Family, TargetKind, find_family, standardize_targets
 from flatbayes.likelihoods.gaussian import location_scale_tensors, resolve_unit
 from flatbayes.likelihoods.likelihood import Likelihood, format_wrong_outputs
 
@@ -157,6 +163,16 @@ class DistributionLikelihood(Likelihood):
         return FAMILIES[self.distribution] if isinstance(self.distribution, str) else None
 
     @property
+    def target_kind(self) -> TargetKind:
+        """What the targets are; those of a function by the bounds of their support, whole numbers or not."""
+        if self.family is not None:
+            return self.family.targets
+        low, high = find_bounds(get_support(self._make_plain(torch.full((1, self.num_outputs), PROBE))))
+        if isinstance(low, Tensor) or isinstance(high, Tensor) or low != 0:  # tensors depend on the outputs
+            return "numbers"
+        return "positive numbers" if high == math.inf else "fractions" if high == 1 else "numbers"
+
+    @property
     def _target_shape(self) -> tuple[int, ...]:
         return () if self.num_targets == 1 else (self.num_targets,)
 
@@ -179,6 +195,21 @@ class DistributionLikelihood(Likelihood):
         if self.num_targets == 1:
             parameters, location, scale = tuple(p.squeeze(1) for p in parameters), location[0], scale[0]
         return family.build(parameters, location, scale)
+
+    def compute_moments(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the targets given outputs, each of the shape (batch, num_targets).
+
+        They are infinite or NaN where the distribution has none.
+
+        Args:
+            outputs: Outputs of a network.
+
+        Raises:
+            ValueError: They are not `num_outputs` for each example.
+            NotImplementedError: torch has no mean or variance of the distribution.
+        """
+        mean, variance = compute_moments(self._make_plain(outputs))
+        return (mean, variance) if mean.ndim == 2 else (mean.unsqueeze(1), variance.unsqueeze(1))
 
     def prepare_targets(self, targets: Tensor) -> Tensor:
         """Numbers of shape (batch, num_targets), or (batch,) for one target.

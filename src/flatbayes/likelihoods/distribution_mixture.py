@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.randomness import seeded_rng
-from flatbayes.likelihoods.distribution_functions import compute_cdf, compute_log_prob, is_discrete
+from flatbayes.likelihoods.distribution_functions import compute_cdf, compute_log_prob, compute_moments, is_discrete
 from flatbayes.likelihoods.mixture import ROOT_TOLERANCE, find_root, log_mean_density
 
 NUM_SAMPLES, NUM_ENTROPY_SAMPLES, NUM_BRACKET_SAMPLES = 1000, 250, 64
@@ -68,7 +68,7 @@ class DistributionMixture:
         """Mean and variance of each network, shape (draws, examples, *targets); of samples where torch has none."""
         shape = (self.num_members, self.num_examples, *self.target_shape)
         try:
-            mean, variance = self.distribution.mean, self.distribution.variance
+            mean, variance = compute_moments(self.distribution)
         except NotImplementedError:
             samples = self._sample_members(NUM_SAMPLES, seed)
             return samples.mean(0), samples.var(0)

@@ -251,9 +251,19 @@ def resolve_unit(
     return unit
 
 
-@lru_cache(maxsize=16)
 def location_scale_tensors(
     location: tuple[float, ...], scale: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Location and scale on a device, copied there once."""
+    if torch.compiler.is_compiling():  # a traced tensor must not be kept for calls outside of the trace
+        return _make_location_scale(location, scale, dtype, device)
+    return _cached_location_scale(location, scale, dtype, device)
+
+
+def _make_location_scale(
+    location: tuple[float, ...], scale: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     return torch.tensor(location, dtype=dtype, device=device), torch.tensor(scale, dtype=dtype, device=device)
+
+
+_cached_location_scale = lru_cache(maxsize=16)(_make_location_scale)

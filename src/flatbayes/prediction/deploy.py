@@ -148,7 +148,7 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
     """Copy the networks of `predict(inputs, num_draws, seed=seed)` into one module.
 
     Raises:
-        ValueError: `num_draws` is out of range, or the draws are more than weights.
+        ValueError: `num_draws` is out of range, the draws are more than weights, or the likelihood has no moments.
         TypeError: The likelihood is user-defined.
         RuntimeError: The posterior has collected nothing to draw from yet.
     """

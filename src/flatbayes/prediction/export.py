@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.randomness import RandomState, preserve_rng
+from flatbayes.prediction.decompositions import decompose_missing
 from flatbayes.prediction.deploy import CompiledPosterior, check_tensor
 
 INPUT_NAME = "inputs"
@@ -108,10 +109,7 @@ def export_onnx(
             "the posterior into one network, or use export_torch."
         )
     program = export_program(module, inputs, dtype)
-    with _suppress_exporter_warnings():
-        onnx_program = torch.onnx.export(program, input_names=[INPUT_NAME], dynamo=True, verbose=False)
-    if onnx_program is None:
-        raise RuntimeError("torch.onnx.export returned no program.")
+    onnx_program = _translate(program)
     _name_outputs(onnx_program.model.graph, module.output_names)
     onnx_program.model.metadata_props.update(metadata)
     with atomic_write(path) as temporary:
@@ -141,11 +139,36 @@ def export_program(
     try:
         return torch.export.export(module, (pair,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # its type depends on what cannot be traced
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _get_first_line(error)
         raise ValueError(
-            f"torch.export cannot trace this network with a batch of any size: {reason} Its forward pass must not "
-            "depend on the values of tensors, nor on the number of examples."
+            f"torch.export cannot trace this network with a batch of any size: {reason} Its forward pass, and a "
+            "function of the likelihood, must not depend on the values of tensors (as distributions with "
+            "validate_args=True do), nor on the number of examples."
         ) from error
+
+
+def _translate(program: ExportedProgram) -> Any:
+    """Convert a program to ONNX.
+
+    Raises:
+        ValueError: ONNX lacks an operation of it.
+    """
+    try:
+        with _suppress_exporter_warnings():
+            program = decompose_missing(program)
+            onnx_program = torch.onnx.export(program, input_names=[INPUT_NAME], dynamo=True, verbose=False)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(
+            "This network, or a function of the likelihood, cannot be written to an ONNX file: "
+            f"{_get_first_line(cause)} Use export_torch, or distil the posterior into a network without "
+            "this operation: flatbayes.distill."
+        ) from error
+    if onnx_program is None:
+        raise RuntimeError("torch.onnx.export returned no program.")
+    return onnx_program
 
 
 def convert_example(inputs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -210,6 +233,11 @@ def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor 
         float((torch.from_numpy(values) - expected[name].cpu()).abs().max() / expected[name].abs().max().clamp_min(1))
         for name, values in zip(module.output_names, outputs, strict=True)
     )
+
+
+def _get_first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _name_outputs(graph: Any, output_names: Sequence[str]) -> None:

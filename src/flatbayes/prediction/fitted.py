@@ -291,8 +291,8 @@ class FittedPosterior(NetworkSampler):
             seed: The same seed draws the same networks.
 
         Raises:
-            ValueError: `num_draws` is out of range, or the draws are more than weights (dropout masks, linearised
-                networks).
+            ValueError: `num_draws` is out of range, the draws are more than weights (dropout masks, linearised
+                networks), or the distribution of the targets has no mean and variance.
             TypeError: The likelihood is user-defined.
             RuntimeError: The posterior has collected nothing to draw from yet.
         """

@@ -1,6 +1,6 @@
 """Predictive summaries for deployment: mean and uncertainty tensors from the outputs of several networks.
 
-They are the quantities of a `Predictive`, in the precision of the networks (`predict` works in double) and with
+They are the quantities of a `Predictive`, in the precision of the networks (`predict` returns double) and with
 operations that `torch.export` and ONNX support.
 """
 
@@ -14,15 +14,28 @@ from torch.nn import functional as F
 
 from flatbayes.calibration import CalibrationMap
 from flatbayes.calibration.maps import transform_label_log_probs, transform_log_probs
-from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical, Gaussian, Likelihood
+from flatbayes.core.devices import widest_float_dtype
+from flatbayes.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Custom,
+    DenseCategorical,
+    DistributionLikelihood,
+    Gaussian,
+    Likelihood,
+)
 from flatbayes.likelihoods.categorical import pad_logit
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+from flatbayes.likelihoods.distribution_likelihood import PROBE
+from flatbayes.likelihoods.gaussian import location_scale_tensors
 
 SummaryTensors = dict[str, Tensor]
 """For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats, and likewise for
 several labels, with `mean` (examples, labels), and a class at each position, with `mean` (examples, *positions,
 classes) and the others (examples, *positions); for numbers `mean`, `std` and `epistemic_std`, each with the shape and
 unit of the targets."""
+NUMBER_NAMES = ("mean", "std", "epistemic_std")
+"""Names of the summary tensors of numbers."""
 
 
 class PredictiveSummary(nn.Module, ABC):
@@ -114,37 +127,70 @@ class GaussianSummary(PredictiveSummary):
         likelihood: The likelihood with which the networks were trained.
     """
 
-    output_names = ("mean", "std", "epistemic_std")
-    location: Tensor
-    scale: Tensor
+    output_names = NUMBER_NAMES
 
     def __init__(self, likelihood: Gaussian) -> None:
         super().__init__()
         self.likelihood = likelihood
-        self.register_buffer("location", torch.tensor(likelihood.location))
-        self.register_buffer("scale", torch.tensor(likelihood.scale))
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
         """The total variance is the mean of the variances plus the variance of the means."""
         moments = [self.likelihood.split_outputs(promote_to_float32(output)) for output in outputs]
         means, stds = (torch.stack(values) for values in zip(*moments, strict=True))
+        epistemic, unit = means.var(0, correction=0), (self.likelihood.location, self.likelihood.scale)
+        return rescale_moments(means.mean(0), stds.square().mean(0) + epistemic, epistemic, *unit)
+
+
+class DistributionSummary(PredictiveSummary):
+    """Moments of an equal mixture of distributions of any family.
+
+    They are computed in double precision, since formulas of torch such as exp(s²) - 1 lose digits in single.
+
+    Args:
+        likelihood: The likelihood with which the networks were trained.
+
+    Raises:
+        ValueError: torch has no mean or variance of the distribution.
+    """
+
+    output_names = NUMBER_NAMES
+
+    def __init__(self, likelihood: DistributionLikelihood) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        try:
+            likelihood.compute_moments(torch.full((2, likelihood.num_outputs), PROBE))
+        except NotImplementedError as error:
+            raise ValueError(
+                "torch has no mean or no variance of the distribution that the function of the likelihood returns, "
+                "and a compiled or exported posterior needs both: return a subclass of it that defines the "
+                "properties mean and variance. Or distil the posterior, which takes those of samples: "
+                "flatbayes.distill."
+            ) from error
+
+    def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
+        """As of a Gaussian; infinite or NaN where the distribution has no mean or variance."""
+        moments = [self.likelihood.compute_moments(output.to(widest_float_dtype(output))) for output in outputs]
+        means, variances = (torch.stack(values) for values in zip(*moments, strict=True))
         epistemic = means.var(0, correction=0)
-        return rescale_moments(means.mean(0), stds.square().mean(0) + epistemic, epistemic, self.location, self.scale)
+        tensors = rescale_moments(means.mean(0), variances.mean(0) + epistemic, epistemic)
+        dtype = promote_to_float32(outputs[0]).dtype
+        return {name: values.to(dtype) for name, values in tensors.items()}
 
 
 def rescale_moments(
-    mean: Tensor, variance: Tensor, epistemic: Tensor, location: Tensor, scale: Tensor
+    mean: Tensor, variance: Tensor, epistemic: Tensor, location: Sequence[float] = (), scale: Sequence[float] = ()
 ) -> SummaryTensors:
     """Convert moments of standardised targets, shape (examples, targets), to the unit of the targets.
 
-    `epistemic` are variances of the networks' means; location and scale are the mean and the standard deviation of
-    each target in the training data.
+    `epistemic` are variances of the networks' means; location and scale are one number for each target, () for those
+    of moments in the unit of the targets.
     """
-    moments = {
-        "mean": location + scale * mean,
-        "std": scale * variance.sqrt(),
-        "epistemic_std": scale * epistemic.sqrt(),
-    }
+    std, epistemic_std = variance.sqrt(), epistemic.sqrt()
+    if scale:
+        center, unit = location_scale_tensors(tuple(location), tuple(scale), mean.dtype, mean.device)
+        mean, std, epistemic_std = center + unit * mean, unit * std, unit * epistemic_std
+    moments = dict(zip(NUMBER_NAMES, (mean, std, epistemic_std), strict=True))
     return {name: values.squeeze(-1) for name, values in moments.items()} if mean.shape[-1] == 1 else moments
 
 
@@ -204,6 +250,7 @@ def make_summary(likelihood: Likelihood) -> PredictiveSummary:
 
     Raises:
         TypeError: The likelihood is user-defined.
+        ValueError: Its distribution has no mean and variance.
     """
     match likelihood:
         case Custom():
@@ -220,6 +267,8 @@ def make_summary(likelihood: Likelihood) -> PredictiveSummary:
             return BernoulliSummary()
         case Gaussian():
             return GaussianSummary(likelihood)
+        case DistributionLikelihood():
+            return DistributionSummary(likelihood)
         case _:
             raise TypeError(
                 f"There is no summary for a {type(likelihood).__name__}. Build CompiledPosterior with a "
