@@ -125,7 +125,7 @@ def test_the_default_temperature_is_the_bayesian_posterior(posterior):
 
 
 def test_presets_hold_the_tuned_temperatures():
-    assert (presets.LAPLACE_LAST_LAYER.structure, presets.LAPLACE_LAST_LAYER.temperature) == ("last_layer", 0.03)
+    assert (presets.LAPLACE_LAST_LAYER.structure, presets.LAPLACE_LAST_LAYER.temperature) == (None, 0.03)
     assert (presets.LAPLACE_KRON.structure, presets.LAPLACE_KRON.temperature) == ("kron", 0.001)
 
 

@@ -4,7 +4,7 @@ from flatbayes.posteriors.entropy_mcmc import EntropyMCMC
 from flatbayes.posteriors.laplace import Laplace
 from flatbayes.posteriors.sghmc import SGHMC
 
-LAPLACE_LAST_LAYER = Laplace(structure="last_layer", temperature=0.03)
+LAPLACE_LAST_LAYER = Laplace(temperature=0.03)
 """Last-layer Laplace for classifiers that fit their training data perfectly, with the temperature found on digits.
 
 Such classifiers leave almost no curvature, and at temperature 1 the Gaussian is far too wide. Use 0.03 as the start
