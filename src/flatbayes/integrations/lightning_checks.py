@@ -1,11 +1,11 @@
 """Checks that the Lightning callback can control the steps of a module, before training."""
 
-import inspect
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from flatbayes.core.names import format_suggestion
+from flatbayes.core.signatures import read_signature
 from flatbayes.posteriors import Posterior
 
 if TYPE_CHECKING:  # modules and trainers may be those of pytorch_lightning as well
@@ -27,7 +27,7 @@ def check_supported(trainer: "Trainer", module: "LightningModule") -> None:
             f"{name} uses manual optimization (automatic_optimization=False), which a callback cannot control. Use "
             "the flatness in its training_step: loss = flatness(closure, self)()."
         )
-    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+    if "dataloader_iter" in read_signature(module.training_step).parameters:
         raise ValueError(f"training_step of {name} takes an iterator, whose batches cannot be repeated.")
     strategy_names = get_class_names(trainer.strategy)
     if not strategy_names & SUPPORTED_STRATEGIES or "DeepSpeedStrategy" in strategy_names:
