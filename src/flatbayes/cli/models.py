@@ -32,7 +32,7 @@ MAX_LISTED_NAMES = 12
 def check_model_path(path: str) -> str:
     """The dotted path of a model, after it was imported; a name without dots is returned as it is.
 
-    A function without a return annotation that can be evaluated gets one, by which the parser recognises that it builds
+    A function without a return annotation that can be evaluated gets one, by which the parser sees that it builds
     a network, and so do parameters without one.
 
     Raises:
