@@ -1,12 +1,12 @@
 """Image classification data in parquet files, local or on the Hugging Face hub."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from flatbayes.core.files import parse_json
 from flatbayes.data.columns import encode_class_labels, extract_integer_labels, read_column
 from flatbayes.data.hub import download_dataset, is_hub_name
 from flatbayes.data.image_cache import iter_mapped_images
@@ -129,7 +129,7 @@ def read_images(
 def read_label_names(schema: ArrowSchema, label: str) -> tuple[str, ...]:
     """Read class names from the metadata that Hugging Face's `datasets` writes; empty if there are none."""
     try:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         return tuple(str(name) for name in metadata["info"]["features"][label]["names"])
     except (KeyError, TypeError, ValueError):  # other metadata
         return ()
