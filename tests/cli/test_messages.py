@@ -159,6 +159,16 @@ def test_help_lists_both_axes_and_describes_each_class(capsys, verb):
         assert re.search(rf"[\w.-]*{option} ", shown)
 
 
+def test_help_of_a_class_where_colours_are_forced(capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help", "SWAG"])
+    plain = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which Python 3.14 reads
+    with pytest.raises(SystemExit):
+        main(["fit", "--help", "SWAG"])
+    assert capsys.readouterr().out == plain
+
+
 def test_models_of_the_working_folder_and_functions_without_annotations(tmp_path, options, monkeypatch):
     (tmp_path / "own_nets.py").write_text("def build(num_classes, width=3):\n    return None\n")
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])

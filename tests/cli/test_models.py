@@ -121,6 +121,62 @@ def test_arguments_without_a_type_are_read_as_yaml(options, tmp_path, capsys):
     assert main(shlex.split(command)) == 0
 
 
+TYPES_FOR_CHECKERS = """
+import typing
+from dataclasses import dataclass
+
+from torch import nn
+
+from flatbayes import SAM, SWAG
+
+if typing.TYPE_CHECKING:
+    from nowhere import Kind
+
+
+class Base(nn.Module):
+    def __init__(self, width: int = 4, kind: Kind | None = None):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+    def forward(self, images: Kind):
+        return self.layers(images)
+
+
+class Child(Base):
+    def __init__(self, kinds: list[Kind] | None = None, **kwargs):
+        super().__init__(**kwargs)
+
+
+def build(width: int = 4, kind: Kind | None = None) -> Kind:
+    return Base(width)
+
+
+@dataclass(frozen=True)
+class Flat(SAM):
+    kind: Kind | None = None
+"""
+
+
+@pytest.mark.parametrize("name", ["Base", "Child", "build"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "from __future__ import annotations\n",
+        pytest.param("", marks=pytest.mark.skipif(sys.version_info < (3, 14), reason="the module is not importable")),
+    ],
+    ids=["text", "deferred"],
+)
+def test_annotations_may_name_types_that_only_type_checkers_import(header, name, tmp_path, monkeypatch):
+    (tmp_path / "checked_nets.py").write_text(header + TYPES_FOR_CHECKERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "checked_nets", raising=False)
+    options = ["--model", f"checked_nets.{name}", "--model.width", "7", "--flatness", "checked_nets.Flat"]
+    assert main(["fit", *TINY, *options, "--out", "run"]) == 0
+    module = sys.modules["checked_nets"]
+    assert FittedPosterior.load("run", module.Base(7)).states[0].model.layers[1].out_features == 7
+    assert main(["evaluate", "run", "--model", f"checked_nets.{name}"]) == 0
+
+
 def test_new_head_depends_on_the_seed():
     from flatbayes.cli.models import build_with_new_head
 

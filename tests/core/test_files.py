@@ -1,11 +1,12 @@
 """Atomic writes, and JSON with numbers that are not finite or damaged content."""
 
+import json
 import math
 import os
 
 import pytest
 
-from flatbayes.core.files import atomic_write, list_temporary_files, read_json, write_json
+from flatbayes.core.files import atomic_write, list_temporary_files, parse_json, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -62,7 +63,19 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
     assert read_json(tmp_path / "x.json") == {"a": [None, None, 1.5], "b": [2]}
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
+def test_nested_json_is_read_to_a_depth_that_recursive_functions_can_process():
+    assert parse_json("[" * 200 + "1" + "]" * 200) != []
+    for opening, closing in ("[", "]"), ('{"a":', "}"):
+        for depth in (201, 1_000, 100_000):
+            with pytest.raises(json.JSONDecodeError, match="nested deeper than 200"):
+                parse_json(opening * depth + "1" + closing * depth)
+    with pytest.raises(json.JSONDecodeError, match="Expecting value"):
+        parse_json(b"[?]")
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe", b"", b"[" * 201 + b"]" * 201, b'{"a":' * 300 + b"1" + b"}" * 300]
+)
 def test_the_error_for_a_damaged_file_names_it(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.json is damaged"):

@@ -1,7 +1,7 @@
 """Tuning on validation data: within its ranges, resumable, and in the direction of the metric."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -114,6 +114,17 @@ def test_the_annotation_says_which_hyperparameters_are_whole_numbers():
     for posterior, name in ((SWAG(), "rank"), (BLoB(), "kl_cycle"), (Ensemble(SWAG()), "member.rank")):
         assert is_whole_number(replace(RUN, posterior=posterior), f"posterior.{name}")
     assert not is_whole_number(replace(RUN, posterior=SWAG(scale=1.0)), "posterior.scale")
+
+
+def test_the_value_says_it_where_an_annotation_cannot_be_evaluated():
+    @dataclass(frozen=True)
+    class Flat(SAM):
+        loader: "Missing | None" = None  # noqa: F821
+        epochs: int = 3
+
+    run = replace(RUN, flatness=Flat(rho=0.1))
+    assert not is_whole_number(run, "flatness.rho")
+    assert is_whole_number(run, "flatness.epochs")
 
 
 def test_hyperparameters_of_posterior_and_flatness_can_be_replaced():

@@ -44,7 +44,7 @@ def expected_refusal(fitted):
     if (
         isinstance(posterior, Laplace)
         and posterior.predictive == "linearised"
-        and posterior.structure != "last_layer"
+        and posterior.structure not in (None, "last_layer")
     ):
         return "linearised.*predictive='sampled', or distil"
     return None

@@ -10,6 +10,7 @@ from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
 from flatbayes.cli.value_types import reduce_hint
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
+from flatbayes.core.signatures import read_signature, write_annotations_as_text
 from flatbayes.core.spec import import_object, instantiate, to_spec
 
 DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
@@ -45,13 +46,14 @@ class ClassSignature:
         """
         try:
             target = import_object(path)
-            parameters = list(inspect.signature(target).parameters.values())
+            write_annotations_as_text(target)
+            parameters = list(read_signature(target).parameters.values())
         except (ValueError, TypeError):
             return cls()
         try:
             is_plain = is_dataclass(target) or inspect.isfunction(target)
             hints = get_type_hints(target if is_plain else target.__init__)
-        except (NameError, TypeError, AttributeError):
+        except (NameError, TypeError, AttributeError, SyntaxError):
             hints = {}
         is_open = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in skip]

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.aliases import CLASS_OPTIONS, list_names
 from flatbayes.cli.class_signatures import DATA_ARGUMENTS, LIST_OPTION, shorten_class_path
+from flatbayes.core.signatures import read_signature
 from flatbayes.core.spec import import_object
 
 METHOD_OPTIONS = ("posterior", "posteriors", "flatness")
@@ -45,7 +46,7 @@ def describe_axes(verb: str, posterior_option: str) -> str:
 def describe_parameters(path: str) -> str:
     """A line for each parameter of a function that builds a network."""
     lines = []
-    for name, parameter in inspect.signature(import_object(path)).parameters.items():
+    for name, parameter in read_signature(import_object(path)).parameters.items():
         if name in DATA_ARGUMENTS or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         default = "must be given" if parameter.default is parameter.empty else f"default: {parameter.default!r}"
@@ -77,9 +78,8 @@ def print_class_help(parser: ArgumentParser, arguments: list[str], option: str, 
         with redirect_stdout(output):
             options: Namespace = parser.parse_args(arguments)
     except SystemExit:
-        text = re.sub(
-            r"\Ausage: .*?\n\n(Help for [^\n]*\n\n)?", f"usage: {usage}\n\n", output.getvalue(), flags=re.DOTALL
-        )
+        plain = re.sub(r"\x1b\[[\d;]*m", "", output.getvalue())  # the parser writes colours where FORCE_COLOR is set
+        text = re.sub(r"\Ausage: .*?\n\n(Help for [^\n]*\n\n)?", f"usage: {usage}\n\n", plain, flags=re.DOTALL)
         text = text.replace(f"--{LIST_OPTION}.", "").replace("(required, ", "(must be given, ")
         print(text, end="")  # noqa: T201
         raise

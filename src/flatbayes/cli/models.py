@@ -4,11 +4,11 @@ import importlib
 import inspect
 import shlex
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from flatbayes.cli.parsing import to_plain_spec
 from flatbayes.core.files import read_json
 from flatbayes.core.names import find_similar, format_suggestion
 from flatbayes.core.renames import explain_name
+from flatbayes.core.signatures import read_signature, write_annotations_as_text
 from flatbayes.core.spec import class_path, import_object, instantiate, is_allowed
 from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.models.head import replace_head
@@ -31,8 +32,8 @@ MAX_LISTED_NAMES = 12
 def check_model_path(path: str) -> str:
     """The dotted path of a model, after it was imported; a name without dots is returned as it is.
 
-    A function without a return annotation gets one, by which the parser recognises that it builds a network, and
-    so do parameters without one.
+    A function without a return annotation that can be evaluated gets one, by which the parser sees that it builds
+    a network, and so do parameters without one.
 
     Raises:
         ValueError: It cannot be imported, or builds no network; the message has the reason.
@@ -60,10 +61,21 @@ def check_model_path(path: str) -> str:
     if not is_network_class and not (callable(target) and not isinstance(target, type | nn.Module)):
         kind = "is a network" if isinstance(target, nn.Module) else "is not a subclass of torch.nn.Module"
         raise ValueError(f"{path} {kind}: --model takes a class, or a function that builds a network.")
+    write_annotations_as_text(target)
     if inspect.isfunction(target):
-        target.__annotations__.setdefault("return", nn.Module)
+        annotate_return(target)
     annotate_parameters(target if inspect.isfunction(target) else target.__init__)
     return path
+
+
+def annotate_return(function: Callable[..., Any]) -> None:
+    """Let a function without a return annotation, or with annotations that cannot be evaluated, return a network."""
+    try:
+        known = get_type_hints(function)
+    except (NameError, TypeError, AttributeError, SyntaxError):  # of types that are imported for type checkers only
+        known = {}
+    if "return" not in known:
+        function.__annotations__["return"] = nn.Module
 
 
 def annotate_parameters(function: Any) -> None:
@@ -74,7 +86,7 @@ def annotate_parameters(function: Any) -> None:
     if not inspect.isfunction(function):
         return
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    for name, parameter in list(inspect.signature(function).parameters.items()):
+    for name, parameter in list(read_signature(function).parameters.items()):
         if name != "self" and parameter.kind in kinds and parameter.default is parameter.empty:
             function.__annotations__.setdefault(name, Any)
 

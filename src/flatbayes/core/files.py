@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -24,6 +24,8 @@ _UNSUPPORTED_SYNC_ERRORS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno
 
 
 MAX_JSON_BYTES = 2**30
+MAX_JSON_DEPTH = 200
+"""Largest number of lists and objects inside each other, which functions that call themselves can process."""
 _FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM}
 _WRITER_FAILURES = ("PytorchStreamWriter failed", "file write failed", "disk is full", "disk I/O error")
@@ -194,16 +196,39 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, is no file, is larger than 1 GiB, or has numbers that JSON has no name for.
+        ValueError: It is damaged, is no file, is larger than 1 GiB, is nested deeper than `MAX_JSON_DEPTH`, or has
+            numbers that JSON has no name for.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is a folder, a pipe or a device, and a file is expected.")
     if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, and results and settings have at most 1 GiB.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
-    except (ValueError, RecursionError) as error:  # also of numbers with too many digits
+        return parse_json(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+    except ValueError as error:  # also of numbers with too many digits
         raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
+
+
+def parse_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
+    """Parse JSON that is nested no deeper than `MAX_JSON_DEPTH`.
+
+    Args:
+        text: The text.
+        parse_constant: Gives the values of NaN, Infinity and -Infinity; by default those floating-point numbers.
+
+    Raises:
+        json.JSONDecodeError: It is not JSON, or is nested deeper.
+        ValueError: A number has too many digits, or `parse_constant` raises it.
+    """
+    with suppress(RecursionError):
+        data = json.loads(text, parse_constant=parse_constant)
+        level = [data]
+        for _ in range(MAX_JSON_DEPTH + 1):
+            containers = [entry for entry in level if isinstance(entry, dict | list)]
+            if not containers:
+                return data
+            level = [e for c in containers for e in (c.values() if isinstance(c, dict) else c)]
+    raise json.JSONDecodeError(f"It is nested deeper than {MAX_JSON_DEPTH} lists and objects", str(text[:80]), 0)
 
 
 def replace_nonfinite(data: Any) -> Any:

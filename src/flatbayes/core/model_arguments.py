@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from flatbayes.core.names import format_names, format_suggestion
+from flatbayes.core.signatures import read_signature
 
 OUTPUT_ARGUMENTS = ("num_classes", "num_outputs")
 """Parameters of a class or function that are the number of outputs of the network."""
@@ -55,7 +56,7 @@ def _get_parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parame
         TypeError: `partial` has bound an argument that the function does not have.
     """
     if isinstance(function, partial):
-        parameters = inspect.signature(function.func).parameters
+        parameters = read_signature(function.func).parameters
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         wrong = [] if takes_any else [key for key in function.keywords if key not in parameters]
         if wrong:
@@ -64,4 +65,4 @@ def _get_parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parame
                 f"{name} has no argument {wrong[0]}. {format_suggestion(wrong[0], parameters)}Its arguments are "
                 f"{format_names(parameters)}."
             )
-    return inspect.signature(function).parameters
+    return read_signature(function).parameters

@@ -14,7 +14,6 @@ function of the output. Without it, the choice must be clear: the logits of an o
 tensor. A name or index is saved with the posterior; a function must be given again when it is loaded.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.names import format_count
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
+from flatbayes.core.signatures import read_signature
 
 OutputSelector = str | int | Callable[[Any], Tensor]
 """Key, attribute or index of the output that is used, or a function that selects it."""
@@ -100,7 +100,7 @@ class InputHook:
     @staticmethod
     def of(network: nn.Module) -> "InputHook":
         """The hook for the signature of a network."""
-        params = list(inspect.signature(network.forward).parameters.values())
+        params = list(read_signature(network.forward).parameters.values())
         named = [p for p in params if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         positional = [p for p in params if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         return InputHook(

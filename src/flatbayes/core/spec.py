@@ -10,6 +10,7 @@ from types import MethodType
 from typing import Any
 
 from flatbayes.core.renames import explain_name, translate_path, translate_spec
+from flatbayes.core.signatures import read_signature
 
 
 def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
@@ -218,5 +219,5 @@ def get_defaults(target: Callable[..., Any]) -> dict[str, Any]:
             if f.init
         }
         return {name: to_spec(value) for name, value in defaults.items() if value is not MISSING}
-    parameters = inspect.signature(target).parameters.values()
+    parameters = read_signature(target).parameters.values()
     return {p.name: to_spec(p.default) for p in parameters if p.default is not inspect.Parameter.empty}

@@ -5,7 +5,6 @@ needs single images, so the encoded images are copied once, unchanged, to an unc
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flatbayes.core.files import atomic_write
+from flatbayes.core.files import atomic_write, parse_json
 from flatbayes.core.optional import require_package
 from flatbayes.data.columns import encode_class_labels, extract_integer_labels, read_column
 from flatbayes.data.hub import download_dataset, is_hub_name
@@ -183,7 +182,7 @@ def read_images(
 def read_label_names(schema: ArrowSchema, label: str) -> tuple[str, ...]:
     """Read class names from the metadata that Hugging Face's `datasets` writes; empty if there are none."""
     try:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         return tuple(str(name) for name in metadata["info"]["features"][label]["names"])
     except (KeyError, TypeError, ValueError):  # other metadata
         return ()

@@ -1,7 +1,6 @@
 """Parquet files: schema, row batches, encoded images, and the files of each split."""
 
 import difflib
-import json
 import math
 import re
 import warnings
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flatbayes.core.files import parse_json
 from flatbayes.core.names import format_names
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning
@@ -86,7 +86,7 @@ def read_schema(path: Path) -> ArrowSchema:
 def read_pandas_index(schema: ArrowSchema) -> tuple[str, ...]:
     """Columns in which pandas has stored the index of a DataFrame, from the metadata of a file."""
     try:
-        metadata = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        metadata = parse_json((schema.metadata or {}).get(b"pandas", b"{}"))
         columns = metadata.get("index_columns", [])
     except (AttributeError, ValueError):  # other metadata
         columns = []

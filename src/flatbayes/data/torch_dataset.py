@@ -19,6 +19,7 @@ from flatbayes.core.display import format_fields
 from flatbayes.core.graph_batches import is_graph, is_graph_list
 from flatbayes.core.input_trees import make_inputs
 from flatbayes.core.randomness import preserve_rng
+from flatbayes.core.signatures import read_signature
 from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import DataWarning, TaskType, make_class_names
@@ -158,7 +159,7 @@ def list_parameters(factory: Callable[..., Any]) -> list[str]:
         constructors = [vars(base)["__init__"] for base in factory.__mro__[:-1] if "__init__" in vars(base)]
     names: list[str] = []
     for constructor in constructors:
-        parameters = inspect.signature(constructor).parameters.values()
+        parameters = read_signature(constructor).parameters.values()
         kinds = {parameter.kind for parameter in parameters}
         names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if inspect.Parameter.VAR_KEYWORD not in kinds:

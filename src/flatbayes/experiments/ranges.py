@@ -131,7 +131,11 @@ def get_hyperparameter(run: ExperimentRun, name: str) -> Any:
 def is_whole_number(run: ExperimentRun, name: str) -> bool:
     """Whether a hyperparameter is a whole number, by the annotation of its field: a radius may be written as 1."""
     owner, _, field = name.rpartition(".")
-    kind = get_type_hints(type(get_hyperparameter(run, owner)))[field]
+    component = get_hyperparameter(run, owner)
+    try:
+        kind = get_type_hints(type(component))[field]
+    except NameError:  # another field names a type that is imported for type checkers only
+        kind = type(getattr(component, field))
     kinds = get_args(kind) or (kind,)
     return int in kinds and float not in kinds
 

@@ -4,7 +4,6 @@ The logit of a class is that of its answer, such as " A" or " yes", after the la
 Laplace-LoRA (Yang et al., ICLR 2024), BLoB and TFB. The softmax is over the answers alone, not over the vocabulary.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.optional import require_package
+from flatbayes.core.signatures import read_signature
 from flatbayes.integrations.model_inputs import MainInput
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class AnswerClassifier(nn.Module):
         self.main_input = MainInput.from_model(model, pad_token_id)
         self.register_buffer("answer_ids", ids.long())
         get_base: Any = getattr(model, "get_base_model", lambda: model)  # of PEFT, whose forward takes any name
-        self._parameter_names = frozenset(inspect.signature(get_base().forward).parameters)
+        self._parameter_names = frozenset(read_signature(get_base().forward).parameters)
 
     @property
     def config(self) -> Any:

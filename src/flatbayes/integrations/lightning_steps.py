@@ -6,7 +6,6 @@ all micro-batches, each with its own random state, without logging and without u
 copy of the batch as it was before the first call, since a training step may take it apart.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torchmetrics import Metric, MetricCollection
 from flatbayes.core.context import get_batch_fraction
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.randomness import RandomState
+from flatbayes.core.signatures import read_signature
 from flatbayes.integrations.posterior_steps import override_methods
 from flatbayes.integrations.tracker import copy_batch
 from flatbayes.posteriors import Posterior
@@ -42,7 +42,7 @@ def check_supported(trainer: "Trainer", module: "LightningModule") -> None:
             f"{name} uses manual optimization (automatic_optimization=False), which a callback cannot control. Use "
             "the flatness in its training_step: loss = flatness(closure, self)()."
         )
-    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+    if "dataloader_iter" in read_signature(module.training_step).parameters:
         raise ValueError(f"training_step of {name} takes an iterator, whose batches cannot be repeated.")
     strategy_names = get_class_names(trainer.strategy)
     if not strategy_names & SUPPORTED_STRATEGIES or "DeepSpeedStrategy" in strategy_names:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flatbayes.core.components import resolve_component
-from flatbayes.core.files import atomic_write
+from flatbayes.core.files import atomic_write, parse_json
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection
 from flatbayes.core.process_group import get_process_group_info
 from flatbayes.flatness import Flatness
@@ -154,13 +154,13 @@ def load_tracker_state(path: Path) -> TrackerState:
     """Read the checkpoint of a tracker; version 0.1 wrote `course` and `kept` for `progress` and `flatness_state`."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        progress = json.loads(metadata["progress" if "progress" in metadata else "course"])
+        progress = parse_json(metadata["progress" if "progress" in metadata else "course"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     flatness_state = _select_by_prefix(tensors, "flatness_state.") or _select_by_prefix(tensors, "kept.")
     return {
         "progress": {**progress, "flatness_state": flatness_state},
         "statistics": _select_by_prefix(tensors, "statistics."),
-        "updated_buffers": json.loads(metadata.get("updated_buffers", "null")),
+        "updated_buffers": parse_json(metadata.get("updated_buffers", "null")),
         "optimizer_states": _select_by_prefix(tensors, "optimizer_states."),
     }
 

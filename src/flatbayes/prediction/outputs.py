@@ -134,11 +134,10 @@ class GaussianSummary(PredictiveSummary):
         self.likelihood = likelihood
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
-        """The total variance is the mean of the variances plus the variance of the means."""
+        """In the unit of the targets."""
         moments = [self.likelihood.split_outputs(promote_to_float32(output)) for output in outputs]
         means, stds = (torch.stack(values) for values in zip(*moments, strict=True))
-        epistemic, unit = means.var(0, correction=0), (self.likelihood.location, self.likelihood.scale)
-        return rescale_moments(means.mean(0), stds.square().mean(0) + epistemic, epistemic, *unit)
+        return mix_moments(means, stds.square(), self.likelihood.location, self.likelihood.scale)
 
 
 class DistributionSummary(PredictiveSummary):
@@ -172,10 +171,21 @@ class DistributionSummary(PredictiveSummary):
         """As of a Gaussian; infinite or NaN where the distribution has no mean or variance."""
         moments = [self.likelihood.compute_moments(output.to(widest_float_dtype(output))) for output in outputs]
         means, variances = (torch.stack(values) for values in zip(*moments, strict=True))
-        epistemic = means.var(0, correction=0)
-        tensors = rescale_moments(means.mean(0), variances.mean(0) + epistemic, epistemic)
+        tensors = mix_moments(means, variances)
         dtype = promote_to_float32(outputs[0]).dtype
         return {name: values.to(dtype) for name, values in tensors.items()}
+
+
+def mix_moments(
+    means: Tensor, variances: Tensor, location: Sequence[float] = (), scale: Sequence[float] = ()
+) -> SummaryTensors:
+    """Moments of an equal mixture from those of its networks, shape (networks, examples, targets).
+
+    The total variance is the mean of the variances plus the variance of the means. Location and scale are as for
+    `rescale_moments`.
+    """
+    epistemic = means.var(0, correction=0)
+    return rescale_moments(means.mean(0), variances.mean(0) + epistemic, epistemic, location, scale)
 
 
 def rescale_moments(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flatbayes.core.display import format_entries, format_number
-from flatbayes.core.files import JsonValue, atomic_write, replace_nonfinite
+from flatbayes.core.files import JsonValue, atomic_write, parse_json, replace_nonfinite
 from flatbayes.core.names import format_count
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import instantiate, to_spec
@@ -213,7 +213,7 @@ class Reference:
             raise FileNotFoundError(f"There is no reference {path}: `flatbayes reference --out {path}` writes one.")
         try:
             with safe_open(path, "pt") as file:
-                description = json.loads((file.metadata() or {})[METADATA_KEY])
+                description = parse_json((file.metadata() or {})[METADATA_KEY])
                 outputs = file.get_tensor("outputs")
             if description["schema"] > SCHEMA:
                 version = description["flatbayes"]

@@ -1,6 +1,5 @@
 """Optimizers by name, by class, or bound to their arguments; and the default ones with options for few examples."""
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from torch import nn
 
 from flatbayes.core import OptimizerFactory
 from flatbayes.core.names import format_suggestion, list_classes, match_name
+from flatbayes.core.signatures import read_signature
 
 MIN_PRIOR_PRECISION = 2.0
 """Smallest prior precision where options are defaults, in place of a weight decay of 5e-4: chosen on the first half
@@ -36,7 +36,7 @@ class DefaultOptimizer:
         Raises:
             ValueError: It has no option of that name.
         """
-        names = inspect.signature(default.func).parameters.keys() - {"params"}
+        names = read_signature(default.func).parameters.keys() - {"params"}
         unknown = self.options.keys() - names
         if unknown:
             kind = default.func.__name__
