@@ -212,6 +212,22 @@ def test_few_examples_are_kept_as_vectors(name, weights_per_vector, frozen, monk
     torch.testing.assert_close(values, torch.linalg.eigvalsh(expected)[-len(values) :], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("min_size", [1, 1000])
+def test_networks_of_low_precision_have_sums_in_single_precision(min_size, monkeypatch):
+    monkeypatch.setattr(last_layer, "MIN_LOW_RANK_SIZE", min_size)
+    net = nn.Linear(20, 3).bfloat16()
+    x, y = torch.randn(SIZE, 20).bfloat16(), torch.arange(SIZE) % 3
+    curvature = LastLayerCurvature(net, net)
+    computed = curvature.compute_curvature([(x, y)], F.cross_entropy)
+    assert list(computed) == ["vectors" if min_size == 1 else "matrix"]
+    scale = curvature.make_statistics(computed, 1.0, 1.0, torch.tensor(0.5))["scale"]
+    assert scale.dtype == curvature.compute_eigenvalues(computed).dtype == torch.float32
+    exact = LastLayerCurvature(wide := nn.Linear(20, 3), wide)
+    wide.load_state_dict(net.state_dict())
+    expected = compute_ggn(ExampleVjps(wide, exact.params), x.double(), y, F.cross_entropy) + 0.5 * torch.eye(63)
+    torch.testing.assert_close((scale @ scale.T).double(), expected.inverse(), rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("largest", [1e-6, 1.0, 1e4])
 def test_square_root_from_few_vectors_of_any_length(largest):
     vectors = torch.randn(9, 4) * torch.tensor([1.0, 0.0, 1e-9, 1e-3]) * largest

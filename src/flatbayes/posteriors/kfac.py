@@ -29,7 +29,8 @@ from flatbayes.posteriors.layer_calls import (
 )
 
 MAX_FACTORIZED_OUTPUTS = 64
-"""Most outputs of a last layer for which the loss of each example is made convex; with more it is a convex one."""
+"""Most outputs of a last layer for which the Hessian of each example is factorized; with more, Hessians are summed,
+and the loss must be convex in the outputs, as losses of many classes or labels are."""
 
 
 @dataclass

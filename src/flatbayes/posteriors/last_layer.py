@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core.devices import to_double
+from flatbayes.core.tensor_lists import widen
+from flatbayes.core.weights import promoted_dtype
 from flatbayes.posteriors.ggn import MAX_VECTOR_ENTRIES, check_finite_curvature, decompose_psd
 from flatbayes.posteriors.layer_calls import get_layer_parameters
 
@@ -50,6 +52,7 @@ class LastLayerGgn:
         params = get_layer_parameters(layer)
         self.num_outputs, self.has_bias = layer.out_features, "bias" in params
         size = sum(param.numel() for param in params.values())
+        self._dtype = widen(promoted_dtype(params.values()))
         self._num_free = size // MIN_WEIGHTS_PER_VECTOR if size >= MIN_LOW_RANK_SIZE else 0
         self._allocate, self._vectors = allocate, list[Tensor]()
         self._matrix: Tensor | None = None
@@ -57,23 +60,23 @@ class LastLayerGgn:
 
     def add_vectors(self, vectors: Float[Tensor, "params vectors"]) -> None:
         """Add vectors Jᵀ s, one per column."""
+        vectors = vectors.to(self._dtype)
         if self._reserve(vectors.shape[1]):
             self._vectors.append(vectors)
             return
         self._matrix = self._allocate() if self._matrix is None else self._matrix
-        vectors = vectors.to(self._matrix)
         self._matrix.addmm_(vectors, vectors.T)
 
     def add_features(
         self, features: Float[Tensor, "batch features"], factor: Float[Tensor, "batch outputs columns"]
     ) -> None:
         """Add examples by their features, with an appended 1 if there is a bias, and roots S of the loss Hessians."""
+        features, factor = features.to(self._dtype), factor.to(self._dtype)
         if self._reserve(len(features) * factor.shape[2]):
-            self._vectors.append(make_vectors(features, factor.to(features), self.has_bias))
+            self._vectors.append(make_vectors(features, factor, self.has_bias))
             return
         self._blocks = self._allocate() if self._blocks is None else self._blocks
-        factor = factor.to(self._blocks)
-        add_class_blocks(self._blocks, features.to(self._blocks), factor @ factor.mT)
+        add_class_blocks(self._blocks, features, factor @ factor.mT)
 
     def compute(self) -> dict[str, Tensor]:
         """The GGN V Vᵀ by its `vectors` V, or as a `matrix`."""
@@ -81,7 +84,7 @@ class LastLayerGgn:
             return {"vectors": torch.cat(self._vectors, 1)}
         matrix = self._allocate() if self._matrix is None else self._matrix
         for vectors in self._vectors:
-            matrix.addmm_(vectors.to(matrix), vectors.to(matrix).T)
+            matrix.addmm_(vectors, vectors.T)
         if self._blocks is not None:
             matrix += symmetrize_blocks(self._blocks, self.num_outputs, self.has_bias)
         return {"matrix": matrix}
