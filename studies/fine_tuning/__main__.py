@@ -1,6 +1,6 @@
-"""Table of README.md on fine-tuning, from the results of both studies.
+"""Tables of README.md and docs/fine-tuning.md on fine-tuning, from the results of both studies.
 
-python -m studies.fine_tuning README.md
+python -m studies.fine_tuning README.md docs/fine-tuning.md
 """
 
 import argparse
@@ -27,17 +27,15 @@ IMAGES = {
 }
 
 
-def render_readme(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> str:
-    """Table of the first finished setting, a row for each of the others, and the counts of those on images."""
-    first, *others = filter(is_finished, sentences["settings"])
+def render_tables(sentences: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, str]:
+    """By mark: the table of the first finished setting; a row for each setting, and counts of those on images."""
+    finished = list(filter(is_finished, sentences["settings"]))
     compared = list(filter(is_finished, images["settings"]))
-    defaults = [setting for setting in compared if is_default(setting)]
-    texts = [render_setting(first)]
-    if others or defaults:
-        texts.append(render_overview(others, defaults))
-    if len(compared) > len(defaults):
-        texts.append(render_counts(compared))
-    return "\n\n".join(texts)
+    overview = render_overview(finished, list(filter(is_default, compared)))
+    return {
+        "fine-tuning": render_setting(finished[0]),
+        "fine-tuning-settings": f"{overview}\n\n{render_counts(compared)}",
+    }
 
 
 def is_finished(setting: Mapping[str, Any]) -> bool:
@@ -48,9 +46,10 @@ def is_finished(setting: Mapping[str, Any]) -> bool:
 def render_overview(sentences: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> str:
     """A row for each setting: options, means over posteriors, and counts of verdicts."""
     lines = [
-        "Other settings, mean over posteriors. Where it is not the default, the number of epochs and the radius are "
-        "chosen on validation data. The last column counts in how many comparisons of a posterior, in accuracy, NLL "
-        "or ECE, flat, neither, or plain is better.",
+        "MiniLM on SST-2 and EfficientNet-Lite0 on 8 classes of CIFAR-10, mean over posteriors. Where it is not the "
+        "default, the number of epochs and the radius are chosen on validation data. The last column counts in how "
+        "many comparisons of a posterior, in accuracy, NLL or ECE, flat, neither, or plain is better (95 % interval "
+        "of the paired difference).",
         "",
         "| Examples | Trained | Options, plain → flat | Accuracy, % | NLL | NLL, scaled | Flat, neither, plain |",
         "|---|---|---|---|---|---|---|",
@@ -133,8 +132,7 @@ def format_pair(row: Mapping[str, Any], form: str, factor: float = 1.0) -> str:
 def render_counts(settings: Sequence[Mapping[str, Any]]) -> str:
     """Table of the counts of verdicts on images by what is trained."""
     lines = [
-        "EfficientNet-Lite0 on 8 classes of CIFAR-10, 5 seeds: in how many comparisons of a posterior flat, neither, "
-        "or plain is better (95 % interval of the paired difference).",
+        "All settings of images, 5 seeds: in how many comparisons flat, neither, or plain is better.",
         "",
         "| Trained | Images | Accuracy, NLL, ECE | NLL, corrupted images | AUROC, other classes |",
         "|---|---|---|---|---|",
@@ -159,12 +157,12 @@ def count_verdicts(settings: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fill the marks of the page."""
+    """Fill the marks of the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path, help="README.md")
-    page = parser.parse_args(arguments).page
+    parser.add_argument("pages", type=Path, nargs="+", help="README.md docs/fine-tuning.md")
     summaries = [read_json(RESULTS / f"{name}.json") for name in ("sentences", "images")]
-    fill_marks(page, {"fine-tuning": render_readme(*summaries)})
+    for page in parser.parse_args(arguments).pages:
+        fill_marks(page, render_tables(*summaries))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 from pathlib import Path
 
 from flatbayes.core.files import read_json
-from studies.fine_tuning.__main__ import RESULTS, is_finished, main, render_readme
+from studies.fine_tuning.__main__ import RESULTS, is_finished, main, render_tables
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_says_what_the_results_say():
-    summaries = [read_json(RESULTS / f"{name}.json") for name in ("sentences", "images")]
-    assert render_readme(*summaries) in README.read_text(encoding="utf-8"), (
-        "run `python -m studies.fine_tuning README.md`"
-    )
+def test_the_pages_say_what_the_results_say():
+    tables = render_tables(*(read_json(RESULTS / f"{name}.json") for name in ("sentences", "images")))
+    pages = {"fine-tuning": ROOT / "README.md", "fine-tuning-settings": ROOT / "docs" / "fine-tuning.md"}
+    for name, page in pages.items():
+        assert tables[name] in page.read_text(encoding="utf-8"), (
+            "run `python -m studies.fine_tuning README.md docs/fine-tuning.md`"
+        )
 
 
 def test_the_marks_of_a_page_are_filled_again(tmp_path):
