@@ -83,13 +83,13 @@ def run_grouped_temperature_test(
     """
     log_probs, targets = log_probs.detach().double().cpu(), targets.cpu()
     is_known = (targets >= 0) & (targets < log_probs.shape[-1])
-    known, labels = log_probs[is_known], targets[is_known].long()
-    test = run_temperature_test(known, labels)
+    labelled_log_probs, labels = log_probs[is_known], targets[is_known].long()
+    test = run_temperature_test(labelled_log_probs, labels)
     if test.temperature == math.inf:  # a label is impossible
         return test
     scores = torch.zeros(targets.shape, dtype=torch.float64)
-    means = (known.exp() * known.masked_fill(known.isneginf(), 0.0)).sum(1)
-    scores[is_known] = means - _select(known, labels)
+    means = (labelled_log_probs.exp() * labelled_log_probs.masked_fill(labelled_log_probs.isneginf(), 0.0)).sum(1)
+    scores[is_known] = means - _select(labelled_log_probs, labels)
     sums = scores.sum(1)[is_known.any(1)]
     p_value = 2 * min(run_paired_test(sums), run_paired_test(-sums))
     return replace(test, p_value=min(1.0, max(test.p_value, p_value)))

@@ -317,5 +317,5 @@ def _normalize_help(table: OptionTable, token: Token) -> list[str]:
         option = axis if f"{axis}.help" in table.actions else LIST_OPTION
         if class_name is not None and f"{option}.help" in table.actions:
             return [f"--{option}.help={class_name}"]
-    suggestion = format_suggestion(name, [known for axis in axes for known in list_names(axis)])
+    suggestion = format_suggestion(name, [choice for axis in axes for choice in list_names(axis)])
     raise ValueError(f"There is no help on {name!r}. {suggestion}flatbayes {table.verb} --help lists all names.")

@@ -121,10 +121,10 @@ def run(options: Namespace) -> None:
         fitted = replace_calibration(fitted, None)
     else:
         method = None if options.method == "default" else options.method
-        part = data.take(map_rows)
-        fitted = calibrate(fitted, part.inputs, part.targets, method=method, **draws)
-    part = data.take(rows)
-    predictive, targets, is_labelled = predict_labelled(fitted, part.inputs, part.targets, **draws)
+        subset = data.take(map_rows)
+        fitted = calibrate(fitted, subset.inputs, subset.targets, method=method, **draws)
+    subset = data.take(rows)
+    predictive, targets, is_labelled = predict_labelled(fitted, subset.inputs, subset.targets, **draws)
     if not isinstance(groups, str) and groups is not None:
         groups = [groups[row] for row in rows.tolist()]
         if is_labelled is not None:

@@ -88,8 +88,8 @@ def check_class(option: str, path: str) -> None:
         suggestion = format_suggestion(name, list_names(option)) if path.startswith(module.__name__) else ""
         raise ValueError(f"--{option}: {error} {suggestion}".rstrip()) from error
     if isinstance(target, type) and base is not None and not issubclass(target, base) and name != "Method":
-        known = f"Known: {', '.join(list_names(option))}"
-        raise ValueError(f"--{option}: {path} is not a subclass of {base.__name__}. {known}; or one of your own.")
+        choices = f"Known: {', '.join(list_names(option))}"
+        raise ValueError(f"--{option}: {path} is not a subclass of {base.__name__}. {choices}; or one of your own.")
 
 
 @cache

@@ -188,10 +188,10 @@ def _normalize_verb(arguments: Sequence[str]) -> list[str]:
             "checkout of the repository."
         )
     suggestion = format_suggestion(verb, VERBS, "flatbayes ")
-    known = f"Verbs: {', '.join(VERBS)}; flatbayes --help explains them."
+    verbs = f"Verbs: {', '.join(VERBS)}; flatbayes --help explains them."
     if verb.startswith("-"):
-        raise ValueError(f"A verb comes first, such as flatbayes fit --data digits --out runs/x; got {verb}. {known}")
-    raise ValueError(f"There is no verb {verb!r}. {suggestion}{known}")
+        raise ValueError(f"A verb comes first, such as flatbayes fit --data digits --out runs/x; got {verb}. {verbs}")
+    raise ValueError(f"There is no verb {verb!r}. {suggestion}{verbs}")
 
 
 def _run_verb(options: Namespace) -> None:

@@ -71,10 +71,10 @@ def check_model_path(path: str) -> str:
 def annotate_return(function: Callable[..., Any]) -> None:
     """Let a function without a return annotation, or with annotations that cannot be evaluated, return a network."""
     try:
-        known = get_type_hints(function)
+        hints = get_type_hints(function)
     except (NameError, TypeError, AttributeError, SyntaxError):  # of types that are imported for type checkers only
-        known = {}
-    if "return" not in known:
+        hints = {}
+    if "return" not in hints:
         function.__annotations__["return"] = nn.Module
 
 

@@ -76,12 +76,12 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
     leaf, count = first_leaf(inputs), count_examples(inputs)
     is_number = isinstance(leaf, Tensor) and not leaf.ndim
     if is_number or not targets.ndim or count != len(targets):
-        found = f"{format_count(count, 'graph')} and targets of the shape"
+        description = f"{format_count(count, 'graph')} and targets of the shape"
         if isinstance(leaf, Tensor):
-            found = f"the shapes {tuple(leaf.shape)} and"
+            description = f"the shapes {tuple(leaf.shape)} and"
         raise ValueError(
             "Inputs and targets of a batch must have the same number of examples, got "
-            f"{found} {tuple(targets.shape)}."
+            f"{description} {tuple(targets.shape)}."
         )
     return inputs, targets
 

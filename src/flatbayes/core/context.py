@@ -217,9 +217,9 @@ def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
     Returns:
         The rows of the part, and of these the first: the fraction rounded up, and at least `MIN_ASCENT_EXAMPLES`.
     """
-    fraction, part = get_batch_fraction(), get_sub_batch()
-    if part is not None:
-        rows = part.select_rows(count_examples(batch[0]))
+    fraction, active = get_batch_fraction(), get_sub_batch()
+    if active is not None:
+        rows = active.select_rows(count_examples(batch[0]))
         batch = tuple(slice_examples(inputs, rows) for inputs in batch)
     if fraction == 1:
         return batch

@@ -232,14 +232,14 @@ def to_label_rows(array: np.ndarray, description: str) -> Tensor:
             f"{description} must be 0 or 1 for each label, of the shape [n, labels], got {array.dtype} of the shape "
             f"{array.shape}."
         )
-    known = np.where(np.isnan(array), IGNORE_INDEX, array) if array.dtype.kind == "f" else array
-    is_fraction = known != np.floor(known) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
+    labels = np.where(np.isnan(array), IGNORE_INDEX, array) if array.dtype.kind == "f" else array
+    is_fraction = labels != np.floor(labels) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
     if is_fraction.any():
         raise ValueError(
-            f"{description} must be 0 or 1 for each label, got {known[is_fraction][0]:g} in row "
+            f"{description} must be 0 or 1 for each label, got {labels[is_fraction][0]:g} in row "
             f"{is_fraction.any(1).argmax()} (counted from 0). Probabilities of labels are given by a DataLoader."
         )
-    return torch.from_numpy(to_int64(known, description))
+    return torch.from_numpy(to_int64(labels, description))
 
 
 def to_position_labels(array: np.ndarray, description: str) -> Tensor:

@@ -60,12 +60,12 @@ def order_columns(values: Any, names: object, description: str = "data frame", *
     Raises:
         ValueError: Columns of the training are missing.
     """
-    known = to_texts(names)
-    if not is_data_frame(values) or not known:
+    texts = to_texts(names)
+    if not is_data_frame(values) or not texts:
         return values
-    if is_numbered and set(known) != {str(column) for column in values.columns}:
+    if is_numbered and set(texts) != {str(column) for column in values.columns}:
         return values
-    return select_columns(values, known, description)
+    return select_columns(values, texts, description)
 
 
 def convert_target_frame(targets: Any, target_names: object = ()) -> Any:

@@ -68,7 +68,9 @@ def convert_data_frame(inputs: Any, feature_names: object = ()) -> NDArray[Any]:
     numeric = {name for name, category in sources if category is None}
     categories = {name: [value for other, value in sources if other == name and value is not None] for name in values}
     features = {name: to_column_numbers(values[name], name) for name in numeric}
-    words = {name: to_column_words(values[name], known) for name, known in categories.items() if name not in numeric}
+    words = {
+        name: to_column_words(values[name], levels) for name, levels in categories.items() if name not in numeric
+    }
     for name, texts in words.items():
         warn_of_unseen_categories(set(texts.tolist()), name, categories[name], "the data frame", CALLER_OF_PREDICT)
     return np.stack(
@@ -133,10 +135,10 @@ def to_column_words(column: Any, categories: Sequence[str] = ()) -> NDArray[np.o
             missing, is written without a point if that is a category.
     """
     values = np.asarray(column.to_numpy(), dtype=object)
-    known = set(categories)
+    levels = set(categories)
     pairs = zip(values, find_missing(values), strict=True)
     texts = np.empty(len(values), dtype=object)
-    texts[:] = ["" if missing else _to_word(value, known) for value, missing in pairs]
+    texts[:] = ["" if missing else _to_word(value, levels) for value, missing in pairs]
     return texts
 
 

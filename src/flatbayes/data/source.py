@@ -137,8 +137,8 @@ class DataSource(ABC):
         is_augmented = bool(self.flip or self.pad or self.cutout)
         has_input_tree = isinstance(raw.unsplit, Split) and raw.unsplit.has_input_tree
         if is_augmented and (raw.feature_names or has_input_tree):
-            found = "have several inputs" if has_input_tree else "are features"
-            raise ValueError(f"flip, pad and cutout are for images, and these examples {found}; leave them out.")
+            kind = "have several inputs" if has_input_tree else "are features"
+            raise ValueError(f"flip, pad and cutout are for images, and these examples {kind}; leave them out.")
         train, val, test = self._split_rows(raw, seed)
         selections = {
             "training": (raw.unsplit, train),

@@ -47,9 +47,9 @@ def format_categories(words: Sequence[str]) -> str:
 
 def suggest_category(unseen: Sequence[str], categories: Sequence[str]) -> str:
     """What may have been meant by an unseen category, as a further sentence; empty if nothing is likely."""
-    known = {category.strip().casefold(): category for category in categories}
+    by_spelling = {category.strip().casefold(): category for category in categories}
     for word in unseen:
-        similar = known.get(word.strip().casefold())
+        similar = by_spelling.get(word.strip().casefold())
         if word and similar is not None:
             return f" {shorten(word)!r} differs from the category {similar!r} only in spaces or case: write it alike."
     names = [category for category in categories if category and category in MISSING_NUMBERS]

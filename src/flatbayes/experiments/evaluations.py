@@ -102,9 +102,9 @@ class EvaluationConfig:
             raise ValueError(f"calibration=True is for classes, and the targets are {targets}: leave it out.")
         self._check_input_tree(data.train)
         if self.shift and (data.is_regression or len(data.input_shape) != 3):
-            found = targets if data.is_regression else f"inputs of the shape {data.input_shape}"
+            content = targets if data.is_regression else f"inputs of the shape {data.input_shape}"
             raise ValueError(
-                f"shift=True is for classes or labels of images, and the data have {found}: leave it out."
+                f"shift=True is for classes or labels of images, and the data have {content}: leave it out."
             )
         if self.ood is not None:
             if data.is_regression:

@@ -253,8 +253,8 @@ def is_higher_better(metric: str) -> bool:
     """
     if metric not in HIGHER_IS_BETTER:
         suggestion = format_suggestion(metric, HIGHER_IS_BETTER)
-        known = [name for name in HIGHER_IS_BETTER if name not in COMPARISON_METRICS]
-        raise ValueError(f"Unknown metric {metric!r}. {suggestion}Known: {', '.join(known)}.")
+        names = [name for name in HIGHER_IS_BETTER if name not in COMPARISON_METRICS]
+        raise ValueError(f"Unknown metric {metric!r}. {suggestion}Known: {', '.join(names)}.")
     return HIGHER_IS_BETTER[metric]
 
 

@@ -112,17 +112,17 @@ class DistributionLikelihood(Likelihood):
             raise ValueError("location and scale are for families with a name: put them into the function.")
         try:
             with set_validation(False):
-                found = self.make_distribution(torch.full((2, self.num_outputs), PROBE))
+                example = self.make_distribution(torch.full((2, self.num_outputs), PROBE))
         except Exception as error:
             raise ValueError(
                 f"The function fails for outputs of the shape (2, {self.num_outputs}): {error}. It must take outputs "
                 "of the shape (batch, num_outputs), and treat all examples alike."
             ) from error
-        shape = (*found.batch_shape, *found.event_shape)
-        if len(shape) not in (1, 2) or found.batch_shape[:1] != (2,):
+        shape = (*example.batch_shape, *example.event_shape)
+        if len(shape) not in (1, 2) or example.batch_shape[:1] != (2,):
             raise ValueError(
-                f"For 2 examples the function gives a distribution of the batch shape {tuple(found.batch_shape)} and "
-                f"the event shape {tuple(found.event_shape)}: expected (2,) for one target, or (2, targets)."
+                f"For 2 examples the function gives a distribution of the batch shape {tuple(example.batch_shape)} "
+                f"and the event shape {tuple(example.event_shape)}: expected (2,) for one target, or (2, targets)."
             )
         object.__setattr__(self, "num_targets", math.prod(shape[1:]))
 

@@ -38,10 +38,10 @@ def replace_head(model: nn.Module, num_outputs: int, *, has_positions: bool = Fa
     last = None if name is None else model.get_submodule(name)
     if name is None or not (isinstance(last, nn.Linear) or (isinstance(last, CONVOLUTIONS) and last.groups == 1)):
         kind = "torch.nn.Linear or convolution without groups" if has_positions else "torch.nn.Linear"
-        found = "" if last is None else f"; its last layer is {name}, a {last}"
+        suffix = "" if last is None else f"; its last layer is {name}, a {last}"
         example = ", such as network.classifier = nn.Conv2d(256, num_classes, 1)" if has_positions else ""
         raise ValueError(
-            f"{type(model).__name__} has no {kind} to replace by a new head{found}. Write a function that builds "
+            f"{type(model).__name__} has no {kind} to replace by a new head{suffix}. Write a function that builds "
             f"it with the right number of outputs{example}, and name that as the model."
         )
     weight, has_bias = last.weight, last.bias is not None

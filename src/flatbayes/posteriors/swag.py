@@ -140,8 +140,8 @@ class SWAG(Posterior):
     def draw_options(self) -> Mapping[str, DrawOption]:
         """The scale of the covariance, after the first and the last snapshot if they are to be chosen."""
         window = {"end_fraction": END_FRACTION, "burn_in": BURN_IN}
-        chosen = {name: option for name, option in window.items() if getattr(self, name) == AUTO}
-        return {**chosen, "scale": replace(COVARIANCE_SCALE, default=0.5)}
+        auto_options = {name: option for name, option in window.items() if getattr(self, name) == AUTO}
+        return {**auto_options, "scale": replace(COVARIANCE_SCALE, default=0.5)}
 
     @property
     def snapshot_requirements(self) -> SnapshotRequirements:

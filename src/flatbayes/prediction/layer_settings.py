@@ -110,15 +110,15 @@ def check_layers(expected: LayerSettings, posterior: Posterior, model: nn.Module
 
     Entries that are missing, as in older artefacts, are not compared; `place` starts the message.
     """
-    found = describe_layers(posterior, model)
-    first, second = expected.get("random", found["random"]), found["random"]
+    settings = describe_layers(posterior, model)
+    first, second = expected.get("random", settings["random"]), settings["random"]
     pairs = {name: (first.get(name, {}), second.get(name, {})) for name in {**first, **second}}
     differences = {name: pair for name, pair in pairs.items() if not _are_equal(*pair)}
     kind = "the random layers of the draws"
     if not differences:
         kind = "settings that its weights do not show"
-        for name in expected.get("options", {}).keys() & found["options"].keys():
-            before, now = expected["options"][name], found["options"][name]
+        for name in expected.get("options", {}).keys() & settings["options"].keys():
+            before, now = expected["options"][name], settings["options"][name]
             common = [key for key in before if key in now and not _are_equal(before[key], now[key])]
             if common:
                 differences[name] = ({key: before[key] for key in common}, {key: now[key] for key in common})

@@ -221,8 +221,10 @@ def make_model_builder(
         arguments: dict[str, Any] = {}
         if callable(model) and not isinstance(model, nn.Module):
             shape = info.get("input_shape")  # None for a loader, whose fit gives no arguments
-            known = {"input_shape": tuple(shape)} | dict.fromkeys(OUTPUT_ARGUMENTS, num_outputs) if shape else {}
-            arguments = bind_arguments(model, known, "the data of the fit")
+            data_arguments = (
+                {"input_shape": tuple(shape)} | dict.fromkeys(OUTPUT_ARGUMENTS, num_outputs) if shape else {}
+            )
+            arguments = bind_arguments(model, data_arguments, "the data of the fit")
 
         def build_given(tensors: Mapping[str, Tensor]) -> nn.Module:
             network = copy_network(model) if isinstance(model, nn.Module) else model(**arguments)

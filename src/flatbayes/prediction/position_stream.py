@@ -34,10 +34,10 @@ def stream_labelled(
     """
     likelihood = unwrap_custom(fitted.likelihood)
     inputs, targets = select_examples(fitted, data, targets, batch_size)
-    known = None if targets is None else likelihood.prepare_targets(torch.as_tensor(targets).cpu())
-    if known is not None and isinstance(inputs, Tensor | np.ndarray) and len(inputs) != len(known):
+    all_labels = None if targets is None else likelihood.prepare_targets(torch.as_tensor(targets).cpu())
+    if all_labels is not None and isinstance(inputs, Tensor | np.ndarray) and len(inputs) != len(all_labels):
         raise ValueError(
-            f"There are {format_count(len(inputs), 'input')} and {format_count(len(known), 'target')}. Give one "
+            f"There are {format_count(len(inputs), 'input')} and {format_count(len(all_labels), 'target')}. Give one "
             "target for each input, in the same order."
         )
     count, has_label = 0, False
@@ -47,15 +47,15 @@ def stream_labelled(
         if isinstance(inputs, LabelledBatches):
             labels = likelihood.prepare_targets(inputs.pop_targets(size))
         else:
-            assert known is not None
-            labels = known[count : count + size]
+            assert all_labels is not None
+            labels = all_labels[count : count + size]
         count += size
         labels = mark_unlabelled(likelihood, labels)
         has_label = has_label or bool((labels != IGNORE_INDEX).any())
         yield predictive, labels
-    if known is not None and len(known) != count:
+    if all_labels is not None and len(all_labels) != count:
         raise ValueError(
-            f"There are {count} predictions and {len(known)} targets. Give one target for each, in order."
+            f"There are {count} predictions and {len(all_labels)} targets. Give one target for each, in order."
         )
     if not has_label:
         raise ValueError("There are no labelled positions: every one has the ignore_index of the likelihood.")
@@ -81,8 +81,8 @@ def sample_positions(
     parts = list[tuple[CategoricalPredictive, Tensor, Tensor]]()
     for predictive, labels in stream_labelled(fitted, data, targets, num_draws, **options):
         num_examples += int((labels != IGNORE_INDEX).flatten(1).any(1).sum())
-        flat, known = predictive.select_labelled(labels)
-        parts.append(_keep_positions((flat, known, torch.rand(len(known), generator=generator)), share))
+        flat, kept_labels = predictive.select_labelled(labels)
+        parts.append(_keep_positions((flat, kept_labels, torch.rand(len(kept_labels), generator=generator)), share))
         num_classes = flat.log_probs.shape[1]
         while (count := sum(len(part[1]) for part in parts)) > 1 and count * num_classes > MAX_PREDICTED_VALUES:
             share /= 2

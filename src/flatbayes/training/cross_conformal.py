@@ -262,10 +262,10 @@ def fit_cross_conformal(
     members, fold_scores = list[FittedPosterior](), list[Tensor]()
     for k in range(num_folds):
         rows = torch.cat([fold for other, fold in enumerate(folds) if other != k]).sort().values
-        part = replace(splits, train=splits.train.take(rows))
-        part = hold_out_validation(part, HELD_OUT_FRACTION, seed) if holds_out else part
+        fold_splits = replace(splits, train=splits.train.take(rows))
+        fold_splits = hold_out_validation(fold_splits, HELD_OUT_FRACTION, seed) if holds_out else fold_splits
         fold = checkpoints and replace(checkpoints, folder=checkpoints.folder / f"{FOLD_PREFIX}{k}")
-        member = fit(model, part, posterior, flatness, config, seed=seed, checkpoints=fold, **options)
+        member = fit(model, fold_splits, posterior, flatness, config, seed=seed, checkpoints=fold, **options)
         held_out = splits.train.take(folds[k].sort().values)
         predictive, targets, _ = predict_labelled(
             member, held_out.inputs, held_out.targets, num_draws, batch_size=256, seed=seed

@@ -84,11 +84,11 @@ def check_label_shift(
         for name, tensor in list_tensors(inputs).items()
         if tensor.shape == targets.shape and not tensor.is_floating_point()
     }
-    found = {
+    shifts = {
         name: (are_labels(ids, targets, is_labelled), are_preceding_tokens(ids, targets, is_labelled))
         for name, ids in tokens.items()
     }
-    repeated, preceding = ([name for name, pair in found.items() if pair == (k, not k)] for k in (True, False))
+    repeated, preceding = ([name for name, pair in shifts.items() if pair == (k, not k)] for k in (True, False))
     if repeated and not preceding and not inner.shift_labels:
         if not is_causal(make_network(), inputs, repeated[0], is_labelled, inner):
             advice = "Mask the tokens that are to be predicted, or give other labels."
@@ -110,8 +110,8 @@ def are_labels(tokens: Tensor, labels: Tensor, is_labelled: Tensor) -> bool:
 
 def are_preceding_tokens(tokens: Tensor, labels: Tensor, is_labelled: Tensor) -> bool:
     """Whether all labels but the last one of a row are the tokens at the next position."""
-    known = is_labelled[:, :-1]
-    return bool((tokens[:, 1:] == labels[:, :-1])[known].all()) and bool(known.any())
+    is_known = is_labelled[:, :-1]
+    return bool((tokens[:, 1:] == labels[:, :-1])[is_known].all()) and bool(is_known.any())
 
 
 @torch.no_grad()

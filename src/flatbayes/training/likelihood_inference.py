@@ -65,11 +65,11 @@ def check_task(data: DataSplits, likelihood: Likelihood) -> None:
     if is_several and data.is_multi_label:
         likelihood.prepare_targets(data.train.targets)
     elif is_wrong and isinstance(likelihood, tuple(kinds)):
-        found = f"one of {data.num_classes} classes" if data.class_names else "numbers to predict"
-        found = format_count(len(data.target_names), "label") if data.is_multi_label else found
-        found = "classes of positions" if data.is_dense else found
+        content = f"one of {data.num_classes} classes" if data.class_names else "numbers to predict"
+        content = format_count(len(data.target_names), "label") if data.is_multi_label else content
+        content = "classes of positions" if data.is_dense else content
         raise ValueError(
-            f"The likelihood {likelihood!r} is for {kind} of each example, and the targets are {found}. Leave "
+            f"The likelihood {likelihood!r} is for {kind} of each example, and the targets are {content}. Leave "
             "likelihood out, or give targets of this kind."
         )
     if isinstance(likelihood, Categorical) and likelihood.num_classes < data.num_classes:

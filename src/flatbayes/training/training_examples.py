@@ -176,10 +176,12 @@ def drop_unlabelled(data: DataSplits, ignore_index: int = IGNORE_INDEX) -> DataS
     """
     if not (data.is_multi_label or data.is_dense):
         return data
-    known = {name: (getattr(data, name).targets != ignore_index).flatten(1).any(1) for name in ("train", "val")}
-    if not known["train"].any():
+    is_labelled = {name: (getattr(data, name).targets != ignore_index).flatten(1).any(1) for name in ("train", "val")}
+    if not is_labelled["train"].any():
         raise ValueError("No label of the training examples is known. Training needs labelled examples.")
-    dropped = {name: getattr(data, name).take(rows.nonzero()[:, 0]) for name, rows in known.items() if not rows.all()}
+    dropped = {
+        name: getattr(data, name).take(rows.nonzero()[:, 0]) for name, rows in is_labelled.items() if not rows.all()
+    }
     return replace(data, **dropped)
 
 

@@ -47,9 +47,9 @@ def make_synchronized_closure(
     gather_sizes = cache(lambda: tuple(world.all_gather(batch_size)))
 
     def synchronized_closure() -> Tensor:
-        part = get_sub_batch()
-        if part is not None:  # the processes must call the closure equally often
-            part.batch_sizes = gather_sizes()
+        sub_batch = get_sub_batch()
+        if sub_batch is not None:  # the processes must call the closure equally often
+            sub_batch.batch_sizes = gather_sizes()
         with per_process_rng(world.rank, module):
             loss = closure()
         return all_reduce_gradients(loss, params, count_examples())
