@@ -1,6 +1,7 @@
-"""Sharpness, Hessian spectrum and loss landscape of fitted posteriors, mixing of chains; nothing is modified."""
+"""Sharpness, Hessian spectrum, loss landscape, evidence and mixing of fitted posteriors; nothing is modified."""
 
 from flatbayes.core.renames import explain_old_arguments
+from flatbayes.diagnostics.evidence import Evidence, compute_evidence, estimate_evidence
 from flatbayes.diagnostics.flatness_forecast import FlatnessForecast, forecast_flatness, forecast_from_history
 from flatbayes.diagnostics.hessian import (
     Curvature,
@@ -41,6 +42,7 @@ from flatbayes.diagnostics.sharpness import (
 __all__ = [
     "SHARPNESS_MEASURES",
     "Curvature",
+    "Evidence",
     "FlatnessForecast",
     "HessianVectorProduct",
     "LossGrid",
@@ -55,8 +57,10 @@ __all__ = [
     "compare_sharpness",
     "compute_curvature",
     "compute_draw_slices",
+    "compute_evidence",
     "compute_solution_plane",
     "effective_sample_size",
+    "estimate_evidence",
     "estimate_trace",
     "forecast_flatness",
     "forecast_from_history",

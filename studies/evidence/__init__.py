@@ -1,0 +1,1 @@
+"""Whether the log evidence tells which network predicts best."""
