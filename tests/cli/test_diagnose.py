@@ -54,6 +54,32 @@ def test_one_run(here, capsys):
     assert files == {name: (here / "flat" / name).read_bytes() for name in files}
 
 
+def test_the_log_evidence_of_two_runs(here, capsys, tmp_path):
+    command = [
+        "diagnose",
+        "plain",
+        "flat",
+        "--num_draws",
+        "1",
+        "--evidence",
+        "last_layer",
+        "--max_examples",
+        "40",
+        "--out",
+    ]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "Log evidence by last_layer" in shown
+    runs = json.loads((tmp_path / "out" / "diagnosis.json").read_text())["runs"]
+    for run in runs.values():
+        (evidence,) = run["evidence"]
+        assert evidence["num_data"] == 60  # of which 40 are read
+        assert evidence["log_evidence"] == evidence["log_likelihood"] + evidence["log_occam_factor"] < 0
+        assert f"{evidence['log_evidence'] / 60:.4g}" in shown
+    assert main([*command, str(tmp_path / "out"), "--split", "test"]) == 2
+    assert "--evidence is that of training examples" in capsys.readouterr().err
+
+
 def test_two_runs_with_hessian_and_landscape(here, capsys, tmp_path):
     command = ["diagnose", "plain", "flat", "--num_draws", "2", "--hessian", "--landscape", "--num_grid_points", "3",
                "--max_examples", "40", "--split", "val", "--out", str(tmp_path / "out")]  # fmt: skip

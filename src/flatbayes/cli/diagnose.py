@@ -2,7 +2,9 @@
 
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -26,11 +28,13 @@ from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
 from flatbayes.diagnostics import (
     SHARPNESS_MEASURES,
+    Evidence,
     PosteriorSharpness,
     SharpnessConfig,
     compare_sharpness,
     compute_draw_slices,
     compute_solution_plane,
+    estimate_evidence,
 )
 from flatbayes.diagnostics.landscape import check_steps
 from flatbayes.diagnostics.posterior_landscape import check_same_shapes
@@ -42,6 +46,7 @@ from flatbayes.experiments.run_folder import (
     RunFolder,
     describe_environment,
 )
+from flatbayes.posteriors.curvature import CurvatureStructure
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.reporting.landscape import draw_plane, draw_slices
 
@@ -78,6 +83,11 @@ def make_parser() -> ArgumentParser:
         "--hessian", action="store_true", help="also compute eigenvalues and trace of the Hessian, which is slow"
     )
     parser.add_argument(
+        "--evidence",
+        type=CurvatureStructure | None,
+        help="also estimate the log evidence, with this curvature: last_layer, last_layer_kron, kron or diag",
+    )
+    parser.add_argument(
         "--landscape", action="store_true", help="also draw slices of the loss and the plane through solutions"
     )
     parser.add_argument("--num_grid_points", type=int, default=21, help="points on each side of a landscape")
@@ -94,6 +104,10 @@ def run(options: Namespace) -> None:
     check_num_draws(options.num_draws)
     if options.max_examples < 1:
         raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
+    if options.evidence and options.split != "train":
+        raise ValueError(
+            f"--evidence is that of training examples: leave out --split {options.split}, or --evidence."
+        )
     sharpness_config = SharpnessConfig(rho=options.rho, adaptive_rho=options.adaptive_rho, seed=options.seed)
     configs = {str(path): RunFolder.open(path).read_config() for path in options.folders}
     if len(configs) < len(options.folders):
@@ -107,6 +121,8 @@ def run(options: Namespace) -> None:
     if options.landscape:  # its figures are files only
         check_folder(out_folder)
     described = {name: options[name] for name in SETTINGS} | {"folders": names}
+    if options.evidence:
+        described["evidence"] = options.evidence
     protect_results(out_folder / DIAGNOSIS_FILE, described, overwrite=options.overwrite)
     posteriors = {name: load_on_device(Path(name), options.model, options.trust) for name in names}
     if options.landscape:  # checked before the measurement, which may take hours
@@ -116,6 +132,21 @@ def run(options: Namespace) -> None:
     dataset = load_run_data(source, same_seed, options)
     whole_split: Split = getattr(dataset, options.split)
     split = whole_split.subsample(options.max_examples, options.seed)
+    evidence = {
+        name: [
+            estimate_evidence(
+                fitted,
+                split.input_tensor,
+                split.targets,
+                structure=options.evidence,
+                member=k,
+                batch_size=options.batch_size,
+            )
+            for k in range(len(fitted.states))
+        ]
+        for name, fitted in posteriors.items()
+        if options.evidence
+    }
     sharpness = compare_sharpness(
         posteriors,
         split.input_tensor,
@@ -130,6 +161,8 @@ def run(options: Namespace) -> None:
     total = format_count(len(whole_split), f"{options.split} example")
     title = f"Loss of {len(split)} of {total}, rho = {sharpness_config.rho:g}"
     console.print(sharpness_table(sharpness, configs, title))
+    if evidence:
+        console.print(evidence_table(evidence, options.evidence))
     notes = [note for measured in sharpness.values() for note in measured.notes]
     for note in dict.fromkeys([*note_split_seeds(configs, options.split), *notes]):
         console.print(note, highlight=False)
@@ -143,6 +176,9 @@ def run(options: Namespace) -> None:
         "measures": SHARPNESS_MEASURES,
         "runs": {name: describe_run(configs[name]) | sharpness[name].to_dict() for name in names},
     }
+    for name, estimates in evidence.items():
+        terms = [asdict(estimate) | {"log_evidence": estimate.log_evidence} for estimate in estimates]
+        diagnosis["runs"][name]["evidence"] = terms
     if options.landscape:
         write_json(out_folder / DIAGNOSIS_FILE, diagnosis)  # kept if drawing fails
         diagnosis["landscape"] = draw_landscape(posteriors, configs, dataset, split, options, out_folder)
@@ -179,6 +215,19 @@ def sharpness_table(
     for rows in zip(*columns, strict=True):
         cells = [cell for row in rows for cell in (f"{row.trained:.3g}", format_draw_mean(row.mean, row.sd))]
         table.add_row(rows[0].measure, *cells)
+    return table
+
+
+def evidence_table(evidence: dict[str, list[Evidence]], structure: str) -> Table:
+    """One row for each run: log evidence and its terms, in nats for each training example, mean over members."""
+    table = Table(title=f"Log evidence by {structure}, in nats for each training example")
+    for heading in ("run", "log evidence", "log likelihood", "log Occam factor", "effective weights"):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for name, estimates in evidence.items():
+        terms = [(e.log_evidence, e.log_likelihood, e.log_occam_factor) for e in estimates]
+        cells = [f"{fmean(values) / estimates[0].num_data:.4g}" for values in zip(*terms, strict=True)]
+        weights = fmean(estimate.effective_params for estimate in estimates)
+        table.add_row(name, *cells, f"{weights:.3g} of {estimates[0].num_params:,}")
     return table
 
 
