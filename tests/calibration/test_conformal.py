@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from flatbayes.calibration import (
     APS,
     LAC,
     RAPS,
+    CalibrationWarning,
     ConformalPredictor,
     NormalizedResidual,
     QuantileResidual,
@@ -237,6 +239,26 @@ def test_thresholds_by_class_and_group_cover_each_where_one_threshold_does_not()
     by_class = fit_conformal(calibration, targets[halves], groups="class").evaluate(test, targets[~halves])
     assert [row.name for row in by_class.estimates] == ["all", "0", "1", "2", "3"]
     assert all(row.is_as_guaranteed for row in by_class.estimates[1:])
+
+
+@pytest.mark.parametrize("groups", [np.array([False, True] * 10), [" 0", "1"] * 10, np.array([2, 1] * 10)])
+def test_groups_without_calibration_examples_are_warned_of(groups):
+    """They may be known groups that are written in another way, and their regions contain everything."""
+    for predictive, targets in (make_classes(20), make_numbers(20)):
+        predictor = fit_conformal(predictive, targets, groups=[0, 1] * 10)
+        with pytest.warns(CalibrationWarning, match=r"no calibration examples of \[.*calibration are \['0', '1'\]"):
+            predictor.predict(predictive, groups)
+        with pytest.warns(CalibrationWarning, match="contain everything"):
+            predictor.evaluate(predictive, targets, groups)
+
+
+@pytest.mark.parametrize("groups", [np.array([0.0, 1.0] * 10, dtype=np.float32), ["0", "1"] * 10])
+def test_groups_may_be_numbers_of_any_type_or_text(groups):
+    predictive, targets = make_classes(20)
+    predictor = fit_conformal(predictive, targets, groups=[0, 1] * 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor.predict(predictive, groups)
 
 
 def test_a_class_or_group_without_enough_examples_is_always_in_the_set():

@@ -24,7 +24,14 @@ from flatbayes.calibration.quantiles import (
 )
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import ConformalScore, NumberScore, choose_score, get_score_data, make_score
-from flatbayes.calibration.targets import CalibrationWarning, check_length, check_targets, to_names, warn_if_few
+from flatbayes.calibration.targets import (
+    CalibrationWarning,
+    check_length,
+    check_targets,
+    to_names,
+    warn_if_few,
+    warn_of_unseen_groups,
+)
 from flatbayes.core.display import format_entries, format_fields
 from flatbayes.core.names import format_count, format_names
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
@@ -94,6 +101,9 @@ class ConformalPredictor:
         Raises:
             TypeError: The score is not for predictions of this kind.
             ValueError: Groups are missing, superfluous, or of another number.
+
+        Warns:
+            CalibrationWarning: Groups have no calibration examples.
         """
         region = self.score.predict_region(predictive, self._select_thresholds(predictive, groups), self.level)
         if isinstance(region, PredictionSets) and not self.allow_empty:
@@ -239,6 +249,7 @@ class ConformalPredictor:
             return torch.tensor([[self._get_threshold(name)[0] for name in names]], dtype=torch.float64)
         names = to_names(groups)
         check_length(names, predictive)
+        warn_of_unseen_groups(names, self.thresholds)
         return torch.tensor([self._get_threshold(name) for name in names], dtype=torch.float64)
 
     def _get_threshold(self, name: str) -> tuple[float, ...]:
