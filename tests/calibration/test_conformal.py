@@ -252,13 +252,17 @@ def test_groups_without_calibration_examples_are_warned_of(groups):
             predictor.evaluate(predictive, targets, groups)
 
 
-@pytest.mark.parametrize("groups", [np.array([0.0, 1.0] * 10, dtype=np.float32), ["0", "1"] * 10])
+@pytest.mark.parametrize(
+    "groups", [np.array([0.0, 1.0] * 10, dtype=np.float32), ["0", "1"] * 10, ["0.0", "1.0"] * 10]
+)
 def test_groups_may_be_numbers_of_any_type_or_text(groups):
     predictive, targets = make_classes(20)
     predictor = fit_conformal(predictive, targets, groups=[0, 1] * 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predictor.predict(predictive, groups)
+        same = predictor.predict(predictive, groups)
+        assert torch.equal(same.members, predictor.predict(predictive, [0, 1] * 10).members)
+        assert predictor.evaluate(predictive, targets, groups).estimates[1].name == "0"
 
 
 def test_a_class_or_group_without_enough_examples_is_always_in_the_set():

@@ -37,6 +37,15 @@ def test_sets_of_a_posterior_are_those_of_its_predictions(digits, score, tmp_pat
     assert "Guarantee: the set of a new example" in conformal.summary()
 
 
+def test_evaluations_and_summaries_have_the_names_of_the_classes():
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    labels = ["north" if value > 0 else "south" for value in x[:, 0].tolist()]
+    fitted = fit(MLP, (x, labels), MAP(), Plain(), TrainingConfig(epochs=2))
+    conformal = conformalize(fitted, x, labels, level=0.6, groups="class")
+    assert [estimate.name for estimate in conformal.evaluate(x, labels).estimates] == ["all", "north", "south"]
+    assert "north" in conformal.summary()
+
+
 def test_examples_without_a_label_and_loaders(digits):
     data, fitted = digits
     labels, groups = data.val.targets.clone(), ["even" if row % 2 == 0 else "odd" for row in range(150)]

@@ -28,6 +28,7 @@ from flatbayes.calibration.targets import (
     CalibrationWarning,
     check_length,
     check_targets,
+    match_names,
     to_names,
     warn_if_few,
     warn_of_unseen_groups,
@@ -134,7 +135,7 @@ class ConformalPredictor:
         else:
             empty_fraction = float((region.size == 0).double().mean())
         if self.grouping == "group":
-            rows = to_names(groups)
+            rows = match_names(groups, self.thresholds)
         else:
             rows = to_names(targets) if isinstance(region, PredictionSets) else []
         class_names = None if self.grouping == "group" else names
@@ -247,7 +248,7 @@ class ConformalPredictor:
         if self.grouping == "class":
             names = [str(k) for k in range(predictive.mean.shape[1])]
             return torch.tensor([[self._get_threshold(name)[0] for name in names]], dtype=torch.float64)
-        names = to_names(groups)
+        names = match_names(groups, self.thresholds)
         check_length(names, predictive)
         warn_of_unseen_groups(names, self.thresholds)
         return torch.tensor([self._get_threshold(name) for name in names], dtype=torch.float64)

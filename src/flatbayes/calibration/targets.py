@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,17 @@ def to_names(groups: Any) -> list[str]:
     """Names of groups or classes as text."""
     values: Sequence[Any] = groups.tolist() if isinstance(groups, Tensor) else np.asarray(groups).tolist()
     return [str(int(value) if isinstance(value, float) and value.is_integer() else value) for value in values]
+
+
+def match_names(groups: Any, known: Collection[str]) -> list[str]:
+    """Names of groups as text; a whole number with a point, as in a column that had missing values, is one without.
+
+    >>> match_names(["1.0", "a"], ["1", "a"]), match_names(["1.0"], ["1.0"])
+    (['1', 'a'], ['1.0'])
+    """
+    names = to_names(groups)
+    whole = {name: name.removesuffix(".0") for name in set(names) - set(known)}
+    return [whole[name] if whole.get(name) in known else name for name in names]
 
 
 def warn_of_unseen_groups(names: Iterable[str], known: Iterable[str]) -> None:

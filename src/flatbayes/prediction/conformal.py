@@ -86,7 +86,8 @@ class ConformalPosterior:
         predictive, targets, is_labelled = predict_labelled(
             self.fitted, data, targets, self.num_draws, batch_size=batch_size, seed=self.seed
         )
-        return self.predictor.evaluate(predictive, targets, _select_groups(groups, is_labelled))
+        names = self.fitted.info.get("class_names") or self.fitted.info.get("target_names")
+        return self.predictor.evaluate(predictive, targets, _select_groups(groups, is_labelled), names)
 
     def guarantee(self) -> str:
         """What is guaranteed, and the assumptions."""
@@ -94,7 +95,7 @@ class ConformalPosterior:
 
     def summary(self) -> str:
         """Posterior, score, thresholds and guarantee, as text."""
-        return f"{self!r}\n{self.predictor.summary()}"
+        return f"{self!r}\n{self.predictor.summary(self.fitted.info.get('class_names'))}"
 
     def save(self, path: str | Path) -> Path:
         """Write the thresholds as JSON, without the posterior, and return the path.
