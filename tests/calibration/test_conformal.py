@@ -265,6 +265,17 @@ def test_groups_may_be_numbers_of_any_type_or_text(groups):
         assert predictor.evaluate(predictive, targets, groups).estimates[1].name == "0"
 
 
+def test_sets_of_certain_predictions_have_one_class():
+    """The right class and classes of probability 0 have the same sum, 1, which was the threshold of all sets."""
+    certain = torch.eye(4, dtype=torch.float64)[torch.arange(40) % 4]
+    predictive = make_predictive(torch.cat([certain, make_classes(60)[0].log_probs.exp()]))
+    targets = torch.cat([torch.arange(40) % 4, make_classes(60)[1]])
+    sets = fit_conformal(predictive, targets, APS(randomized=False), level=0.8).predict(predictive)
+    assert sets.size[:40].tolist() == [1] * 40
+    assert sets.contains(targets).double().mean() >= 0.8
+    assert sets.size[40:].double().mean() < 4
+
+
 def test_a_class_or_group_without_enough_examples_is_always_in_the_set():
     predictive, targets = make_classes(100)
     targets = targets.clamp_max(2)
