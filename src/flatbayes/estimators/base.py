@@ -191,8 +191,8 @@ def check_examples(X: Any, y: Any = None) -> None:
     """Check what scikit-learn does not: columns of a data frame, missing labels, and the labels of rows.
 
     Raises:
-        ValueError: A column holds no numbers, labels are missing or of several types, or `X` and `y` have the same row labels in another
-            order.
+        ValueError: A column holds no numbers, labels are missing or of several types, or `X` and `y` have the same
+            row labels in another order.
 
     Warns:
         DataWarning: `X` and `y` have different row labels.
