@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from flatbayes import MAP, MLP, SWAG, Diabetes, Digits, Plain, TrainingConfig, conformalize, fit
 from flatbayes.calibration import APS, QuantileResidual
@@ -85,9 +85,11 @@ def test_groups_of_a_loader_in_random_order_are_refused():
     fitted = fit(MLP, dataset, MAP(), Plain(), TrainingConfig(epochs=2))
     ordered, shuffled = (DataLoader(dataset, 20, shuffle=shuffle) for shuffle in (False, True))
     conformal = conformalize(fitted, ordered, level=0.6, groups=groups)
+    batches = DataLoader(dataset, batch_sampler=BatchSampler(RandomSampler(dataset), 20, drop_last=False))
     for use in (
         lambda: conformalize(fitted, shuffled, level=0.6, groups=groups),
         lambda: conformal.evaluate(shuffled, groups=groups),
+        lambda: conformal.evaluate(batches, groups=groups),
         lambda: conformal.predict(shuffled, groups),
     ):
         with pytest.raises(ValueError, match="random order, so it is unknown which group"):

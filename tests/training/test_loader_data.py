@@ -447,5 +447,7 @@ def test_passes_after_training_leave_the_loader_as_it_was():
 def test_a_sampler_that_changes_proportions_is_warned_of():
     """Predicted probabilities are those of the drawn examples; equal weights change no proportions."""
     sampler = WeightedRandomSampler([9.0] + [1.0] * 20, 21)
-    with pytest.warns(DataWarning, match=r"draws some examples more often.*decide.*method='vector'"):
-        train(DataLoader(DATASET, 4, sampler=sampler))
+    batches = DataLoader(DATASET, batch_sampler=BatchSampler(sampler, 4, drop_last=False))
+    for loader in (DataLoader(DATASET, 4, sampler=sampler), batches):
+        with pytest.warns(DataWarning, match=r"draws some examples more often.*decide.*method='vector'"):
+            train(loader)

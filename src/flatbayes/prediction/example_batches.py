@@ -77,8 +77,10 @@ def take_examples(data: Any, rows: Tensor) -> Any:
 
 def has_random_order(inputs: Any) -> bool:
     """Whether inputs are a loader that gives the examples in a random order."""
-    sampler = getattr(inputs, "sampler", None) if isinstance(inputs, DataLoader) else None
-    return isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
+    if not isinstance(inputs, DataLoader):
+        return False
+    samplers = (inputs.sampler, getattr(inputs.batch_sampler, "sampler", None))
+    return any(isinstance(each, RandomSampler | SubsetRandomSampler | WeightedRandomSampler) for each in samplers)
 
 
 def warn_of_random_order(inputs: Any) -> None:

@@ -45,8 +45,9 @@ def warn_of_missing_classes(data: LoaderData) -> None:
 
 def warn_of_weights(loader: object, stacklevel: int = 5) -> None:
     """Warn of a sampler that draws examples with other probabilities than others, as for rare classes."""
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, WeightedRandomSampler) and float(sampler.weights.min()) < float(sampler.weights.max()):
+    samplers = (getattr(owner, "sampler", None) for owner in (loader, getattr(loader, "batch_sampler", None)))
+    weights = [sampler.weights for sampler in samplers if isinstance(sampler, WeightedRandomSampler)]
+    if any(float(values.min()) < float(values.max()) for values in weights):
         warnings.warn(
             "The WeightedRandomSampler of the loader draws some examples more often than others: predictions are "
             "those for data of these proportions, and overestimate what is drawn too often. Train in the natural "
