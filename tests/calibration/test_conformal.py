@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from flatbayes.calibration import (
     APS,
     LAC,
     RAPS,
+    CalibrationWarning,
     ConformalPredictor,
     NormalizedResidual,
     QuantileResidual,
@@ -237,6 +239,41 @@ def test_thresholds_by_class_and_group_cover_each_where_one_threshold_does_not()
     by_class = fit_conformal(calibration, targets[halves], groups="class").evaluate(test, targets[~halves])
     assert [row.name for row in by_class.estimates] == ["all", "0", "1", "2", "3"]
     assert all(row.is_as_guaranteed for row in by_class.estimates[1:])
+
+
+@pytest.mark.parametrize("groups", [np.array([False, True] * 10), [" 0", "1"] * 10, np.array([2, 1] * 10)])
+def test_groups_without_calibration_examples_are_warned_of(groups):
+    """They may be known groups that are written in another way, and their regions contain everything."""
+    for predictive, targets in (make_classes(20), make_numbers(20)):
+        predictor = fit_conformal(predictive, targets, groups=[0, 1] * 10)
+        with pytest.warns(CalibrationWarning, match=r"no calibration examples of \[.*calibration are \['0', '1'\]"):
+            predictor.predict(predictive, groups)
+        with pytest.warns(CalibrationWarning, match="contain everything"):
+            predictor.evaluate(predictive, targets, groups)
+
+
+@pytest.mark.parametrize(
+    "groups", [np.array([0.0, 1.0] * 10, dtype=np.float32), ["0", "1"] * 10, ["0.0", "1.0"] * 10]
+)
+def test_groups_may_be_numbers_of_any_type_or_text(groups):
+    predictive, targets = make_classes(20)
+    predictor = fit_conformal(predictive, targets, groups=[0, 1] * 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = predictor.predict(predictive, groups)
+        assert torch.equal(same.members, predictor.predict(predictive, [0, 1] * 10).members)
+        assert predictor.evaluate(predictive, targets, groups).estimates[1].name == "0"
+
+
+def test_sets_of_certain_predictions_have_one_class():
+    """The right class and classes of probability 0 have the same sum, 1, which was the threshold of all sets."""
+    certain = torch.eye(4, dtype=torch.float64)[torch.arange(40) % 4]
+    predictive = make_predictive(torch.cat([certain, make_classes(60)[0].log_probs.exp()]))
+    targets = torch.cat([torch.arange(40) % 4, make_classes(60)[1]])
+    sets = fit_conformal(predictive, targets, APS(randomized=False), level=0.8).predict(predictive)
+    assert sets.size[:40].tolist() == [1] * 40
+    assert sets.contains(targets).double().mean() >= 0.8
+    assert sets.size[40:].double().mean() < 4
 
 
 def test_a_class_or_group_without_enough_examples_is_always_in_the_set():

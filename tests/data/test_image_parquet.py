@@ -52,6 +52,22 @@ def test_file_names_give_splits(tmp_path, write_parquet, pixels):
     assert splits.test.targets.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("is_struct", [True, False])
+def test_images_and_words_may_be_views(tmp_path, write_parquet, pixels, is_struct):
+    """As other libraries write them."""
+    plain = pq.read_table(write_parquet(tmp_path / "plain.parquet", pixels(4), ["dog", "cat", "dog", "cat"]))
+    contents = [image["bytes"] if isinstance(image, dict) else image for image in plain.column("img").to_pylist()]
+    images = pa.array(contents, pa.binary_view())
+    images = pa.StructArray.from_arrays([images], names=["bytes"]) if is_struct else images
+    labels = pa.array(["dog", "cat", "dog", "cat"], pa.string_view())
+    pq.write_table(pa.table({"img": images, "label": labels}), tmp_path / "views.parquet")
+    raw, expected = (ImageParquet(path=str(tmp_path / f"{name}.parquet")).read() for name in ("views", "plain"))
+    assert raw.class_names == expected.class_names
+    rows = torch.arange(4)
+    assert torch.equal(raw.unsplit.take(rows).inputs, expected.unsplit.take(rows).inputs)
+    assert torch.equal(raw.unsplit.targets, expected.unsplit.targets)
+
+
 def test_words_are_encoded_as_classes(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "a.parquet", pixels(4), ["dog", "cat", "dog", "cat"])
     raw = ImageParquet(path=str(file)).read()

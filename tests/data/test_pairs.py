@@ -1,5 +1,7 @@
 """Pairs of inputs and targets: rows that belong together, lists, and targets that are none."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,9 +98,10 @@ def test_missing_labels_of_every_type_are_refused(dtype):
         Arrays(FRAME, values).load(0)
 
 
-def test_a_class_none_is_noted():
-    with pytest.warns(DataWarning, match="'None' is a class"):
-        Arrays(FRAME, LABELS.replace("z", "None")).load(0)
+@pytest.mark.parametrize("word", ["None", "?"])
+def test_a_class_that_marks_missing_labels_is_noted(word):
+    with pytest.warns(DataWarning, match=f"'{re.escape(word)}' is a class"):
+        Arrays(FRAME, LABELS.replace("z", word)).load(0)
 
 
 def test_objects_that_are_fractions_are_a_regression():

@@ -1,3 +1,4 @@
+import re
 from contextlib import nullcontext
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flatbayes.data import DataWarning, Table
+from flatbayes.data import DataWarning, InputReader, Table
 
 
 @pytest.fixture
@@ -32,6 +33,23 @@ def test_whole_numbers_are_classes_in_numeric_order(csv):
     raw = Table(path=csv("a,y\n1,10\n2,9\n3,-1\n"), target="y").read()
     assert raw.class_names == ("-1", "9", "10")
     assert raw.unsplit.targets.tolist() == [2, 1, 0]
+
+
+def test_words_of_a_parquet_file_may_be_views(tmp_path):
+    """As other libraries write them."""
+    columns = {"a": ["u", "v", "u"], "y": ["no", "yes", "no"]}
+    views = {name: pa.array(values, pa.string_view()) for name, values in columns.items()}
+    pq.write_table(pa.table(views), tmp_path / "t.parquet")
+    with pytest.warns(DataWarning, match="a feature of 0 and 1"):
+        raw = Table(path=str(tmp_path / "t.parquet"), target="y").read()
+    assert raw.unsplit.inputs.tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert raw.class_names == ("no", "yes")
+    reader = InputReader(
+        path=tmp_path / "t.parquet", input_shape=(2,), feature_names=raw.feature_names, keep_columns=("y",)
+    )
+    kept, inputs = next(iter(reader.iter_chunks()))
+    assert torch.equal(inputs.double(), raw.unsplit.inputs)
+    assert kept["y"].tolist() == columns["y"]
 
 
 def test_a_parquet_file_with_categories_and_all_kinds_of_numbers(tmp_path):
@@ -179,7 +197,7 @@ def test_words_and_missing_numbers_become_features(csv):
 
 
 def test_missing_values_are_located(csv):
-    with pytest.raises(ValueError, match=r"Column 'b' of .* has a missing value \('' in line 2\)"):
+    with pytest.raises(ValueError, match=r"Column 'b' of .* has no values.*ignore=\('b',\)"):
         Table(path=csv("a,b,y\n1,,0\n2,,1\n3,NA,1\n"), target="y").load(0)
     with pytest.raises(ValueError, match=r"Column 'y' has 1 missing label, the first '.*' in line 3"):
         Table(path=csv("a,y\n1,0\n2,\n3,1\n"), target="y").load(0)
@@ -279,9 +297,10 @@ class TestMissingLabels:
         with pytest.raises(ValueError, match=r"Column 'y' has 1 missing label, the first in row 2"):
             Table(path=str(tmp_path / "t.parquet"), target="y").read()
 
-    def test_none_is_a_class_with_a_warning(self, csv):
-        with pytest.warns(UserWarning, match="'None' is a class of column 'y' .* in line 3"):
-            assert Table(path=csv("a,y\n1,x\n2,None\n"), target="y").read().class_names == ("None", "x")
+    @pytest.mark.parametrize("word", ["None", "?"])
+    def test_a_mark_of_a_missing_label_is_a_class_with_a_warning(self, csv, word):
+        with pytest.warns(UserWarning, match=f"'{re.escape(word)}' is a class of column 'y' .* in line 3"):
+            assert Table(path=csv(f"a,y\n1,x\n2,{word}\n"), target="y").read().class_names == (word, "x")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +312,7 @@ class TestMissingLabels:
         ({"t": ["1", "2", "x"]}, "holds words, .* the first is '1'"),
         ({"t": [[1], [2], [3]]}, "holds list"),
         ({"t": [1.0, np.inf, 2.0]}, r"Column 't' of .* has inf, which is not finite as float32, \(in row 2\)"),
-        ({"t": [np.nan, np.nan, np.nan]}, r"Column 't' of .* has a missing value \(in row 1\)"),
+        ({"t": [np.nan, np.nan, np.nan]}, r"Column 't' of .* has no values.*ignore=\('t',\)"),
     ],
 )
 def test_columns_of_parquet_that_are_no_features(tmp_path, columns, message):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -25,6 +26,15 @@ def test_expected_costs_are_those_of_a_sum_over_classes():
     costs = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     expected = [[sum(float(p[c] * costs[c, d]) for c in range(4)) for d in range(3)] for p in probs]
     np.testing.assert_allclose(compute_expected_costs(probs, costs).numpy(), expected, rtol=1e-12)
+
+
+def test_costs_with_names_of_classes_are_refused_since_their_order_is_not_known():
+    costs = pd.DataFrame([[0, 1], [20, 0]], index=["yes", "no"], columns=["yes", "no"])
+    for use in (lambda: decide(torch.tensor([[0.5, 0.5]]), costs), lambda: mean_cost([0], [0], costs)):
+        with pytest.raises(ValueError, match=r"called \['yes', 'no'\].*costs\.loc\[class_names\]"):
+            use()
+    assert decide(torch.tensor([[0.9, 0.1]]), costs.loc[["no", "yes"], ["no", "yes"]].to_numpy()).item() == 0
+    assert decide(torch.tensor([[0.9, 0.1]]), pd.DataFrame([[0, 1], [20, 0]])).item() == 1  # without names
 
 
 def test_equal_costs_choose_the_most_probable_class():

@@ -280,3 +280,10 @@ def test_several_labels_are_referred_to_fit(as_given):
     labels = np.eye(3, dtype=int)[np.arange(12) % 3]
     with pytest.raises(ValueError, match=r"y should be a 1d array.*shape \(12, 3\).*likelihood=Bernoulli\(3\)"):
         FlatBayesClassifier().fit(np.zeros((12, 2)), as_given(labels))
+
+
+def test_labels_of_several_types_are_refused():
+    """Their order was asked for, which they have none of."""
+    labels = np.array([0, "a"] * 10, dtype=object)
+    with pytest.raises(ValueError, match="texts and others, such as 0"):
+        FlatBayesClassifier(**SMALL).fit(np.arange(40.0).reshape(20, 2), labels)

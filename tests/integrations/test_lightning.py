@@ -482,6 +482,11 @@ class ByHand(Module):
         self.automatic_optimization = False
 
 
+class WithoutOptimizer(Module):
+    def configure_optimizers(self):
+        return None
+
+
 class Alone(lightning.LightningModule):
     """A module that the tests of batches derive from: `take` gets inputs and targets out of the batch."""
 
@@ -662,6 +667,11 @@ def test_strategies_that_shard_the_weights_are_refused():
 def test_refuses():
     with pytest.raises(ValueError, match="manual optimization"):
         trainer(FlatCallback(SAM())).fit(ByHand(), loader())
+    with (
+        pytest.warns(UserWarning, match="will run with no optimizer"),
+        pytest.raises(ValueError, match="configure_optimizers of WithoutOptimizer returns no optimizer"),
+    ):
+        trainer(FlatCallback(SAM())).fit(WithoutOptimizer(), loader())
     with pytest.raises(ValueError, match="prior is given twice"):
         fitted(SAM(), swag=SWAG(prior_precision=1.0), epochs=3)
     with pytest.raises(TypeError, match="'swag': it was renamed to posterior"):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes import MAP, SAM, SWAG, Bernoulli, evaluate, fit
+from flatbayes import MAP, SAM, SWAG, Bernoulli, Categorical, evaluate, fit
+from flatbayes.training.trial import NetworkWarning
 from support import LIGHTNING_WARNINGS
 
 pytestmark = LIGHTNING_WARNINGS
@@ -89,3 +90,48 @@ def test_dictionaries_of_token_ids(dtype):
     assert fitted.likelihood == Bernoulli(3)
     fitted = fit(bert(5), (inputs, Y.to(dtype)), MAP(), config={"epochs": 1}, new_head=True)
     assert fitted.predict(inputs).mean.shape == (48, 3)
+
+
+@pytest.mark.parametrize(
+    ("targets", "likelihood"),
+    [(Y, Categorical(3)), (Y.argmax(1), Bernoulli(3)), (X[:, 0], Categorical(3))],
+    ids=["labels as classes", "classes as labels", "numbers as classes"],
+)
+def test_a_likelihood_of_other_targets_than_those_of_the_training_is_warned_of(targets, likelihood):
+    """Probabilities were a softmax of outputs that were trained as log odds, without notice."""
+    lightning = pytest.importorskip("lightning.pytorch")
+    from flatbayes.integrations.lightning import FlatCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch):
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    callback = FlatCallback(SAM(0.05))
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], barebones=True)
+    trainer.fit(Module(), DataLoader(TensorDataset(X, targets), 12))
+    with pytest.warns(NetworkWarning, match=rf"none of {type(likelihood).__name__}\("):
+        callback.make_posterior(likelihood)
+
+
+def test_a_likelihood_of_other_labels_than_those_of_transformers_is_warned_of(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from flatbayes.integrations.transformers import FlatTrainer
+
+    rows = [{"input_ids": ids, "labels": labels} for ids, labels in zip(IDS, Y, strict=True)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, disable_tqdm=True, report_to=[], save_strategy="no"
+    )
+    trainer = FlatTrainer(bert(), arguments, train_dataset=rows, flatness=SAM(0.05))
+    trainer.train()
+    with pytest.warns(NetworkWarning, match="Labels with 3 columns must be one-hot"):
+        trainer.make_posterior(Categorical(3))

@@ -148,6 +148,11 @@ class TestPredictive:
         assert len(columns) == 14
         assert next(iter(Gaussian(2).predictive(outputs(6, targets=2)).columns())) == "mean_0"
 
+    def test_targets_may_be_an_array(self):
+        predictive, targets = CONCRETE.predictive(outputs(0)), torch.linspace(20, 50, 7)
+        for compute in (predictive.cdf, predictive.log_prob):
+            assert torch.equal(compute(targets.numpy()), compute(targets))
+
     def test_targets_of_another_shape_are_refused(self):
         predictive = Gaussian().predictive(outputs(0))
         for method in (predictive.cdf, predictive.log_prob):

@@ -6,13 +6,19 @@ import torch
 from flatbayes.metrics import (
     accuracy,
     adaptive_ece,
+    aurc,
+    auroc,
     auroc_correct,
     brier_score,
     classification_metrics,
     classwise_ece,
     ece,
+    entropy_divergence,
+    fit_temperature,
+    multi_label_metrics,
     nll,
     reliability_bins,
+    rmse,
 )
 
 FROM_PROBS = [accuracy, brier_score, ece, adaptive_ece, classwise_ece, reliability_bins, auroc_correct]
@@ -38,6 +44,7 @@ def with_value(value, row=1):
         (torch.tensor([[1.00001, 0.0], [0.5, 0.5]]), "between 0 and 1"),
         (PROBS.log(), r"log_probs\.exp"),
         (with_value(0.2), r"must sum to 1, got 1\.1 for example 1"),
+        (torch.tensor([[0.5, 0.3, 0.2], [0.334, 0.334, 0.334]]).half(), r"rounded to torch.float16.*\.softmax\(-1\)"),
         (PROBS[0], r"shape \(examples, classes\).* got torch.float32 of shape \(3,\)"),
         (PROBS[0, 0], r"got torch.float32 of shape \(\)"),
         (PROBS[:0], "at least 1 example"),
@@ -59,7 +66,10 @@ def test_invalid_probabilities_are_refused(metric, probs, message):
         (PROBS, r"at most 0.*probs\.log"),
         (torch.full((2, 3), -5.0), r"must sum to 1, got .* for example 0.*log_softmax"),
         (torch.full((2, 3), -float("inf")), "must sum to 1, got 0"),
-        (torch.tensor([[0.5, 0.5], [0.9, 0.1]]).bfloat16().log(), r"must sum to 1, got 1\.00174 for example 0"),
+        (
+            torch.tensor([[0.5, 0.5], [0.9, 0.1]]).bfloat16().log(),
+            r"must sum to 1, got 1\.00174 for example 0.*rounded to torch.bfloat16.*float\(\)\.log_softmax",
+        ),
         (PROBS[0].log(), "got torch.float32 of shape"),
         (PROBS[:0].log(), "at least 1 example"),
     ],
@@ -85,6 +95,24 @@ def test_invalid_labels_are_refused(metric, labels, message):
     probs = PROBS.log() if metric in FROM_LOG_PROBS else PROBS
     with pytest.raises(ValueError, match=message):
         metric(probs, labels)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        *(lambda metric=metric: metric(PROBS.numpy(), LABELS) for metric in FROM_PROBS),
+        *(lambda metric=metric: metric(PROBS.log(), LABELS.tolist()) for metric in FROM_LOG_PROBS),
+        lambda: auroc(PROBS[0].numpy(), PROBS[0] > 0.2),
+        lambda: aurc(PROBS[0], [0.0, 1.0, 0.0]),
+        lambda: entropy_divergence(PROBS[0].numpy(), PROBS[0]),
+        lambda: rmse(PROBS[0], PROBS[0].numpy()),
+        lambda: multi_label_metrics(PROBS.numpy(), LABELS),
+        lambda: fit_temperature(PROBS.log(), LABELS.numpy()),
+    ],
+)
+def test_arrays_and_lists_are_refused_with_what_to_pass(compute):
+    with pytest.raises(TypeError, match=r"Metrics take tensors, got a (ndarray|list): pass torch\.as_tensor"):
+        compute()
 
 
 @pytest.mark.parametrize("metric", [*FROM_PROBS, *FROM_LOG_PROBS])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from flatbayes import MAP, MLP, SWAG, Diabetes, Digits, Plain, TrainingConfig, conformalize, fit
 from flatbayes.calibration import APS, QuantileResidual
@@ -37,6 +38,15 @@ def test_sets_of_a_posterior_are_those_of_its_predictions(digits, score, tmp_pat
     assert "Guarantee: the set of a new example" in conformal.summary()
 
 
+def test_evaluations_and_summaries_have_the_names_of_the_classes():
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    labels = ["north" if value > 0 else "south" for value in x[:, 0].tolist()]
+    fitted = fit(MLP, (x, labels), MAP(), Plain(), TrainingConfig(epochs=2))
+    conformal = conformalize(fitted, x, labels, level=0.6, groups="class")
+    assert [estimate.name for estimate in conformal.evaluate(x, labels).estimates] == ["all", "north", "south"]
+    assert "north" in conformal.summary()
+
+
 def test_examples_without_a_label_and_loaders(digits):
     data, fitted = digits
     labels, groups = data.val.targets.clone(), ["even" if row % 2 == 0 else "odd" for row in range(150)]
@@ -66,3 +76,24 @@ def test_a_file_that_holds_something_else_is_refused(digits, tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="does not hold thresholds written by ConformalPosterior.save"):
         ConformalPosterior.load(tmp_path / "x.json", digits[1])
+
+
+def test_groups_of_a_loader_in_random_order_are_refused():
+    """Examples got the groups of others, without notice."""
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    dataset, groups = TensorDataset(x, (x[:, 0] > 0).long()), ["a", "b"] * 30
+    fitted = fit(MLP, dataset, MAP(), Plain(), TrainingConfig(epochs=2))
+    ordered, shuffled = (DataLoader(dataset, 20, shuffle=shuffle) for shuffle in (False, True))
+    conformal = conformalize(fitted, ordered, level=0.6, groups=groups)
+    batches = DataLoader(dataset, batch_sampler=BatchSampler(RandomSampler(dataset), 20, drop_last=False))
+    for use in (
+        lambda: conformalize(fitted, shuffled, level=0.6, groups=groups),
+        lambda: conformal.evaluate(shuffled, groups=groups),
+        lambda: conformal.evaluate(batches, groups=groups),
+        lambda: conformal.predict(shuffled, groups),
+    ):
+        with pytest.raises(ValueError, match="random order, so it is unknown which group"):
+            use()
+    assert (
+        conformalize(fitted, shuffled, level=0.6, groups="class").evaluate(shuffled).estimates[0].num_examples == 60
+    )

@@ -193,3 +193,10 @@ def test_images_as_stored_are_refused_where_training_scaled_them():
     for predict in (fitted.predict, fitted.compile()):
         with pytest.raises(ValueError, match="The inputs are uint8 images"):
             predict(IMAGES)
+
+
+@pytest.mark.parametrize("export", [export_torch, export_onnx])
+def test_a_posterior_that_is_not_compiled_is_refused_with_how_to_compile_it(export, tmp_path):
+    fitted = fit_posterior(MAP(), lambda: MLP((1, 8, 8), 3, (8,)))
+    with pytest.raises(TypeError, match=r"got a FittedPosterior: pass fitted\.compile"):
+        export(fitted, tmp_path / "file")

@@ -12,7 +12,7 @@ from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble
-from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.prediction import FittedPosterior, evaluate, evaluate_ood
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, collection=CollectionConfig(start_fraction=0.0))
@@ -38,6 +38,15 @@ def test_another_shape_is_named_with_that_of_training(fitted, tmp_path, shape, v
             posterior.predict(torch.zeros(shape), 2, vectorized=vectorized)
     with pytest.raises(ValueError, match=r"trained on inputs of shape \(n, 6\)"):
         evaluate(fitted, torch.zeros(shape), Y[:4], 2)
+
+
+@pytest.mark.parametrize("pair", [(X, Y), [X.numpy(), Y.numpy()]], ids=["tensors", "arrays"])
+def test_inputs_with_targets_are_refused_where_inputs_alone_are_taken(fitted, pair):
+    """They would be read as two batches, or fail to become an array."""
+    uses = [lambda: fitted.predict(pair, 2), lambda: evaluate_ood(fitted, pair, X, 2)]
+    for use in uses:
+        with pytest.raises(TypeError, match=r"inputs alone.*shapes \(48, 6\) and \(48,\)"):
+            use()
 
 
 @pytest.mark.parametrize("inputs", [X[0], torch.tensor(1.0)], ids=["example", "number"])

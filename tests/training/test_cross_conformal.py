@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes import MAP, MLP, SWAG, Diabetes, Digits, Plain, TrainingConfig, fit
 from flatbayes.calibration import APS, QuantileResidual
@@ -93,3 +94,17 @@ def test_it_takes_names_and_classes(patients):
 def test_wrong_numbers_of_folds_are_refused(patients, num_folds):
     with pytest.raises(ValueError, match="num_folds lies between 2 and the 283 training examples"):
         fit_cross_conformal(MLP, patients, MAP(), Plain(), CONFIG, num_folds=num_folds)
+
+
+def test_examples_that_each_fold_would_read_in_another_order_are_refused():
+    """Predictions of different examples were averaged, without notice."""
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    labels = (x[:, 0] > 0).long()
+    cross = fit_cross_conformal(MLP, (x, labels), MAP(), Plain(), CONFIG, num_folds=2, level=0.4, num_draws=1)
+    shuffled = DataLoader(TensorDataset(x, labels), 10, shuffle=True)
+    for use in (cross.evaluate, cross.predict):
+        with pytest.raises(ValueError, match="random order.*shuffle=False"):
+            use(shuffled)
+        with pytest.raises(ValueError, match="read only once"):
+            use(iter([(x, labels)]))
+    assert len(cross.predict(DataLoader(TensorDataset(x, labels), 10)).size) == 30

@@ -38,7 +38,7 @@ from flatbayes import (
 )
 from flatbayes.certification import certify
 from flatbayes.core.randomness import preserve_rng
-from flatbayes.data import DataSplits, Split
+from flatbayes.data import DataSplits, DataWarning, Split
 from flatbayes.data.ood import match_input_format
 from flatbayes.diagnostics import compare_sharpness, compute_draw_slices
 from flatbayes.likelihoods import Categorical, Custom, Gaussian
@@ -442,3 +442,12 @@ def test_passes_after_training_leave_the_loader_as_it_was():
             assert len(list(data.iter_examples(torch.device("cpu")))) == 6
         torch.testing.assert_close(capture_random_state(generator)[1:], before[1:], rtol=0, atol=0)
     assert sampler.epoch == 3
+
+
+def test_a_sampler_that_changes_proportions_is_warned_of():
+    """Predicted probabilities are those of the drawn examples; equal weights change no proportions."""
+    sampler = WeightedRandomSampler([9.0] + [1.0] * 20, 21)
+    batches = DataLoader(DATASET, batch_sampler=BatchSampler(sampler, 4, drop_last=False))
+    for loader in (DataLoader(DATASET, 4, sampler=sampler), batches):
+        with pytest.warns(DataWarning, match=r"draws some examples more often.*decide.*method='vector'"):
+            train(loader)

@@ -3,6 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
+from flatbayes import TrainingConfig
+from flatbayes.training import CollectionConfig, OptimizationConfig
+
 PROGRAM = """
 import sys
 from functools import partial
@@ -42,3 +48,28 @@ def test_numpy_numbers_are_as_good_as_plain_ones(tmp_path):
     program = [sys.executable, "-c", PROGRAM, *folders]  # without the checks of types that the tests add
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_whole_numbers_of_a_floating_type_are_integers():
+    """YAML and searches of hyperparameters give them; a batch of 32.0 examples failed in the loader."""
+    config = TrainingConfig(epochs=5.0, batch_size=np.float64(32), collection=CollectionConfig(num_norm_batches=4.0))
+    assert [repr(value) for value in (config.epochs, config.batch_size, config.collection.num_norm_batches)] == [
+        "5",
+        "32",
+        "4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (TrainingConfig, {"epochs": 5.5}),
+        (TrainingConfig, {"epochs": "5"}),
+        (TrainingConfig, {"batch_size": np.float32(0.5)}),
+        (OptimizationConfig, {"accumulation_steps": 1.5}),
+    ],
+)
+def test_numbers_that_are_not_whole_are_refused_where_a_count_is_meant(make, options):
+    """Half an epoch was trained without notice."""
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be a whole number, got"):
+        make(**options)

@@ -24,7 +24,15 @@ from flatbayes.calibration.quantiles import (
 )
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import ConformalScore, NumberScore, choose_score, get_score_data, make_score
-from flatbayes.calibration.targets import CalibrationWarning, check_length, check_targets, to_names, warn_if_few
+from flatbayes.calibration.targets import (
+    CalibrationWarning,
+    check_length,
+    check_targets,
+    match_names,
+    to_names,
+    warn_if_few,
+    warn_of_unseen_groups,
+)
 from flatbayes.core.display import format_entries, format_fields
 from flatbayes.core.names import format_count, format_names
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
@@ -94,6 +102,9 @@ class ConformalPredictor:
         Raises:
             TypeError: The score is not for predictions of this kind.
             ValueError: Groups are missing, superfluous, or of another number.
+
+        Warns:
+            CalibrationWarning: Groups have no calibration examples.
         """
         region = self.score.predict_region(predictive, self._select_thresholds(predictive, groups), self.level)
         if isinstance(region, PredictionSets) and not self.allow_empty:
@@ -124,7 +135,7 @@ class ConformalPredictor:
         else:
             empty_fraction = float((region.size == 0).double().mean())
         if self.grouping == "group":
-            rows = to_names(groups)
+            rows = match_names(groups, self.thresholds)
         else:
             rows = to_names(targets) if isinstance(region, PredictionSets) else []
         class_names = None if self.grouping == "group" else names
@@ -237,8 +248,9 @@ class ConformalPredictor:
         if self.grouping == "class":
             names = [str(k) for k in range(predictive.mean.shape[1])]
             return torch.tensor([[self._get_threshold(name)[0] for name in names]], dtype=torch.float64)
-        names = to_names(groups)
+        names = match_names(groups, self.thresholds)
         check_length(names, predictive)
+        warn_of_unseen_groups(names, self.thresholds)
         return torch.tensor([self._get_threshold(name) for name in names], dtype=torch.float64)
 
     def _get_threshold(self, name: str) -> tuple[float, ...]:

@@ -24,6 +24,7 @@ from flatbayes.calibration.targets import (
     MIN_EXAMPLES,
     NO_DISTRIBUTION_MAP,
     check_targets,
+    warn_if_absent,
     warn_if_at_end,
     warn_if_few,
     warn_if_rare,
@@ -75,7 +76,8 @@ def fit_calibration(
 
     Warns:
         CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100, or fewer than 10 outside of
-            a class with more than four fifths of them; or the temperature or factor is at an end of its range.
+            a class with more than four fifths of them; or, for maps with parameters of each class, a class has none;
+            or the temperature or factor is at an end of its range.
 
     Examples:
         >>> calibration = fit_calibration(
@@ -113,6 +115,8 @@ def fit_calibration(
         else:
             weights, bias = _fit_classes(log_probs, labels.long(), method, num_examples)
         warn_if_rare(labels.long(), f"the calibration map {method!r}")
+        if method != "temperature":
+            warn_if_absent(labels.long(), log_probs.shape[1], method)
     num_required = MIN_ISOTONIC_EXAMPLES if method == "isotonic" else MIN_EXAMPLES
     warn_if_few(num_examples, num_required, f"the calibration map {method!r}", "It may be worse than none")
     if method == "temperature":

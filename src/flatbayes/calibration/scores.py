@@ -35,7 +35,8 @@ from flatbayes.likelihoods import (
 
 ROUNDING_STEPS = 4
 """Bound of the rounding error between a score and the end of its interval, in units of the last place."""
-
+RANK_STEP = 1e-12
+"""Difference of adaptive scores of classes whose sums of probabilities are equal, for each rank."""
 
 NO_LABEL_REGIONS = "Conformal prediction has no regions for several labels of an example"
 CALIBRATE_LABELS = "flatbayes.calibrate(fitted, validation) calibrates the probability of each label."
@@ -292,11 +293,15 @@ def make_score(data: Mapping[str, Any]) -> ConformalScore:
 def adaptive_scores(
     probs: Float[Tensor, "examples classes"], uniforms: Float[Tensor, " examples"], penalty: float, k_reg: int
 ) -> Float[Tensor, "examples classes"]:
-    """Sum of p(c) over ranks below r(y), + u p(y), + penalty max(0, r(y) - k_reg); equal p rank by class index."""
+    """Sum of p(c) over ranks below r(y), + u p(y), + penalty max(0, r(y) - k_reg); equal p rank by class index.
+
+    `RANK_STEP` is added for each rank: otherwise the score of a right class of probability 1 is that of all classes
+    of probability 0, and with it as the threshold every set has all classes.
+    """
     ordered, classes = probs.double().sort(dim=1, descending=True, stable=True)
     ranks = torch.arange(1, probs.shape[1] + 1, dtype=torch.float64)
     scores = ordered.cumsum(1) - (1 - uniforms.double()[:, None]) * ordered
-    scores += penalty * (ranks - k_reg).clamp_min(0)
+    scores += penalty * (ranks - k_reg).clamp_min(0) + RANK_STEP * ranks
     return torch.empty_like(scores).scatter_(1, classes, scores)
 
 

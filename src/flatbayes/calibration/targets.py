@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.input_trees import IGNORE_INDEX
-from flatbayes.core.names import format_count
+from flatbayes.core.names import format_count, format_names
 from flatbayes.likelihoods import (
     BernoulliPredictive,
     CategoricalPredictive,
@@ -86,6 +86,23 @@ def warn_if_rare(labels: Tensor, purpose: str) -> None:
         )
 
 
+def warn_if_absent(labels: Tensor, num_classes: int, method: str) -> None:
+    """Warn of classes without an example, for which a map with parameters of each class is fitted.
+
+    Of very few examples `warn_if_few` warns.
+    """
+    absent = (torch.bincount(labels, minlength=num_classes) == 0).nonzero()[:, 0].tolist()
+    if absent and len(labels) >= MIN_EXAMPLES:
+        warnings.warn(
+            f"{len(absent)} of the {num_classes} classes {'has' if len(absent) == 1 else 'have'} no validation "
+            f"example, by number (from 0) {format_names(list(map(str, absent)))}: the calibration map {method!r}, "
+            "which has parameters for each class, learns that they do not occur, and may predict them wrongly. Give "
+            "examples of all classes, or use 'temperature'.",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+
+
 def warn_if_at_end(value: float, limits: tuple[float, float], name: str, num_examples: int) -> None:
     """Warn of a fitted number at an end of its range, unless there are so few examples that `warn_if_few` warns."""
     if num_examples >= MIN_EXAMPLES and min(abs(math.log(value / limit)) for limit in limits) < END_TOLERANCE:
@@ -101,6 +118,29 @@ def to_names(groups: Any) -> list[str]:
     """Names of groups or classes as text."""
     values: Sequence[Any] = groups.tolist() if isinstance(groups, Tensor) else np.asarray(groups).tolist()
     return [str(int(value) if isinstance(value, float) and value.is_integer() else value) for value in values]
+
+
+def match_names(groups: Any, known: Collection[str]) -> list[str]:
+    """Names of groups as text; a whole number with a point, as in a column that had missing values, is one without.
+
+    >>> match_names(["1.0", "a"], ["1", "a"]), match_names(["1.0"], ["1.0"])
+    (['1', 'a'], ['1.0'])
+    """
+    names = to_names(groups)
+    whole = {name: name.removesuffix(".0") for name in set(names) - set(known)}
+    return [whole[name] if whole.get(name) in known else name for name in names]
+
+
+def warn_of_unseen_groups(names: Iterable[str], known: Iterable[str]) -> None:
+    """Warn of groups without calibration examples, which may be known ones that are written in another way."""
+    unseen = sorted(set(names) - set(known))
+    if unseen:
+        warnings.warn(
+            f"There are no calibration examples of {format_names(unseen)}: regions of such examples contain "
+            f"everything. The groups of the calibration are {format_names(known)}, and have to be written alike.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
 
 
 def check_length(names: Sequence[str], predictive: Predictive) -> None:

@@ -11,6 +11,8 @@ from flatbayes.core.names import format_count
 
 MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat", "null", "<na>", "<null>"))
 """Labels in small letters, without surrounding spaces, that stand for a missing label."""
+MARKS_OF_MISSING_LABELS = ("None", "?", "??", "--", ".")
+"""Labels that may be classes, and often stand for a missing label."""
 MISSING_TYPES = ("NAType", "NaTType")
 """Names of the types of pandas.NA and pandas.NaT, whose comparison with themselves is no boolean."""
 

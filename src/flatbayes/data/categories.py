@@ -23,7 +23,8 @@ def list_features(table: ArrowTable, names: Sequence[str], file: TableFile) -> t
     """Names of the features of training data; says which columns are encoded.
 
     Raises:
-        ValueError: A column of words holds numbers that cannot be read, or too many different words.
+        ValueError: A column has no values, or one of words holds numbers that cannot be read, or too many different
+            words.
     """
     features, words, numbers = list[str](), list[str](), list[str]()
     for name in names:
@@ -35,7 +36,12 @@ def list_features(table: ArrowTable, names: Sequence[str], file: TableFile) -> t
             continue
         features.append(name)
         num_missing = int(np.isnan(to_numbers(column, name, file)).sum())
-        if 0 < num_missing < len(column):
+        if num_missing == len(column):
+            raise ValueError(
+                f"Column {name!r} of {file.path} has no values. Fill them in, or leave it out: ignore=({name!r},) "
+                f"(on the command line, --data.ignore [{name}])."
+            )
+        if num_missing:
             features.append(f"{name}=")
             numbers.append(f"{name} ({num_missing})")
     require_unique_columns(file.path, features)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.core.arrays import MISSING_WORDS
+from flatbayes.core.arrays import MARKS_OF_MISSING_LABELS, MISSING_WORDS
 from flatbayes.core.names import format_count, shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning, TaskType, check_fractions, make_class_names, to_int64
@@ -278,11 +278,12 @@ def require_no_missing_words(labels: Sequence[object], name: str, file: TableFil
             f"Column {name!r} has {format_count(len(rows), 'missing label')}, the first "
             f"{describe_label(rows[0], name, file, word)}. Fill them in or leave those examples out.{advice}"
         )
-    if "None" in classes:
-        row = labels.index("None")
+    marks = [mark for mark in MARKS_OF_MISSING_LABELS if mark in classes]
+    if marks:
+        row = labels.index(marks[0])
         warnings.warn(
-            f"'None' is a class of column {name!r} (the first {describe_label(row, name, file, 'None')}). If it "
-            "stands for a missing label, leave those examples out.",
+            f"{marks[0]!r} is a class of column {name!r} (the first {describe_label(row, name, file, marks[0])}). If "
+            "it stands for a missing label, leave those examples out.",
             category=DataWarning,
             stacklevel=4,
         )

@@ -239,6 +239,8 @@ def detect_decimal(records: Sequence[Sequence[str]], separator: str, name: str, 
 def explain_word(value: str, decimal: str) -> str:
     """What may be wrong with a value that is no number, as an ending of a sentence; empty if nothing is known."""
     text = value.strip()
+    if "\u2212" in text and re.fullmatch(r"\u2212[\d.,]+", text):
+        return " Its minus sign is that of typesetting (U+2212): write a hyphen."
     if decimal == "." and POSSIBLE_THOUSANDS.fullmatch(text):
         return (
             " If it has a decimal comma, say decimal=',' (on the command line --data.decimal ,); if it has a "

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.core.arrays import check_missing_labels, holds_fractions, holds_numbers, to_floats, to_plain_array
+from flatbayes.core.arrays import (
+    MARKS_OF_MISSING_LABELS,
+    check_missing_labels,
+    holds_fractions,
+    holds_numbers,
+    to_floats,
+    to_plain_array,
+)
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import count_examples, make_inputs
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
@@ -198,9 +205,10 @@ def encode_texts(targets: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], li
             )
         check_missing_labels(labels, description)
     names, codes = np.unique(np.concatenate([*targets.values()]).astype(str), return_inverse=True)
-    if "None" in names:
+    marks = [mark for mark in MARKS_OF_MISSING_LABELS if mark in names]
+    if marks:
         warnings.warn(
-            "'None' is a class. If it stands for a missing label, leave those examples out.",
+            f"{marks[0]!r} is a class. If it stands for a missing label, leave those examples out.",
             category=DataWarning,
             stacklevel=4,
         )

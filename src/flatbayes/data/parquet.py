@@ -95,12 +95,13 @@ def read_pandas_index(schema: ArrowSchema) -> tuple[str, ...]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> ArrowTable:
-    """Read columns of a file.
+    """Read columns of a file; views of words, as other libraries write them, become words.
 
     Raises:
         ValueError: They would take more memory than the bound of `size_limit`.
     """
     with require_package("data"):
+        import pyarrow as pa
         import pyarrow.parquet as pq
         from pyarrow import types
     with wrap_read_errors(path):
@@ -117,7 +118,9 @@ def read_table(path: Path, columns: Sequence[str]) -> ArrowTable:
         if types.is_dictionary(column.type):
             check_memory(count_text_bytes(column), f"Column {name!r} of {path}")
             if name in words:
-                table = table.set_column(index, name, column.cast(schema.field(name).type))
+                kind = schema.field(name).type
+                kind = pa.large_string() if types.is_string_view(kind) else kind
+                table = table.set_column(index, name, column.cast(kind))
     return table
 
 
@@ -204,7 +207,7 @@ def is_image_type(column_type: ArrowType) -> bool:
         from pyarrow import types
     if types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
         column_type = column_type.field("bytes").type
-    return bool(types.is_binary(column_type) or types.is_large_binary(column_type))
+    return any(kind(column_type) for kind in (types.is_binary, types.is_large_binary, types.is_binary_view))
 
 
 def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | None = None) -> Iterator[EncodedImage]:

@@ -94,7 +94,8 @@ def is_text_type(column_type: Any) -> bool:
     """Whether a type is that of words or bytes of any length."""
     with require_package("data"):
         from pyarrow import types
-    predicates = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    words = (types.is_string, types.is_large_string, types.is_string_view)
+    predicates = (*words, types.is_binary, types.is_large_binary, types.is_binary_view)
     return any(predicate(column_type) for predicate in predicates)
 
 

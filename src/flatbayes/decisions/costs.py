@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatbayes.core.devices import widest_float_dtype
 from flatbayes.core.input_trees import IGNORE_INDEX
-from flatbayes.core.names import format_count
+from flatbayes.core.names import format_count, format_names
 from flatbayes.likelihoods import CategoricalPredictive, DenseCategoricalPredictive, Predictive
 from flatbayes.likelihoods.labels import check_class_indices, to_class_indices, to_tensor
 
@@ -114,8 +114,16 @@ def check_costs(costs: Any, num_classes: int | None = None) -> Float[Tensor, "cl
     """Costs as a matrix of float64 in main memory.
 
     Raises:
-        ValueError: They are no matrix of finite numbers, or have another number of rows than there are classes.
+        ValueError: They are no matrix of finite numbers, have another number of rows than there are classes, or are
+            a data frame whose rows have names, which may be in another order than the classes.
     """
+    names = list(getattr(costs, "index", ())) if hasattr(costs, "columns") else []
+    if any(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"The rows of the costs are called {format_names(map(str, names))}, and predictions do not know what "
+            "their classes are called. Pass an array with the rows in the order of the classes, which is that of "
+            "fitted.info['class_names']: costs.loc[class_names].to_numpy()."
+        )
     try:
         matrix = to_tensor(costs).detach().cpu().double()
     except (TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from flatbayes.core.arrays import find_missing
+from flatbayes.core.arrays import find_missing, is_missing
 from flatbayes.core.components import resolve_component
 from flatbayes.core.names import format_count
 from flatbayes.core.randomness import Stream, spawn_seed
@@ -191,8 +191,8 @@ def check_examples(X: Any, y: Any = None) -> None:
     """Check what scikit-learn does not: columns of a data frame, missing labels, and the labels of rows.
 
     Raises:
-        ValueError: A column holds no numbers, labels are missing, or `X` and `y` have the same row labels in another
-            order.
+        ValueError: A column holds no numbers, labels are missing or of several types, or `X` and `y` have the same
+            row labels in another order.
 
     Warns:
         DataWarning: `X` and `y` have different row labels.
@@ -204,6 +204,9 @@ def check_examples(X: Any, y: Any = None) -> None:
     check_row_labels(X, y, "X", "y")
     labels = np.asarray(y) if hasattr(y, "__array__") or isinstance(y, list) else np.empty(0)
     if labels.dtype == object:
+        others = [label for label in labels.flat if not isinstance(label, str) and not is_missing(label)]
+        if others and any(isinstance(label, str) for label in labels.flat):
+            raise ValueError(f"Labels are texts and others, such as {others[0]!r}. Make them all texts or numbers.")
         rows = np.flatnonzero(find_missing(labels))
         if len(rows):
             raise ValueError(

@@ -24,6 +24,10 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.identity import describe_name
 from flatbayes.training.label_shift import check_label_shift
 from flatbayes.training.loader_data import LoaderData
+from flatbayes.training.trial import NetworkWarning
+
+NUM_CHECKED_TARGETS = 16
+"""Examples of a training loader whose targets are compared with the likelihood."""
 
 
 def make_fitted_posterior(
@@ -81,6 +85,7 @@ def make_fitted_posterior(
         if example is not None and outputs is not None:
             likelihood.check_outputs(outputs)
             check_label_shift(likelihood, *example, lambda: state.model)
+            check_targets(likelihood, data.loader)
         posterior.finalize(state, data.iter_examples(device), likelihood.loss)
         needs_inputs = posterior.needs_norm_reestimation and norm_layers(state.model, state.updated_buffers)
         if needs_inputs and not statistics_inputs and transform is None and data.loader is not None:
@@ -140,6 +145,27 @@ def read_example(
         return (inputs if transform is None else transform(inputs)), targets
     except Exception:  # of the code of the user; a prediction says what is wrong
         return None
+
+
+def check_targets(likelihood: Likelihood, loader: Any) -> None:
+    """Warn if the first targets of a loader are not those of the likelihood, so that the network had another loss.
+
+    The network was trained with the loss of the user, which may use a part of the targets.
+    """
+    try:
+        examples = [loader.dataset[index] for index in range(min(NUM_CHECKED_TARGETS, len(loader.dataset)))]
+        _, targets = split_batch(loader.collate_fn(examples))
+    except Exception:  # of the code of the user, as in `read_example`
+        return
+    try:
+        likelihood.prepare_targets(targets.cpu())
+    except ValueError as error:
+        warnings.warn(
+            f"Predictions would not have the meaning of the training, if its loss was that of the targets: they are "
+            f"none of {likelihood!r}. {error}",
+            NetworkWarning,
+            stacklevel=4,
+        )
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ with require_package("lightning"):
         extract_loss,
         get_class_names,
         get_network,
+        get_optimizer,
     )
 
 
@@ -167,7 +168,7 @@ class FlatCallback(Callback):
         self._tracker = TrainingTracker.start_tracking(
             self._tracker_config,
             get_network(pl_module, self.network),
-            trainer.optimizers[0],
+            get_optimizer(trainer, pl_module),
             TrainingProgress(step=trainer.global_step, total_steps=total_steps),
             None if num_batches is None else count_optimizer_steps(num_batches, trainer.accumulate_grad_batches),
             self._tracker_config.count_examples(trainer.train_dataloader, num_batches),

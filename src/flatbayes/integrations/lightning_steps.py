@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
 from flatbayes.core.context import get_batch_fraction
@@ -83,6 +84,21 @@ def get_network(module: "LightningModule", name: str) -> nn.Module:
             f"network={name!r} is no submodule of {type(module).__name__}. {format_suggestion(name, names)}It has "
             f"{', '.join(names)}."
         ) from error
+
+
+def get_optimizer(trainer: "Trainer", module: "LightningModule") -> Optimizer:
+    """The optimizer of the module, whose steps are those of the posterior.
+
+    Raises:
+        ValueError: There is none.
+    """
+    optimizers = trainer.optimizers
+    if not optimizers or not optimizers[0].param_groups:  # Lightning has one without parameters in its place
+        raise ValueError(
+            f"configure_optimizers of {type(module).__name__} returns no optimizer, which takes the steps of the "
+            "training: return one, such as torch.optim.AdamW(self.parameters())."
+        )
+    return optimizers[0]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from flatbayes.integrations.tracker_config import TrackerConfig, TrackerState
 from flatbayes.posteriors.parameter_guard import refuse_changes
 from flatbayes.training.compatibility import check_snapshot_count
 from flatbayes.training.identity import describe_name
+from flatbayes.training.loader_checks import warn_of_weights
 from flatbayes.training.schedules import get_automatic_snapshots_per_epoch, is_collection_step
 from flatbayes.training.trial import find_low_precisions, warn_of_low_precision
 
@@ -83,6 +84,7 @@ class TrainingTracker:
                 f"{type(config.posterior).__name__} collects snapshots late in training, and the number of steps is "
                 "unknown: set max_steps."
             )
+        warn_of_weights(loader, stacklevel=3)
         low_precisions = find_low_precisions(network)
         if low_precisions:
             warn_of_low_precision(low_precisions, mixed_precision)

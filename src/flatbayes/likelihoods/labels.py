@@ -104,15 +104,22 @@ def encode_labels(targets: Any, class_names: object) -> Tensor:
     names = list(map(str, class_names)) if isinstance(class_names, list | tuple) else []
     if array.dtype == object and holds_numbers(array) and (not names or holds_fractions(array)):
         array = to_floats(array)
+    elif array.dtype == object and names == ["0", "1"] and all(isinstance(label, bool) for label in array.flat):
+        array = array.astype(bool)
     if array.dtype.kind not in "OUS":
         return _match_numbers(array, names)
     array = array.astype(str) if array.dtype.kind == "S" else array
     check_missing_labels(array, "The given labels", names)
+    if not names and array.size:
+        raise ValueError(
+            f"The given labels are texts, such as {shorten(str(array.flat[0]))!r}, and the classes of the training "
+            "have no names: pass class indices. For a regression pass numbers, targets.astype(float)."
+        )
     unknown = sorted({str(label) for label in array.ravel().tolist()} - set(names))
     if unknown:
         raise ValueError(
             f"{', '.join(map(repr, unknown[:3]))} is not the name of a class of the training: "
-            f"{', '.join(map(repr, names)) or 'no names are known, pass class indices'}."
+            f"{', '.join(map(repr, names))}."
         )
     numbers = {name: index for index, name in enumerate(names)}
     return torch.tensor([numbers[str(label)] for label in array.ravel().tolist()]).reshape(array.shape)

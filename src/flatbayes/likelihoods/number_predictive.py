@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -135,12 +136,12 @@ class NumberPredictive(Predictive):
         """Targets on the device and in the dtype of the predictions.
 
         Args:
-            targets: Of the shape of the predictions.
+            targets: Of the shape of the predictions; an array, too.
 
         Raises:
             ValueError: They have another shape.
         """
-        shape = self.member_means.shape[1:]
+        shape, targets = self.member_means.shape[1:], torch.as_tensor(targets)
         if targets.shape != shape:
             raise ValueError(
                 f"The predictions have the shape {tuple(shape)}, and the targets {tuple(targets.shape)}. Give one "

@@ -37,7 +37,7 @@ def iter_probs(probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, T
         low, high = map(float, block.aminmax())
         # NaN fails every comparison.
         if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE) or not _sum_to_one(block):
-            _refuse_probs(probs.double())
+            _refuse_probs(probs)
         yield rows, block.clamp_(0, 1), labels[rows]
 
 
@@ -63,7 +63,7 @@ def iter_log_probs(log_probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, T
         is_in_range = float(block.copy_(log_probs[rows]).max()) <= RANGE_TOLERANCE
         torch.exp(block.clamp_(max=0), out=probs)
         if not is_in_range or not _sum_to_one(probs):
-            _refuse_log_probs(log_probs.double())
+            _refuse_log_probs(log_probs)
         yield rows, block, probs, labels[rows]
 
 
@@ -95,6 +95,8 @@ def _sum_to_one(probs: Tensor) -> bool:
 
 def _refuse_probs(probs: Tensor) -> NoReturn:
     """Raise the error that describes all probabilities."""
+    advice = _explain_rounding(probs, "softmax") or "Pass one probability for every class, or normalise them."
+    probs = probs.double()
     if not probs.isfinite().all():
         raise ValueError(
             f"Probabilities must be finite, got {int((~probs.isfinite()).sum())} that are not. "
@@ -106,11 +108,13 @@ def _refuse_probs(probs: Tensor) -> NoReturn:
             f"Probabilities must lie between 0 and 1, got values from {low:g} to {high:g}. "
             "If these are logits, pass logits.softmax(-1); if these are log probabilities, log_probs.exp()."
         )
-    _refuse_sums(probs.sum(-1), "Pass one probability for every class, or normalise them.")
+    _refuse_sums(probs.sum(-1), advice)
 
 
 def _refuse_log_probs(log_probs: Tensor) -> NoReturn:
     """Raise the error that describes all log probabilities."""
+    advice = _explain_rounding(log_probs, "log_softmax") or "If these are logits, pass logits.log_softmax(-1)."
+    log_probs = log_probs.double()
     if log_probs.isnan().any():
         raise ValueError(
             f"Log probabilities must be numbers or -inf, got {int(log_probs.isnan().sum())} that are NaN. "
@@ -121,7 +125,14 @@ def _refuse_log_probs(log_probs: Tensor) -> NoReturn:
             f"Log probabilities must be at most 0, got values up to {float(log_probs.max()):g}. "
             "If these are logits, pass logits.log_softmax(-1); if these are probabilities, probs.log()."
         )
-    _refuse_sums(log_probs.exp().sum(-1), "If these are logits, pass logits.log_softmax(-1).")
+    _refuse_sums(log_probs.exp().sum(-1), advice)
+
+
+def _explain_rounding(values: Tensor, function: str) -> str:
+    """What to do where 16 bits may be the cause of a wrong sum; empty for other types."""
+    if values.dtype not in (torch.float16, torch.bfloat16):
+        return ""
+    return f"They are rounded to {values.dtype}: compute them in float32, logits.float().{function}(-1)."
 
 
 def _refuse_sums(sums: Tensor, advice: str) -> NoReturn:
@@ -131,7 +142,22 @@ def _refuse_sums(sums: Tensor, advice: str) -> NoReturn:
     )
 
 
+def require_tensors(*values: Tensor) -> None:
+    """Refuse arrays and lists, with what to pass in their place.
+
+    Raises:
+        TypeError: A value is no tensor.
+    """
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"Metrics take tensors, got a {type(value).__name__}: pass torch.as_tensor(values). evaluate(fitted, "
+                "inputs, targets) takes arrays, data frames and lists."
+            )
+
+
 def _check_matrix(values: Tensor, name: str) -> Tensor:
+    require_tensors(values)
     if values.ndim != 2 or 0 in values.shape or not values.is_floating_point():
         raise ValueError(
             f"Expected {name} of shape (examples, classes) with at least 1 example, got {values.dtype} of "
@@ -141,6 +167,7 @@ def _check_matrix(values: Tensor, name: str) -> Tensor:
 
 
 def _check_labels(labels: Tensor, probs: Tensor) -> Tensor:
+    require_tensors(labels)
     if labels.dtype != torch.int64 or labels.shape != probs.shape[:1]:
         raise ValueError(
             f"Expected one int64 class index for each of the {format_count(len(probs), 'example')}, got "

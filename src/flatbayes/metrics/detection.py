@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatbayes.metrics.calibration import top_predictions
+from flatbayes.metrics.checks import require_tensors
 
 ENTROPY_EDGES_LOGSPACE = (-8.0, 0.5, 30)
 """log10 of the first and the last edge of the entropy histograms, and the number of edges."""
@@ -164,6 +165,7 @@ def _count_detections(scores: Tensor, positive: Tensor) -> tuple[NDArray[np.int6
 
     Infinite scores are allowed, since only the order matters.
     """
+    require_tensors(scores, positive)
     if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != torch.bool:
         raise ValueError(
             f"Expected one score and one bool for each example, got scores of shape {tuple(scores.shape)} "
@@ -183,6 +185,7 @@ def _count_detections(scores: Tensor, positive: Tensor) -> tuple[NDArray[np.int6
 
 
 def _entropy_histogram(entropies: Tensor, name: str) -> Tensor:
+    require_tensors(entropies)
     values = entropies.detach().cpu().double().contiguous()
     if values.ndim != 1 or not len(values) or not values.isfinite().all() or (values < -BIN_PSEUDOCOUNT).any():
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatbayes.core.devices import to_double
 from flatbayes.core.names import format_count
+from flatbayes.metrics.checks import require_tensors
 from flatbayes.metrics.classification import ExampleScores, score_examples
 from flatbayes.metrics.detection import aupr, auroc
 
@@ -42,6 +43,7 @@ def multi_label_metrics(
 
 def measure_labels(log_probs: Tensor, targets: Tensor) -> tuple[dict[str, float], ExampleScores]:
     """The metrics of `multi_label_metrics`, and the scores of every known label; arguments as there."""
+    require_tensors(log_probs, targets)
     if log_probs.ndim != 3 or log_probs.shape[2] != 2:
         raise ValueError(
             f"Expected log probabilities of the shape (examples, labels, 2), got {tuple(log_probs.shape)}."

@@ -17,6 +17,7 @@ from torch import Tensor
 from flatbayes.core.devices import iter_row_blocks
 from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_count
+from flatbayes.metrics.checks import require_tensors
 
 INTERVAL_LEVEL = 0.95
 """Probability of the interval of `coverage_95` and `width_95`."""
@@ -312,6 +313,7 @@ def _mean_nll(log_density: Tensor) -> float:
 
 
 def _check_finite(values: Tensor, name: str) -> Tensor:
+    require_tensors(values)
     if not values.numel() or not values.is_floating_point():
         raise ValueError(
             f"Expected {name} as floating-point numbers, at least one, got {values.dtype} of shape "

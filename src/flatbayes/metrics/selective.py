@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flatbayes.metrics.checks import require_tensors
+
 
 def risk_coverage_curve(
     confidence: Float[Tensor, " examples"], losses: Float[Tensor, " examples"]
@@ -77,6 +79,7 @@ def excess_aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " 
 
 
 def _check_confidence_losses(confidence: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    require_tensors(confidence, losses)
     if confidence.ndim != 1 or confidence.shape != losses.shape or not len(losses):
         raise ValueError(
             f"Expected one confidence and one loss for each of at least 1 example, got shapes "

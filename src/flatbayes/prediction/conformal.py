@@ -19,6 +19,7 @@ from flatbayes.core.files import read_json, write_json
 from flatbayes.data import is_array_pair
 from flatbayes.data.pairs import check_row_labels
 from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.prediction.example_batches import has_random_order
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs
 
@@ -63,7 +64,7 @@ class ConformalPosterior:
         Raises:
             ValueError: The inputs are not valid, or groups are missing.
         """
-        check_row_labels(inputs, groups, "inputs", "groups")
+        _check_groups(inputs, groups)
         predictive = self.fitted.predict(inputs, self.num_draws, batch_size=batch_size, seed=self.seed)
         return self.predictor.predict(predictive, groups)
 
@@ -82,11 +83,12 @@ class ConformalPosterior:
             ValueError: The targets or groups do not match the predictions.
             TypeError: There are no targets.
         """
-        check_row_labels(_get_inputs(data), groups, "inputs", "groups")
+        _check_groups(_get_inputs(data), groups)
         predictive, targets, is_labelled = predict_labelled(
             self.fitted, data, targets, self.num_draws, batch_size=batch_size, seed=self.seed
         )
-        return self.predictor.evaluate(predictive, targets, _select_groups(groups, is_labelled))
+        names = self.fitted.info.get("class_names") or self.fitted.info.get("target_names")
+        return self.predictor.evaluate(predictive, targets, _select_groups(groups, is_labelled), names)
 
     def guarantee(self) -> str:
         """What is guaranteed, and the assumptions."""
@@ -94,7 +96,7 @@ class ConformalPosterior:
 
     def summary(self) -> str:
         """Posterior, score, thresholds and guarantee, as text."""
-        return f"{self!r}\n{self.predictor.summary()}"
+        return f"{self!r}\n{self.predictor.summary(self.fitted.info.get('class_names'))}"
 
     def save(self, path: str | Path) -> Path:
         """Write the thresholds as JSON, without the posterior, and return the path.
@@ -172,7 +174,7 @@ def conformalize(
         >>> evaluation.estimates[0].is_as_guaranteed
         True
     """
-    check_row_labels(_get_inputs(data), groups, "inputs", "groups")
+    _check_groups(_get_inputs(data), groups)
     predictive, targets, is_labelled = predict_labelled(
         fitted, data, targets, num_draws, batch_size=batch_size, seed=seed
     )
@@ -180,6 +182,22 @@ def conformalize(
         groups = _select_groups(groups, is_labelled)
     predictor = fit_conformal(predictive, targets, score, level=level, groups=groups, allow_empty=allow_empty)
     return ConformalPosterior(fitted, predictor, num_draws, seed)
+
+
+def _check_groups(inputs: Any, groups: Any) -> None:
+    """Check that the group of each example may be in the order of the examples.
+
+    Raises:
+        ValueError: Their row labels are in another order, or the order of the examples is random.
+    """
+    if groups is None or isinstance(groups, str):
+        return
+    check_row_labels(inputs, groups, "inputs", "groups")
+    if has_random_order(inputs):
+        raise ValueError(
+            "The loader gives the examples in a random order, so it is unknown which group belongs to which "
+            "example. Make it with shuffle=False, in the order of the groups."
+        )
 
 
 def _get_inputs(data: Any) -> Any:

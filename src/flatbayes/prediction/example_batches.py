@@ -75,10 +75,17 @@ def take_examples(data: Any, rows: Tensor) -> Any:
     return Subset(data, rows.tolist())
 
 
+def has_random_order(inputs: Any) -> bool:
+    """Whether inputs are a loader that gives the examples in a random order."""
+    if not isinstance(inputs, DataLoader):
+        return False
+    samplers = (inputs.sampler, getattr(inputs.batch_sampler, "sampler", None))
+    return any(isinstance(each, RandomSampler | SubsetRandomSampler | WeightedRandomSampler) for each in samplers)
+
+
 def warn_of_random_order(inputs: Any) -> None:
     """Warn of a loader that gives examples to predict in a random order."""
-    sampler = getattr(inputs, "sampler", None) if isinstance(inputs, DataLoader) else None
-    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+    if has_random_order(inputs):
         warnings.warn(
             "The loader gives the examples in a random order, so it is unknown which prediction belongs to which "
             "example. Make it with shuffle=False. (evaluate takes labels from the same batches, in any order.)",

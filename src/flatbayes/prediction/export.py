@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from flatbayes.core.files import atomic_write
@@ -56,6 +56,7 @@ def export_torch(
 
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported.
+        TypeError: The posterior is not compiled.
 
     Examples:
         >>> path = export_torch(fitted.compile(num_draws=2), "digits.pt2", inputs[:2])
@@ -63,6 +64,7 @@ def export_torch(
         ['entropy', 'mean', 'mutual_information']
     """
     path = Path(path)
+    check_compiled(module)
     program = export_program(module, inputs, dtype)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file, extra_files=dict(metadata))
@@ -90,6 +92,7 @@ def export_onnx(
 
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported or is too large.
+        TypeError: The posterior is not compiled.
         ImportError: The extra `export` is not installed.
 
     Examples:
@@ -99,6 +102,7 @@ def export_onnx(
         True
     """
     path = Path(path)
+    check_compiled(module)
     with require_package("export"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -115,6 +119,19 @@ def export_onnx(
     with atomic_write(path) as temporary:
         onnx_program.save(temporary)
     return path
+
+
+def check_compiled(module: object) -> None:
+    """Refuse a posterior that is not compiled, with how to compile it.
+
+    Raises:
+        TypeError: It is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"A file has the networks of a compiled posterior, got a {type(module).__name__}: pass "
+            "fitted.compile(num_draws=30)."
+        )
 
 
 def export_program(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Number
+from numbers import Integral, Number
 from typing import Any, cast
 
 import numpy as np
@@ -85,8 +85,11 @@ def iter_chunks(
             array are smaller than `batch_size`.
 
     Raises:
-        ValueError: `batch_size` is below 1, or a batch does not hold a tensor or array.
+        ValueError: `batch_size` is no whole number or below 1, or a batch does not hold a tensor or array.
+        TypeError: The inputs come with their targets.
     """
+    if not isinstance(batch_size, Integral):
+        raise ValueError(f"batch_size must be a whole number, got {batch_size!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if is_input_entry(inputs) or is_graph(inputs) or is_input_tuple(inputs, structure):
@@ -96,6 +99,7 @@ def iter_chunks(
         elif count_examples(examples):
             yield split_examples(examples, batch_size)
         return
+    refuse_pair(inputs)
     chunk, num_examples = list[Any](), 0
     for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else cast(Iterable[Any], inputs):
         examples = to_inputs(batch, structure)
@@ -137,12 +141,31 @@ def make_input_tensor(inputs: Any, info: Mapping[str, Any], transform: object) -
 
     Raises:
         ValueError: They are none of these, or a data frame has other columns than in training.
-        TypeError: They are sparse, or a single column or row of a data frame.
+        TypeError: They are sparse, a single column or row of a data frame, or come with their targets.
     """
+    refuse_pair(inputs)
     inputs = match_image_layout(convert_inputs(inputs, info.get("feature_names")), info.get("input_shape"))
     if isinstance(inputs, LazyImages):
         return inputs
     return fill_missing_features(to_tensor(inputs), info.get("feature_names"), transform)
+
+
+def refuse_pair(inputs: Any) -> None:
+    """Refuse a pair of inputs and targets, which would be read as two batches of inputs.
+
+    Raises:
+        TypeError: They are such a pair.
+    """
+    entries = inputs if isinstance(inputs, tuple | list) and len(inputs) == 2 else ()
+    shapes = [tuple(entry.shape) for entry in entries if hasattr(entry, "shape")]
+    if len(shapes) < 2:
+        return
+    first, second = shapes
+    if len(first) > 1 and len(second) == 1:
+        raise TypeError(
+            f"Expected inputs alone, got a pair of inputs and targets of the shapes {first} and {second}. Pass the "
+            "first of the two; evaluate takes pairs."
+        )
 
 
 def match_image_layout(inputs: Any, input_shape: object) -> Any:

@@ -87,8 +87,8 @@ def calibrate(
         TypeError: There are no targets, or no calibration for this kind of prediction.
 
     Warns:
-        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100; or the temperature or factor
-            is at an end of its range.
+        CalibrationWarning: There are fewer than 10 examples, or for `isotonic` than 100; a class has none, but for
+            `temperature`; or the temperature or factor is at an end of its range.
 
     Examples:
         >>> calibrated = calibrate(fitted, data.val, num_draws=5)

@@ -8,6 +8,7 @@ et al., NeurIPS 2019), which a cache keeps.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -190,7 +191,7 @@ class NetworkSampler:
             seed: First entry of each identifier.
 
         Raises:
-            ValueError: `num_draws` is below 1 or above a million.
+            ValueError: `num_draws` is no whole number, below 1 or above a million.
         """
         check_num_draws(num_draws)
         num_members = len(self.states)
@@ -303,6 +304,8 @@ def check_num_draws(num_draws: int) -> None:
     Examples:
         >>> check_num_draws(30)
     """
+    if not isinstance(num_draws, Integral):
+        raise ValueError(f"num_draws must be a whole number, got {num_draws!r}.")
     if num_draws < 1:
         raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")
     if num_draws > MAX_DRAWS:

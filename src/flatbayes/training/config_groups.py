@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -17,17 +18,26 @@ AscentScope = Literal["local", "synchronised"]
 
 
 def check_integer(name: str, value: int, minimum: int = 1) -> None:
-    """Refuse an integer option that is below `minimum` or above `MAX_CONFIG_INT`."""
+    """Refuse an integer option that is no integer, below `minimum` or above `MAX_CONFIG_INT`."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
     if not minimum <= value <= MAX_CONFIG_INT:
         raise ValueError(f"{name} must be at least {minimum} and at most {MAX_CONFIG_INT}, got {value}.")
 
 
 def convert_numbers(config: Any) -> None:
-    """Make NumPy numbers among the fields of a frozen dataclass numbers of Python, which torch and JSON take too."""
+    """Make NumPy numbers among the fields of a frozen dataclass numbers of Python, which torch and JSON take too.
+
+    Whole numbers of a floating type, as YAML and searches of hyperparameters give them, become integers where the
+    field is one.
+    """
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, np.generic):
-            object.__setattr__(config, field.name, value.item())
+            value = value.item()
+        if isinstance(value, float) and value.is_integer() and field.type in (int, int | None):
+            value = int(value)
+        object.__setattr__(config, field.name, value)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ out. The members of an `Ensemble` do not serve for this: each was trained on all
 ensemble of K members.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -38,6 +39,7 @@ from flatbayes.likelihoods.families import find_family
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.evaluation import predict_labelled
+from flatbayes.prediction.example_batches import has_random_order
 from flatbayes.prediction.inputs import Inputs
 from flatbayes.prediction.labelled import count_classes, names_likelihood, read_as_task
 from flatbayes.training.arguments import resolve_arguments
@@ -47,6 +49,20 @@ from flatbayes.training.fit import fit
 from flatbayes.training.training_examples import needs_validation
 
 SCORES_FILE = "cross_conformal.json"
+
+
+def _check_order(examples: Any) -> None:
+    """Check that the posteriors of all folds get the same examples in the same order.
+
+    Raises:
+        ValueError: The order is random, or the examples can be read only once.
+    """
+    if has_random_order(examples) or isinstance(examples, Iterator):
+        fault = "can be read only once" if isinstance(examples, Iterator) else "gives them in a random order"
+        raise ValueError(
+            f"The posterior of each fold reads the examples, and a {type(examples).__name__} {fault}: make a loader "
+            "with shuffle=False, or a list of batches."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +112,9 @@ class CrossConformalPosterior:
             batch_size: Examples per forward pass.
 
         Raises:
-            ValueError: The inputs are not valid.
+            ValueError: The inputs are not valid, or give other examples, or another order, when they are read again.
         """
+        _check_order(inputs)
         predictives = [
             member.predict(inputs, self.num_draws, batch_size=batch_size, seed=self.seed) for member in self.members
         ]
@@ -112,9 +129,11 @@ class CrossConformalPosterior:
             batch_size: Examples per forward pass.
 
         Raises:
-            ValueError: The targets do not match the predictions.
+            ValueError: The targets do not match the predictions, or the data give other examples, or another order,
+                when they are read again.
             TypeError: There are no targets.
         """
+        _check_order(data)
         results = [
             predict_labelled(member, data, targets, self.num_draws, batch_size=batch_size, seed=self.seed)
             for member in self.members

@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, WeightedRandomSampler
 
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.input_trees import ModelInputs, cast_integers, count_examples, map_tensors, slice_examples
@@ -40,6 +40,21 @@ def warn_of_missing_classes(data: LoaderData) -> None:
             "outputs, new_head=True gives it a last layer of the right size.",
             category=DataWarning,
             stacklevel=5,
+        )
+
+
+def warn_of_weights(loader: object, stacklevel: int = 5) -> None:
+    """Warn of a sampler that draws examples with other probabilities than others, as for rare classes."""
+    samplers = (getattr(owner, "sampler", None) for owner in (loader, getattr(loader, "batch_sampler", None)))
+    weights = [sampler.weights for sampler in samplers if isinstance(sampler, WeightedRandomSampler)]
+    if any(float(values.min()) < float(values.max()) for values in weights):
+        warnings.warn(
+            "The WeightedRandomSampler of the loader draws some examples more often than others: predictions are "
+            "those for data of these proportions, and overestimate what is drawn too often. Train in the natural "
+            "proportion and take decisions of least expected cost, flatbayes.decisions.decide, or "
+            "calibrate(fitted, validation, method='vector') with examples in their natural proportion.",
+            category=DataWarning,
+            stacklevel=stacklevel,
         )
 
 

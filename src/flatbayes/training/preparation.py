@@ -25,7 +25,12 @@ from flatbayes.training.data import InMemoryData
 from flatbayes.training.input_scale import match_input_scale, match_target_scale
 from flatbayes.training.label_shift import match_label_shift
 from flatbayes.training.likelihood_inference import are_binary_labels, check_task, fit_family, infer_likelihood
-from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs, warn_of_missing_classes
+from flatbayes.training.loader_checks import (
+    check_batch_size,
+    check_loader_inputs,
+    warn_of_missing_classes,
+    warn_of_weights,
+)
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.model_builder import (
     ModelFactory,
@@ -107,6 +112,7 @@ def prepare_runs(
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
         training_data.check_batches()
+        warn_of_weights(training_data.loader)
         if is_inferred:
             warn_of_missing_classes(training_data)
     elif isinstance(training_data, InMemoryData):

@@ -6,7 +6,7 @@ it is in the last pass over the data, in a draw or in a prediction.
 
 import dis
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, move_batch, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
 from flatbayes.training.engine import Engine, place_module
@@ -35,6 +35,12 @@ MIXED_EXAMPLES = (
 )
 MAX_MIXING = 0.05
 """Largest change of an output, relative to all outputs, that rounding may cause where an example is alone."""
+SUMMED_LOSS = (
+    "The loss is a sum over the examples of a batch, and has to be the mean: otherwise steps are as much larger as a "
+    "batch has examples, and the prior is as much weaker. Use reduction='mean', or end it with .mean()."
+)
+LOSS_TOLERANCE = 1e-3
+"""Relative rounding error of a loss."""
 NUM_TRIAL_SNAPSHOTS = 3
 TRIAL_LEARNING_RATE = 1e-9
 """The trial stays at the initial weights, where training cannot diverge; the fit's optimizer takes no step."""
@@ -57,7 +63,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     if fabric.world_size > 1:
         return
     stage, network, logits, low_precisions = "the first step", None, list[object](), set[torch.dtype]()
-    is_mixed = False
+    is_mixed, is_sum = False, False
     try:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
@@ -75,6 +81,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             set_training_mode(engine.module)
 
             def closure() -> Tensor:
+                nonlocal is_sum
                 engine.zero_grad()
                 x, y = subset_batch(inputs, targets)
                 outputs = engine.network(x)
@@ -85,6 +92,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
                     rows = outputs.movedim(factory.likelihood.class_dim, -1)
                     logits.append(rows.reshape(-1, rows.shape[-1]))
                 loss = loss_fn(outputs, y)
+                is_sum = isinstance(factory.likelihood, Custom) and is_sum_of_examples(loss_fn, outputs, y)
                 engine.backward(loss)
                 return loss.detach()
 
@@ -121,25 +129,42 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             f"{stage} ends in {type(error).__name__}: {error}"
             f"{describe_dtypes(network, example, factory.config.precision.mode)}"
         ) from error
-    warn_of_findings(logits, low_precisions, is_mixed=is_mixed)
+    warn_of_findings(logits, low_precisions, is_mixed=is_mixed, is_sum=is_sum)
     if factory.posterior.num_members > 1:
         warn_of_equal_members([factory.init_network(member) for member in range(2)])
 
 
-def warn_of_findings(logits: Sequence[object], low_precisions: Collection[torch.dtype], *, is_mixed: bool) -> None:
+def warn_of_findings(
+    logits: Sequence[object], low_precisions: Collection[torch.dtype], *, is_mixed: bool, is_sum: bool
+) -> None:
     """Warn of what a trial has found.
 
     Args:
         logits: Outputs for classes or labels, if there are some.
         low_precisions: Types of trained weights in which small updates are lost.
         is_mixed: Whether outputs depend on the other examples of a batch, by the layout of the inputs of layers.
+        is_sum: Whether a loss of the user is a sum over the examples of a batch.
     """
     if logits:
         warn_of_probabilities(logits[0])
     if is_mixed:
         warnings.warn(MIXED_EXAMPLES, NetworkWarning, stacklevel=4)
+    if is_sum:
+        warnings.warn(SUMMED_LOSS, NetworkWarning, stacklevel=4)
     if low_precisions:
         warn_of_low_precision(low_precisions)
+
+
+@torch.no_grad()
+def is_sum_of_examples(loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the loss of examples that are given twice is twice as large, as that of a sum and not of a mean."""
+    losses = []
+    for count in (1, 2):
+        try:
+            losses.append(float(loss_fn(torch.cat([outputs] * count), torch.cat([targets] * count))))
+        except Exception:  # of the code of the user, which need not take a batch of this size
+            return False
+    return losses[0] != 0 and abs(losses[1] - 2 * losses[0]) <= LOSS_TOLERANCE * abs(losses[0])
 
 
 def check_training_outputs(outputs: object, name: str) -> None:
