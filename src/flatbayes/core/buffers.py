@@ -82,6 +82,41 @@ def clone_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
+def list_buffers(model: nn.Module) -> dict[str, Tensor | None]:
+    """All buffers by name, persistent or not, without copies; None for one without a value."""
+    return {
+        f"{prefix}.{name}".removeprefix("."): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+    }
+
+
+@torch.no_grad()
+def load_buffers(
+    model: nn.Module, buffers: Mapping[str, Tensor | None], persistent: Collection[str] | None = None
+) -> None:
+    """Put values of `list_buffers` into a model, in place where the shape and dtype are the same.
+
+    A forward pass may have created, resized or removed buffers before or since. Of those that are created here,
+    `persistent` are part of the state dict; None is for all.
+    """
+    modules, device = dict(model.named_modules()), next(model.parameters(), torch.empty(0)).device
+    for name, saved in buffers.items():
+        prefix, _, attribute = name.rpartition(".")
+        owner = modules.get(prefix)
+        if owner is None:
+            continue
+        current = owner._buffers.get(attribute)
+        if saved is not None and current is not None and (current.shape, current.dtype) == (saved.shape, saved.dtype):
+            current.copy_(saved)
+            continue
+        value = None if saved is None else saved.detach().clone().to(device if current is None else current.device)
+        if attribute in owner._buffers:
+            owner._buffers[attribute] = value
+        elif not hasattr(owner, attribute):
+            owner.register_buffer(attribute, value, persistent=persistent is None or name in persistent)
+
+
 def find_updated_buffers(model: nn.Module, previous: Mapping[str, Tensor]) -> frozenset[str]:
     """Names of the buffers whose values differ from those of an earlier `clone_buffers`."""
     updated: set[str] = set()

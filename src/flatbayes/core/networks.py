@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from flatbayes.core.buffers import eval_mode
+from flatbayes.core.buffers import eval_mode, load_buffers
 from flatbayes.core.input_trees import ModelInputs, cast_floating, first_tensor
 
 LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
@@ -61,10 +61,12 @@ def named_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy values into the parameters and buffers of these names, in place."""
-    targets = named_tensors(network)
-    for name, tensor in tensors.items():
-        targets[name].copy_(tensor)
+    """Copy values into the parameters and buffers of these names, in place; resized buffers are replaced."""
+    params = dict(network.named_parameters())
+    load_buffers(network, {name: tensor for name, tensor in tensors.items() if name not in params})
+    for name, param in params.items():
+        if name in tensors:
+            param.copy_(tensors[name])
 
 
 def find_lazy_tensor(network: nn.Module) -> str | None:
