@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.adapters import check_unmerged
+from flatbayes.core.adapters import check_unmerged, keep_unmerged
 from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.names import format_count
 from flatbayes.core.networks import check_one_device
@@ -48,6 +48,7 @@ def init_state(
     """
     check_one_device(model)
     check_unmerged(model, "so training would not change it and draws would not differ")
+    keep_unmerged(model)
     params = trainable_parameters(model)
     if not params:
         raise ValueError("The model has no trainable parameters; set requires_grad on those to be learnt.")
