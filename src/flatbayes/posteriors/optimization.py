@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -84,10 +85,18 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
     """Build the optimizer over parameters, or over some of them, and check that it has no others.
 
     Raises:
-        ValueError: It has other trainable parameters, such as those of the network that was copied.
+        ValueError: It has other trainable parameters, such as those of the network that was copied, or needs several
+            gradients in a step.
     """
     params = list(params)
     optimizer = make_optimizer(params)
+    if needs_closure(optimizer) and not isinstance(make_optimizer, ExistingOptimizer):
+        kind = type(optimizer).__name__
+        raise ValueError(
+            f"{kind} computes several gradients in a step, and a posterior makes one step with each gradient. Use "
+            f"another optimizer, or train with {kind} in a loop of your own, optimizer.step(flatness(closure, "
+            "network)), and then fit the posterior to the trained network, with config={'epochs': 0} for Laplace."
+        )
     own_ids = {id(param) for param in params}
     optimized = [param for group in optimizer.param_groups for param in group["params"]]
     num_others = sum(param.requires_grad and id(param) not in own_ids for param in optimized)
@@ -100,6 +109,12 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
             "docs/fine-tuning.md has groups by name."
         )
     return optimizer
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether `step` must get a closure, as that of LBFGS."""
+    closure = signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def step_optimizer(state: State, closure: Closure, prior_precision: float | None, temperature: float = 1.0) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import TrainingProgress, subset_batch
+from flatbayes.core import LossFn, TrainingProgress, subset_batch
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, move_batch, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.likelihoods import Bernoulli, Categorical, DenseCategorical
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical, Likelihood
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
 from flatbayes.training.engine import Engine, place_module
@@ -26,6 +26,8 @@ from flatbayes.training.fabric import Fabric
 from flatbayes.training.loop import convert_inputs
 from flatbayes.training.run_factory import RunFactory, make_training_loss
 
+MAX_SUM_ERROR = 1e-3
+"""Largest relative deviation, by rounding, of a loss from twice another."""
 MAX_PROBABILITY_ERROR = 1e-3
 """Largest distance of a sum of probabilities from 1."""
 MIXED_EXAMPLES = (
@@ -85,6 +87,8 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
                     rows = outputs.movedim(factory.likelihood.class_dim, -1)
                     logits.append(rows.reshape(-1, rows.shape[-1]))
                 loss = loss_fn(outputs, y)
+                if is_users_loss(factory.likelihood):
+                    check_mean(loss_fn, outputs, y)
                 engine.backward(loss)
                 return loss.detach()
 
@@ -153,6 +157,27 @@ def check_training_outputs(outputs: object, name: str) -> None:
             f"{name} returns a tensor in eval mode and a {type(outputs).__name__} in training. Build it without what "
             "only training uses (for auxiliary heads of torchvision, aux_logits=False), or select the tensor in both "
             "modes by a function, output=lambda outputs: ..."
+        )
+
+
+def is_users_loss(likelihood: Likelihood) -> bool:
+    """Whether the loss is code of the user."""
+    return isinstance(likelihood, Custom) or not type(likelihood).__module__.startswith("flatbayes.")
+
+
+@torch.no_grad()
+def check_mean(loss_fn: LossFn, outputs: Tensor, targets: Tensor) -> None:
+    """Check that a loss is not the sum over the batch: it must not double where every example occurs twice.
+
+    Raises:
+        ValueError: It does.
+    """
+    once, twice = loss_fn(outputs, targets), loss_fn(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
+    if once != 0 and (twice - 2 * once).abs() < MAX_SUM_ERROR * once.abs():
+        raise ValueError(
+            f"The loss is a sum over the batch: it is {float(once):.4g} for {len(targets)} examples, and "
+            f"{float(twice):.4g} where each of them occurs twice. Priors, noise and curvature refer to the mean: use "
+            "reduction='mean', or divide the loss by the number of examples, len(targets)."
         )
 
 
