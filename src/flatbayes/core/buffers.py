@@ -7,16 +7,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.tensor_lists import clone_tensors, copy_values
 from flatbayes.core.traversal import list_modules
 from flatbayes.core.weights import swap_values
 
+Marks = list[tuple[Tensor, int, int]]
+"""Tensors, each with the number of its changes in place and the address of its memory."""
+
 
 @contextmanager
-def preserve_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore all buffers and training flags at the end, bit for bit."""
+def preserve_buffers(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Restore all buffers and training flags, and the other tensors, at the end, bit for bit."""
     modules = list_modules(model)
     flags = [module.training for module in modules]
     places = [
@@ -27,12 +31,29 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     saved = clone_tensors([buffer for *_, buffer in places]) if places else []
+    saved_others = clone_tensors(others) if others else []
     try:
         yield
     finally:
         _restore_training_flags(modules, flags)
+        if others:
+            with torch.no_grad():
+                copy_values(others, saved_others)
         if places:
             _restore_buffers(places, saved)
+
+
+def mark_frozen(params: Iterable[nn.Parameter]) -> Marks:
+    """Marks of the parameters without gradients, by which `find_changed` finds those that a forward pass changes."""
+    frozen = [param for param in params if not (param.requires_grad or is_lazy(param))]
+    return [(param, param._version, param.data_ptr()) for param in frozen]
+
+
+def find_changed(marks: Marks) -> list[Tensor]:
+    """The parameters whose values may have changed since they were marked, such as those of a momentum encoder."""
+    return [
+        tensor for tensor, version, address in marks if (tensor._version, tensor.data_ptr()) != (version, address)
+    ]
 
 
 @contextmanager
@@ -100,7 +121,8 @@ def load_buffers(
     A forward pass may have created, resized or removed buffers before or since. Of those that are created here,
     `persistent` are part of the state dict; None is for all.
     """
-    modules, device = dict(model.named_modules()), next(model.parameters(), torch.empty(0)).device
+    modules = dict(model.named_modules())
+    device = next((param.device for param in model.parameters()), torch.device("cpu"))
     for name, saved in buffers.items():
         prefix, _, attribute = name.rpartition(".")
         owner = modules.get(prefix)

@@ -33,7 +33,7 @@ def copy_network(
     *,
     advice: str = "Pass its class, or a function that builds it, in place of the network.",
 ) -> nn.Module:
-    """Deep copy of a network; a stored output is copied without its graph, and a lock is shared.
+    """Deep copy of a network; a stored output is copied without its graph, a lock and hooks of gradients are shared.
 
     `memo` has copies by the identity of the original, as for `copy.deepcopy`; `advice` is for the message.
 
@@ -49,9 +49,21 @@ def copy_network(
                 memo.setdefault(id(value), value)
     initial_memo = dict(memo)
     try:
-        return copy.deepcopy(network, memo)
+        copied = copy.deepcopy(network, memo)
     except Exception as error:  # its type depends on the attribute
         raise ValueError(f"{_describe_obstacle(network, initial_memo)}: {error}. {advice}") from error
+    _copy_gradient_hooks(network, copied)
+    return copied
+
+
+def _copy_gradient_hooks(network: nn.Module, copied: nn.Module) -> None:
+    """Register the hooks of parameters, such as masks of their gradients, which a deep copy leaves out."""
+    params = dict(copied.named_parameters())
+    for name, param in network.named_parameters():
+        hooks, own = (param._backward_hooks or {}).values(), params.get(name)
+        if own is not None and own is not param and own.requires_grad and not own._backward_hooks:
+            for hook in hooks:
+                own.register_hook(hook)
 
 
 def named_tensors(network: nn.Module) -> dict[str, Tensor]:
