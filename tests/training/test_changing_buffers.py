@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.buffers import list_buffers
+from flatbayes.core.buffers import list_buffers, preserve_buffers
 from flatbayes.core.networks import load_tensors
 from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Categorical
@@ -92,3 +92,11 @@ def test_tensors_of_another_shape_are_loaded():
     load_tensors(other, dict(network.named_buffers()))
     assert torch.equal(other.history, network.history)
     assert torch.equal(other.cache, network.cache)
+
+
+def test_buffers_that_are_resized_in_place_are_restored():
+    network = build()
+    network.history = torch.ones(2)
+    with preserve_buffers(network):
+        network.history.resize_(3).fill_(5.0)
+    assert torch.equal(network.history, torch.ones(2))

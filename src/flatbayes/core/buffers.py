@@ -235,6 +235,9 @@ def _restore_training_flags(modules: Sequence[nn.Module], flags: Sequence[bool])
 
 @torch.no_grad()
 def _restore_buffers(places: Sequence[tuple[nn.Module, str, Tensor]], values: Sequence[Tensor]) -> None:
+    for (*_, buffer), value in zip(places, values, strict=True):
+        if buffer.shape != value.shape:  # it was resized in place, as by the observers of a quantization
+            buffer.resize_(value.shape)
     copy_values([buffer for *_, buffer in places], values)
     for module, name, buffer in places:
         is_in_place = name in module._buffers and module._buffers[name] is buffer
