@@ -461,3 +461,24 @@ def test_passes_after_training_leave_the_loader_as_it_was():
             assert len(list(data.iter_examples(torch.device("cpu")))) == 6
         torch.testing.assert_close(capture_random_state(generator)[1:], before[1:], rtol=0, atol=0)
     assert sampler.epoch == 3
+
+
+@pytest.mark.parametrize("name", ["tensor", "dict"])
+def test_batches_that_another_network_computed_have_no_graph(name):
+    features = nn.Linear(4, 4)(X)
+    inputs = features if name == "tensor" else {"x": features}
+    model = nn.Linear(4, 3) if name == "tensor" else NamedInputs()
+    state = train([(inputs, Y)], model=model).states[0]
+    detached = features.detach() if name == "tensor" else {"x": features.detach()}
+    expected = train([(detached, Y)], model=model).states[0]
+    for param, other in zip(state.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(param, other)
+
+
+class NamedInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)

@@ -48,14 +48,20 @@ class NetworkWarning(UserWarning):
     """The network can be trained, but its outputs are probabilities, or its weights lose small updates."""
 
 
+@torch.enable_grad()
 def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     """Take a step on a few examples, collect snapshots, finalize, draw and predict, and discard the network.
 
     There is no trial for several processes, whose gradients and weights belong together.
 
     Raises:
-        ValueError: Network, data, posterior and flatness do not go together.
+        ValueError: Network, data, posterior and flatness do not go together, or gradients are impossible here.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "Tensors have no gradients within torch.inference_mode(), so nothing can be trained there. Call fit "
+            "outside of it, or within torch.inference_mode(False)."
+        )
     if fabric.world_size > 1:
         return
     stage, network, logits, low_precisions = "the first step", None, list[object](), set[torch.dtype]()
