@@ -87,8 +87,10 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
     Raises:
         ValueError: It has other trainable parameters, such as those of the network that was copied, or needs several
             gradients in a step.
+        TypeError: It is an optimizer already, and not what builds one.
     """
     params = list(params)
+    refuse_optimizer(make_optimizer)
     optimizer = make_optimizer(params)
     if needs_closure(optimizer) and not isinstance(make_optimizer, ExistingOptimizer):
         kind = type(optimizer).__name__
@@ -109,6 +111,21 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
             "docs/fine-tuning.md has groups by name."
         )
     return optimizer
+
+
+def refuse_optimizer(make_optimizer: object) -> None:
+    """Refuse an optimizer in place of a function that builds one.
+
+    Raises:
+        TypeError: It is an optimizer.
+    """
+    if isinstance(make_optimizer, Optimizer):
+        kind = type(make_optimizer).__name__
+        raise TypeError(
+            f"An optimizer was given, an {kind}, in place of a function that builds it from the parameters: pass "
+            f"lambda params: torch.optim.{kind}(params, lr=...), and take the optimizer from the state, "
+            "state.optimizer. Some posteriors train more than the parameters of the network."
+        )
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
