@@ -1,15 +1,17 @@
 """Batches of graphs, dictionaries or tuples of tensors, and batches whose labels are names of classes."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     Subset,
@@ -21,6 +23,7 @@ from flatbayes.core.arrays import check_missing_labels
 from flatbayes.core.batch_targets import split_batch, split_labels
 from flatbayes.core.graph_batches import is_graph, is_graph_list
 from flatbayes.core.input_trees import count_examples, holds_texts, slice_examples
+from flatbayes.core.names import format_count
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.in_memory import encode_texts
@@ -75,10 +78,29 @@ def take_examples(data: Any, rows: Tensor) -> Any:
     return Subset(data, rows.tolist())
 
 
-def warn_of_random_order(inputs: Any) -> None:
-    """Warn of a loader that gives examples to predict in a random order."""
-    sampler = getattr(inputs, "sampler", None) if isinstance(inputs, DataLoader) else None
-    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+def warn_of_loader(inputs: Any) -> None:
+    """Warn of a loader that gives examples to predict in a random order, or leaves out those of a smaller last batch.
+
+    In an evaluation, whose inputs have the loader as `batches`, the order does not matter.
+    """
+    loader = getattr(inputs, "batches", inputs)
+    if not isinstance(loader, DataLoader):
+        return
+    batch_sampler: Any = loader.batch_sampler
+    sampler = batch_sampler.sampler if type(batch_sampler) is BatchSampler else loader.sampler
+    drops_last = type(batch_sampler) is BatchSampler and batch_sampler.drop_last
+    num_examples = len(sampler) if isinstance(sampler, Sized) else 0
+    num_dropped = num_examples % batch_sampler.batch_size if drops_last else 0
+    if num_dropped:
+        warnings.warn(
+            f"The loader leaves out {format_count(num_dropped, 'example')} of {num_examples}, which do not fill a "
+            "batch. Make it with drop_last=False.",
+            category=DataWarning,
+            stacklevel=5,
+        )
+    is_shuffled = isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
+    is_shuffled |= isinstance(sampler, DistributedSampler) and sampler.shuffle
+    if loader is inputs and is_shuffled:
         warnings.warn(
             "The loader gives the examples in a random order, so it is unknown which prediction belongs to which "
             "example. Make it with shuffle=False. (evaluate takes labels from the same batches, in any order.)",
