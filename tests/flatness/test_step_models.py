@@ -333,6 +333,23 @@ def test_parameters_that_forward_changes_advance_once(flat, update):
         torch.testing.assert_close(key, value)
 
 
+def test_frozen_parameters_may_be_inference_tensors():
+    with torch.inference_mode():
+        backbone = nn.Linear(3, 3).requires_grad_(False)
+    model = nn.ModuleList([backbone, nn.Linear(3, 2)])
+
+    def closure():
+        model[1].zero_grad()
+        with torch.no_grad():
+            features = model[0](torch.ones(4, 3))
+        loss = model[1](features).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    SAM(rho=0.5)(closure, model)()
+    assert model[1].weight.grad is not None
+
+
 @pytest.mark.parametrize("posterior", [BSAM(), BSAM(num_sub_batches=2), SVGD(num_particles=2, rho=0.1)], ids=repr)
 def test_they_advance_once_in_a_step_of_a_posterior_with_several_passes(posterior):
     model = MomentumEncoder(assign_average)

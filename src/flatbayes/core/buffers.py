@@ -45,7 +45,7 @@ def preserve_buffers(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterato
 
 def mark_frozen(params: Iterable[nn.Parameter]) -> Marks:
     """Marks of the parameters without gradients, by which `find_changed` finds those that a forward pass changes."""
-    frozen = [param for param in params if not (param.requires_grad or is_lazy(param))]
+    frozen = [param for param in params if not (param.requires_grad or is_lazy(param) or param.is_inference())]
     return [(param, param._version, param.data_ptr()) for param in frozen]
 
 
