@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.core import TrainingProgress, subset_batch
-from flatbayes.flatness import ASAM, SAM, Delayed, GaussianSmoothing
+from flatbayes.flatness import ASAM, GSAM, SAM, Delayed, GaussianSmoothing, LookSAM
+from flatbayes.posteriors import BSAM, SVGD
 from support import FLAT, distribute_all_weights, innermost, named
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
@@ -285,3 +286,86 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(flat, value):
         loss = flat(closure, model, TrainingProgress(total_steps=1))()
     assert not loss.isfinite()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class MomentumEncoder(nn.Module):
+    """A second encoder without gradients follows the first one in every forward pass of training, as in MoCo."""
+
+    def __init__(self, update) -> None:
+        super().__init__()
+        self.encoder, self.key = nn.Linear(3, 2), nn.Linear(3, 2).requires_grad_(False)
+        self.update = update
+
+    def forward(self, x):
+        with torch.no_grad():
+            for key, param in zip(self.key.parameters(), self.encoder.parameters(), strict=True):
+                self.update(key, param)
+        return self.encoder(x) + self.key(x)
+
+
+def assign_average(key, param):
+    key.data = 0.9 * key.data + 0.1 * param.data
+
+
+@pytest.mark.parametrize(
+    "update", [lambda key, param: key.lerp_(param, 0.1), assign_average], ids=["in place", "data"]
+)
+@pytest.mark.parametrize(
+    "flat",
+    [SAM(rho=0.5), SAM(rho=0.5, ascent_steps=3), GSAM(rho=0.5), LookSAM(rho=0.5)],
+    ids=lambda f: type(f).__name__,
+)
+def test_parameters_that_forward_changes_advance_once(flat, update):
+    torch.manual_seed(0)
+    model = MomentumEncoder(update)
+    expected = [
+        torch.lerp(k, p, 0.1) for k, p in zip(model.key.parameters(), model.encoder.parameters(), strict=True)
+    ]
+
+    def closure():
+        model.zero_grad()
+        loss = model(torch.ones(4, 3)).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    flat(closure, model, TrainingProgress(total_steps=2))()
+    for key, value in zip(model.key.parameters(), expected, strict=True):
+        torch.testing.assert_close(key, value)
+
+
+def test_frozen_parameters_may_be_inference_tensors():
+    with torch.inference_mode():
+        backbone = nn.Linear(3, 3).requires_grad_(False)
+    model = nn.ModuleList([backbone, nn.Linear(3, 2)])
+
+    def closure():
+        model[1].zero_grad()
+        with torch.no_grad():
+            features = model[0](torch.ones(4, 3))
+        loss = model[1](features).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    SAM(rho=0.5)(closure, model)()
+    assert model[1].weight.grad is not None
+
+
+@pytest.mark.parametrize("posterior", [BSAM(), BSAM(num_sub_batches=2), SVGD(num_particles=2, rho=0.1)], ids=repr)
+def test_they_advance_once_in_a_step_of_a_posterior_with_several_passes(posterior):
+    model = MomentumEncoder(assign_average)
+    before = [param.clone() for param in model.key.parameters()]
+    state = posterior.init(model, lambda params: torch.optim.SGD(params, lr=0.0), num_data=4)
+    passes = []
+
+    def closure():
+        model.zero_grad()
+        (x,) = subset_batch(torch.ones(8, 3))
+        loss = model(x).square().mean()
+        passes.append(model.encoder.weight.detach().clone())
+        loss.backward()
+        return loss.detach()
+
+    posterior.step(state, closure)
+    assert len(passes) >= 2
+    expected = torch.lerp(before[0], passes[0], 0.1)
+    torch.testing.assert_close(model.key.weight.detach(), expected)

@@ -686,3 +686,44 @@ def test_refuses():
         stream = DataLoader(list(zip(*data(), strict=True)), batch_size=SIZE)
         stream = (batch for batch in stream)
         trainer(FlatCallback(SAM(), SWAG()), epochs=1, max_steps=3).fit(Module(), stream)
+
+
+def search_learning_rate(tuner, module):
+    tuner.lr_find(module, loader(), num_training=BATCHES, min_lr=1e-4, max_lr=1e-3, attr_name="rate")
+
+
+def search_batch_size(tuner, module):
+    tuner.scale_batch_size(module, max_trials=1, steps_per_trial=2, init_val=4)
+
+
+class SearchedModule(Module):
+    def __init__(self):
+        super().__init__()
+        self.rate, self.batch_size = 0.1, SIZE
+
+    def train_dataloader(self):
+        return loader(self.batch_size)
+
+    def validation_step(self, batch, batch_idx):
+        return self.training_step(batch, batch_idx)
+
+    def val_dataloader(self):
+        return loader(self.batch_size)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("search", [search_learning_rate, search_batch_size])
+def test_a_search_before_or_after_training_takes_plain_steps(search, tmp_path):
+    callback, module = FlatCallback(SAM(rho=0.1), posterior=SWAG(rank=2)), SearchedModule()
+    run = trainer(callback, epochs=3, default_root_dir=tmp_path)
+    tuner = lightning.tuner.Tuner(run)
+    search(tuner, module)
+    module.batch_size = SIZE
+    run.fit(module, loader())
+    state, step = callback._tracker.steps.state, callback._tracker.progress.step
+    statistics = {name: tensor.clone() for name, tensor in state.statistics.items()}
+    assert step == 3 * BATCHES
+    search(tuner, module)
+    assert callback._tracker.progress.step == step
+    for name, tensor in callback._tracker.steps.state.statistics.items():
+        assert torch.equal(tensor, statistics[name])

@@ -513,3 +513,32 @@ def test_adapters(tmp_path):
     again = FittedPosterior.load(fitted.save(tmp_path / "kept"), Logits(adapted()))
     one, other = (posterior.predict(ids, num_draws=3) for posterior in (fitted, again))
     assert torch.equal(one.log_probs, other.log_probs)
+
+
+class OwnModel(nn.Module):
+    """No model of transformers; without labels its outputs are a dictionary, a tuple or a tensor."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.form = nn.Linear(5, 3), form
+
+    def forward(self, features=None, labels=None):
+        logits = self.layer(features)
+        if labels is not None:
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        return {"dict": {"logits": logits, "features": features}, "tuple": (logits, features)}.get(self.form, logits)
+
+
+@pytest.mark.parametrize("form", ["dict", "tuple", "tensor"])
+def test_models_with_plain_outputs_make_predictions(form, tmp_path):
+    x, y = torch.randn(16, 5), torch.arange(16) % 3
+    rows = [{"features": row, "labels": label} for row, label in zip(x, y, strict=True)]
+    trainer = FlatTrainer(
+        model=OwnModel(form), args=arguments(tmp_path), train_dataset=rows, flatness=SAM(), posterior=SWAG(rank=2)
+    )
+    trainer.train()
+    fitted = trainer.make_posterior(Categorical(3))
+    predictive = fitted.predict({"features": x}, 2)
+    again = FittedPosterior.load(fitted.save(tmp_path / "kept"), Logits(OwnModel(form)))
+    assert torch.equal(again.predict({"features": x}, 2).log_probs, predictive.log_probs)

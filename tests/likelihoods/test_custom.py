@@ -1,6 +1,5 @@
 """A custom loss trains every posterior, and is passed again when an artefact is loaded."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +15,6 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, OptimizationConfig, TrainingConfig, fit
-from flatbayes.training.trial import NetworkWarning
 
 SMOOTHED = Custom(partial(F.cross_entropy, label_smoothing=0.1), output_likelihood=Categorical(3))
 
@@ -106,11 +104,3 @@ def test_outputs_that_give_no_predictions_are_refused_in_the_loss(likelihood, ou
         custom.loss(torch.zeros(outputs), targets)
     with pytest.raises(ValueError, match=message):
         likelihood.loss(torch.zeros(outputs), targets)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_loss_that_is_a_sum_is_warned_of(reduction):
-    """Steps were as much larger as a batch has examples, without notice."""
-    likelihood = Custom(partial(F.cross_entropy, reduction=reduction), Categorical(3))
-    with pytest.warns(NetworkWarning, match="is a sum over the examples") if reduction == "sum" else nullcontext():
-        fit_with(likelihood)

@@ -8,8 +8,8 @@ from flatbayes.core import State
 from flatbayes.core.spec import short_name
 from flatbayes.flatness import SAM
 from flatbayes.integrations.posterior_steps import PosteriorSteps
-from flatbayes.posteriors import MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, EntropyMCMC
-from flatbayes.posteriors.optimization import ExistingOptimizer, build_optimizer
+from flatbayes.posteriors import MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, EntropyMCMC, Laplace
+from flatbayes.posteriors.optimization import ExistingOptimizer, build_optimizer, refuse_optimizer
 from flatbayes.training import TrainingConfig, fit, fit_together
 from support import POSTERIORS, network
 
@@ -125,3 +125,16 @@ def test_a_sampler_moves_the_trainable_parameters_of_its_network_only(posterior)
         posterior.step(state, lambda: torch.zeros(()))
     is_changed = [not torch.equal(old, new) for old, new in zip(before, params, strict=True)]
     assert is_changed == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("posterior", [MAP(), SWAG(rank=2), SGVB(), Laplace(prior_precision=1.0)], ids=repr)
+def test_an_optimizer_that_computes_several_gradients_is_refused(posterior):
+    with pytest.raises(ValueError, match=r"LBFGS computes several gradients in a step.* in a loop of your own"):
+        posterior.init(nn.Linear(2, 2), torch.optim.LBFGS, num_data=10)
+
+
+def test_an_optimizer_in_place_of_a_function_is_refused_with_advice():
+    refuse_optimizer(torch.optim.Adam)
+    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters())
+    with pytest.raises(TypeError, match=r"pass lambda params: torch\.optim\.Adam\(params, lr=\.\.\.\)"):
+        refuse_optimizer(optimizer)

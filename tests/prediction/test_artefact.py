@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flatbayes import MLP, Categorical, Plain, TrainingConfig, fit
-from flatbayes.posteriors import MAP, SWAG, Ensemble
+from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior, NetworkSampler, artefact
 from flatbayes.prediction.artefact import load_posterior
 from flatbayes.prediction.metadata import compute_file_checksum, compute_metadata_checksum
@@ -424,3 +424,24 @@ def test_missing_arguments_of_a_class_are_named(tmp_path):
     folder = fit(nn.Linear(5, 5), loader, MAP(), Plain(), config, likelihood=Categorical(5)).save(tmp_path / "y")
     with pytest.raises(TypeError, match=r"Sized needs input_shape, num_classes to be built: bind them"):
         FittedPosterior.load(folder, Sized)
+
+
+@pytest.mark.parametrize(
+    "wrap", [partial(torch.compile, backend="eager"), nn.DataParallel], ids=["compiled", "parallel"]
+)
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), MCDropout()], ids=lambda posterior: type(posterior).__name__)
+def test_a_network_that_was_wrapped_is_loaded_with_its_wrapper(wrap, posterior, tmp_path):
+    def build():
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+
+    x, config = torch.randn(24, 4), TrainingConfig(epochs=2, batch_size=8)
+    fitted = fit(wrap(build()), (x, torch.arange(24) % 3), posterior, Plain(), config, likelihood=Categorical(3))
+    fitted.save(tmp_path / "wrapped")
+    with pytest.raises(ValueError, match=r"was fitted to a network (compiled|inside).*: pass model=torch"):
+        FittedPosterior.load(tmp_path / "wrapped", build)
+    loaded = FittedPosterior.load(tmp_path / "wrapped", lambda: wrap(build()))
+    assert torch.equal(loaded.predict(x, 2).log_probs, fitted.predict(x, 2).log_probs)
+    fitted = fit(build(), (x, torch.arange(24) % 3), posterior, Plain(), config, likelihood=Categorical(3))
+    fitted.save(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"The given model is a network .* was not: pass the network itself"):
+        FittedPosterior.load(tmp_path / "plain", wrap(build()))

@@ -15,7 +15,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
-from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
+from flatbayes.posteriors import MAP, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import (
     Callback,
     CollectionConfig,
@@ -379,3 +379,16 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_steps():
     fit(MLP, blobs(), MAP(), Plain(), SHORT, callback=KeepLosses())
     means = [sum(losses[k : k + 3]) / 3 for k in range(0, 12, 3)]
     assert [record["loss"] for record in curves.records] == pytest.approx(means)
+
+
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), Laplace(prior_precision=1.0)], ids=lambda p: type(p).__name__)
+def test_a_fit_within_no_grad_is_as_outside(posterior):
+    def train():
+        return fit(MLP, blobs(), posterior, SAM(), SHORT)
+
+    expected = train()
+    with torch.no_grad():
+        assert torch.equal(weights(train()), weights(expected))
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"no gradients within torch.inference_mode\(\)"):
+        train()

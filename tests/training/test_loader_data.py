@@ -78,7 +78,15 @@ LOADERS = {
     "plain": (DataLoader(DATASET, 8), 21),
     "drop_last": (DataLoader(DATASET, 8, drop_last=True), 16),
     "subset": (DataLoader(DATASET, 4, sampler=SubsetRandomSampler(range(9))), 9),
-    "weighted": (DataLoader(DATASET, 4, sampler=WeightedRandomSampler([1.0] * 21, 30)), 30),
+    "weighted": (DataLoader(DATASET, 4, sampler=WeightedRandomSampler([1.0] * 21, 30)), 21),
+    "weighted, few": (DataLoader(DATASET, 4, sampler=WeightedRandomSampler([1.0] * 21, 10)), 10),
+    "weighted, ignored": (
+        DataLoader(
+            TensorDataset(X[:20], torch.where(torch.arange(20) < 10, Y[:20], -100)), 10, sampler=[*range(20)] * 3
+        ),
+        10,
+    ),
+    "repeated batches": (DataLoader(DATASET, batch_sampler=[[*range(7)], [*range(7, 21)]] * 4), 21),
     "batch_sampler": (DataLoader(DATASET, batch_sampler=BatchSampler(RandomSampler(DATASET), 5, drop_last=True)), 20),
     "stream": (DataLoader(Stream(), 4), 13),
     "list": ([(X[:5], Y[:5]), (X[5:], Y[5:])], 21),
@@ -159,7 +167,18 @@ def test_laplace_has_the_precision_of_the_examples_of_a_sampler():
 @pytest.mark.parametrize(
     ("loader", "expected"),
     [
-        *(LOADERS[name] for name in ("plain", "drop_last", "subset", "weighted", "batch_sampler")),
+        *(
+            LOADERS[name]
+            for name in (
+                "plain",
+                "drop_last",
+                "subset",
+                "weighted",
+                "weighted, few",
+                "batch_sampler",
+                "repeated batches",
+            )
+        ),
         (DataLoader(DATASET, batch_sampler=[[0, 1, 2], [3], [4, 5]]), 6),
         (LOADERS["stream"][0], None),
         (LOADERS["list"][0], None),
@@ -451,3 +470,24 @@ def test_a_sampler_that_changes_proportions_is_warned_of():
     for loader in (DataLoader(DATASET, 4, sampler=sampler), batches):
         with pytest.warns(DataWarning, match=r"draws some examples more often.*decide.*method='vector'"):
             train(loader)
+
+
+@pytest.mark.parametrize("name", ["tensor", "dict"])
+def test_batches_that_another_network_computed_have_no_graph(name):
+    features = nn.Linear(4, 4)(X)
+    inputs = features if name == "tensor" else {"x": features}
+    model = nn.Linear(4, 3) if name == "tensor" else NamedInputs()
+    state = train([(inputs, Y)], model=model).states[0]
+    detached = features.detach() if name == "tensor" else {"x": features.detach()}
+    expected = train([(detached, Y)], model=model).states[0]
+    for param, other in zip(state.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(param, other)
+
+
+class NamedInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)

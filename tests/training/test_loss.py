@@ -1,14 +1,16 @@
 """Smoothed targets are for training, and for nothing else."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from flatbayes.data import Diabetes, Digits
 from flatbayes.flatness import Plain
-from flatbayes.likelihoods import Categorical, Gaussian
+from flatbayes.likelihoods import Categorical, Custom, Gaussian
 from flatbayes.models import MLP
-from flatbayes.posteriors import MAP
+from flatbayes.posteriors import MAP, SGVB
 from flatbayes.training import History, OptimizationConfig, TrainingConfig, dry_run, fit
 from flatbayes.training.run_factory import make_training_loss
 
@@ -90,3 +92,25 @@ def test_numbers_have_no_labels_to_smooth():
         )
     with pytest.raises(ValueError, match="label_smoothing is a fraction"):
         TrainingConfig(optimization=OptimizationConfig(label_smoothing=1.0))
+
+
+@pytest.mark.parametrize("posterior", [MAP(), SGVB()], ids=lambda posterior: type(posterior).__name__)
+def test_a_sum_over_the_batch_is_refused(posterior):
+    data = Digits(train_size=20).load(seed=0)
+    likelihood = Custom(partial(F.cross_entropy, reduction="sum"), Categorical(10))
+    with pytest.raises(ValueError, match=r"The loss is a sum over the batch: .* use reduction='mean'"):
+        fit(MLP, data, posterior, Plain(), TrainingConfig(epochs=1), likelihood=likelihood)
+    for loss_fn in (F.cross_entropy, torch.nn.CrossEntropyLoss(torch.arange(1.0, 11)), lambda x, y: 0 * x.sum()):
+        dry_run(MLP, data, posterior, Plain(), TrainingConfig(epochs=1), likelihood=Custom(loss_fn, Categorical(10)))
+
+
+def test_a_loss_for_one_number_of_examples_is_taken():
+    sizes = []
+
+    def loss_fn(outputs, targets):
+        sizes.append(len(targets))
+        assert sizes[-1] == sizes[0]
+        return F.cross_entropy(outputs, targets)
+
+    data = Digits(train_size=20).load(seed=0)
+    dry_run(MLP, data, MAP(), Plain(), TrainingConfig(epochs=1), likelihood=Custom(loss_fn, Categorical(10)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler
 
 from flatbayes import MAP, Arrays, FittedPosterior, TrainingConfig, compare, evaluate, fit, fit_together
 from flatbayes.data.checks import DataWarning
@@ -250,6 +250,25 @@ def test_a_random_order_of_examples_to_predict_is_noted(fitted):
     in_order = DataLoader(rows, batch_size=8, collate_fn=collate_examples)
     torch.testing.assert_close(fitted.predict(in_order).mean, fitted.predict(INPUTS).mean)
     assert evaluate(fitted, shuffled).metrics["nll"] == pytest.approx(evaluate(fitted, in_order).metrics["nll"])
+
+
+@pytest.mark.parametrize("kind", ["batch sampler", "distributed"])
+def test_so_it_is_of_other_samplers(fitted, kind):
+    rows = Rows()
+    options = {"batch_sampler": BatchSampler(RandomSampler(rows), 8, drop_last=False)}
+    if kind == "distributed":
+        options = {"batch_size": 8, "sampler": DistributedSampler(rows, num_replicas=1, rank=0)}
+    with pytest.warns(DataWarning, match="in a random order"):
+        fitted.predict(DataLoader(rows, collate_fn=collate_examples, **options))
+
+
+def test_examples_that_a_loader_leaves_out_are_noted(fitted):
+    loader = DataLoader(Rows(), batch_size=7, drop_last=True, collate_fn=collate_examples)
+    with pytest.warns(DataWarning, match="leaves out 3 examples of 24.*drop_last=False"):
+        assert len(fitted.predict(loader).mean) == 21
+    with pytest.warns(DataWarning, match="leaves out 3 examples of 24"):
+        evaluate(fitted, loader)
+    fitted.predict(DataLoader(Rows(), batch_size=8, drop_last=True, collate_fn=collate_examples))
 
 
 def test_the_number_of_trained_weights_is_said(fitted, tmp_path):

@@ -74,8 +74,19 @@ def check_unmerged(model: nn.Module, reason: str) -> None:
     if name is not None:
         raise ValueError(
             f"The adapter of {name} is merged into its frozen weight, {reason}. Call unmerge_adapter() on the model "
-            "of PEFT, or unmerge() on the layers."
+            "of PEFT, unmerge() on the layers, or train() on a model of loralib."
         )
+
+
+def keep_unmerged(model: nn.Module) -> None:
+    """Stop the layers of loralib from merging their adapters whenever they are set to eval mode, in place.
+
+    Merged factors would not change the outputs, so that all draws would be one network, and a saved network would
+    merge them a second time when it is loaded.
+    """
+    for module in list_modules(model):
+        if _has_factors(module) and getattr(module, "merge_weights", False) is True:
+            setattr(module, "merge_weights", False)  # noqa: B010
 
 
 def describe_scaling(module: nn.Module) -> dict[str, float] | None:

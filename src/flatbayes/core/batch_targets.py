@@ -15,7 +15,9 @@ from flatbayes.core.input_trees import (
     count_examples,
     first_leaf,
     holds_texts,
+    list_tensors,
     make_inputs,
+    map_tensors,
 )
 from flatbayes.core.names import format_count
 
@@ -40,7 +42,7 @@ def split_labels(batch: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
 
 
 def split_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Inputs and targets of a batch, arrays as tensors.
+    """Inputs and targets of a batch, arrays as tensors, and without the graph that they may be computed by.
 
     Raises:
         ValueError: The batch is not a pair of inputs and targets.
@@ -83,7 +85,9 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
             "Inputs and targets of a batch must have the same number of examples, got "
             f"{description} {tuple(targets.shape)}."
         )
-    return inputs, targets
+    if any(tensor.requires_grad for tensor in list_tensors(inputs).values()):  # such as features of another network
+        inputs = map_tensors(torch.detach, inputs)
+    return inputs, targets.detach()
 
 
 def _to_target_tensor(targets: Any) -> Tensor:

@@ -7,16 +7,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.tensor_lists import clone_tensors, copy_values
 from flatbayes.core.traversal import list_modules
 from flatbayes.core.weights import swap_values
 
+Marks = list[tuple[Tensor, int, int]]
+"""Tensors, each with the number of its changes in place and the address of its memory."""
+
 
 @contextmanager
-def preserve_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore all buffers and training flags at the end, bit for bit."""
+def preserve_buffers(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Restore all buffers and training flags, and the other tensors, at the end, bit for bit."""
     modules = list_modules(model)
     flags = [module.training for module in modules]
     places = [
@@ -27,12 +31,29 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     saved = clone_tensors([buffer for *_, buffer in places]) if places else []
+    saved_others = clone_tensors(others) if others else []
     try:
         yield
     finally:
         _restore_training_flags(modules, flags)
+        if others:
+            with torch.no_grad():
+                copy_values(others, saved_others)
         if places:
             _restore_buffers(places, saved)
+
+
+def mark_frozen(params: Iterable[nn.Parameter]) -> Marks:
+    """Marks of the parameters without gradients, by which `find_changed` finds those that a forward pass changes."""
+    frozen = [param for param in params if not (param.requires_grad or is_lazy(param) or param.is_inference())]
+    return [(param, param._version, param.data_ptr()) for param in frozen]
+
+
+def find_changed(marks: Marks) -> list[Tensor]:
+    """The parameters whose values may have changed since they were marked, such as those of a momentum encoder."""
+    return [
+        tensor for tensor, version, address in marks if (tensor._version, tensor.data_ptr()) != (version, address)
+    ]
 
 
 @contextmanager
@@ -80,6 +101,42 @@ def find_frozen_norms(model: nn.Module) -> list[_NormBase]:
 def clone_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Copies of all buffers by name."""
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+
+
+def list_buffers(model: nn.Module) -> dict[str, Tensor | None]:
+    """All buffers by name, persistent or not, without copies; None for one without a value."""
+    return {
+        f"{prefix}.{name}".removeprefix("."): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+    }
+
+
+@torch.no_grad()
+def load_buffers(
+    model: nn.Module, buffers: Mapping[str, Tensor | None], persistent: Collection[str] | None = None
+) -> None:
+    """Put values of `list_buffers` into a model, in place where the shape and dtype are the same.
+
+    A forward pass may have created, resized or removed buffers before or since. Of those that are created here,
+    `persistent` are part of the state dict; None is for all.
+    """
+    modules = dict(model.named_modules())
+    device = next((param.device for param in model.parameters()), torch.device("cpu"))
+    for name, saved in buffers.items():
+        prefix, _, attribute = name.rpartition(".")
+        owner = modules.get(prefix)
+        if owner is None:
+            continue
+        current = owner._buffers.get(attribute)
+        if saved is not None and current is not None and (current.shape, current.dtype) == (saved.shape, saved.dtype):
+            current.copy_(saved)
+            continue
+        value = None if saved is None else saved.detach().clone().to(device if current is None else current.device)
+        if attribute in owner._buffers:
+            owner._buffers[attribute] = value
+        elif not hasattr(owner, attribute):
+            owner.register_buffer(attribute, value, persistent=persistent is None or name in persistent)
 
 
 def find_updated_buffers(model: nn.Module, previous: Mapping[str, Tensor]) -> frozenset[str]:
@@ -178,6 +235,9 @@ def _restore_training_flags(modules: Sequence[nn.Module], flags: Sequence[bool])
 
 @torch.no_grad()
 def _restore_buffers(places: Sequence[tuple[nn.Module, str, Tensor]], values: Sequence[Tensor]) -> None:
+    for (*_, buffer), value in zip(places, values, strict=True):
+        if buffer.shape != value.shape:  # it was resized in place, as by the observers of a quantization
+            buffer.resize_(value.shape)
     copy_values([buffer for *_, buffer in places], values)
     for module, name, buffer in places:
         is_in_place = name in module._buffers and module._buffers[name] is buffer

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.weights import clear_parametrizations
 
 
 def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs: ModelInputs) -> Tensor:
@@ -61,6 +62,7 @@ def find_places(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Place
 def replace_tensors(places: Sequence[Place]) -> Iterator[None]:
     """Inside, a network has other tensors at the places of `find_places`."""
     own_tensors = [mapping[name] for mapping, name, _ in places]
+    clear_parametrizations()
     try:
         for mapping, name, value in places:
             mapping[name] = value
@@ -68,6 +70,7 @@ def replace_tensors(places: Sequence[Place]) -> Iterator[None]:
     finally:
         for (mapping, name, _), tensor in zip(places, own_tensors, strict=True):
             mapping[name] = tensor
+        clear_parametrizations()
 
 
 @contextmanager

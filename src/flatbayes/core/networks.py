@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from flatbayes.core.buffers import eval_mode
+from flatbayes.core.buffers import eval_mode, load_buffers
 from flatbayes.core.input_trees import ModelInputs, cast_floating, first_tensor
 
 LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
@@ -33,7 +33,7 @@ def copy_network(
     *,
     advice: str = "Pass its class, or a function that builds it, in place of the network.",
 ) -> nn.Module:
-    """Deep copy of a network; a stored output is copied without its graph, and a lock is shared.
+    """Deep copy of a network; a stored output is copied without its graph, a lock and hooks of gradients are shared.
 
     `memo` has copies by the identity of the original, as for `copy.deepcopy`; `advice` is for the message.
 
@@ -49,9 +49,21 @@ def copy_network(
                 memo.setdefault(id(value), value)
     initial_memo = dict(memo)
     try:
-        return copy.deepcopy(network, memo)
+        copied = copy.deepcopy(network, memo)
     except Exception as error:  # its type depends on the attribute
         raise ValueError(f"{_describe_obstacle(network, initial_memo)}: {error}. {advice}") from error
+    _copy_gradient_hooks(network, copied)
+    return copied
+
+
+def _copy_gradient_hooks(network: nn.Module, copied: nn.Module) -> None:
+    """Register the hooks of parameters, such as masks of their gradients, which a deep copy leaves out."""
+    params = dict(copied.named_parameters())
+    for name, param in network.named_parameters():
+        hooks, own = (param._backward_hooks or {}).values(), params.get(name)
+        if own is not None and own is not param and own.requires_grad and not own._backward_hooks:
+            for hook in hooks:
+                own.register_hook(hook)
 
 
 def named_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -61,10 +73,12 @@ def named_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy values into the parameters and buffers of these names, in place."""
-    targets = named_tensors(network)
-    for name, tensor in tensors.items():
-        targets[name].copy_(tensor)
+    """Copy values into the parameters and buffers of these names, in place; resized buffers are replaced."""
+    params = dict(network.named_parameters())
+    load_buffers(network, {name: tensor for name, tensor in tensors.items() if name not in params})
+    for name, param in params.items():
+        if name in tensors:
+            param.copy_(tensors[name])
 
 
 def find_lazy_tensor(network: nn.Module) -> str | None:

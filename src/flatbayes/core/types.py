@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatbayes.core.buffers import list_buffers, load_buffers
 from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.traversal import named_parameters, trainable_by_name
@@ -80,6 +81,7 @@ class State:
         """Everything that is needed to resume bit for bit, except for the random state."""
         return {
             "model": self.model.state_dict(),
+            "buffers": list_buffers(self.model),  # also those that are not persistent
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "statistics": dict(self.statistics),
             "updated_buffers": None if self.updated_buffers is None else sorted(self.updated_buffers),
@@ -100,6 +102,7 @@ class State:
             )
         updated_buffers = state_dict.get("updated_buffers")  # not in checkpoints before version 0.2
         self.updated_buffers = None if updated_buffers is None else frozenset(updated_buffers)
+        load_buffers(self.model, state_dict.get("buffers", {}), state_dict["model"])
         self.model.load_state_dict(state_dict["model"])
         if self.optimizer is not None and state_dict["optimizer"] is not None:
             self.optimizer.load_state_dict(state_dict["optimizer"])

@@ -10,6 +10,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.norms import broadcast_per_network
@@ -72,7 +73,7 @@ def _perturb_in_place(params: Sequence[Tensor], directions: list[Tensor], scale:
     pending = [[directions[k] for k in group] for group in groups]
     directions.clear()
     saved = list[tuple[list[Tensor], list[Tensor]]]()
-    torch.clear_autocast_cache()  # see `preserve`
+    clear_caches()
     try:
         for group in groups:
             tensors = [params[k] for k in group]
@@ -84,7 +85,7 @@ def _perturb_in_place(params: Sequence[Tensor], directions: list[Tensor], scale:
         with torch.no_grad():
             for tensors, originals in reversed(saved):
                 copy_values(tensors, originals)
-        torch.clear_autocast_cache()
+        clear_caches()
 
 
 @contextmanager
@@ -152,6 +153,18 @@ def add_scaled(param: Tensor, direction: Tensor, scale: float | Tensor, out: Ten
     return torch.add(param, direction * scale, out=out)
 
 
+def clear_caches() -> None:
+    """Clear what does not follow edits: low-precision copies of autocast around several passes, parametrizations."""
+    torch.clear_autocast_cache()
+    clear_parametrizations()
+
+
+def clear_parametrizations() -> None:
+    """Clear the weights that parametrizations have computed within `torch.nn.utils.parametrize.cached`."""
+    if parametrize._cache_enabled:
+        parametrize._cache.clear()
+
+
 def promoted_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """The dtype of `flatten(tensors)`: that to which all of theirs are promoted."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
@@ -180,7 +193,7 @@ def swap_storage(
     `can_swap_storage` holds for the parameters; `memory` gets the other tensors afterwards.
     """
     own_data = [param.data for param in params]
-    torch.clear_autocast_cache()
+    clear_caches()
     try:
         for param, value in zip(params, values, strict=True):
             param.data = value
@@ -188,7 +201,7 @@ def swap_storage(
     finally:
         for param, value in zip(params, own_data, strict=True):
             param.data = value
-        torch.clear_autocast_cache()
+        clear_caches()
         if memory is not None:
             memory.put(values)
 
@@ -197,14 +210,13 @@ def swap_storage(
 def preserve(params: Sequence[Tensor]) -> Iterator[None]:
     """Restore the values of the parameters, of which there may be none, at the end."""
     saved = clone_tensors(params)
-    # Autocast around the whole step caches low-precision copies of the weights, which do not follow in-place edits.
-    torch.clear_autocast_cache()
+    clear_caches()
     try:
         yield
     finally:
         with torch.no_grad():
             copy_values(params, saved)
-        torch.clear_autocast_cache()
+        clear_caches()
 
 
 def iter_blocks(tensors: Sequence[Tensor], block_size: int) -> Iterator[tuple[slice, list[Tensor]]]:

@@ -29,7 +29,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.buffers import preserve_buffers
+from flatbayes.core.buffers import find_changed, mark_frozen, preserve_buffers
 from flatbayes.core.context import batch_fraction
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import (
@@ -179,7 +179,9 @@ def gradient_at_perturbation(
             needed = None if selected is None else {**selected, **fixed}
             ascent_closure = partial(_run_partial_pass, closure, model, needed, ascent_batch_fraction)
         rng_state = RandomState.capture_devices_of(all_params.values())
+        marks = mark_frozen(all_params.values())
         fresh = _compute_ascent_gradients(ascent_closure, trainable, selected)
+        averaged = find_changed(marks)
         weights = {} if fresh is None else {name: p for name, p in fresh.params.items() if name not in fixed}
         unperturbed_grads = {name: dense_gradient(p).clone() for name, p in fixed.items() if p.grad is not None}
         if not weights and not may_lack_gradients(closure, progress):
@@ -208,7 +210,7 @@ def gradient_at_perturbation(
                     memory=memory,
                 )
             )
-            with preserve_buffers(model), replayed, perturbed:
+            with preserve_buffers(model, averaged), replayed, perturbed:
                 last_loss = (closure if is_final else ascent_closure)()
             if is_final:
                 for name, grad in unperturbed_grads.items():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from flatbayes.core.input_trees import IGNORE_INDEX
 from flatbayes.core.optional import require_package
 from flatbayes.core.signatures import read_signature
-from flatbayes.integrations.model_inputs import MainInput
+from flatbayes.integrations.model_inputs import MainInput, select_logits
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import SequenceClassifierOutput
@@ -101,7 +101,7 @@ class AnswerClassifier(nn.Module):
         options = {"position_ids": (prompts["attention_mask"].cumsum(-1) - 1).clamp_min(0), "use_cache": False}
         options["logits_to_keep"] = 1
         options = {name: value for name, value in options.items() if name in self._parameter_names - prompts.keys()}
-        logits: Tensor = self.model(**prompts, **options).logits[:, -1, self.answer_ids]
+        logits: Tensor = select_logits(self.model(**prompts, **options))[:, -1, self.answer_ids]
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.float(), labels.reshape(-1).long(), ignore_index=IGNORE_INDEX)

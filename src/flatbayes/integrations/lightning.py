@@ -298,8 +298,11 @@ class FlatCallback(Callback):
         def flat_optimizer_step(
             epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any]
         ) -> None:
-            tracker = self._tracker
-            if tracker is None:  # a Trainer that starts no training takes no steps either
+            if self not in vars(trainer)["callbacks"]:  # a search for a learning rate or batch size takes plain steps
+                self._record.clear()
+                optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+                return
+            if (tracker := self._tracker) is None:  # a Trainer that starts no training takes no steps either
                 raise RuntimeError("A step before the start of training: call trainer.fit with this callback.")
             tracker.check_parameters()
             zero_grad = partial(module.optimizer_zero_grad, epoch, batch_idx, optimizer)
@@ -338,8 +341,8 @@ explain_old_arguments(__name__)
 def restore_random_state(trainer: "Trainer", random_state: Mapping[str, Tensor], device: torch.device) -> None:
     """Go on with the random numbers of a checkpoint.
 
-    Lightning reads the loader before it calls `on_train_start`, and in an epoch that goes on from its start after
-    `on_train_epoch_start`; a loader that shuffles draws the order of its examples then.
+    A loader that shuffles draws the order of its examples when Lightning reads it: before `on_train_start`, and after
+    `on_train_epoch_start` in an epoch that goes on from its start.
     """
     RandomState.from_state_dict(random_state, device).restore()
     loop = trainer.fit_loop

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.network_interface import LOGITS, select_output
+
 LABEL_NAMES = frozenset({"labels", "label", "label_ids", "return_loss", "num_items_in_batch"})
 """Entries of a training batch that are no inputs."""
 
@@ -131,7 +133,8 @@ class Logits(nn.Module):
     attention mask covers every token but padding; ids that do not show which tokens are padding are refused.
 
     Args:
-        model: A model whose output has `logits`.
+        model: A model whose output has `logits`, as an attribute or by name; or is a tuple that begins with them, or
+            a tensor.
         pad_token_id: The padding token; None takes that of the model's configuration, without which there is no mask,
             as for images.
 
@@ -171,8 +174,18 @@ class Logits(nn.Module):
                     "posterior with wrap=."
                 )
             inputs = self.main_input.make_model_inputs(inputs)
-        logits: Tensor = self.model(**inputs).logits
-        return logits
+        return select_logits(self.model(**inputs))
+
+
+def select_logits(outputs: Any) -> Tensor:
+    """The logits among the outputs of a model that got no labels.
+
+    >>> select_logits({"hidden": torch.ones(2), "logits": torch.zeros(2)})
+    tensor([0., 0.])
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    return select_output(outputs, 0 if isinstance(outputs, tuple | list) else LOGITS)
 
 
 def select_leading_run(matches: Tensor) -> Tensor:

@@ -26,12 +26,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.buffers import eval_mode, preserve_buffers
+from flatbayes.core.buffers import eval_mode, find_changed, mark_frozen, preserve_buffers
 from flatbayes.core.context import SubBatch, sub_batch
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.randomness import RandomState, rewind_rng
 from flatbayes.core.tensor_lists import copy_values, flatten, flatten_wide, unflatten
+from flatbayes.core.traversal import list_parameters
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import SCALE_OPTIONS, AutoFloat, check_scale, scale_std
 from flatbayes.posteriors.optimization import (
@@ -162,13 +163,16 @@ class BSAM(TemperedPosterior):
         mean, scale, decay = statistics["mean"], statistics["scale"], statistics["weight_decay"]
         perturbed, magnitude = torch.zeros_like(mean), torch.zeros_like(mean)
         losses, parts = list[Tensor](), [SubBatch(0, self.num_sub_batches)]
+        marks = mark_frozen(list_parameters(state.model))
         for part in parts:  # the first one reports how many there are
             noise = torch.randn_like(mean)
             rng_state = RandomState.capture_devices_of(params)
-            kept = nullcontext() if part.index == 0 else preserve_buffers(state.model)  # they advance once in a step
+            # They advance once in a step.
+            kept = preserve_buffers(state.model, find_changed(marks)) if part.index else nullcontext()
             with sub_batch(part), kept:
                 loss, grad = _compute_gradient(closure, params, torch.addcmul(mean, std, noise))
-            with sub_batch(part), preserve_buffers(state.model), rewind_rng(rng_state):  # the same dropout masks
+            kept = preserve_buffers(state.model, find_changed(marks))
+            with sub_batch(part), kept, rewind_rng(rng_state):  # the same dropout masks
                 _, next_grad = _compute_gradient(closure, params, torch.addcdiv(mean, grad, scale, value=self.rho))
             weight = part.weight or 1.0  # of a closure without sub-batches
             losses.append(loss * weight)

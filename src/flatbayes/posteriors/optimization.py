@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.adapters import check_unmerged
+from flatbayes.core.adapters import check_unmerged, keep_unmerged
 from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.names import format_count
 from flatbayes.core.networks import check_one_device
+from flatbayes.core.signatures import read_signature
 from flatbayes.core.weights import trainable_parameters
 
 DEFAULT_ADAM = partial(torch.optim.Adam, lr=1e-3)
@@ -48,6 +49,7 @@ def init_state(
     """
     check_one_device(model)
     check_unmerged(model, "so training would not change it and draws would not differ")
+    keep_unmerged(model)
     params = trainable_parameters(model)
     if not params:
         raise ValueError("The model has no trainable parameters; set requires_grad on those to be learnt.")
@@ -83,10 +85,20 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
     """Build the optimizer over parameters, or over some of them, and check that it has no others.
 
     Raises:
-        ValueError: It has other trainable parameters, such as those of the network that was copied.
+        ValueError: It has other trainable parameters, such as those of the network that was copied, or needs several
+            gradients in a step.
+        TypeError: It is an optimizer already, and not what builds one.
     """
     params = list(params)
+    refuse_optimizer(make_optimizer)
     optimizer = make_optimizer(params)
+    if needs_closure(optimizer) and not isinstance(make_optimizer, ExistingOptimizer):
+        kind = type(optimizer).__name__
+        raise ValueError(
+            f"{kind} computes several gradients in a step, and a posterior makes one step with each gradient. Use "
+            f"another optimizer, or train with {kind} in a loop of your own, optimizer.step(flatness(closure, "
+            "network)), and then fit the posterior to the trained network, with config={'epochs': 0} for Laplace."
+        )
     own_ids = {id(param) for param in params}
     optimized = [param for group in optimizer.param_groups for param in group["params"]]
     num_others = sum(param.requires_grad and id(param) not in own_ids for param in optimized)
@@ -99,6 +111,27 @@ def build_optimizer(make_optimizer: OptimizerFactory, params: Iterable[nn.Parame
             "docs/fine-tuning.md has groups by name."
         )
     return optimizer
+
+
+def refuse_optimizer(make_optimizer: object) -> None:
+    """Refuse an optimizer in place of a function that builds one.
+
+    Raises:
+        TypeError: It is an optimizer.
+    """
+    if isinstance(make_optimizer, Optimizer):
+        kind = type(make_optimizer).__name__
+        raise TypeError(
+            f"An optimizer was given, an {kind}, in place of a function that builds it from the parameters: pass "
+            f"lambda params: torch.optim.{kind}(params, lr=...), and take the optimizer from the state, "
+            "state.optimizer. Some posteriors train more than the parameters of the network."
+        )
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether `step` must get a closure, as that of LBFGS."""
+    closure = read_signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def step_optimizer(state: State, closure: Closure, prior_precision: float | None, temperature: float = 1.0) -> Tensor:

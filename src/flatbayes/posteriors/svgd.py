@@ -26,12 +26,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.buffers import eval_mode, preserve_buffers
+from flatbayes.core.buffers import eval_mode, find_changed, mark_frozen, preserve_buffers
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.names import check_choice
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.randomness import RandomState, preserve_rng, rewind_rng
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
+from flatbayes.core.traversal import list_parameters
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, check_temperature, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
@@ -173,13 +174,14 @@ class SVGD(Posterior):
         params, others = trainable_parameters(state.model), state.statistics["particles"]
         others.grad = None  # gradient clipping within the closure must not see that of the last step
         start, rng_state = torch.cat([flatten_wide(params)[None], others.detach()]), RandomState.capture(state.model)
+        marks = mark_frozen(list_parameters(state.model))
         loss, grads = self._compute_potential_gradients(state, closure, start)
         bandwidth = self._find_bandwidth(start)
         phi = stein_direction(start, -grads, bandwidth)
         if self.rho > 0:
             norm = stein_norm(start, -grads, bandwidth) if self.norm == "rkhs" else phi.norm()
             perturbed = start - self.rho / norm.clamp(min=torch.finfo(phi.dtype).tiny) * phi
-            with rewind_rng(rng_state), preserve_buffers(state.model):
+            with rewind_rng(rng_state), preserve_buffers(state.model, find_changed(marks)):
                 _, grads = self._compute_potential_gradients(state, closure, perturbed)
             phi = stein_direction(perturbed, -grads, self._find_bandwidth(perturbed))
         directions = phi.mul_(-self.num_particles * self.temperature / state.num_data)
@@ -196,10 +198,11 @@ class SVGD(Posterior):
         Buffers, such as running statistics, follow the first particle, which validation during training uses.
         """
         params, losses, rows = trainable_parameters(state.model), list[Tensor](), list[Tensor]()
+        marks = mark_frozen(list_parameters(state.model))
         for k, particle in enumerate(particles):
             for param in params:
                 param.grad = None
-            buffers = preserve_buffers(state.model) if k else nullcontext()
+            buffers = preserve_buffers(state.model, find_changed(marks)) if k else nullcontext()
             with buffers, swap_values(params, unflatten(particle, params)):
                 losses.append(closure())
             rows.append(flatten_wide([dense_gradient(param) for param in params]))

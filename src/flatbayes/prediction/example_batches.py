@@ -1,15 +1,17 @@
 """Batches of graphs, dictionaries or tuples of tensors, and batches whose labels are names of classes."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     Subset,
@@ -21,6 +23,7 @@ from flatbayes.core.arrays import check_missing_labels
 from flatbayes.core.batch_targets import split_batch, split_labels
 from flatbayes.core.graph_batches import is_graph, is_graph_list
 from flatbayes.core.input_trees import count_examples, holds_texts, slice_examples
+from flatbayes.core.names import format_count
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.in_memory import encode_texts
@@ -80,11 +83,30 @@ def has_random_order(inputs: Any) -> bool:
     if not isinstance(inputs, DataLoader):
         return False
     samplers = (inputs.sampler, getattr(inputs.batch_sampler, "sampler", None))
-    return any(isinstance(each, RandomSampler | SubsetRandomSampler | WeightedRandomSampler) for each in samplers)
+    return any(
+        isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
+        or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
+        for sampler in samplers
+    )
 
 
-def warn_of_random_order(inputs: Any) -> None:
-    """Warn of a loader that gives examples to predict in a random order."""
+def warn_of_loader(inputs: Any) -> None:
+    """Warn of a loader that gives examples to predict in a random order, or leaves out those of a smaller last batch.
+
+    In an evaluation, whose inputs have the loader as `batches`, the order does not matter.
+    """
+    loader = getattr(inputs, "batches", inputs)
+    batch_sampler: Any = getattr(loader, "batch_sampler", None)
+    if isinstance(loader, DataLoader) and type(batch_sampler) is BatchSampler and batch_sampler.drop_last:
+        num_examples = len(batch_sampler.sampler) if isinstance(batch_sampler.sampler, Sized) else 0
+        num_dropped = num_examples % batch_sampler.batch_size
+        if num_dropped:
+            warnings.warn(
+                f"The loader leaves out {format_count(num_dropped, 'example')} of {num_examples}, which fill no "
+                "batch. Make it with drop_last=False.",
+                category=DataWarning,
+                stacklevel=5,
+            )
     if has_random_order(inputs):
         warnings.warn(
             "The loader gives the examples in a random order, so it is unknown which prediction belongs to which "

@@ -26,7 +26,7 @@ from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
 from flatbayes.prediction.draw_source import PredictionCache
-from flatbayes.prediction.example_batches import convert_dataset, warn_of_random_order
+from flatbayes.prediction.example_batches import convert_dataset, warn_of_loader
 from flatbayes.prediction.inputs import (
     Inputs,
     check_batch_axis,
@@ -208,7 +208,7 @@ class FittedPosterior(NetworkSampler):
         names, dtype = self.info.get("feature_names", ()), resolve_autocast_dtype(precision, self.info, self.dtype)
         device: torch.device | None = None
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
-        warn_of_random_order(inputs)
+        warn_of_loader(inputs)
         inputs = convert_dataset(inputs, batch_size, is_raw=self.transform is not None)
         inputs = match_image_layout(convert_inputs(inputs, names), self.info.get("input_shape"))
         check_batch_axis(inputs, example_shape)

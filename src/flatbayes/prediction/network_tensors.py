@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.buffers import norm_layers
+from flatbayes.core.buffers import load_buffers, norm_layers
 from flatbayes.core.model_arguments import OUTPUT_ARGUMENTS, bind_arguments
 from flatbayes.core.networks import copy_network, hash_tensors, match_dtypes, materialize_from_weights
 from flatbayes.core.randomness import preserve_rng
@@ -152,19 +152,10 @@ def prepare_network(model: nn.Module, tensors: Mapping[str, Tensor], buffer_name
     materialize_from_weights(model, tensors)
     match_dtypes(model, tensors)
     modules, norm_ids = dict(model.named_modules()), {id(layer) for layer in norm_layers(model)}
-    for name in buffer_names:
-        prefix, _, attribute = name.rpartition(".")
-        owner, saved = modules.get(prefix), tensors.get(name)
-        if owner is None or saved is None or id(owner) in norm_ids:
-            continue
-        if attribute in owner._buffers:
-            buffer = owner._buffers[attribute]
-            if buffer is None or buffer.shape != saved.shape:
-                owner._buffers[attribute] = saved.clone()
-            elif attribute in owner._non_persistent_buffers_set:
-                buffer.copy_(saved)
-        elif not hasattr(owner, attribute):
-            owner.register_buffer(attribute, saved.clone())
+    owner_ids = {name: id(modules.get(name.rpartition(".")[0])) for name in buffer_names}
+    load_buffers(
+        model, {name: tensors[name] for name, k in owner_ids.items() if name in tensors and k not in norm_ids}
+    )
 
 
 def find_tied_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, str]:

@@ -40,6 +40,11 @@ from flatbayes.prediction.training_inputs import TrainingInputs
 
 MAX_DEVICE_NAME_CHARS, MAX_ERROR_CHARS = 200, 500
 TRAINING_INPUTS_PREFIX = "training_inputs"
+WRAPPERS = {
+    "_orig_mod.": ("compiled by torch.compile", "torch.compile(network)"),
+    "module.": ("inside another module, as by torch.nn.DataParallel", "torch.nn.DataParallel(network)"),
+}
+"""By the first part of the names of all weights, what was done to a network, and how it is done again."""
 
 
 def restore_sampler(
@@ -123,6 +128,25 @@ def _restore_posterior(spec: dict[str, Any]) -> Posterior:
     return posterior
 
 
+def check_wrapper(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a network that was compiled or wrapped where that of the artefact was not, or the other way round.
+
+    Raises:
+        ValueError: All names of one of the two begin with the prefix of a wrapper, and those of the other do not.
+    """
+    for prefix, (change, advice) in WRAPPERS.items():
+        are_saved, are_own = (
+            bool(names) and all(name.startswith(prefix) for name in names) for names in (weights, model.state_dict())
+        )
+        if are_saved and not are_own:
+            raise ValueError(f"The posterior in {folder} was fitted to a network {change}: pass model={advice}.")
+        if are_own and not are_saved:
+            raise ValueError(
+                f"The given model is a network {change}, and that of the posterior in {folder} was not: pass the "
+                "network itself."
+            )
+
+
 def _restore_state(
     posterior: Posterior,
     model: nn.Module,
@@ -132,6 +156,7 @@ def _restore_state(
     folder: Path,
 ) -> State:
     weights, statistics = _select_prefix(tensors, "model"), _select_prefix(tensors, "statistics")
+    check_wrapper(model, weights, folder)
     if len(weights) + len(statistics) < len(tensors):
         raise ValueError(f"{folder} is damaged: a run holds neither weights nor statistics in some of its tensors.")
     buffer_names = set(metadata.get("buffers", ()))

@@ -1,5 +1,6 @@
 """Number of examples of a loader: from a pass before training, which checks the batches, or from its samplers."""
 
+import math
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from flatbayes.training.batches import LoaderBatches
 class LoaderPass:
     """What one pass over a loader gave.
 
+    `num_data` counts an example once that a sampler repeats within a pass because it draws more than there are.
     The example batch is the first one with labelled examples. `classes` are those of which there are examples; empty
     where targets are no classes.
     """
@@ -59,6 +61,8 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
         raise ValueError(format_empty_loader(loader))
     if example_batch is None:
         raise ValueError("None of the targets of the loader has a label. Training needs labelled examples.")
+    if not first_only:
+        num_data = discount_repeats(loader, num_data)
     return LoaderPass(num_data, num_batches, example_batch, smallest, frozenset(classes))
 
 
@@ -70,6 +74,20 @@ def format_empty_loader(loader: Iterable[Any]) -> str:
         f"The loader gives no batch{drops}. Use a smaller batch_size or drop_last=False, or check that the data are "
         "not empty or exhausted."
     )
+
+
+def discount_repeats(loader: Any, num_data: int) -> int:
+    """Number of examples of a pass without repeated ones, where a sampler draws more indices than the data set has.
+
+    Such are samplers with replacement whose `num_samples` is an epoch of any length.
+    """
+    dataset = getattr(loader, "dataset", None)
+    size = _get_size(dataset)
+    if size is None or num_data <= size or isinstance(dataset, IterableDataset):
+        return num_data
+    sampler, batch_size, _ = _describe_batches(loader)
+    num_drawn = _count_batch_sampler(loader) if batch_size is None else _get_size(sampler)
+    return num_data if num_drawn is None or num_drawn <= size else math.ceil(num_data * size / num_drawn)
 
 
 def count_loader_examples(loader: Any, num_processes: int = 1, num_batches: int | None = None) -> int | None:
@@ -87,10 +105,10 @@ def count_loader_examples(loader: Any, num_processes: int = 1, num_batches: int 
     is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
     examples = loader.dataset if is_stream else sampler
     if size is None or not isinstance(examples, Sized):
-        return None if is_stream else _count_batch_sampler(loader)
-    try:
-        count = len(examples)
-    except TypeError:  # a subclass of a class with a length
+        count = None if is_stream else _count_batch_sampler(loader)
+        return None if count is None else discount_repeats(loader, count)
+    count = _get_size(examples)
+    if count is None:
         return None
     count = count // size * size if drop_last else count
     is_distributed = isinstance(sampler, DistributedSampler)
@@ -100,16 +118,21 @@ def count_loader_examples(loader: Any, num_processes: int = 1, num_batches: int 
         count = min(count, num_batches * size * (num_processes if is_split else 1))
     if isinstance(sampler, DistributedSampler) and isinstance(sampler.dataset, Sized):
         return min(count * num_shares, len(sampler.dataset))  # some examples may be repeated
-    return count
+    dataset_size = None if is_stream else _get_size(getattr(loader, "dataset", None))
+    return count if dataset_size is None else min(count, dataset_size)
 
 
 def predict_last_size(loader: Any) -> int | None:
     """Size of the last batch of a loader with a batch size; None if that is unknown."""
     sampler, size, drop_last = _describe_batches(loader)
-    if drop_last or size is None or not isinstance(sampler, Sized):
-        return None
+    count = _get_size(sampler)
+    return None if drop_last or size is None or count is None else count % size or size
+
+
+def _get_size(collection: object) -> int | None:
+    """The length of a collection; None for one without, also if a class that it inherits from has one."""
     try:
-        return len(sampler) % size or size
+        return len(collection) if isinstance(collection, Sized) else None
     except TypeError:
         return None
 

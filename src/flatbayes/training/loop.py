@@ -46,6 +46,7 @@ class DivergenceWarning(UserWarning):
     """
 
 
+@torch.enable_grad()  # also within the no_grad of a caller
 def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]:
     """Train a run to its end, from the last checkpoint if there is one.
 

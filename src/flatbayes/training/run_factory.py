@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
+from flatbayes.core.buffers import list_buffers, load_buffers
 from flatbayes.core.display import format_number
 from flatbayes.core.networks import copy_network
 from flatbayes.core.process_group import ProcessGroupInfo
@@ -206,7 +207,9 @@ class RunFactory:
             return copy_network(network)
         except ValueError:
             copy = place_module(self.init_network(member), fabric, self.config).eval()
-            copy.load_state_dict(network.state_dict())
+            weights = network.state_dict()
+            load_buffers(copy, list_buffers(network), weights)
+            copy.load_state_dict(weights)
             return copy
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes.core import Closure, State, TrainingProgress
+from flatbayes.core.buffers import load_buffers
 from flatbayes.core.context import vectorized
 from flatbayes.core.interrupts import defer_interrupts, get_pending_interrupt, raise_pending_interrupt
 from flatbayes.core.networks import copy_network
@@ -259,9 +260,7 @@ def restore_checkpoint(
         run.leader.get_state().load_state_dict({**checkpoint["state"], "statistics": saved})
         for branch in run.branches if branches else ():
             _restore_branch(branches[branch.name], branch)
-    buffers = dict(engine.module.named_buffers())
-    for name, value in own["buffers"].items():
-        buffers[name].copy_(value)
+    load_buffers(engine.module, own["buffers"])
     status.progress.load_state_dict(own["progress"])
     run.batches.load_state_dict(own["batches"])
     engine.load_scaler_state_dict(checkpoint["scaler"])

@@ -6,19 +6,19 @@ it is in the last pass over the data, in a draw or in a prediction.
 
 import dis
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import TrainingProgress, subset_batch
+from flatbayes.core import LossFn, TrainingProgress, subset_batch
 from flatbayes.core.buffers import set_training_mode
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, move_batch, slice_examples
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical
+from flatbayes.likelihoods import Bernoulli, Categorical, Custom, DenseCategorical, Likelihood
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
 from flatbayes.training.engine import Engine, place_module
@@ -26,6 +26,8 @@ from flatbayes.training.fabric import Fabric
 from flatbayes.training.loop import convert_inputs
 from flatbayes.training.run_factory import RunFactory, make_training_loss
 
+MAX_SUM_ERROR = 1e-3
+"""Largest relative deviation, by rounding, of a loss from twice another."""
 MAX_PROBABILITY_ERROR = 1e-3
 """Largest distance of a sum of probabilities from 1."""
 MIXED_EXAMPLES = (
@@ -35,12 +37,6 @@ MIXED_EXAMPLES = (
 )
 MAX_MIXING = 0.05
 """Largest change of an output, relative to all outputs, that rounding may cause where an example is alone."""
-SUMMED_LOSS = (
-    "The loss is a sum over the examples of a batch, and has to be the mean: otherwise steps are as much larger as a "
-    "batch has examples, and the prior is as much weaker. Use reduction='mean', or end it with .mean()."
-)
-LOSS_TOLERANCE = 1e-3
-"""Relative rounding error of a loss."""
 NUM_TRIAL_SNAPSHOTS = 3
 TRIAL_LEARNING_RATE = 1e-9
 """The trial stays at the initial weights, where training cannot diverge; the fit's optimizer takes no step."""
@@ -52,18 +48,24 @@ class NetworkWarning(UserWarning):
     """The network can be trained, but its outputs are probabilities, or its weights lose small updates."""
 
 
+@torch.enable_grad()
 def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     """Take a step on a few examples, collect snapshots, finalize, draw and predict, and discard the network.
 
     There is no trial for several processes, whose gradients and weights belong together.
 
     Raises:
-        ValueError: Network, data, posterior and flatness do not go together.
+        ValueError: Network, data, posterior and flatness do not go together, or gradients are impossible here.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "Tensors have no gradients within torch.inference_mode(), so nothing can be trained there. Call fit "
+            "outside of it, or within torch.inference_mode(False)."
+        )
     if fabric.world_size > 1:
         return
     stage, network, logits, low_precisions = "the first step", None, list[object](), set[torch.dtype]()
-    is_mixed, is_sum = False, False
+    is_mixed = False
     try:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
@@ -81,7 +83,6 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             set_training_mode(engine.module)
 
             def closure() -> Tensor:
-                nonlocal is_sum
                 engine.zero_grad()
                 x, y = subset_batch(inputs, targets)
                 outputs = engine.network(x)
@@ -92,7 +93,8 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
                     rows = outputs.movedim(factory.likelihood.class_dim, -1)
                     logits.append(rows.reshape(-1, rows.shape[-1]))
                 loss = loss_fn(outputs, y)
-                is_sum = isinstance(factory.likelihood, Custom) and is_sum_of_examples(loss_fn, outputs, y)
+                if is_users_loss(factory.likelihood):
+                    check_mean(loss_fn, outputs, y)
                 engine.backward(loss)
                 return loss.detach()
 
@@ -129,42 +131,25 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
             f"{stage} ends in {type(error).__name__}: {error}"
             f"{describe_dtypes(network, example, factory.config.precision.mode)}"
         ) from error
-    warn_of_findings(logits, low_precisions, is_mixed=is_mixed, is_sum=is_sum)
+    warn_of_findings(logits, low_precisions, is_mixed=is_mixed)
     if factory.posterior.num_members > 1:
         warn_of_equal_members([factory.init_network(member) for member in range(2)])
 
 
-def warn_of_findings(
-    logits: Sequence[object], low_precisions: Collection[torch.dtype], *, is_mixed: bool, is_sum: bool
-) -> None:
+def warn_of_findings(logits: Sequence[object], low_precisions: Collection[torch.dtype], *, is_mixed: bool) -> None:
     """Warn of what a trial has found.
 
     Args:
         logits: Outputs for classes or labels, if there are some.
         low_precisions: Types of trained weights in which small updates are lost.
         is_mixed: Whether outputs depend on the other examples of a batch, by the layout of the inputs of layers.
-        is_sum: Whether a loss of the user is a sum over the examples of a batch.
     """
     if logits:
         warn_of_probabilities(logits[0])
     if is_mixed:
         warnings.warn(MIXED_EXAMPLES, NetworkWarning, stacklevel=4)
-    if is_sum:
-        warnings.warn(SUMMED_LOSS, NetworkWarning, stacklevel=4)
     if low_precisions:
         warn_of_low_precision(low_precisions)
-
-
-@torch.no_grad()
-def is_sum_of_examples(loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> bool:
-    """Whether the loss of examples that are given twice is twice as large, as that of a sum and not of a mean."""
-    losses = []
-    for count in (1, 2):
-        try:
-            losses.append(float(loss_fn(torch.cat([outputs] * count), torch.cat([targets] * count))))
-        except Exception:  # of the code of the user, which need not take a batch of this size
-            return False
-    return losses[0] != 0 and abs(losses[1] - 2 * losses[0]) <= LOSS_TOLERANCE * abs(losses[0])
 
 
 def check_training_outputs(outputs: object, name: str) -> None:
@@ -178,6 +163,33 @@ def check_training_outputs(outputs: object, name: str) -> None:
             f"{name} returns a tensor in eval mode and a {type(outputs).__name__} in training. Build it without what "
             "only training uses (for auxiliary heads of torchvision, aux_logits=False), or select the tensor in both "
             "modes by a function, output=lambda outputs: ..."
+        )
+
+
+def is_users_loss(likelihood: Likelihood) -> bool:
+    """Whether the loss is code of the user."""
+    return isinstance(likelihood, Custom) or not type(likelihood).__module__.startswith("flatbayes.")
+
+
+@torch.no_grad()
+def check_mean(loss_fn: LossFn, outputs: Tensor, targets: Tensor) -> None:
+    """Check that a loss is not the sum over the batch: it must not double where every example occurs twice.
+
+    A loss that takes no other number of examples is not judged.
+
+    Raises:
+        ValueError: It doubles.
+    """
+    once = loss_fn(outputs, targets)
+    try:
+        twice = loss_fn(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
+    except Exception:  # of the code of the user
+        return
+    if once != 0 and (twice - 2 * once).abs() < MAX_SUM_ERROR * once.abs():
+        raise ValueError(
+            f"The loss is a sum over the batch: it is {float(once):.4g} for {len(targets)} examples, and "
+            f"{float(twice):.4g} where each of them occurs twice. Priors, noise and curvature refer to the mean: use "
+            "reduction='mean', or divide the loss by the number of examples, len(targets)."
         )
 
 
