@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.accelerators import list_initialized_accelerators
 from flatbayes.core.devices import any_on_accelerator
+from flatbayes.core.padding import clear_padding_rows
 from flatbayes.core.tensor_lists import group_tensors, unflatten
 
 
@@ -233,7 +234,11 @@ def draw_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool =
     noise = [
         _draw_network_normal([t[k] for t in tensors] if stacked else tensors, seed) for k, seed in enumerate(seeds)
     ]
-    return [torch.stack(rows) for rows in zip(*noise, strict=True)] if stacked else noise[0]
+    if not stacked:
+        return noise[0]
+    values = [torch.stack(rows) for rows in zip(*noise, strict=True)]
+    clear_padding_rows(values, tensors)
+    return values
 
 
 def iter_normal_noise(
@@ -265,11 +270,15 @@ def _iter_noise(
         members = [like[k] for k in group]
         first, total = members[0], sum(t.numel() for t in members)
         if generators is None and not is_grouped:
-            yield group, [draw_like(first)]
+            noise = [draw_like(first)]
+            clear_padding_rows(noise, members)
+            yield group, noise
             continue
         generator = None if generators is None else generators[first.device]
         vector = draw(total, generator=generator, device=first.device, dtype=first.dtype)
-        yield group, unflatten(vector, members)
+        noise = unflatten(vector, members)
+        clear_padding_rows(noise, members)
+        yield group, noise
 
 
 def _draw_network_normal(like: list[Tensor], seed: int) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.norms import broadcast_per_network
+from flatbayes.core.padding import list_padding_rows
 from flatbayes.core.tensor_lists import (
     ReusableMemory,
     clone_tensors,
@@ -90,10 +91,15 @@ def _perturb_in_place(params: Sequence[Tensor], directions: list[Tensor], scale:
 
 @contextmanager
 def swap_values(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, every parameter holds the given value, of its shape; another dtype or device is converted."""
+    """Inside, every parameter holds the given value, of its shape; another dtype or device is converted.
+
+    Rows for padding, marked by `mark_padding_rows`, keep their own values.
+    """
+    rows = clone_tensors([row.detach() for row in list_padding_rows(params)])
     with preserve(params):
         with torch.no_grad():
             copy_values(params, values)
+            copy_values([row.detach() for row in list_padding_rows(params)], rows)
         yield
 
 

@@ -65,7 +65,9 @@ class RandomPerturbation(AscentFlatness):
         """
         progress, rho = require_progress(progress, self), require_radius(self)
         return self.make_closure(
-            lambda _, grads: random_perturbation(grads, draw_step_noise(grads, self.seed, progress), rho),
+            lambda weights, grads: random_perturbation(
+                grads, draw_step_noise([*weights.values()], self.seed, progress), rho
+            ),
             closure,
             model,
             progress,

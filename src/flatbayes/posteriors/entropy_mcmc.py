@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.gradients import densify_gradients
+from flatbayes.core.padding import clear_padding_rows
 from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.tensor_lists import flatten, flatten_wide, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
@@ -203,4 +204,5 @@ def couple_anchors(
     torch._foreach_mul_(list(anchors), 1 - lr * decay)
     torch._foreach_add_(list(anchors), differences, alpha=lr * strength)
     for indices, noise in iter_normal_noise(anchors):
+        clear_padding_rows(noise, [params[k] for k in indices])
         torch._foreach_add_([anchors[k] for k in indices], noise, alpha=std)

@@ -29,6 +29,7 @@ from flatbayes.core.input_trees import ModelInputs, move_batch, slice_examples
 from flatbayes.core.names import check_choice
 from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
+from flatbayes.core.padding import clear_padding_rows
 from flatbayes.core.tensor_lists import flatten, unflatten, widen
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, maximize_evidence
@@ -243,6 +244,7 @@ class Laplace(Posterior):
         model, statistics, curvature = state.model, state.statistics, make_curvature(self.structure, state.model)
         params, noise = curvature.params, self._draw_noise(state, curvature, [generator])[0]
         offsets = curvature.compute_offsets(statistics, noise, self.temperature)
+        clear_padding_rows(offsets, list(params.values()))
         with eval_mode(model):
             if not self.needs_norm_reestimation:
                 offsets = [offset.to(param.dtype) for offset, param in zip(offsets, params.values(), strict=True)]

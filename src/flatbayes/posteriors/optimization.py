@@ -20,6 +20,7 @@ from flatbayes.core.adapters import check_unmerged, keep_unmerged
 from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.names import format_count
 from flatbayes.core.networks import check_one_device
+from flatbayes.core.padding import mark_padding_rows
 from flatbayes.core.signatures import read_signature
 from flatbayes.core.weights import trainable_parameters
 
@@ -50,6 +51,7 @@ def init_state(
     check_one_device(model)
     check_unmerged(model, "so training would not change it and draws would not differ")
     keep_unmerged(model)
+    mark_padding_rows(model)
     params = trainable_parameters(model)
     if not params:
         raise ValueError("The model has no trainable parameters; set requires_grad on those to be learnt.")

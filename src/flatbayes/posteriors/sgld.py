@@ -31,6 +31,7 @@ from torch.optim import SGD, Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.names import check_choice
+from flatbayes.core.padding import clear_padding_rows
 from flatbayes.core.randomness import iter_normal_noise, iter_uniform_noise
 from flatbayes.core.tensor_lists import clone_tensors, widen
 from flatbayes.core.weights import trainable_parameters
@@ -209,6 +210,7 @@ def move_on_lattice(params: Sequence[Tensor], start: Sequence[Tensor], spacing: 
         torch._foreach_div_(drifts, spacing)
         num_clipped += torch.stack([(drift.abs() > 1).sum() for drift in drifts]).sum()
         signs = [(2 * u - 1 < x).to(x.dtype) * 2 - 1 for u, x in zip(uniform, drifts, strict=True)]
+        clear_padding_rows(signs, members)
         torch._foreach_copy_(members, torch._foreach_add(origins, signs, alpha=spacing))
     return num_clipped
 

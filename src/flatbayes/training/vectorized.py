@@ -13,6 +13,7 @@ from torch.func import vmap
 from flatbayes.core import LossFn, OptimizerFactory, State
 from flatbayes.core.network_calls import call_with_tensors
 from flatbayes.core.networks import copy_network, named_tensors
+from flatbayes.core.padding import mark_padding_rows
 from flatbayes.core.weights import trainable_parameters
 
 
@@ -46,6 +47,7 @@ class VectorizedNetworks(nn.Module):
                 if buffer is not None:
                     stacked = torch.stack([place.get_buffer(name) for place in places])
                     module._buffers[name] = shared.setdefault(id(buffer), stacked)
+        mark_padding_rows(self.network)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of every network for its own batch; inputs and outputs are [batch, networks, ...]."""
