@@ -285,5 +285,5 @@ def test_several_labels_are_referred_to_fit(as_given):
 def test_labels_of_several_types_are_refused():
     """Their order was asked for, which they have none of."""
     labels = np.array([0, "a"] * 10, dtype=object)
-    with pytest.raises(ValueError, match="texts and others, such as 0"):
+    with pytest.raises(ValueError, match="texts, and others are not, such as 0"):
         FlatBayesClassifier(**SMALL).fit(np.arange(40.0).reshape(20, 2), labels)

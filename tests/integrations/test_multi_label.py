@@ -119,7 +119,7 @@ def test_a_likelihood_of_other_targets_than_those_of_the_training_is_warned_of(t
     callback = FlatCallback(SAM(0.05))
     trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], barebones=True)
     trainer.fit(Module(), DataLoader(TensorDataset(X, targets), 12))
-    with pytest.warns(NetworkWarning, match=rf"none of {type(likelihood).__name__}\("):
+    with pytest.warns(NetworkWarning, match=rf"not valid for {type(likelihood).__name__}\("):
         callback.make_posterior(likelihood)
 
 

@@ -89,7 +89,7 @@ def warn_if_rare(labels: Tensor, purpose: str) -> None:
 def warn_if_absent(labels: Tensor, num_classes: int, method: str) -> None:
     """Warn of classes without an example, for which a map with parameters of each class is fitted.
 
-    Of very few examples `warn_if_few` warns.
+    With very few examples, `warn_if_few` warns instead.
     """
     absent = (torch.bincount(labels, minlength=num_classes) == 0).nonzero()[:, 0].tolist()
     if absent and len(labels) >= MIN_EXAMPLES:
@@ -121,7 +121,7 @@ def to_names(groups: Any) -> list[str]:
 
 
 def match_names(groups: Any, known: Collection[str]) -> list[str]:
-    """Names of groups as text; a whole number with a point, as in a column that had missing values, is one without.
+    """Names of groups as text; `1.0`, as in a column with missing values, stands for a known group `1`.
 
     >>> match_names(["1.0", "a"], ["1", "a"]), match_names(["1.0"], ["1.0"])
     (['1', 'a'], ['1.0'])
@@ -132,7 +132,7 @@ def match_names(groups: Any, known: Collection[str]) -> list[str]:
 
 
 def warn_of_unseen_groups(names: Iterable[str], known: Iterable[str]) -> None:
-    """Warn of groups without calibration examples, which may be known ones that are written in another way."""
+    """Warn of groups without calibration examples, such as known groups in another spelling."""
     unseen = sorted(set(names) - set(known))
     if unseen:
         warnings.warn(

@@ -42,7 +42,7 @@ def split_labels(batch: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
 
 
 def split_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Inputs and targets of a batch, arrays as tensors, and without the graph that they may be computed by.
+    """Inputs and targets of a batch, arrays as tensors, detached from the graph that computed them.
 
     Raises:
         ValueError: The batch is not a pair of inputs and targets.

@@ -95,11 +95,12 @@ def swap_values(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
 
     Rows for padding, marked by `mark_padding_rows`, keep their own values.
     """
-    rows = clone_tensors([row.detach() for row in list_padding_rows(params)])
+    rows = [row.detach() for row in list_padding_rows(params)]  # views
+    own_rows = clone_tensors(rows)
     with preserve(params):
         with torch.no_grad():
             copy_values(params, values)
-            copy_values([row.detach() for row in list_padding_rows(params)], rows)
+            copy_values(rows, own_rows)
         yield
 
 

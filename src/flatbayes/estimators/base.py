@@ -206,7 +206,9 @@ def check_examples(X: Any, y: Any = None) -> None:
     if labels.dtype == object:
         others = [label for label in labels.flat if not isinstance(label, str) and not is_missing(label)]
         if others and any(isinstance(label, str) for label in labels.flat):
-            raise ValueError(f"Labels are texts and others, such as {others[0]!r}. Make them all texts or numbers.")
+            raise ValueError(
+                f"Some labels are texts, and others are not, such as {others[0]!r}. Make all texts or numbers."
+            )
         rows = np.flatnonzero(find_missing(labels))
         if len(rows):
             raise ValueError(

@@ -161,8 +161,8 @@ def check_targets(likelihood: Likelihood, loader: Any) -> None:
         likelihood.prepare_targets(targets.cpu())
     except ValueError as error:
         warnings.warn(
-            f"Predictions would not have the meaning of the training, if its loss was that of the targets: they are "
-            f"none of {likelihood!r}. {error}",
+            f"The targets of the training loader are not valid for {likelihood!r}. If the training used them, its "
+            f"predictions mean something else than those of this likelihood. {error}",
             NetworkWarning,
             stacklevel=4,
         )

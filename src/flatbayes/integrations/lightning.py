@@ -341,8 +341,7 @@ explain_old_arguments(__name__)
 def restore_random_state(trainer: "Trainer", random_state: Mapping[str, Tensor], device: torch.device) -> None:
     """Go on with the random numbers of a checkpoint.
 
-    A loader that shuffles draws the order of its examples when Lightning reads it: before `on_train_start`, and after
-    `on_train_epoch_start` in an epoch that goes on from its start.
+    A shuffling loader draws its order before `on_train_start`; in a resumed epoch, after `on_train_epoch_start`.
     """
     RandomState.from_state_dict(random_state, device).restore()
     loop = trainer.fit_loop

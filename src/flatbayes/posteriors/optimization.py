@@ -124,7 +124,7 @@ def refuse_optimizer(make_optimizer: object) -> None:
     if isinstance(make_optimizer, Optimizer):
         kind = type(make_optimizer).__name__
         raise TypeError(
-            f"An optimizer was given, an {kind}, in place of a function that builds it from the parameters: pass "
+            f"Got an optimizer ({kind}) in place of a function that builds one from the parameters: pass "
             f"lambda params: torch.optim.{kind}(params, lr=...), and take the optimizer from the state, "
             "state.optimizer. Some posteriors train more than the parameters of the network."
         )

@@ -279,7 +279,7 @@ class LoaderBatches:
             )
 
     def _find_generators(self) -> list[torch.Generator]:
-        owners = (_get_whole(self.loader), *_list_samplers(self.loader))
+        owners = (_get_whole(self.loader), *list_samplers(self.loader))
         generators = [getattr(owner, "generator", None) for owner in owners]
         return list({id(generator): generator for generator in generators if generator is not None}.values())
 
@@ -288,7 +288,8 @@ def _get_whole(loader: Iterable[Any]) -> Iterable[Any]:
     return loader.batches if isinstance(loader, SpacedBatches) else loader
 
 
-def _list_samplers(loader: Iterable[Any]) -> list[Any]:
+def list_samplers(loader: Any) -> list[Any]:
+    """Sampler and batch sampler of a loader, and the sampler within the latter; None where there is none."""
     loader = _get_whole(loader)
     batch_sampler = getattr(loader, "batch_sampler", None)
     return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
@@ -301,7 +302,7 @@ def set_epoch(loader: Iterable[Any], epoch: int) -> None:
 
 
 def _list_epoch_samplers(loader: Iterable[Any]) -> list[Any]:
-    return [sampler for sampler in _list_samplers(loader) if callable(getattr(sampler, "set_epoch", None))]
+    return [sampler for sampler in list_samplers(loader) if callable(getattr(sampler, "set_epoch", None))]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from flatbayes.data.checks import DataWarning
 from flatbayes.data.split_checks import MAX_LISTED_CLASSES
 from flatbayes.likelihoods import Categorical
 from flatbayes.likelihoods.custom import unwrap_custom
+from flatbayes.training.batches import list_samplers
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData
 from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.loader_data import LoaderData
@@ -44,9 +45,8 @@ def warn_of_missing_classes(data: LoaderData) -> None:
 
 
 def warn_of_weights(loader: object, stacklevel: int = 5) -> None:
-    """Warn of a sampler that draws examples with other probabilities than others, as for rare classes."""
-    samplers = (getattr(owner, "sampler", None) for owner in (loader, getattr(loader, "batch_sampler", None)))
-    weights = [sampler.weights for sampler in samplers if isinstance(sampler, WeightedRandomSampler)]
+    """Warn of a sampler that draws some examples more often than others, such as those of rare classes."""
+    weights = [sampler.weights for sampler in list_samplers(loader) if isinstance(sampler, WeightedRandomSampler)]
     if any(float(values.min()) < float(values.max()) for values in weights):
         warnings.warn(
             "The WeightedRandomSampler of the loader draws some examples more often than others: predictions are "

@@ -21,7 +21,7 @@ from flatbayes.training.batches import LoaderBatches
 class LoaderPass:
     """What one pass over a loader gave.
 
-    `num_data` counts an example once that a sampler repeats within a pass because it draws more than there are.
+    An example that a sampler repeats within a pass counts once in `num_data`.
     The example batch is the first one with labelled examples. `classes` are those of which there are examples; empty
     where targets are no classes.
     """
@@ -79,7 +79,7 @@ def format_empty_loader(loader: Iterable[Any]) -> str:
 def discount_repeats(loader: Any, num_data: int) -> int:
     """Number of examples of a pass without repeated ones, where a sampler draws more indices than the data set has.
 
-    Such are samplers with replacement whose `num_samples` is an epoch of any length.
+    An example is a sampler with replacement and a larger `num_samples`.
     """
     dataset = getattr(loader, "dataset", None)
     size = _get_size(dataset)

@@ -94,7 +94,7 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
                     logits.append(rows.reshape(-1, rows.shape[-1]))
                 loss = loss_fn(outputs, y)
                 if is_users_loss(factory.likelihood):
-                    check_mean(loss_fn, outputs, y)
+                    check_mean(loss_fn, loss, outputs, y)
                 engine.backward(loss)
                 return loss.detach()
 
@@ -172,15 +172,14 @@ def is_users_loss(likelihood: Likelihood) -> bool:
 
 
 @torch.no_grad()
-def check_mean(loss_fn: LossFn, outputs: Tensor, targets: Tensor) -> None:
-    """Check that a loss is not the sum over the batch: it must not double where every example occurs twice.
+def check_mean(loss_fn: LossFn, once: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    """Check that a loss, `once`, is not the sum over the batch: it must not double where every example occurs twice.
 
     A loss that takes no other number of examples is not judged.
 
     Raises:
         ValueError: It doubles.
     """
-    once = loss_fn(outputs, targets)
     try:
         twice = loss_fn(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
     except Exception:  # of the code of the user
